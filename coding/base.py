@@ -1,0 +1,146 @@
+"""The contract of an encoder, and the one decode that all codes share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..errors import EncodingError
+from ..registry import Registry
+from .train import SpikeTrain
+
+
+class Encoder(ABC):
+    """Unrolls integer spike counts into a spike train.
+
+    An encoder keeps nothing of its input: the number of timesteps comes with each call, and a count that does not
+    fit raises. To add a code, write `encode` and `timesteps_for`; decode(encode(c)) == c must hold for every count
+    that fits (tests/property runs over all registered encoders).
+    """
+
+    @abstractmethod
+    def encode(self, count: Int[Tensor, "*shape"], num_timesteps: int) -> SpikeTrain:
+        """Unroll counts.
+
+        Args:
+            count: spike counts of any integer dtype and shape.
+            num_timesteps: length of the train, in timesteps, at least 1.
+        Returns:
+            Train with int8 spikes of shape [num_timesteps, *shape].
+        Raises:
+            EncodingError: a count does not fit; the message names the first one and a length that fits.
+        """
+
+    @abstractmethod
+    def timesteps_for(self, max_count: int) -> int:
+        """Return the number of timesteps, at least 1, that hold every count this code can carry up to max_count.
+
+        Args:
+            max_count: largest |count|, >= 0.
+        """
+
+    def fitted(self, low: int, high: int) -> tuple[Encoder, int]:
+        """Return an encoder and a number of timesteps that hold every count in [low, high].
+
+        A signed code returns itself; an unsigned one with the zero point that lifts `low` to 0.
+        """
+        return self, self.timesteps_for(max(high, -low, 0))
+
+
+ENCODERS: Registry[Encoder] = Registry("encoder")
+
+
+def decode(train: SpikeTrain) -> Int[Tensor, "*shape"]:
+    """Fold a train back into counts: sum over t of timestep_weight[t] * spikes[t], minus the zero point.
+
+    Args:
+        train: a train of any code.
+    Returns:
+        Counts, int32, of the train's shape without the time axis.
+    Raises:
+        EncodingError: a value does not fit 32 bits.
+
+    >>> decode(SpikeTrain(torch.tensor([[1], [0], [-1]], dtype=torch.int8), torch.tensor([4, 2, 1]))).tolist()
+    [3]
+    """
+    value = torch.full(train.spikes.shape[1:], -train.zero_point, dtype=torch.int64, device=train.spikes.device)
+    for weight, spikes in zip(train.timestep_weight.tolist(), train.spikes, strict=True):
+        value += weight * spikes.to(torch.int64)
+    limits = torch.iinfo(torch.int32)
+    if value.numel() and not limits.min <= int(value.min()) <= int(value.max()) <= limits.max:
+        raise EncodingError(
+            f"decode: expected values that fit 32 bits, got [{int(value.min())}, {int(value.max())}]. "
+            "Use smaller timestep weights."
+        )
+    return value.to(torch.int32)
+
+
+def check_num_timesteps(encoder: Encoder, num_timesteps: int, most: int) -> None:
+    """Raise an EncodingError unless 1 <= num_timesteps <= most."""
+    if not 1 <= num_timesteps <= most:
+        raise EncodingError(
+            f"{type(encoder).__name__}.encode: expected 1 <= num_timesteps <= {most}, got {num_timesteps}. "
+            "timesteps_for(max_count) gives a length that fits."
+        )
+
+
+def checked_counts(encoder: Encoder, count: Tensor, num_timesteps: int, low: int, high: int) -> Tensor:
+    """Check that counts are integers in [low, high].
+
+    Args:
+        encoder: for the message.
+        count: the counts to encode.
+        num_timesteps: for the message.
+        low: smallest count that fits.
+        high: largest count that fits.
+    Returns:
+        The counts, in the narrowest of int32 and int64 that leaves room to add -low.
+    Raises:
+        EncodingError: they are not.
+    """
+    where = f"{type(encoder).__name__}.encode"
+    if count.is_floating_point() or count.is_complex() or count.dtype == torch.bool:
+        raise EncodingError(f"{where}: expected integer counts, got {count.dtype}. Round first, e.g. with a neuron.")
+    dtype = torch.int32 if max(-low, high) < 2**30 else torch.int64
+    if count.numel() == 0:
+        return count.to(dtype)
+    smallest, largest = (int(v) for v in count.aminmax())
+    if low <= smallest and largest <= high:
+        return count.to(dtype)
+    index = tuple(((count < low) | (count > high)).nonzero()[0].tolist())
+    suited, needed = encoder.fitted(smallest, largest)
+    remedy = f"Use num_timesteps >= {needed}" if suited == encoder else f"Use {suited} with {needed} timesteps"
+    raise EncodingError(
+        f"{where}: expected {low} <= count <= {high} for num_timesteps = {num_timesteps}, got {int(count[index])} at "
+        f"index {index}. {remedy}, or a higher threshold."
+    )
+
+
+def bit_planes(magnitude: Tensor, num_timesteps: int) -> Tensor:
+    """Return the binary digits of nonnegative magnitudes as int8, most significant first: [T, *shape]."""
+    planes = torch.empty((num_timesteps, *magnitude.shape), dtype=torch.int8, device=magnitude.device)
+    for t in range(num_timesteps):
+        planes[t] = (magnitude >> (num_timesteps - 1 - t)) & 1
+    return planes
+
+
+def powers_of_two(num_timesteps: int, device: torch.device) -> Tensor:
+    """Return the weights of bit planes, 2^(T-1-t), int64, [T]."""
+    return 2 ** torch.arange(num_timesteps - 1, -1, -1, dtype=torch.int64, device=device)
+
+
+def rate_planes(magnitude: Tensor, num_timesteps: int) -> Tensor:
+    """Return one spike in each of the first `magnitude` timesteps, int8: [T, *shape]."""
+    planes = torch.empty((num_timesteps, *magnitude.shape), dtype=torch.int8, device=magnitude.device)
+    for t in range(num_timesteps):
+        planes[t] = magnitude > t
+    return planes
+
+
+# Longest train of a code of bit planes: keeps every weight and range within int64. Counts have 32 bits.
+MAX_BIT_PLANES = 62
+# Longest train of a rate code.
+MAX_RATE_TIMESTEPS = 2**31 - 1

@@ -1,0 +1,38 @@
+"""Ternary rate code: a count of c is |c| spikes of its sign."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from .base import MAX_RATE_TIMESTEPS, ENCODERS, Encoder, check_num_timesteps, checked_counts, rate_planes
+from .train import SpikeTrain
+
+
+@ENCODERS.register("ternary")
+@dataclass(frozen=True)
+class Ternary(Encoder):
+    """A neuron emits sign(count) in each of its first |count| timesteps, each of weight 1.
+
+    It is the train of a soft-reset integrate-and-fire neuron (see neuro/integrate_and_fire.py).
+
+    Source:
+        SpikingBrain (arXiv:2509.05276), section 3.3.2.
+
+    >>> Ternary().encode(torch.tensor([2, -1, 0]), num_timesteps=2).spikes.tolist()
+    [[1, -1, 0], [1, 0, 0]]
+    """
+
+    def encode(self, count: Int[Tensor, "*shape"], num_timesteps: int) -> SpikeTrain:
+        """Unroll counts with |count| <= num_timesteps; see `Encoder.encode`."""
+        check_num_timesteps(self, num_timesteps, MAX_RATE_TIMESTEPS)
+        count = checked_counts(self, count, num_timesteps, -num_timesteps, num_timesteps)
+        spikes = rate_planes(count.abs(), num_timesteps).mul_(count.sign().to(torch.int8))
+        return SpikeTrain(spikes, torch.ones(num_timesteps, dtype=torch.int64, device=count.device))
+
+    def timesteps_for(self, max_count: int) -> int:
+        """Return max_count, at least 1."""
+        return max(1, max_count)
