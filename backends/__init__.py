@@ -1,0 +1,14 @@
+"""Backends: spike train times INT8 weight gives exact integer sums."""
+
+import torch
+
+from .base import BACKENDS, Backend
+from .cpu import Cpu
+from .reference import Reference
+
+__all__ = ["BACKENDS", "Backend", "Cpu", "Reference", "auto"]
+
+
+def auto(device: torch.device) -> Backend:
+    """Return the fastest backend for tensors on that device: `Cpu` on a CPU, `Reference` elsewhere."""
+    return Cpu() if device.type == "cpu" else Reference()

@@ -1,0 +1,115 @@
+"""The contract of a backend: exact integer accumulation of a spike train through INT8 weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Int8, Int32
+from torch import Tensor
+
+from ..coding import SpikeTrain
+from ..errors import AccumulatorOverflowError, BackendUnavailableError, InputError
+from ..registry import Registry
+
+INT32 = torch.iinfo(torch.int32)
+# Largest magnitude of an INT8 weight.
+MAX_WEIGHT = 128
+
+
+class Backend(ABC):
+    """Accumulates the weights that a spike train addresses.
+
+    A subclass writes `_accumulate`, and `why_unavailable` if it needs something that a machine may lack. It equals
+    `Reference` bit for bit; tests/reference runs over every registered backend.
+    """
+
+    def why_unavailable(self, device: torch.device) -> str | None:
+        """Return why this backend cannot work on tensors of that device, or None if it can."""
+        return None
+
+    def accumulate(
+        self, train: SpikeTrain, weight: Int8[Tensor, "out_features in_features"]
+    ) -> Int32[Tensor, "*tokens out_features"]:
+        """Return sum over t of timestep_weight[t] * (W spikes[t]) - zero_point * rowsum(W).
+
+        Args:
+            train: spikes of shape [T, *tokens, in_features].
+            weight: INT8 weights, [out_features, in_features]. Memory in which an input channel's
+                weights lie together (weight.t() contiguous) saves backends a copy.
+        Returns:
+            Exact sums, int32, [*tokens, out_features].
+        Raises:
+            InputError: shapes, dtypes or devices do not match.
+            BackendUnavailableError: the backend cannot run on this device.
+            AccumulatorOverflowError: a sum does not fit 32 bits.
+
+        Source:
+            SpikingBrain (arXiv:2509.05276), section 3.3.2, eq. 23, before its rescaling.
+        """
+        where = f"{type(self).__name__}.accumulate"
+        spikes = train.spikes
+        if weight.dtype != torch.int8 or weight.ndim != 2:
+            raise InputError(
+                f"{where}: expected int8 weights [out_features, in_features], got {weight.dtype} of shape "
+                f"{tuple(weight.shape)}. SpikeLinear.from_linear quantises float weights."
+            )
+        if spikes.ndim < 2 or spikes.shape[-1] != weight.shape[1]:
+            raise InputError(
+                f"{where}: expected spikes [T, ..., {weight.shape[1]}] for weights of shape {tuple(weight.shape)}, "
+                f"got {tuple(spikes.shape)}."
+            )
+        if spikes.device != weight.device:
+            raise InputError(f"{where}: spikes are on {spikes.device}, weights on {weight.device}. Move one of them.")
+        reason = self.why_unavailable(weight.device)
+        if reason is not None:
+            raise BackendUnavailableError(f"{where}: {reason}")
+        tokens = spikes.shape[1:-1]
+        flat = spikes.reshape(train.num_timesteps, -1, spikes.shape[-1])
+        bound = MAX_WEIGHT * _largest_charge(flat, train.timestep_weight)
+        if bound >= 2.0**62:
+            raise AccumulatorOverflowError(
+                f"{where}: expected partial sums that fit 64 bits, got spikes that weigh up to {bound:.3g}. "
+                "Use smaller timestep weights."
+            )
+        total = self._accumulate(flat, train.timestep_weight, weight, bound)
+        if train.zero_point:
+            row_sum = weight.sum(1, dtype=torch.int64)
+            total = total.to(torch.int64) - train.zero_point * row_sum
+        return _as_int32(total, where).reshape(*tokens, weight.shape[0])
+
+    @abstractmethod
+    def _accumulate(self, spikes: Tensor, timestep_weight: Tensor, weight: Tensor, bound: float) -> Tensor:
+        """Return sum over t of timestep_weight[t] * (W spikes[t]): [tokens, out_features], int32 or int64, exact.
+
+        Args:
+            spikes: int8, [T, tokens, in_features].
+            timestep_weight: int64, [T].
+            weight: int8, [out_features, in_features].
+            bound: no partial sum exceeds it in magnitude, in any order of addition; below 2^62.
+        """
+
+
+BACKENDS: Registry[Backend] = Registry("backend")
+
+
+def _as_int32(total: Tensor, where: str) -> Tensor:
+    if total.dtype == torch.int32:
+        return total
+    outside = (total < INT32.min) | (total > INT32.max)
+    if bool(outside.any()):
+        index = tuple(outside.nonzero()[0].tolist())
+        raise AccumulatorOverflowError(
+            f"{where}: expected sums that fit 32 bits, got {int(total[index])} at (token, output) {index}. "
+            "Raise the threshold's ceiling or use weight groups (group_size) so that fewer channels add up."
+        )
+    return total.to(torch.int32)
+
+
+def _largest_charge(spikes: Tensor, timestep_weight: Tensor) -> float:
+    """Return the most that one token's spikes weigh: max over tokens of sum over t |weight[t]| * |spikes[t]|."""
+    if spikes.numel() == 0:
+        return 0.0
+    num_spikes = torch.stack([plane.count_nonzero(-1) for plane in spikes])
+    # In float64, which is exact up to 2^53 and cannot wrap beyond.
+    return float((num_spikes.double() * timestep_weight.double().abs().to(spikes.device)[:, None]).sum(0).max())
