@@ -1,0 +1,187 @@
+"""Find and read a model: a converted file, a GGUF file, a Hugging Face folder or hub id, or `smollm2`."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from ..errors import CheckpointError
+from . import smollm2
+from .checkpoint import check_safetensors, is_converted, read
+
+_PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+class Loaded(NamedTuple):
+    """A model ready to run, in evaluation mode, and where it came from.
+
+    Attributes:
+        model: the model.
+        tokenizer: its tokenizer; None if the source has none.
+        source: the file, folder or hub id that was read.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase | None
+    source: str
+
+
+def load(
+    name_or_path: str | os.PathLike = "smollm2",
+    *,
+    dtype: torch.dtype = torch.float32,
+    architecture: nn.Module | None = None,
+    console: Console | None = None,
+) -> Loaded:
+    """Load a causal language model. Pickles are never opened and code beside a model is never run.
+
+    Args:
+        name_or_path: `smollm2` (fetched into the user's cache once); a `.gguf` file, which is dequantised; a
+            `.safetensors` file that `save` wrote; a Hugging Face folder with safetensors; or a hub id `owner/name`.
+        dtype: of the float weights; a converted file keeps its own.
+        architecture: only for a file that `save` wrote of a model that is not of transformers; see
+            `checkpoint.read`.
+        console: where a fetch reports progress; None for standard error.
+    Raises:
+        CheckpointError: nothing is there, the file is damaged or a pickle, or a hub cannot be reached.
+    """
+    name = os.fspath(name_or_path)
+    path = smollm2.fetch(console) if name == "smollm2" else Path(name)
+    if path.is_dir():
+        return _load_folder(path, dtype)
+    if path.is_file():
+        if path.suffix == ".gguf":
+            return _load_gguf(path, dtype)
+        if path.suffix in _PICKLES:
+            raise CheckpointError(f"{path}: a pickle can run any code when opened, so it never is. {_CONVERT_IT}")
+        if path.suffix != ".safetensors":
+            raise CheckpointError(f"{path}: expected a .gguf or .safetensors file or a model folder.")
+        check_safetensors(path)
+        if not is_converted(path):
+            raise CheckpointError(
+                f"{path}: expected a file that spikebrain.save wrote. For a Hugging Face model name its folder."
+            )
+        model, tokenizer = read(path, architecture)
+        return Loaded(model.eval(), tokenizer, str(path))
+    if _HUB_ID.fullmatch(name) and not path.suffix == ".gguf":
+        return _load_hub(name, dtype)
+    raise CheckpointError(
+        f"{name}: no such file or folder. Expected smollm2, a .gguf file, a model folder with safetensors, a file "
+        "that spikebrain.save wrote, or a hub id such as owner/name."
+    )
+
+
+_CONVERT_IT = "Convert it to safetensors first (model.save_pretrained of transformers writes them)."
+
+
+def _load_gguf(path: Path, dtype: torch.dtype) -> Loaded:
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic != b"GGUF":
+        raise CheckpointError(f"{path}: expected a GGUF file, got one that starts with {magic!r}.")
+    options = {"gguf_file": path.name, "local_files_only": True}
+    try:
+        with _quiet():
+            model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=dtype, **options)
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, **options)
+    except (ValueError, IndexError, KeyError, OverflowError, MemoryError, OSError, struct.error, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size:,} bytes): cannot be read as a GGUF model, so it is truncated, damaged or "
+            f"of an architecture that transformers does not know. Fetch it again. ({type(error).__name__}: {error})"
+        ) from error
+    # The weights are plain floats now: forget that they were quantised, so that copies and saves treat them so.
+    for holder in (model, model.config):
+        for attribute in ("hf_quantizer", "quantization_config", "quantization_method", "_is_quantized"):
+            if attribute in vars(holder):
+                delattr(holder, attribute)
+        if "is_quantized" in vars(holder):
+            holder.is_quantized = False
+    return Loaded(model.eval(), tokenizer, str(path))
+
+
+def _load_folder(path: Path, dtype: torch.dtype) -> Loaded:
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"{path}: expected a Hugging Face model folder, but it has no config.json.")
+    shards = _shards(path)
+    if not shards:
+        pickles = sorted(p.name for p in path.iterdir() if p.suffix in _PICKLES)
+        found = f"only pickles ({', '.join(pickles)}), which are never opened" if pickles else "none"
+        raise CheckpointError(f"{path}: expected safetensors weights, found {found}. {_CONVERT_IT}")
+    for shard in shards:
+        check_safetensors(shard)
+    return _from_pretrained(str(path), dtype, local=True)
+
+
+def _shards(path: Path) -> list[Path]:
+    """Return the weight files of a folder; those of its index, if it has one."""
+    index = path / "model.safetensors.index.json"
+    if not index.is_file():
+        return sorted(path.glob("*.safetensors"))
+    try:
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{index}: expected JSON with a weight_map ({error}). Fetch it again.") from error
+    missing = sorted(name for name in names if not (path / name).is_file())
+    if missing:
+        raise CheckpointError(f"{path}: {len(missing)} weight files of its index are missing: {', '.join(missing)}.")
+    return sorted(path / name for name in names)
+
+
+def _load_hub(name: str, dtype: torch.dtype) -> Loaded:
+    try:
+        return _from_pretrained(name, dtype, local=False)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{name}: no such file or folder here, and as a hub id it could not be loaded: {error} "
+            "Check the name and the network, or name a local folder."
+        ) from error
+
+
+def _from_pretrained(name: str, dtype: torch.dtype, *, local: bool) -> Loaded:
+    try:
+        with _quiet():
+            model = AutoModelForCausalLM.from_pretrained(
+                name, dtype=dtype, local_files_only=local, use_safetensors=True, trust_remote_code=False
+            )
+            tokenizer = _tokenizer(name, local)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        raise CheckpointError(f"{name}: transformers cannot load it. ({type(error).__name__}: {error})") from error
+    return Loaded(model.eval(), tokenizer, name)
+
+
+def _tokenizer(name: str, local: bool) -> PreTrainedTokenizerBase | None:
+    if local and not list(Path(name).glob("*token*")):
+        return None
+    return AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' own progress bars and notes off the screen; errors still come through."""
+    from transformers.utils import logging as transformers_logging
+
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,252 @@
+"""A linear layer that runs on spikes: neuron -> encoder -> integer accumulation -> one rescale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float, Int8, Int32
+from torch import Tensor, nn
+
+from .. import backends
+from ..backends import Backend
+from ..coding import BidirectionalBitwise, Encoder, SpikeTrain
+from ..errors import ActivationError, InputError, SpikebrainError
+from ..neuro import AdaptiveThreshold, Neuron, SpikeCount
+
+# A call unrolls this many bytes of spikes at a time; tokens are independent, so the result is the same.
+_TRAIN_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a `SpikeLinear` computed for some tokens of one call, flattened to [tokens, ...].
+
+    Attributes:
+        count: spike counts, int32, [tokens, in_features].
+        train: the counts unrolled, [T, tokens, in_features]; T is the same for all steps of one call.
+        accumulation: exact sums, int32, [tokens, groups, out_features].
+        first_token: position of the first of these tokens within the call.
+    """
+
+    count: Tensor
+    train: SpikeTrain
+    accumulation: Tensor
+    first_token: int
+
+
+Observer: TypeAlias = Callable[["SpikeLinear", Step], None]
+
+
+class SpikeLinear(nn.Module):
+    """y = threshold * scale * (W count) + bias, where W count is accumulated from spikes, exactly, in integers.
+
+    Its attribute `observers` holds functions that see every step; `record` adds one for a while.
+
+    Args:
+        weight: INT8, [out_features, in_features], within [-127, 127].
+        scale: activation worth of one weight unit, float32, [out_features, groups].
+        bias: float, [out_features], or None.
+        group_size: input channels that share a scale; None for all. The last group may be smaller.
+        neuron: turns activations into counts, with one threshold per token.
+        encoder: turns counts into spikes.
+        backend: accumulates; None picks the fastest for the device of the input.
+        name: name of the layer in its model, for messages.
+
+    Raises:
+        InputError: shapes or dtypes do not match.
+
+    Source:
+        SpikingBrain (arXiv:2509.05276), section 3.3.2, eq. 22 and 23.
+    """
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        weight: Int8[Tensor, "out_features in_features"],
+        scale: Float[Tensor, "out_features groups"],
+        bias: Float[Tensor, " out_features"] | None = None,
+        *,
+        group_size: int | None = None,
+        neuron: Neuron | None = None,
+        encoder: Encoder | None = None,
+        backend: Backend | None = None,
+        name: str = "",
+    ) -> None:
+        super().__init__()
+        if weight.dtype != torch.int8 or weight.ndim != 2:
+            raise InputError(
+                f"SpikeLinear.weight: expected int8 [out_features, in_features], got {weight.dtype} of shape "
+                f"{tuple(weight.shape)}. SpikeLinear.from_linear quantises float weights."
+            )
+        self.out_features, self.in_features = weight.shape
+        if group_size is not None and group_size < 1:
+            raise InputError(f"SpikeLinear.group_size: expected an integer >= 1 or None, got {group_size}.")
+        self.group_size = group_size
+        expected = (self.out_features, len(self.groups))
+        if scale.shape != expected or scale.dtype != torch.float32:
+            raise InputError(
+                f"SpikeLinear.scale: expected float32 of shape {expected}, got {scale.dtype} of {tuple(scale.shape)}."
+            )
+        self.register_buffer("weight", _rows_together(weight))
+        self.register_buffer("scale", scale)
+        self.bias = None if bias is None else nn.Parameter(bias)
+        self.neuron: Neuron = neuron or AdaptiveThreshold()
+        self.encoder: Encoder = encoder or BidirectionalBitwise()
+        self.backend = backend
+        self.name = name
+        self.observers: list[Observer] = []
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, *, group_size: int | None = None, **settings) -> SpikeLinear:
+        """Quantise a linear layer: scale = max|W| / 127 per output channel and group, symmetric, half to even.
+
+        Args:
+            linear: the layer; its bias is copied.
+            group_size: as of the class.
+            settings: neuron, encoder, backend and name, as of the class.
+        Raises:
+            InputError: the weights are not finite.
+        """
+        weight, scale = quantize(linear.weight.detach(), group_size, settings.get("name", ""))
+        bias = None if linear.bias is None else linear.bias.detach().clone()
+        return cls(weight, scale, bias, group_size=group_size, **settings)
+
+    @property
+    def groups(self) -> list[slice]:
+        """Input channels that share a scale, in order."""
+        size = self.group_size or max(self.in_features, 1)
+        return [slice(i, min(i + size, self.in_features)) for i in range(0, max(self.in_features, 1), size)]
+
+    def dequantized_weight(self) -> Float[Tensor, "out_features in_features"]:
+        """Return weight * scale, float32."""
+        parts = [self.weight[:, group] * self.scale[:, g, None] for g, group in enumerate(self.groups)]
+        return torch.cat(parts, 1)
+
+    def forward(self, x: Float[Tensor, "*tokens in_features"]) -> Float[Tensor, "*tokens out_features"]:
+        """Run the layer on spikes.
+
+        Args:
+            x: activations of any floating-point dtype; result and bias come in the same.
+        Raises:
+            ActivationError: x holds NaN or infinity; the message names the layer.
+            InputError: the last axis is not in_features wide.
+        """
+        if x.ndim == 0 or x.shape[-1] != self.in_features:
+            raise InputError(
+                f"{self._where}: expected activations [..., {self.in_features}], got shape {tuple(x.shape)}."
+            )
+        try:
+            spikes = self.neuron(x)
+            accumulation = self.accumulate(spikes)
+        except SpikebrainError as error:
+            raise type(error)(f"{self._where}: {error}") from error
+        y = self.rescale(accumulation, spikes.threshold)
+        if spikes.source is not None:
+            y: Tensor = _DenseGradient.apply(x, y, self.dequantized_weight())  # pyright: ignore[reportAssignmentType]
+        if self.bias is not None:
+            y = y + self.bias.to(y.dtype)
+        return y.to(x.dtype)
+
+    def accumulate(self, spikes: SpikeCount) -> Int32[Tensor, "*tokens groups out_features"]:
+        """Unroll counts into spikes and add up the weights that they address, group by group."""
+        count = spikes.count.reshape(-1, self.in_features)
+        backend = self.backend or backends.auto(count.device)
+        shape = (len(count), len(self.groups), self.out_features)
+        total = torch.empty(shape, dtype=torch.int32, device=count.device)
+        for first, part, train in self._trains(count):
+            for g, group in enumerate(self.groups):
+                channels = SpikeTrain(train.spikes[..., group], train.timestep_weight, train.zero_point)
+                total[first : first + len(part), g] = backend.accumulate(channels, self.weight[:, group])
+            step = Step(part, train, total[first : first + len(part)], first)
+            for observer in self.observers:
+                observer(self, step)
+        return total.reshape(*spikes.count.shape[:-1], *shape[1:])
+
+    def rescale(
+        self, accumulation: Int32[Tensor, "*tokens groups out_features"], threshold: Float[Tensor, "*tokens 1"]
+    ) -> Float[Tensor, "*tokens out_features"]:
+        """Return threshold * sum over groups of scale * accumulation, in the dtype of the threshold."""
+        return (accumulation * self.scale.t()).sum(-2) * threshold
+
+    def extra_repr(self) -> str:
+        """Show the settings when the module is printed."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"group_size={self.group_size}, {self.neuron}, {self.encoder}"
+        )
+
+    def _apply(self, fn, recurse=True):
+        """Move with the model, but keep the scales in float32 when it changes to a half-precision dtype."""
+        scale = self.scale
+        super()._apply(fn, recurse)
+        if self.scale.dtype != torch.float32:
+            self.scale = scale.to(self.scale.device)
+        return self
+
+    @property
+    def _where(self) -> str:
+        return f"SpikeLinear {self.name!r}" if self.name else "SpikeLinear"
+
+    def _trains(self, count: Tensor) -> Iterator[tuple[int, Tensor, SpikeTrain]]:
+        """Yield (first token, counts, train) for consecutive tokens, all with the same code and length."""
+        if count.numel() == 0:
+            return
+        encoder, num_timesteps = self.encoder.fitted(*(int(v) for v in count.aminmax()))
+        num_tokens = max(1, _TRAIN_BYTES // (num_timesteps * self.in_features))
+        for first in range(0, len(count), num_tokens):
+            part = count[first : first + num_tokens]
+            yield first, part, encoder.encode(part, num_timesteps)
+
+
+class _DenseGradient(torch.autograd.Function):
+    """Forward: the exact spiking result. Backward: the gradient of x W^T, straight through the counts."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(weight)
+        ctx.dtype = x.dtype
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        return (grad_outputs[0].to(weight.dtype) @ weight).to(ctx.dtype), None, None
+
+
+def quantize(weight: Tensor, group_size: int | None, name: str = "") -> tuple[Tensor, Tensor]:
+    """Round float weights to INT8: scale = max|W| / 127 per output channel and group; integer = round(W / scale).
+
+    Args:
+        weight: float, [out_features, in_features].
+        group_size: input channels that share a scale; None for all.
+        name: of the layer, for messages.
+    Returns:
+        int8 [out_features, in_features] within [-127, 127], and float32 [out_features, groups]; the scale of an
+        all-zero group is 1.
+    Raises:
+        InputError: a weight is not finite, or group_size is no positive integer.
+    """
+    if group_size is not None and group_size < 1:
+        raise InputError(f"group_size: expected an integer >= 1 or None, got {group_size}.")
+    wide = weight.to(torch.float32)
+    if not bool(torch.isfinite(wide).all()):
+        index = tuple((~torch.isfinite(wide)).nonzero()[0].tolist())
+        raise InputError(f"weights of {name or 'a linear layer'}: expected finite, got {wide[index]} at {index}.")
+    integers, scales = [], []
+    for part in wide.split(group_size or max(wide.shape[1], 1), 1):
+        largest = part.abs().amax(1, keepdim=True) if part.shape[1] else part.new_zeros(len(part), 1)
+        # Subnormal maxima would give a scale of 0 or a ratio beyond 127, hence the clamp.
+        scale = torch.where(largest > 0, largest / 127, 1.0).clamp(min=torch.finfo(torch.float32).tiny)
+        integers.append((part / scale).round_().clamp_(-127, 127).to(torch.int8))
+        scales.append(scale)
+    return torch.cat(integers, 1), torch.cat(scales, 1)
+
+
+def _rows_together(weight: Tensor) -> Tensor:
+    """Return weight with the weights of one input channel side by side in memory: the rows that a spike adds."""
+    return weight.t().contiguous().t()
