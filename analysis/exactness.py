@@ -1,0 +1,68 @@
+"""Checks what ran against exact integer products, on a random sample of output elements."""
+
+from __future__ import annotations
+
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from torch import nn
+
+from ..models import SpikeLinear
+from ..models.spike_linear import Step
+
+
+class ExactnessCheck:
+    """Recomputes sampled accumulations as integer products of count and weight, without spikes.
+
+    The sample depends on the seed, the layer and the counts that it meets, not on the order in which layers run.
+
+    Args:
+        seed: of the sample.
+        num_per_step: output elements checked each time a layer runs.
+
+    Attributes:
+        num_checked: elements compared so far.
+        num_mismatches: elements that differed.
+        first_mismatch: what the first one was, or None.
+    """
+
+    def __init__(self, seed: int = 0, num_per_step: int = 32) -> None:
+        self.seed = seed
+        self.num_per_step = num_per_step
+        self.num_checked = 0
+        self.num_mismatches = 0
+        self.first_mismatch: str | None = None
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def watch(self, model: nn.Module) -> Iterator[ExactnessCheck]:
+        """Check every spiking layer of a model inside a `with` block."""
+        layers = [module for module in model.modules() if isinstance(module, SpikeLinear)]
+        for layer in layers:
+            layer.observers.append(self._check)
+        try:
+            yield self
+        finally:
+            for layer in layers:
+                layer.observers.remove(self._check)
+
+    def _check(self, layer: SpikeLinear, step: Step) -> None:
+        rng = np.random.default_rng([self.seed, zlib.crc32(layer.name.encode()), int(step.count.abs().sum())])
+        tokens = rng.integers(len(step.count), size=self.num_per_step)
+        groups = rng.integers(len(layer.groups), size=self.num_per_step)
+        outputs = rng.integers(layer.out_features, size=self.num_per_step)
+        for token, g, output in zip(tokens, groups, outputs, strict=True):
+            channels = layer.groups[g]
+            count = step.count[token, channels].cpu().numpy().astype(np.int64)
+            weight = layer.weight[output, channels].cpu().numpy().astype(np.int64)
+            expected, found = int(count @ weight), int(step.accumulation[token, g, output])
+            with self._lock:
+                self.num_checked += 1
+                if expected != found:
+                    self.num_mismatches += 1
+                    self.first_mismatch = self.first_mismatch or (
+                        f"{layer.name}: token {step.first_token + token}, output {output}: expected {expected}, got {found}"
+                    )

@@ -1,0 +1,58 @@
+"""How the spike counts are distributed."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from .style import NEGATIVE, NEUTRAL, POSITIVE, SHADE, save_figure
+
+# Signed counts up to here have a bar of their own.
+_SHOWN = 16
+
+
+def plot_histogram(histogram: Counter[int], path: str | os.PathLike, title: str = "") -> None:
+    """Draw signed spike counts, and the share of channels that a number of bits holds.
+
+    Args:
+        histogram: channels by signed count, e.g. from `merged_histogram`; at least one channel.
+        path: *.png or *.svg to write.
+        title: what was recorded.
+    """
+    total = histogram.total()
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
+
+    values = list(range(-_SHOWN - 1, _SHOWN + 2))
+    shares = [histogram[v] / total for v in values]
+    shares[0] = sum(n for v, n in histogram.items() if v < -_SHOWN) / total
+    shares[-1] = sum(n for v, n in histogram.items() if v > _SHOWN) / total
+    colors = [NEGATIVE if v < 0 else POSITIVE if v > 0 else NEUTRAL for v in values]
+    left.axvspan(-7.5, 7.5, color=SHADE, zorder=0)
+    left.bar(values, [100 * s for s in shares], color=colors, width=0.82)
+    ticks = [-_SHOWN - 1, *range(-14, 15, 7), _SHOWN + 1]
+    left.set_xticks(ticks, [f"<−{_SHOWN}", *(f"{t}".replace("-", "−") for t in range(-14, 15, 7)), f">{_SHOWN}"])
+    left.set_xlabel("signed spike count of a channel")
+    left.set_ylabel("share of channels, %")
+    inside = sum(n for v, n in histogram.items() if abs(v) <= 7) / total
+    left.text(0.02, 0.97, f"silent: {histogram[0] / total:.1%}", transform=left.transAxes, va="top")
+    left.text(0.02, 0.90, f"|count| ≤ 7 (shaded): {inside:.1%}", transform=left.transAxes, va="top")
+    left.set_title(title, loc="left", fontsize=10)
+
+    largest = max(abs(v) for v in histogram)
+    bits = list(range(max(largest.bit_length(), 1) + 1))
+    beyond = [100 * sum(n for v, n in histogram.items() if abs(v) >= 2**b) / total for b in bits]
+    # The last number of bits holds every count: its share of 0 has no place on a logarithmic axis.
+    right.plot(bits[:-1], beyond[:-1], "o-", color=POSITIVE, markersize=4)
+    right.set_yscale("log")
+    right.set_xticks(bits)
+    right.set_xlabel("bits of |count| (timesteps of the bitwise code)")
+    right.set_ylabel("channels that need more, %")
+    right.set_title(f"largest |count|: {largest:,} ({bits[-1]} bits)", loc="left", fontsize=10)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    right.grid(axis="y", color="#dddddd", linewidth=0.6)
+    save_figure(figure, Path(path))

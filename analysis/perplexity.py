@@ -1,0 +1,126 @@
+"""Perplexity over windows of a text: the same figure for any number of threads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ActivationError, InputError
+
+# Positions whose log-probabilities are taken at a time, to bound memory.
+_POSITIONS = 128
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """exp of the mean negative log-likelihood, in nats, over the predicted tokens of all windows."""
+
+    mean_nll: float
+    num_predicted: int
+
+    @property
+    def value(self) -> float:
+        """The perplexity."""
+        return math.exp(self.mean_nll)
+
+
+def split_windows(ids: Tensor, context: int) -> list[Tensor]:
+    """Cut token ids, [L], into non-overlapping windows of `context` tokens; a shorter rest of 2 or more is kept.
+
+    The first token of a window is not predicted.
+
+    Raises:
+        InputError: context < 2, or fewer than `context` tokens.
+    """
+    if context < 2:
+        raise InputError(f"context: expected at least 2 tokens, since the first is not predicted; got {context}.")
+    if len(ids) < context:
+        raise InputError(
+            f"text: expected at least one window of {context} tokens, got {len(ids)}. "
+            "Give a longer text, more tokens or a smaller context."
+        )
+    return [window for window in ids.split(context) if len(window) >= 2]
+
+
+def measure_perplexity(
+    model: nn.Module, windows: Sequence[Tensor], done: Callable[[int], None] = lambda tokens: None
+) -> Perplexity:
+    """Run a causal language model of transformers over each window and average.
+
+    Each window runs on one thread, `torch.get_num_threads()` windows at a time: sums of floats then have one order,
+    and the result does not depend on the number of threads.
+
+    Args:
+        model: the model; left in the mode it is in.
+        windows: token ids, each [L] with L >= 2.
+        done: called with the number of tokens of each finished window.
+    Raises:
+        ActivationError: logits are NaN or infinite; the message names the first layer that gives such values.
+    """
+    sums = window_nlls(model, windows, done)
+    num_predicted = sum(len(window) - 1 for window in windows)
+    return Perplexity(math.fsum(sums) / num_predicted, num_predicted)
+
+
+def window_nlls(
+    model: nn.Module, windows: Iterable[Tensor], done: Callable[[int], None] = lambda tokens: None
+) -> list[float]:
+    """Return the summed negative log-likelihood of each window's tokens but the first; see `measure_perplexity`."""
+    num_threads = torch.get_num_threads()
+
+    def run(window: Tensor) -> float:
+        torch.set_num_threads(1)  # OpenMP's setting belongs to the thread, hence here and not only below
+        nll = _nll(model, window)
+        done(len(window))
+        return nll
+
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(num_threads) as pool:
+            futures = [pool.submit(run, window) for window in windows]
+            try:
+                return [future.result() for future in futures]
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+    finally:
+        torch.set_num_threads(num_threads)
+
+
+@torch.inference_mode()
+def _nll(model: nn.Module, window: Tensor) -> float:
+    logits = model(input_ids=window[None], use_cache=False).logits[0, :-1]
+    total = 0.0
+    for part, targets in zip(logits.split(_POSITIONS), window[1:].split(_POSITIONS), strict=True):
+        losses = nn.functional.cross_entropy(part.float(), targets, reduction="none")
+        total += float(losses.double().sum())
+    if not math.isfinite(total):
+        raise ActivationError(_name_first_non_finite(model, window))
+    return total
+
+
+def _name_first_non_finite(model: nn.Module, window: Tensor) -> str:
+    """Run the window again and say which module first gives NaN or infinity."""
+    found: list[str] = []
+
+    def hook_for(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.is_floating_point() and not bool(output.isfinite().all()):
+                found.append(f"{name} ({type(module).__name__})")
+
+        return hook
+
+    leaves = [(name, module) for name, module in model.named_modules() if not list(module.children())]
+    handles = [module.register_forward_hook(hook_for(name)) for name, module in leaves]
+    try:
+        model(input_ids=window[None], use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    where = found[0] if found else "the loss"
+    return f"{where}: expected finite activations, got NaN or infinity. Check this layer's weights and number format."

@@ -1,0 +1,92 @@
+"""Spike statistics, each with its definition."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+
+from ..coding import Encoder
+from ..errors import InputError
+from ..models import LayerRecord
+
+# What each statistic means; reports print these beside the numbers.
+DEFINITIONS = {
+    "mean_spikes": "spikes of either sign per channel and token, in the chosen code",
+    "mean_count": "mean |count| per channel and token",
+    "silent_fraction": "share of channels with count 0",
+    "fraction_le_7": "share of channels with |count| <= 7: three bits suffice",
+    "fraction_gt_16": "share of channels with |count| > 16",
+    "window3_sparsity": "share of empty places in the 3 lowest bit planes, over the channels with |count| <= 7",
+    "train_sparsity": "share of empty places in the whole train: 1 - firing_rate",
+    "firing_rate": "spikes of either sign / (channels x timesteps) of the trains as they ran",
+    "max_count": "largest |count|",
+    "num_timesteps": "length of the longest train",
+}
+
+
+@dataclass(frozen=True)
+class SpikeStatistics:
+    """Statistics over one or more layers; `DEFINITIONS` says what each means."""
+
+    mean_spikes: float
+    mean_count: float
+    silent_fraction: float
+    fraction_le_7: float
+    fraction_gt_16: float
+    window3_sparsity: float
+    train_sparsity: float
+    firing_rate: float
+    max_count: int
+    num_timesteps: int
+
+
+def spike_statistics(layers: Iterable[LayerRecord]) -> SpikeStatistics:
+    """Return the statistics over all channels and tokens of the given layers.
+
+    `window3_sparsity` is that of the bitwise code (report 5.5), whatever code the layers ran: three digits hold
+    |count| <= 7.
+
+    Raises:
+        InputError: nothing was recorded.
+    """
+    layers = list(layers)
+    histogram = merged_histogram(layers)
+    total = histogram.total()
+    if not total:
+        raise InputError("spike_statistics: expected a recording with at least one token. Run the model inside record.")
+    num_spikes, num_slots = sum(layer.num_spikes for layer in layers), sum(layer.num_slots for layer in layers)
+    small = {count: number for count, number in histogram.items() if abs(count) <= 7}
+    num_small = sum(small.values())
+    digits = sum(abs(count).bit_count() * number for count, number in small.items())
+    return SpikeStatistics(
+        mean_spikes=num_spikes / total,
+        mean_count=sum(abs(count) * number for count, number in histogram.items()) / total,
+        silent_fraction=histogram[0] / total,
+        fraction_le_7=num_small / total,
+        fraction_gt_16=sum(number for count, number in histogram.items() if abs(count) > 16) / total,
+        window3_sparsity=1 - digits / (3 * num_small) if num_small else 0.0,
+        train_sparsity=1 - num_spikes / num_slots,
+        firing_rate=num_spikes / num_slots,
+        max_count=max(abs(count) for count in histogram),
+        num_timesteps=max(layer.num_timesteps for layer in layers),
+    )
+
+
+def merged_histogram(layers: Iterable[LayerRecord]) -> Counter[int]:
+    """Return how many channels of all layers together had each signed spike count."""
+    return sum((layer.count_histogram for layer in layers), Counter())
+
+
+def spikes_in_code(layer: LayerRecord, encoder: Encoder) -> tuple[int, int]:
+    """Return (spikes, timesteps) that the recorded counts of a layer would take in another code.
+
+    The code is fitted once to all counts of the recording.
+    """
+    counts = torch.tensor(sorted(layer.count_histogram), dtype=torch.int32)
+    frequency = torch.tensor([layer.count_histogram[int(c)] for c in counts], dtype=torch.int64)
+    suited, num_timesteps = encoder.fitted(int(counts[0]), int(counts[-1]))
+    spikes = suited.encode(counts, num_timesteps).spikes
+    return int((spikes.count_nonzero(0) * frequency).sum()), num_timesteps

@@ -1,0 +1,152 @@
+"""The command line: `spikebrain report`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .errors import SpikebrainError
+
+if TYPE_CHECKING:
+    from .analysis import ReportSettings
+
+app = typer.Typer(
+    help="Run language models on integer spike trains.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _root() -> None:
+    """Run language models on integer spike trains."""
+
+
+@app.command()
+def report(
+    model: Annotated[
+        str, typer.Argument(help="smollm2, a .gguf file, a model folder, a file saved by spikebrain, or a hub id.")
+    ] = "smollm2",
+    text: Annotated[Path | None, typer.Option(help="UTF-8 text file.", show_default="pydoc_data.topics")] = None,
+    num_tokens: Annotated[int, typer.Option(help="Tokens from the start of the text.")] = 2048,
+    context: Annotated[int, typer.Option(help="Tokens per window; windows do not overlap.")] = 512,
+    k: Annotated[float, typer.Option(help="Thresholds that the mean |x| of a token is worth.")] = 3.0,
+    encoder: Annotated[str, typer.Option(help="Spike code.")] = "bitwise-bidirectional",
+    backend: Annotated[str, typer.Option(help="What accumulates; auto picks the fastest.")] = "auto",
+    layers: Annotated[str, typer.Option(help="Layers that spike: a pattern of names, with * and ?.")] = "*",
+    group_size: Annotated[int | None, typer.Option(help="Inputs that share a weight scale.", show_default="all")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for report.json, layers.csv and the plots.")] = Path(
+        "spikebrain-report"
+    ),
+    seed: Annotated[int, typer.Option(help="Seed of the sample of outputs that is checked.")] = 0,
+) -> None:
+    """Run a model in float, with INT8 weights, and on spikes; report accuracy, spikes, energy and exactness."""
+    # Here, since they take seconds to import, which --help should not.
+    from .analysis import ReportSettings, run_report
+    from .backends import BACKENDS
+    from .coding import ENCODERS
+    from .errors import InputError
+
+    if backend != "auto" and backend not in BACKENDS:
+        raise InputError(f"--backend: expected one of auto, {', '.join(BACKENDS)}; got {backend!r}.")
+    if encoder not in ENCODERS:
+        raise InputError(f"--encoder: expected one of {', '.join(ENCODERS)}; got {encoder!r}.")
+    settings = ReportSettings(
+        model=model,
+        text=text,
+        num_tokens=num_tokens,
+        context=context,
+        k=k,
+        encoder=ENCODERS.create(encoder),
+        backend=None if backend == "auto" else BACKENDS.create(backend),
+        layers=layers,
+        group_size=group_size,
+        seed=seed,
+    )
+    found = run_report(settings, out)
+    _print_report(found, settings, out)
+
+
+def _print_report(found: dict[str, Any], settings: ReportSettings, out: Path) -> None:
+    """Print a summary, each figure with its meaning."""
+    from .analysis import DEFINITIONS
+
+    console = Console(highlight=False)
+    model, text, spikes = found["model"], found["text"], found["spikes"]
+    console.print(
+        f"\n[bold]{model['source']}[/bold]: {model['num_spiking_layers']} layers on spikes, "
+        f"{found['settings']['neuron']}, {found['settings']['encoder']}"
+    )
+    console.print(f"{text['num_tokens']:,} tokens of {text['source']}, windows of {settings.context}\n")
+
+    perplexity = found["perplexity"]
+    base = perplexity["float"] or perplexity["int8"]
+    table = _table("Perplexity", "", "")
+    for key, meaning in (
+        ("float", "float32 weights and activations"),
+        ("int8", "INT8 weights, float32 activations"),
+        ("spiking", "INT8 weights, spike trains"),
+    ):
+        value = perplexity[key]
+        if value is not None:
+            table.add_row(key, f"{value:.3f}", f"{value / base - 1:+.2%}", meaning)
+    console.print(table)
+
+    table = _table("Spikes", "")
+    shares = ("fraction", "sparsity", "rate")
+    for key, meaning in DEFINITIONS.items():
+        value = spikes[key]
+        if isinstance(value, int):
+            shown = f"{value:,}"
+        else:
+            shown = f"{value:.2%}" if any(word in key for word in shares) else f"{value:.4f}"
+        table.add_row(key, shown, meaning)
+    console.print(table)
+
+    energy = found["energy"]["paper"]
+    table = _table("Energy (modelled)", "pJ per MAC", "spiking saves", "ratio")
+    for name, key in (("FP16 MAC", "fp16"), ("INT8 MAC", "int8")):
+        ratio = energy[f"ratio_vs_{key}"]
+        shown = "none: no spikes" if ratio is None else f"{ratio:.2f}x"
+        table.add_row(name, f"{energy[f'{key}_mac_pj']:.4f}", f"{energy[f'saving_vs_{key}']:.1%}", shown)
+    table.add_row("spikes", f"{energy['spike_mac_pj']:.4f}", "", f"{energy['average_spikes']:.4f} additions of 8 bits")
+    console.print(table)
+    console.print(
+        f"This is the estimate of the SpikingBrain report (eq. 24), nothing is measured. Energies: "
+        f"{energy['table']['source']} ({energy['table']['process']})."
+    )
+    console.print("[bold]Left out:[/bold] " + "; ".join(energy["left_out"]) + ".\n")
+
+    exact = found["exactness"]
+    console.print(
+        f"Exactness: {exact['num_mismatches']} of {exact['num_checked']:,} sampled outputs differ from the exact "
+        f"integer product{': ' + exact['first_mismatch'] if 'first_mismatch' in exact else '.'}"
+    )
+    console.print(f"Written to {out}: report.json, layers.csv, histogram.png, raster.png ({found['seconds']['total']:.0f} s)")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, title_justify="left", header_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+    table.add_column("", style="dim")
+    return table
+
+
+def main() -> None:
+    """Entry point: bad input ends with one message and exit code 2."""
+    try:
+        app()
+    except SpikebrainError as error:
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/bold red] {error}", markup=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

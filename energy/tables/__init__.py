@@ -1,0 +1,1 @@
+"""One TOML file per process: energy per operation, with its source."""
