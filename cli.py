@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from .errors import SpikebrainError
-
-if TYPE_CHECKING:
-    from .analysis import ReportSettings
+from .analysis import DEFINITIONS, ReportSettings, run_report
+from .backends import BACKENDS
+from .coding import ENCODERS
+from .errors import InputError, SpikebrainError
 
 app = typer.Typer(
     help="Run language models on integer spike trains.",
@@ -40,19 +41,15 @@ def report(
     encoder: Annotated[str, typer.Option(help="Spike code.")] = "bitwise-bidirectional",
     backend: Annotated[str, typer.Option(help="What accumulates; auto picks the fastest.")] = "auto",
     layers: Annotated[str, typer.Option(help="Layers that spike: a pattern of names, with * and ?.")] = "*",
-    group_size: Annotated[int | None, typer.Option(help="Inputs that share a weight scale.", show_default="all")] = None,
+    group_size: Annotated[
+        int | None, typer.Option(help="Inputs that share a weight scale.", show_default="all")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder for report.json, layers.csv and the plots.")] = Path(
         "spikebrain-report"
     ),
     seed: Annotated[int, typer.Option(help="Seed of the sample of outputs that is checked.")] = 0,
 ) -> None:
     """Run a model in float, with INT8 weights, and on spikes; report accuracy, spikes, energy and exactness."""
-    # Here, since they take seconds to import, which --help should not.
-    from .analysis import ReportSettings, run_report
-    from .backends import BACKENDS
-    from .coding import ENCODERS
-    from .errors import InputError
-
     if backend != "auto" and backend not in BACKENDS:
         raise InputError(f"--backend: expected one of auto, {', '.join(BACKENDS)}; got {backend!r}.")
     if encoder not in ENCODERS:
@@ -75,8 +72,6 @@ def report(
 
 def _print_report(found: dict[str, Any], settings: ReportSettings, out: Path) -> None:
     """Print a summary, each figure with its meaning."""
-    from .analysis import DEFINITIONS
-
     console = Console(highlight=False)
     model, text, spikes = found["model"], found["text"], found["spikes"]
     console.print(
@@ -96,7 +91,7 @@ def _print_report(found: dict[str, Any], settings: ReportSettings, out: Path) ->
         value = perplexity[key]
         if value is not None:
             table.add_row(key, f"{value:.3f}", f"{value / base - 1:+.2%}", meaning)
-    console.print(table)
+    console.print(table, "")
 
     table = _table("Spikes", "")
     shares = ("fraction", "sparsity", "rate")
@@ -107,7 +102,13 @@ def _print_report(found: dict[str, Any], settings: ReportSettings, out: Path) ->
         else:
             shown = f"{value:.2%}" if any(word in key for word in shares) else f"{value:.4f}"
         table.add_row(key, shown, meaning)
-    console.print(table)
+    console.print(table, "")
+
+    table = _table("The same counts in each code", "spikes per channel", "train sparsity", "timesteps")
+    for name, code in found["codes"].items():
+        row = (f"{code['mean_spikes']:.4f}", f"{code['train_sparsity']:.2%}", f"{code['num_timesteps']:,}")
+        table.add_row(name, *row)
+    console.print(table, "")
 
     energy = found["energy"]["paper"]
     table = _table("Energy (modelled)", "pJ per MAC", "spiking saves", "ratio")
@@ -116,7 +117,7 @@ def _print_report(found: dict[str, Any], settings: ReportSettings, out: Path) ->
         shown = "none: no spikes" if ratio is None else f"{ratio:.2f}x"
         table.add_row(name, f"{energy[f'{key}_mac_pj']:.4f}", f"{energy[f'saving_vs_{key}']:.1%}", shown)
     table.add_row("spikes", f"{energy['spike_mac_pj']:.4f}", "", f"{energy['average_spikes']:.4f} additions of 8 bits")
-    console.print(table)
+    console.print(table, "")
     console.print(
         f"This is the estimate of the SpikingBrain report (eq. 24), nothing is measured. Energies: "
         f"{energy['table']['source']} ({energy['table']['process']})."
@@ -126,9 +127,11 @@ def _print_report(found: dict[str, Any], settings: ReportSettings, out: Path) ->
     exact = found["exactness"]
     console.print(
         f"Exactness: {exact['num_mismatches']} of {exact['num_checked']:,} sampled outputs differ from the exact "
-        f"integer product{': ' + exact['first_mismatch'] if 'first_mismatch' in exact else '.'}"
+        f"integer product{': ' + exact['first_mismatch'] if exact['first_mismatch'] else '.'}"
     )
-    console.print(f"Written to {out}: report.json, layers.csv, histogram.png, raster.png ({found['seconds']['total']:.0f} s)")
+    console.print(
+        f"Written to {out}: report.json, layers.csv, histogram.png, raster.png ({found['seconds']['total']:.0f} s)"
+    )
 
 
 def _table(*columns: str) -> Table:
@@ -144,7 +147,7 @@ def main() -> None:
     try:
         app()
     except SpikebrainError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"[bold red]error:[/bold red] {error}", markup=True)
+        Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), str(error)))
         sys.exit(2)
 
 

@@ -8,6 +8,7 @@ from typing import Generic, TypeVar
 from .errors import InputError
 
 T = TypeVar("T")
+C = TypeVar("C", bound=type)
 
 
 class Registry(Generic[T]):
@@ -20,14 +21,14 @@ class Registry(Generic[T]):
         self.kind = kind
         self._classes: dict[str, type[T]] = {}
 
-    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+    def register(self, name: str) -> Callable[[C], C]:
         """Class decorator: enter the class under `name` (lower case, words joined by hyphens).
 
         Raises:
             InputError: another class has that name.
         """
 
-        def enter(cls: type[T]) -> type[T]:
+        def enter(cls: C) -> C:
             known = self._classes.get(name)
             # The same class may come again when a module is executed twice (a notebook cell, a reload).
             if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):

@@ -2,23 +2,30 @@
 
 from .exactness import ExactnessCheck
 from .histogram import plot_histogram
-from .perplexity import Perplexity, measure_perplexity, split_windows
+from .perplexity import measure_perplexity, split_windows
 from .raster import plot_raster
 from .report import ReportSettings, run_report
-from .stats import DEFINITIONS, SpikeStatistics, merged_histogram, spike_statistics, spikes_in_code
+from .stats import (
+    DEFINITIONS,
+    CodeStatistics,
+    SpikeStatistics,
+    code_statistics,
+    merged_histogram,
+    spike_statistics,
+)
 
 __all__ = [
     "DEFINITIONS",
+    "CodeStatistics",
     "ExactnessCheck",
-    "Perplexity",
     "ReportSettings",
     "SpikeStatistics",
+    "code_statistics",
     "measure_perplexity",
     "merged_histogram",
     "plot_histogram",
     "plot_raster",
     "run_report",
     "spike_statistics",
-    "spikes_in_code",
     "split_windows",
 ]

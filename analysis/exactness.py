@@ -6,6 +6,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -49,12 +50,21 @@ class ExactnessCheck:
             for layer in layers:
                 layer.observers.remove(self._check)
 
+    def state(self) -> dict[str, Any]:
+        """Return what has been found so far, as JSON values."""
+        return {name: getattr(self, name) for name in ("num_checked", "num_mismatches", "first_mismatch")}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        self.num_checked, self.num_mismatches = state["num_checked"], state["num_mismatches"]
+        self.first_mismatch = state["first_mismatch"]
+
     def _check(self, layer: SpikeLinear, step: Step) -> None:
         rng = np.random.default_rng([self.seed, zlib.crc32(layer.name.encode()), int(step.count.abs().sum())])
         tokens = rng.integers(len(step.count), size=self.num_per_step)
         groups = rng.integers(len(layer.groups), size=self.num_per_step)
         outputs = rng.integers(layer.out_features, size=self.num_per_step)
-        for token, g, output in zip(tokens, groups, outputs, strict=True):
+        for token, g, output in zip(tokens.tolist(), groups.tolist(), outputs.tolist(), strict=True):
             channels = layer.groups[g]
             count = step.count[token, channels].cpu().numpy().astype(np.int64)
             weight = layer.weight[output, channels].cpu().numpy().astype(np.int64)
@@ -62,7 +72,6 @@ class ExactnessCheck:
             with self._lock:
                 self.num_checked += 1
                 if expected != found:
+                    where = f"{layer.name}, token {step.first_token + token}, output {output}"
                     self.num_mismatches += 1
-                    self.first_mismatch = self.first_mismatch or (
-                        f"{layer.name}: token {step.first_token + token}, output {output}: expected {expected}, got {found}"
-                    )
+                    self.first_mismatch = self.first_mismatch or f"{where}: expected {expected}, got {found}"

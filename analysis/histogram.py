@@ -33,8 +33,9 @@ def plot_histogram(histogram: Counter[int], path: str | os.PathLike, title: str 
     colors = [NEGATIVE if v < 0 else POSITIVE if v > 0 else NEUTRAL for v in values]
     left.axvspan(-7.5, 7.5, color=SHADE, zorder=0)
     left.bar(values, [100 * s for s in shares], color=colors, width=0.82)
-    ticks = [-_SHOWN - 1, *range(-14, 15, 7), _SHOWN + 1]
-    left.set_xticks(ticks, [f"<−{_SHOWN}", *(f"{t}".replace("-", "−") for t in range(-14, 15, 7)), f">{_SHOWN}"])
+    ticks = (-12, -7, 0, 7, 12)
+    labels = [f"<−{_SHOWN}", *(str(t).replace("-", "−") for t in ticks), f">{_SHOWN}"]
+    left.set_xticks([-_SHOWN - 1, *ticks, _SHOWN + 1], labels)
     left.set_xlabel("signed spike count of a channel")
     left.set_ylabel("share of channels, %")
     inside = sum(n for v, n in histogram.items() if abs(v) <= 7) / total
@@ -48,6 +49,7 @@ def plot_histogram(histogram: Counter[int], path: str | os.PathLike, title: str 
     # The last number of bits holds every count: its share of 0 has no place on a logarithmic axis.
     right.plot(bits[:-1], beyond[:-1], "o-", color=POSITIVE, markersize=4)
     right.set_yscale("log")
+    right.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     right.set_xticks(bits)
     right.set_xlabel("bits of |count| (timesteps of the bitwise code)")
     right.set_ylabel("channels that need more, %")

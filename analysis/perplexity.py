@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -14,19 +13,6 @@ from ..errors import ActivationError, InputError
 
 # Positions whose log-probabilities are taken at a time, to bound memory.
 _POSITIONS = 128
-
-
-@dataclass(frozen=True)
-class Perplexity:
-    """exp of the mean negative log-likelihood, in nats, over the predicted tokens of all windows."""
-
-    mean_nll: float
-    num_predicted: int
-
-    @property
-    def value(self) -> float:
-        """The perplexity."""
-        return math.exp(self.mean_nll)
 
 
 def split_windows(ids: Tensor, context: int) -> list[Tensor]:
@@ -47,30 +33,31 @@ def split_windows(ids: Tensor, context: int) -> list[Tensor]:
     return [window for window in ids.split(context) if len(window) >= 2]
 
 
-def measure_perplexity(
-    model: nn.Module, windows: Sequence[Tensor], done: Callable[[int], None] = lambda tokens: None
-) -> Perplexity:
-    """Run a causal language model of transformers over each window and average.
+def measure_perplexity(model: nn.Module, windows: Sequence[Tensor]) -> float:
+    """Return the perplexity of a causal language model of transformers over all windows; see `window_nlls`."""
+    return perplexity_of(window_nlls(model, windows), windows)
 
-    Each window runs on one thread, `torch.get_num_threads()` windows at a time: sums of floats then have one order,
-    and the result does not depend on the number of threads.
 
-    Args:
-        model: the model; left in the mode it is in.
-        windows: token ids, each [L] with L >= 2.
-        done: called with the number of tokens of each finished window.
-    Raises:
-        ActivationError: logits are NaN or infinite; the message names the first layer that gives such values.
-    """
-    sums = window_nlls(model, windows, done)
-    num_predicted = sum(len(window) - 1 for window in windows)
-    return Perplexity(math.fsum(sums) / num_predicted, num_predicted)
+def perplexity_of(nlls: Sequence[float], windows: Sequence[Tensor]) -> float:
+    """Return exp of the mean negative log-likelihood, in nats, over the tokens that the windows predict."""
+    return math.exp(math.fsum(nlls) / sum(len(window) - 1 for window in windows))
 
 
 def window_nlls(
     model: nn.Module, windows: Iterable[Tensor], done: Callable[[int], None] = lambda tokens: None
 ) -> list[float]:
-    """Return the summed negative log-likelihood of each window's tokens but the first; see `measure_perplexity`."""
+    """Return the summed negative log-likelihood of each window's tokens but the first.
+
+    Each window runs on one thread, `torch.get_num_threads()` windows at a time: sums of floats then have one order,
+    and the result does not depend on the number of threads.
+
+    Args:
+        model: a causal language model of transformers; left in the mode it is in.
+        windows: token ids, each [L] with L >= 2.
+        done: called with the number of tokens of each finished window.
+    Raises:
+        ActivationError: logits are NaN or infinite; the message names the first layer that gives such values.
+    """
     num_threads = torch.get_num_threads()
 
     def run(window: Tensor) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ..coding import SpikeTrain
 from ..errors import InputError
@@ -50,10 +51,11 @@ def plot_raster(
     size = max(1.2, min(7.0, 0.8 * 760 / len(spikes), 0.8 * 330 / len(shown)))
     for value, marker, color in ((1, "s", POSITIVE), (-1, "D", NEGATIVE)):
         time, neuron = (spikes == value).nonzero()
-        fill = {"color": color} if value > 0 else {"markerfacecolor": "white", "markeredgecolor": color}
         if value > 0 or len(time):
             label = f"spike {value:+d}  ({len(time):,})".replace("-", "−")
-            handles += axes.plot(time + 0.5, neuron, marker, markersize=size, linestyle="", label=label, **fill)
+            marks = {"marker": marker, "markersize": size, "linestyle": "", "label": label}
+            marks |= {"markeredgecolor": color, "markerfacecolor": color if value > 0 else "white"}
+            handles.append(axes.add_line(Line2D(time + 0.5, neuron, **marks)))
     for boundary in range(0, len(spikes) + 1, num_timesteps):
         axes.axvline(boundary, color=NEUTRAL, linewidth=0.7, zorder=0)
     axes.set_xlim(0, len(spikes))

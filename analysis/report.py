@@ -11,8 +11,6 @@ import platform
 import pydoc_data.topics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -20,20 +18,21 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
 from ..backends import Backend
-from ..coding import BidirectionalBitwise, Encoder
+from ..coding import ENCODERS, BidirectionalBitwise, Encoder
 from ..energy import EnergyReport, PaperEnergy, count_operations
 from ..errors import InputError
-from ..models import Loaded, Policy, Recording, SpikeLinear, convert, dequantize, load, record
+from ..models import LayerRecord, Loaded, Policy, Recording, SpikeLinear, convert, dequantize, load, record
 from ..neuro import AdaptiveThreshold
 from .exactness import ExactnessCheck
 from .histogram import plot_histogram
-from .perplexity import measure_perplexity, split_windows
+from .perplexity import perplexity_of, split_windows, window_nlls
+from .progress import progress_bars
 from .raster import plot_raster
-from .stats import merged_histogram, spike_statistics
+from .resume import Unfinished
+from .stats import code_statistics, merged_histogram, spike_statistics
 
 DEFAULT_TEXT = "pydoc_data.topics"
 _RASTER_TOKENS = 12
@@ -71,7 +70,8 @@ class ReportSettings:
 def run_report(settings: ReportSettings, out: Path, console: Console | None = None) -> dict[str, Any]:
     """Run the model in float, with INT8 weights and spiking, and write what was found.
 
-    Writes report.json, layers.csv, histogram.png and raster.png into `out`.
+    Writes report.json, layers.csv, histogram.png and raster.png into `out`. A run that was interrupted goes on after
+    its last finished windows when it is started again with the same arguments.
 
     Args:
         settings: what to run.
@@ -90,55 +90,87 @@ def run_report(settings: ReportSettings, out: Path, console: Console | None = No
     console.print(f"Loading {settings.model}")
     loaded = load(settings.model, console=console)
     ids = _tokenize(loaded, text, settings, console)
+    unfinished = Unfinished.of_job(out, _job(settings, loaded, text))
     windows = split_windows(ids, settings.context)
-    num_tokens = sum(len(window) for window in windows)
     seconds = {"load": time.perf_counter() - start}
+    run = _measure(loaded.model, policy, windows, settings.seed, unfinished, console)
 
-    model = loaded.model
-    already = any(isinstance(module, SpikeLinear) for module in model.modules())
+    records = list(run.recording.layers.values())
+    statistics = spike_statistics(records)
+    layers = [_layer_row(layer) for layer in records]
+    num_tokens = sum(len(window) for window in windows)
+    source = Path(loaded.source)
+    title = f"{source.stem}, {num_tokens:,} tokens of {text_source}"
+    plot_histogram(merged_histogram(records), out / "histogram.png", title)
+    typical = min(layers, key=lambda row: abs(row["mean_spikes"] - statistics.mean_spikes))["name"]
+    _draw_raster(run.model, loaded, windows[0][:_RASTER_TOKENS], typical, out / "raster.png")
+    _write_csv(layers, out / "layers.csv")
+    report = {
+        "model": {
+            "name": settings.model,
+            "source": source.name,
+            "architecture": type(loaded.model).__name__,
+            "num_spiking_layers": len(records),
+        },
+        "settings": _describe_settings(settings, run.model),
+        "text": {"source": text_source, "sha256": _sha256(text), "num_tokens": num_tokens},
+        "perplexity": run.perplexity,
+        "spikes": dataclasses.asdict(statistics),
+        "codes": {name: dataclasses.asdict(code_statistics(records, ENCODERS.create(name))) for name in ENCODERS},
+        "layers": layers,
+        "energy": {"paper": _describe_energy(PaperEnergy().estimate(count_operations(run.recording)))},
+        "exactness": run.check.state(),
+        "environment": _environment(),
+        "seconds": seconds | run.seconds | {"total": time.perf_counter() - start},
+    }
+    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    unfinished.remove()
+    return report
+
+
+@dataclass
+class _Run:
+    """What `_measure` found."""
+
+    model: nn.Module
+    perplexity: dict[str, float | None]
+    recording: Recording
+    check: ExactnessCheck
+    seconds: dict[str, float]
+
+
+def _measure(
+    model: nn.Module, policy: Policy, windows: list[Tensor], seed: int, unfinished: Unfinished, console: Console
+) -> _Run:
+    """Run all windows through the float model, the one with INT8 weights, and the spiking one."""
     perplexity: dict[str, float | None] = {"float": None}
-    with _progress(console) as progress:
+    seconds: dict[str, float] = {}
+    if unfinished.num_windows:
+        console.print(f"Going on with the run that was interrupted: {unfinished.num_windows} windows were done.")
+    with progress_bars(console) as add_bar:
 
-        def measure(stage: str, title: str, model: nn.Module) -> None:
+        def measure(stage: str, title: str, model: nn.Module, *recorders: Any) -> None:
             began = time.perf_counter()
-            perplexity[stage] = measure_perplexity(model, windows, progress(title, num_tokens)).value
+            nlls = unfinished.nlls.setdefault(stage, [])
+            done = add_bar(title, sum(len(window) for window in windows))
+            done(sum(len(window) for window in windows[: len(nlls)]))
+            while len(nlls) < len(windows):
+                nlls += window_nlls(model, windows[len(nlls) :][: torch.get_num_threads()], done)
+                unfinished.save(*recorders)
+            perplexity[stage] = perplexity_of(nlls, windows)
             seconds[stage] = time.perf_counter() - began
 
-        if already:
+        if any(isinstance(module, SpikeLinear) for module in model.modules()):
             console.print("The model was converted before: its own settings are used, and there is no float model.")
         else:
             measure("float", "float", model)
             model = convert(model, policy, inplace=True).model
         measure("int8", "INT8 weights", dequantize(model))
-        check = ExactnessCheck(settings.seed)
+        check = ExactnessCheck(seed)
         with record(model) as recording, check.watch(model):
-            measure("spiking", "spiking", model)
-    statistics = spike_statistics(recording.layers.values())
-    layers = [_layer_row(recording, name) for name in recording.layers]
-    energy = PaperEnergy().estimate(count_operations(recording))
-
-    title = f"{Path(loaded.source).stem}, k = {settings.k:g}, {num_tokens:,} tokens of {text_source}"
-    plot_histogram(merged_histogram(recording.layers.values()), out / "histogram.png", title)
-    typical = min(layers, key=lambda row: abs(row["mean_spikes"] - statistics.mean_spikes))["name"]
-    _draw_raster(model, loaded, windows[0][:_RASTER_TOKENS], typical, out / "raster.png")
-    seconds["total"] = time.perf_counter() - start
-    report = {
-        "model": _describe_model(settings, loaded, recording),
-        "settings": _describe_settings(settings, model),
-        "text": {"source": text_source, "sha256": hashlib.sha256(text.encode()).hexdigest(), "num_tokens": num_tokens},
-        "perplexity": perplexity,
-        "spikes": dataclasses.asdict(statistics),
-        "layers": layers,
-        "energy": {"paper": _describe_energy(energy)},
-        "exactness": {"num_checked": check.num_checked, "num_mismatches": check.num_mismatches},
-        "environment": _environment(),
-        "seconds": seconds,
-    }
-    if check.first_mismatch:
-        report["exactness"]["first_mismatch"] = check.first_mismatch
-    _write_csv(layers, out / "layers.csv")
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    return report
+            unfinished.restore(recording, check)
+            measure("spiking", "spiking", model, recording, check)
+    return _Run(model, perplexity, recording, check, seconds)
 
 
 def _policy(settings: ReportSettings) -> Policy:
@@ -160,7 +192,9 @@ def _read_text(path: Path | None) -> tuple[str, str]:
     """Return the text and where it is from."""
     if path is None:
         topics = pydoc_data.topics.topics
-        return "\n\n".join(topics[name] for name in sorted(topics)), f"{DEFAULT_TEXT} of Python {platform.python_version()}"
+        return "\n\n".join(
+            topics[name] for name in sorted(topics)
+        ), f"{DEFAULT_TEXT} of Python {platform.python_version()}"
     try:
         # Not read_text, which would change line ends and with them the checksum.
         return path.read_bytes().decode("utf-8"), path.name
@@ -185,29 +219,32 @@ def _tokenize(loaded: Loaded, text: str, settings: ReportSettings, console: Cons
     longest = getattr(getattr(loaded.model, "config", None), "max_position_embeddings", None)
     if longest is not None and settings.context > longest:
         raise InputError(f"context: expected at most the model's {longest} positions, got {settings.context}.")
-    ids = torch.tensor(loaded.tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
+    ids = torch.tensor(loaded.tokenizer.encode(text, verbose=False), dtype=torch.int64)
     if settings.context <= len(ids) < settings.num_tokens:
         console.print(f"The text has only {len(ids):,} tokens, fewer than {settings.num_tokens:,}: all are used.")
     return ids[: settings.num_tokens]
 
 
-@contextmanager
-def _progress(console: Console) -> Iterator[Callable[[str, int], Callable[[int], None]]]:
-    """Yield a function that adds a bar and returns what moves it on."""
-    columns = (TextColumn("{task.description:13}"), BarColumn(), MofNCompleteColumn(), TextColumn("tokens"))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as progress:
+def _job(settings: ReportSettings, loaded: Loaded, text: str) -> dict[str, Any]:
+    """Return all that the figures depend on; a model file counts by its name, size and time of change."""
+    source = Path(loaded.source)
+    files = sorted(source.iterdir()) if source.is_dir() else [source] if source.exists() else []
+    return {
+        "settings": repr(settings),
+        "text": _sha256(text),
+        "source": loaded.source,
+        "files": [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
+        "versions": [version("spikebrain"), torch.__version__],
+    }
 
-        def add(title: str, total: int) -> Callable[[int], None]:
-            task = progress.add_task(title, total=total)
-            return lambda tokens: progress.advance(task, tokens)
 
-        yield add
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _layer_row(recording: Recording, name: str) -> dict[str, Any]:
-    layer = recording.layers[name]
+def _layer_row(layer: LayerRecord) -> dict[str, Any]:
     sizes = {"in_features": layer.in_features, "out_features": layer.out_features}
-    return {"name": name, **sizes, **dataclasses.asdict(spike_statistics([layer]))}
+    return {"name": layer.name, **sizes, **dataclasses.asdict(spike_statistics([layer]))}
 
 
 @torch.inference_mode()
@@ -219,19 +256,9 @@ def _draw_raster(model: nn.Module, loaded: Loaded, ids: Tensor, name: str, path:
             model(input_ids=ids[None], use_cache=False)
     finally:
         torch.set_num_threads(num_threads)
-    tokens = [loaded.tokenizer.decode([i]) for i in ids.tolist()] if loaded.tokenizer else None
+    tokens = [str(loaded.tokenizer.decode([i])) for i in ids.tolist()] if loaded.tokenizer else None
     train = recording.spikes_of(name)
     plot_raster(train, path, title=f"Spikes into {name}", tokens=tokens)
-
-
-def _describe_model(settings: ReportSettings, loaded: Loaded, recording: Recording) -> dict[str, Any]:
-    return {
-        "name": settings.model,
-        "source": Path(loaded.source).name,
-        "architecture": type(loaded.model).__name__,
-        "num_parameters": sum(p.numel() for p in loaded.model.parameters()),
-        "num_spiking_layers": len(recording.layers),
-    }
 
 
 def _describe_settings(settings: ReportSettings, model: nn.Module) -> dict[str, Any]:

@@ -80,13 +80,28 @@ def merged_histogram(layers: Iterable[LayerRecord]) -> Counter[int]:
     return sum((layer.count_histogram for layer in layers), Counter())
 
 
-def spikes_in_code(layer: LayerRecord, encoder: Encoder) -> tuple[int, int]:
-    """Return (spikes, timesteps) that the recorded counts of a layer would take in another code.
+@dataclass(frozen=True)
+class CodeStatistics:
+    """What recorded counts cost in a code; the names are those of `SpikeStatistics`."""
 
-    The code is fitted once to all counts of the recording.
+    mean_spikes: float
+    train_sparsity: float
+    num_timesteps: int
+
+
+def code_statistics(layers: Iterable[LayerRecord], encoder: Encoder) -> CodeStatistics:
+    """Return what the recorded counts of some layers would take in another code than they ran in.
+
+    The code is fitted to each layer once: its timesteps (and zero point) hold all counts of the recording.
     """
-    counts = torch.tensor(sorted(layer.count_histogram), dtype=torch.int32)
-    frequency = torch.tensor([layer.count_histogram[int(c)] for c in counts], dtype=torch.int64)
-    suited, num_timesteps = encoder.fitted(int(counts[0]), int(counts[-1]))
-    spikes = suited.encode(counts, num_timesteps).spikes
-    return int((spikes.count_nonzero(0) * frequency).sum()), num_timesteps
+    num_activations = num_spikes = num_slots = longest = 0
+    for layer in layers:
+        counts = torch.tensor(sorted(layer.count_histogram), dtype=torch.int32)
+        frequency = torch.tensor([layer.count_histogram[int(c)] for c in counts], dtype=torch.int64)
+        suited, num_timesteps = encoder.fitted(int(counts[0]), int(counts[-1]))
+        spikes = suited.encode(counts, num_timesteps).spikes
+        num_spikes += int((spikes.count_nonzero(0) * frequency).sum())
+        num_activations += int(frequency.sum())
+        num_slots += num_timesteps * int(frequency.sum())
+        longest = max(longest, num_timesteps)
+    return CodeStatistics(num_spikes / num_activations, 1 - num_spikes / num_slots, longest)

@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .base import MAX_BIT_PLANES, ENCODERS, Encoder, bit_planes, check_num_timesteps, checked_counts, powers_of_two
+from .base import ENCODERS, MAX_BIT_PLANES, Encoder, bit_planes, check_num_timesteps, checked_counts, powers_of_two
 from .train import SpikeTrain
 from .unsigned import UnsignedEncoder
+
 
 @ENCODERS.register("bitwise")
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .base import MAX_RATE_TIMESTEPS, ENCODERS, Encoder, check_num_timesteps, checked_counts, rate_planes
+from .base import ENCODERS, MAX_RATE_TIMESTEPS, Encoder, check_num_timesteps, checked_counts, rate_planes
 from .train import SpikeTrain
 
 

@@ -19,7 +19,6 @@ class SpikeTrain:
         spikes: -1, 0 or 1, int8, time axis first: [T, *shape] with T >= 1.
         timestep_weight: what a spike at timestep t counts for, int64, [T].
         zero_point: subtracted from every value; lets unsigned spikes carry signed counts.
-
     Raises:
         EncodingError: the spikes are of another dtype or hold another value, or the weights do not match them.
 

@@ -31,7 +31,9 @@ class EnergyTable:
 
     def __getitem__(self, operation: str) -> float:
         if operation not in self.energy_pj:
-            raise InputError(f"energy table {self.name}: expected an entry {operation!r}, it has {list(self.energy_pj)}.")
+            raise InputError(
+                f"energy table {self.name}: expected an entry {operation!r}, it has {list(self.energy_pj)}."
+            )
         return self.energy_pj[operation]
 
 

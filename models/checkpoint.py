@@ -18,7 +18,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from ..backends import BACKENDS
 from ..coding import ENCODERS
@@ -99,7 +107,7 @@ def read(path: Path, architecture: nn.Module | None = None) -> tuple[nn.Module, 
     except InputError as error:
         raise CheckpointError(f"{path}: {error} Import the module that registers it first.") from error
     _assign(model, tensors, path)
-    if header["generation_config"]:
+    if header["generation_config"] and isinstance(model, GenerationMixin):
         model.generation_config = GenerationConfig.from_dict(header["generation_config"])
     return model, _tokenizer_from(header["tokenizer"])
 

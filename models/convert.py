@@ -7,8 +7,8 @@ import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..backends import Backend
@@ -144,8 +144,7 @@ def _swap(model: nn.Module, replacements: dict[int, nn.Module], inplace: bool) -
 
 
 def _output_head(model: nn.Module) -> nn.Module | None:
-    get = getattr(model, "get_output_embeddings", None)
-    return get() if callable(get) else None
+    return model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
 
 
 def _reads_weights_itself(model: nn.Module, name: str) -> str | None:
@@ -159,7 +158,7 @@ def _as_linear(layer: nn.Linear | Conv1D) -> nn.Linear:
     """Return a Conv1D, which stores [in, out], as the nn.Linear that it is."""
     if isinstance(layer, nn.Linear):
         return layer
-    linear = nn.Linear(*layer.weight.shape, device="meta")
+    linear = nn.Linear(layer.weight.shape[0], layer.weight.shape[1], device="meta")
     linear.weight = nn.Parameter(layer.weight.detach().t(), requires_grad=False)
     linear.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
     return linear

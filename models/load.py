@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from ..errors import CheckpointError
 from . import smollm2
@@ -77,7 +78,7 @@ def load(
             )
         model, tokenizer = read(path, architecture)
         return Loaded(model.eval(), tokenizer, str(path))
-    if _HUB_ID.fullmatch(name) and not path.suffix == ".gguf":
+    if _HUB_ID.fullmatch(name) and path.suffix != ".gguf":
         return _load_hub(name, dtype)
     raise CheckpointError(
         f"{name}: no such file or folder. Expected smollm2, a .gguf file, a model folder with safetensors, a file "
@@ -105,11 +106,14 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> Loaded:
         ) from error
     # The weights are plain floats now: forget that they were quantised, so that copies and saves treat them so.
     for holder in (model, model.config):
-        for attribute in ("hf_quantizer", "quantization_config", "quantization_method", "_is_quantized"):
-            if attribute in vars(holder):
-                delattr(holder, attribute)
-        if "is_quantized" in vars(holder):
-            holder.is_quantized = False
+        for attribute in (
+            "hf_quantizer",
+            "quantization_config",
+            "quantization_method",
+            "_is_quantized",
+            "is_quantized",
+        ):
+            vars(holder).pop(attribute, None)
     return Loaded(model.eval(), tokenizer, str(path))
 
 
@@ -172,8 +176,6 @@ def _tokenizer(name: str, local: bool) -> PreTrainedTokenizerBase | None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep transformers' own progress bars and notes off the screen; errors still come through."""
-    from transformers.utils import logging as transformers_logging
-
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.ERROR)
     transformers_logging.disable_progress_bar()

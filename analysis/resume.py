@@ -1,0 +1,83 @@
+"""Progress of a report on disk, so that an interrupted run goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..models import LayerRecord, Recording
+from .exactness import ExactnessCheck
+
+FILE_NAME = "unfinished.json"
+
+
+@dataclass
+class Unfinished:
+    """Finished windows of each stage, and what the spiking stage had recorded after them.
+
+    Attributes:
+        path: the file.
+        key: identifies the job; progress of another job is ignored.
+        nlls: summed negative log-likelihood of each finished window, by stage.
+        recorded: state of the recording after the last finished windows.
+        checked: state of the exactness check at the same point.
+    """
+
+    path: Path
+    key: str
+    nlls: dict[str, list[float]] = field(default_factory=dict)
+    recorded: dict[str, Any] = field(default_factory=dict)
+    checked: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of_job(cls, folder: Path, job: Mapping[str, Any]) -> Unfinished:
+        """Return what an earlier run of the same job left in the folder, or no progress.
+
+        Args:
+            folder: where the report goes.
+            job: everything that its figures depend on, as JSON values.
+        """
+        path = folder / FILE_NAME
+        key = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            if stored["key"] == key:
+                return cls(path, key, stored["nlls"], stored["recorded"], stored["checked"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass  # none, or one that a crash cut short: there is nothing to go on from
+        return cls(path, key)
+
+    @property
+    def num_windows(self) -> int:
+        """Windows finished in all stages together."""
+        return sum(len(nlls) for nlls in self.nlls.values())
+
+    def save(self, recording: Recording | None = None, check: ExactnessCheck | None = None) -> None:
+        """Write the progress, and with it the state of the recording and the check; in one step."""
+        if recording is not None and check is not None:
+            self.recorded = {name: dict(vars(layer)) for name, layer in recording.layers.items()}
+            self.checked = check.state()
+        content = {"key": self.key, "nlls": self.nlls, "recorded": self.recorded, "checked": self.checked}
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps(content), encoding="utf-8")
+        os.replace(partial, self.path)
+
+    def restore(self, recording: Recording, check: ExactnessCheck) -> None:
+        """Put the stored state into a recording and a check that are about to go on."""
+        for name, stored in self.recorded.items():
+            layer: LayerRecord = recording.layers[name]
+            for attribute, value in stored.items():
+                setattr(layer, attribute, value)
+            layer.count_histogram = Counter({int(c): n for c, n in stored["count_histogram"].items()})
+        if self.checked:
+            check.restore(self.checked)
+
+    def remove(self) -> None:
+        """Delete the file: the job is done."""
+        self.path.unlink(missing_ok=True)
