@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Generic, TypeVar
 
 from .errors import InputError
@@ -11,7 +11,7 @@ T = TypeVar("T")
 C = TypeVar("C", bound=type)
 
 
-class Registry(Generic[T]):
+class Registry(Collection[str], Generic[T]):
     """Classes by name, in the order in which they were registered.
 
     Registration is for names only: every function takes objects, so an unregistered class works too.
@@ -33,7 +33,7 @@ class Registry(Generic[T]):
             # The same class may come again when a module is executed twice (a notebook cell, a reload).
             if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
                 raise InputError(f"{self.kind} name {name!r}: already taken by {known.__qualname__}. Use another name.")
-            self._classes[name] = cls
+            self._classes[name] = cls  # pyright: ignore[reportArgumentType]
             return cls
 
         return enter
@@ -59,6 +59,9 @@ class Registry(Generic[T]):
     def name_of(self, value: T) -> str | None:
         """Return the name under which the class of `value` is registered, or None."""
         return next((name for name, cls in self._classes.items() if type(value) is cls), None)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._classes
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._classes)

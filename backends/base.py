@@ -65,7 +65,7 @@ class Backend(ABC):
         if reason is not None:
             raise BackendUnavailableError(f"{where}: {reason}")
         tokens = spikes.shape[1:-1]
-        flat = spikes.reshape(train.num_timesteps, -1, spikes.shape[-1])
+        flat = spikes.reshape(train.num_timesteps, tokens.numel(), weight.shape[1])
         bound = MAX_WEIGHT * _largest_charge(flat, train.timestep_weight)
         if bound >= 2.0**62:
             raise AccumulatorOverflowError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Integer
 from torch import Tensor
 
 from ..errors import EncodingError
@@ -22,7 +22,7 @@ class Encoder(ABC):
     """
 
     @abstractmethod
-    def encode(self, count: Int[Tensor, "*shape"], num_timesteps: int) -> SpikeTrain:
+    def encode(self, count: Integer[Tensor, "*shape"], num_timesteps: int) -> SpikeTrain:
         """Unroll counts.
 
         Args:
@@ -53,7 +53,7 @@ class Encoder(ABC):
 ENCODERS: Registry[Encoder] = Registry("encoder")
 
 
-def decode(train: SpikeTrain) -> Int[Tensor, "*shape"]:
+def decode(train: SpikeTrain) -> Integer[Tensor, "*shape"]:
     """Fold a train back into counts: sum over t of timestep_weight[t] * spikes[t], minus the zero point.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Integer
 from torch import Tensor
 
 from .base import ENCODERS, MAX_RATE_TIMESTEPS, check_num_timesteps, checked_counts, rate_planes
@@ -25,7 +25,7 @@ class Binary(UnsignedEncoder):
     [[1, 1, 0], [1, 0, 0]]
     """
 
-    def encode(self, count: Int[Tensor, "*shape"], num_timesteps: int) -> SpikeTrain:
+    def encode(self, count: Integer[Tensor, "*shape"], num_timesteps: int) -> SpikeTrain:
         """Unroll counts in [-zero_point, num_timesteps - zero_point]; see `Encoder.encode`."""
         check_num_timesteps(self, num_timesteps, MAX_RATE_TIMESTEPS)
         low, high = -self.zero_point, num_timesteps - self.zero_point

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Integer
 from torch import Tensor
 
 from .base import ENCODERS, MAX_BIT_PLANES, Encoder, bit_planes, check_num_timesteps, checked_counts, powers_of_two
@@ -25,7 +25,7 @@ class Bitwise(UnsignedEncoder):
     [[1, 0, 0], [0, 1, 0], [1, 0, 0]]
     """
 
-    def encode(self, count: Int[Tensor, "*shape"], num_timesteps: int) -> SpikeTrain:
+    def encode(self, count: Integer[Tensor, "*shape"], num_timesteps: int) -> SpikeTrain:
         """Unroll counts in [-zero_point, 2^num_timesteps - 1 - zero_point]; see `Encoder.encode`."""
         check_num_timesteps(self, num_timesteps, MAX_BIT_PLANES)
         low, high = -self.zero_point, 2**num_timesteps - 1 - self.zero_point
@@ -50,7 +50,7 @@ class BidirectionalBitwise(Encoder):
     [[1, 0, 0], [0, -1, 0], [1, 0, 0]]
     """
 
-    def encode(self, count: Int[Tensor, "*shape"], num_timesteps: int) -> SpikeTrain:
+    def encode(self, count: Integer[Tensor, "*shape"], num_timesteps: int) -> SpikeTrain:
         """Unroll counts with |count| < 2^num_timesteps; see `Encoder.encode`."""
         check_num_timesteps(self, num_timesteps, MAX_BIT_PLANES)
         high = 2**num_timesteps - 1
@@ -77,7 +77,7 @@ class TwosComplement(Encoder):
     [[0, 1, 0], [1, 1, 0], [1, 1, 0]]
     """
 
-    def encode(self, count: Int[Tensor, "*shape"], num_timesteps: int) -> SpikeTrain:
+    def encode(self, count: Integer[Tensor, "*shape"], num_timesteps: int) -> SpikeTrain:
         """Unroll counts in [-2^(num_timesteps - 1), 2^(num_timesteps - 1) - 1]; see `Encoder.encode`."""
         check_num_timesteps(self, num_timesteps, MAX_BIT_PLANES)
         half = 2 ** (num_timesteps - 1)

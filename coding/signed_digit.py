@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Integer
 from torch import Tensor
 
 from .base import ENCODERS, MAX_BIT_PLANES, Encoder, bit_planes, check_num_timesteps, checked_counts, powers_of_two
@@ -28,7 +28,7 @@ class SignedDigit(Encoder):
     [[1, 0, 0], [0, -1, 0], [0, 0, 0], [-1, 1, 0]]
     """
 
-    def encode(self, count: Int[Tensor, "*shape"], num_timesteps: int) -> SpikeTrain:
+    def encode(self, count: Integer[Tensor, "*shape"], num_timesteps: int) -> SpikeTrain:
         """Unroll counts with |count| <= floor(2^(num_timesteps + 1) / 3); see `Encoder.encode`."""
         check_num_timesteps(self, num_timesteps, MAX_BIT_PLANES - 1)
         high = 2 ** (num_timesteps + 1) // 3

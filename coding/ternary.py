@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Integer
 from torch import Tensor
 
 from .base import ENCODERS, MAX_RATE_TIMESTEPS, Encoder, check_num_timesteps, checked_counts, rate_planes
@@ -26,7 +26,7 @@ class Ternary(Encoder):
     [[1, -1, 0], [1, 0, 0]]
     """
 
-    def encode(self, count: Int[Tensor, "*shape"], num_timesteps: int) -> SpikeTrain:
+    def encode(self, count: Integer[Tensor, "*shape"], num_timesteps: int) -> SpikeTrain:
         """Unroll counts with |count| <= num_timesteps; see `Encoder.encode`."""
         check_num_timesteps(self, num_timesteps, MAX_RATE_TIMESTEPS)
         count = checked_counts(self, count, num_timesteps, -num_timesteps, num_timesteps)

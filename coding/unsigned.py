@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Self
 
 from ..errors import InputError
 from .base import Encoder
@@ -26,7 +25,7 @@ class UnsignedEncoder(Encoder):
         if self.zero_point < 0:
             raise InputError(f"{type(self).__name__}.zero_point: expected an integer >= 0, got {self.zero_point}.")
 
-    def fitted(self, low: int, high: int) -> tuple[Self, int]:
+    def fitted(self, low: int, high: int) -> tuple[UnsignedEncoder, int]:
         """Return this code with the zero point -low (0 where no count is negative), and the timesteps for high."""
         suited = replace(self, zero_point=max(0, -low))
         return suited, suited.timesteps_for(max(high, 0))

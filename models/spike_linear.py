@@ -153,10 +153,11 @@ class SpikeLinear(nn.Module):
 
     def accumulate(self, spikes: SpikeCount) -> Int32[Tensor, "*tokens groups out_features"]:
         """Unroll counts into spikes and add up the weights that they address, group by group."""
-        count = spikes.count.reshape(-1, self.in_features)
+        tokens = spikes.count.shape[:-1]
+        count = spikes.count.reshape(tokens.numel(), self.in_features)
         backend = self.backend or backends.auto(count.device)
         shape = (len(count), len(self.groups), self.out_features)
-        total = torch.empty(shape, dtype=torch.int32, device=count.device)
+        total = torch.zeros(shape, dtype=torch.int32, device=count.device)
         for first, part, train in self._trains(count):
             for g, group in enumerate(self.groups):
                 channels = SpikeTrain(train.spikes[..., group], train.timestep_weight, train.zero_point)
@@ -164,7 +165,7 @@ class SpikeLinear(nn.Module):
             step = Step(part, train, total[first : first + len(part)], first)
             for observer in self.observers:
                 observer(self, step)
-        return total.reshape(*spikes.count.shape[:-1], *shape[1:])
+        return total.reshape(*tokens, *shape[1:])
 
     def rescale(
         self, accumulation: Int32[Tensor, "*tokens groups out_features"], threshold: Float[Tensor, "*tokens 1"]

@@ -10,7 +10,7 @@ neuron: n + 1/2 goes up here and to the even neighbour there.
 Conventions of other libraries, and how to match them (tests/peers/test_snn_libraries.py):
 
 * SpikingJelly `IFNode`: ours with the same `v_reset`; its `v_reset=None` is our soft reset. Its `v` is the potential
-  after the reset, ours the one before it.
+  after the reset, ours the one before it; it starts at `v_reset`, ours at `v_initial`.
 * SpikingJelly `LIFNode`: `decay = 1 - 1/tau`. With its `decay_input=True` the input is divided by tau first, so give
   ours x / tau. Its soft reset leaks too (`decay * (v - threshold)`): `reset_decays=True`. Its hard reset leaks towards
   `v_reset`, eq. 9 towards 0: equal only for `v_reset=0`.

@@ -1,0 +1,230 @@
+"""Every backend equals the reference bit for bit; the reference equals Python's own integers."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spikebrain import Binary, SpikeTrain, Ternary, decode
+from spikebrain.backends import BACKENDS, Backend, Cpu, Reference, auto
+from spikebrain.coding import ENCODERS
+from spikebrain.errors import AccumulatorOverflowError, BackendUnavailableError, InputError
+
+OTHERS = [name for name in BACKENDS if name != "reference"]
+
+
+def random_weight(num_outputs, num_inputs, input_rows=True):
+    weight = torch.randint(-127, 128, (num_outputs, num_inputs), dtype=torch.int8)
+    return weight.t().contiguous().t() if input_rows else weight
+
+
+def random_counts(*shape, largest=20):
+    """Counts as a neuron gives them: many zeros and ones, a few large."""
+    return (torch.randn(shape) ** 3).mul(largest / 8).round().clamp(-largest, largest).int()
+
+
+def by_hand(train, weight):
+    """Eq. 23 in Python integers, spike by spike."""
+    value = decode(train).reshape(-1, weight.shape[1]).tolist()
+    rows = weight.tolist()
+    return [[sum(c * w for c, w in zip(counts, row, strict=True)) for row in rows] for counts in value]
+
+
+def test_reference_equals_python():
+    weight = torch.randint(-128, 128, (7, 11), dtype=torch.int8)
+    for name in ENCODERS:
+        count = random_counts(5, 11)
+        encoder, num_timesteps = ENCODERS.create(name).fitted(int(count.min()), int(count.max()))
+        train = encoder.encode(count, num_timesteps)
+        assert Reference().accumulate(train, weight).tolist() == by_hand(train, weight)
+
+
+@pytest.mark.parametrize("backend", OTHERS)
+@pytest.mark.parametrize("code", list(ENCODERS))
+@pytest.mark.parametrize(
+    ("num_tokens", "num_inputs", "num_outputs"),
+    [(1, 1, 1), (1, 63, 100), (3, 100, 63), (2, 577, 5), (5, 4, 577), (0, 8, 8), (3, 0, 4), (3, 4, 0)],
+    ids=lambda n: str(n),
+)
+def test_equals_reference(backend, code, num_tokens, num_inputs, num_outputs):
+    count = random_counts(num_tokens, num_inputs)
+    low, high = (int(count.min()), int(count.max())) if count.numel() else (0, 0)
+    encoder, num_timesteps = ENCODERS.create(code).fitted(low, high)
+    train = encoder.encode(count, num_timesteps)
+    weight = random_weight(num_outputs, num_inputs)
+    result = BACKENDS.create(backend).accumulate(train, weight)
+    assert result.dtype == torch.int32
+    assert torch.equal(result, Reference().accumulate(train, weight))
+
+
+@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize(("num_inputs", "num_outputs"), [(18944, 3), (3, 18944)])
+def test_wide_layers(backend, num_inputs, num_outputs):
+    count = random_counts(2, num_inputs)
+    encoder, num_timesteps = ENCODERS.create("bitwise-bidirectional").fitted(int(count.min()), int(count.max()))
+    weight = random_weight(num_outputs, num_inputs)
+    # A float64 product of these integers is exact: far below 2^53.
+    expected = (count.double() @ weight.double().t()).int()
+    assert torch.equal(BACKENDS.create(backend).accumulate(encoder.encode(count, num_timesteps), weight), expected)
+
+
+@pytest.mark.parametrize("backend", OTHERS)
+@settings(deadline=None, max_examples=60)
+@given(
+    num_timesteps=st.integers(1, 6),
+    shape=st.tuples(st.integers(0, 4), st.integers(0, 40)),
+    num_outputs=st.integers(0, 40),
+    weights=st.lists(st.integers(-9, 9), min_size=6, max_size=6),
+    zero_point=st.integers(0, 9),
+    seed=st.integers(0, 2**32),
+)
+def test_any_train(backend, num_timesteps, shape, num_outputs, weights, zero_point, seed):
+    # Timestep weights of any sign, repeated or zero: more than our encoders ask for.
+    generator = torch.Generator().manual_seed(seed)
+    spikes = torch.randint(-1, 2, (num_timesteps, *shape), generator=generator, dtype=torch.int8)
+    train = SpikeTrain(spikes, torch.tensor(weights[:num_timesteps]), zero_point)
+    weight = torch.randint(-128, 128, (num_outputs, shape[1]), generator=generator, dtype=torch.int8)
+    result = BACKENDS.create(backend).accumulate(train, weight)
+    assert torch.equal(result, Reference().accumulate(train, weight))
+
+
+@pytest.mark.parametrize("backend", list(BACKENDS))
+def test_extreme_counts_and_silent_tokens(backend):
+    count = torch.zeros(4, 50, dtype=torch.int32)
+    count[1, 7] = 3570
+    count[2] = -(2**15)
+    encoder, num_timesteps = ENCODERS.create("bitwise-bidirectional").fitted(-(2**15), 3570)
+    weight = random_weight(9, 50)
+    result = BACKENDS.create(backend).accumulate(encoder.encode(count, num_timesteps), weight)
+    assert result[0].tolist() == result[3].tolist() == [0] * 9
+    assert torch.equal(result[1], 3570 * weight[:, 7].int())
+    assert torch.equal(result[2], -(2**15) * weight.int().sum(1, dtype=torch.int32))
+
+
+@pytest.mark.parametrize("backend", list(BACKENDS))
+def test_memory_layout_and_leading_shape_do_not_matter(backend):
+    backend = BACKENDS.create(backend)
+    weight, count = random_weight(6, 10), random_counts(2, 3, 10)
+    encoder, num_timesteps = Ternary().fitted(int(count.min()), int(count.max()))
+    train = encoder.encode(count, num_timesteps)
+    expected = backend.accumulate(train, weight)
+    assert expected.shape == (2, 3, 6)
+    assert torch.equal(backend.accumulate(train, weight.contiguous()), expected)
+    wide = torch.zeros(num_timesteps, 2, 3, 20, dtype=torch.int8)
+    wide[..., ::2] = train.spikes
+    strided = SpikeTrain(wide[..., ::2], train.timestep_weight)
+    assert torch.equal(backend.accumulate(strided, weight), expected)
+    one = SpikeTrain(train.spikes[:, 0, 0], train.timestep_weight)
+    assert torch.equal(backend.accumulate(one, weight), expected[0, 0])
+
+
+@pytest.mark.parametrize("backend", list(BACKENDS))
+def test_zero_point_keeps_the_product_exact(backend):
+    # W (s - z) = W s - z * rowsum(W): REFERENCE section 2.
+    count = torch.tensor([[-3, 0, 2], [1, -1, 0]])
+    weight = torch.tensor([[1, 2, 3], [-127, 127, 0]], dtype=torch.int8)
+    train = Binary(zero_point=3).encode(count, 5)
+    # [-3 + 6, 381], [1 - 2, -127 - 127].
+    assert BACKENDS.create(backend).accumulate(train, weight).tolist() == [[3, 381], [-1, -254]]
+
+
+@pytest.mark.parametrize("backend", list(BACKENDS))
+def test_overflow_is_detected_never_wrapped(backend):
+    backend = BACKENDS.create(backend)
+    spikes = torch.ones(1, 2, 4, dtype=torch.int8)
+    weight = torch.tensor([[127, 127, 127, 127], [127, -127, 127, -127]], dtype=torch.int8)
+    # 4 * 127 * w fits 32 bits up to w = 4227330; the second output is 0 whatever w.
+    fits = backend.accumulate(SpikeTrain(spikes, torch.tensor([4227330])), weight)
+    assert fits.tolist() == [[508 * 4227330, 0]] * 2
+    for w in (4227331, -4227331, 2**32, 2**40):
+        with pytest.raises(AccumulatorOverflowError, match=rf"got {508 * w} at \(token, output\) \(0, 0\)"):
+            backend.accumulate(SpikeTrain(spikes, torch.tensor([w])), weight)
+    assert backend.accumulate(SpikeTrain(spikes, torch.tensor([2**40])), weight[1:]).tolist() == [[0], [0]]
+    with pytest.raises(AccumulatorOverflowError, match="64 bits"):
+        backend.accumulate(SpikeTrain(spikes, torch.tensor([2**60])), weight)
+
+
+def test_threads_do_not_matter():
+    count, weight = random_counts(7, 300), random_weight(500, 300)
+    encoder, num_timesteps = ENCODERS.create("signed-digit").fitted(int(count.min()), int(count.max()))
+    train = encoder.encode(count, num_timesteps)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for num_threads in (1, 2, 3, 16):
+            torch.set_num_threads(num_threads)
+            results.append(Cpu().accumulate(train, weight))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(result, results[0]) for result in results)
+
+
+GUARDED_WEIGHTS = """
+import ctypes, mmap
+import numpy as np, torch
+from spikebrain import Ternary
+from spikebrain.backends import Cpu
+
+page = mmap.PAGESIZE
+memory = mmap.mmap(-1, 5 * page)  # five input channels, one page of weights each
+rows = np.frombuffer(memory, np.int8).reshape(5, page)
+rows[:] = np.arange(5, dtype=np.int8)[:, None]
+weight = torch.from_numpy(rows).t()
+libc = ctypes.CDLL(None, use_errno=True)
+start = rows.ctypes.data
+for silent in (0, 2, 4):
+    assert libc.mprotect(ctypes.c_void_p(start + silent * page), page, 0) == 0  # any access ends the process
+train = Ternary().encode(torch.tensor([[0, 2, 0, -3, 0], [0, 0, 0, 1, 0]], dtype=torch.int32), 3)
+total = Cpu().accumulate(train, weight)
+print(total[:, 0].tolist(), total.unique(dim=1).shape[1])
+{last}
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory protection is set through Linux' libc")
+def test_cpu_backend_reads_no_weight_of_a_silent_channel():
+    # Weights of silent channels lie in pages that cannot be read. 2 * 1 - 3 * 3 = -7, and 1 * 3 = 3.
+    run = subprocess.run([sys.executable, "-c", GUARDED_WEIGHTS.format(last="")], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout.strip()) == (0, "[-7, 3] 1"), run.stderr
+    # The guard works: reading one such weight kills the process.
+    read = GUARDED_WEIGHTS.format(last="int(weight[0, 2])")
+    assert subprocess.run([sys.executable, "-c", read], capture_output=True, check=False).returncode == -signal.SIGSEGV
+
+
+def test_compiled_code_runs():
+    kernel = sys.modules["spikebrain.backends.cpu"]._add_events
+    Cpu().accumulate(Ternary().encode(torch.tensor([[1]]), 1), torch.ones(1, 1, dtype=torch.int8))
+    assert kernel.signatures, "the numba kernel was not compiled: something else computed the result"
+
+
+def test_auto():
+    assert isinstance(auto(torch.device("cpu")), Cpu)
+    assert isinstance(auto(torch.device("cuda")), Reference)
+
+
+def test_bad_input(as_users):
+    train, weight = Ternary().encode(torch.tensor([[1, 0, 2]]), 2), torch.ones(4, 3, dtype=torch.int8)
+    for backend in (Reference(), Cpu()):
+        with pytest.raises(InputError, match="int8 weights"):
+            backend.accumulate(train, weight.float())
+        with pytest.raises(InputError, match=r"\[T, \.\.\., 2\]"):
+            backend.accumulate(train, weight[:, :2])
+        with pytest.raises(InputError, match="meta"):
+            backend.accumulate(train, weight.to("meta"))
+
+
+def test_an_unavailable_backend_raises():
+    class Absent(Backend):
+        def why_unavailable(self, device):
+            return "this machine has no such chip"
+
+        def _accumulate(self, spikes, timestep_weight, weight, bound):
+            raise AssertionError("must not run")
+
+    with pytest.raises(BackendUnavailableError, match=r"Absent\.accumulate: this machine has no such chip"):
+        Absent().accumulate(Ternary().encode(torch.tensor([[1]]), 1), torch.ones(1, 1, dtype=torch.int8))
+    assert "a CPU only" in str(Cpu().why_unavailable(torch.device("cuda")))
