@@ -126,7 +126,7 @@ def _print_report(found: dict[str, Any], settings: ReportSettings, out: Path) ->
 
     exact = found["exactness"]
     console.print(
-        f"Exactness: {exact['num_mismatches']} of {exact['num_checked']:,} sampled outputs differ from the exact "
+        f"Exactness: {exact['num_mismatches']:,} of {exact['num_checked']:,} sampled outputs differ from the exact "
         f"integer product{': ' + exact['first_mismatch'] if exact['first_mismatch'] else '.'}"
     )
     console.print(

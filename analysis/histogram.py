@@ -48,7 +48,8 @@ def plot_histogram(histogram: Counter[int], path: str | os.PathLike, title: str 
     beyond = [100 * sum(n for v, n in histogram.items() if abs(v) >= 2**b) / total for b in bits]
     # The last number of bits holds every count: its share of 0 has no place on a logarithmic axis.
     right.plot(bits[:-1], beyond[:-1], "o-", color=POSITIVE, markersize=4)
-    right.set_yscale("log")
+    if largest:
+        right.set_yscale("log")
     right.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     right.set_xticks(bits)
     right.set_xlabel("bits of |count| (timesteps of the bitwise code)")

@@ -71,7 +71,8 @@ class AdaptiveThreshold(Neuron[None]):
                 f"AdaptiveThreshold: expected a floating-point tensor [..., N], got {x.dtype} of shape "
                 f"{tuple(x.shape)}. Convert it, or add a channel axis."
             )
-        wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+        # Contiguous, since a float sum in another memory order could move a count.
+        wide = x.detach().to(torch.promote_types(x.dtype, torch.float32)).contiguous()
         mean = wide.abs().sum(-1, keepdim=True) / max(x.shape[-1], 1)
         if not bool(torch.isfinite(mean).all()):
             raise_if_not_finite(x, "AdaptiveThreshold")

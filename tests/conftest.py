@@ -44,10 +44,10 @@ def golden(shared: Path) -> Callable[[str], dict[str, torch.Tensor]]:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer with one token per byte: ids 0 to 255, end of text 256."""
+    """A tokenizer with one token per byte: ids 0 to 255, end of text 256, and one merge, of two bytes 0, as 257."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {character: i for i, character in enumerate(alphabet)} | {"<end>": 256}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    vocabulary = {character: i for i, character in enumerate(alphabet)} | {"<end>": 256, "ĀĀ": 257}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[("Ā", "Ā")]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<end>")
 
@@ -56,7 +56,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def tiny_llama() -> LlamaForCausalLM:
     """Two layers, 24 channels, 40 in the feed-forward part, embedding and head tied, 64 positions."""
     config = LlamaConfig(
-        vocab_size=257,
+        vocab_size=258,
         hidden_size=24,
         intermediate_size=40,
         num_hidden_layers=2,

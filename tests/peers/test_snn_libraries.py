@@ -1,8 +1,7 @@
-"""Our integrate-and-fire neurons against SpikingJelly and snnTorch; conventions that differ are tests with a sentence."""
+"""Our integrate-and-fire neurons against SpikingJelly and snnTorch; a convention that differs is a test."""
 
 import pytest
 import torch
-
 from spikebrain import IntegrateAndFire, LeakyIntegrateAndFire
 
 neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="pip install 'spikebrain[snn]'")

@@ -8,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from spikebrain import Binary, SpikeTrain, Ternary, decode
 from spikebrain.backends import BACKENDS, Backend, Cpu, Reference, auto
 from spikebrain.coding import ENCODERS
@@ -48,7 +47,7 @@ def test_reference_equals_python():
 @pytest.mark.parametrize(
     ("num_tokens", "num_inputs", "num_outputs"),
     [(1, 1, 1), (1, 63, 100), (3, 100, 63), (2, 577, 5), (5, 4, 577), (0, 8, 8), (3, 0, 4), (3, 4, 0)],
-    ids=lambda n: str(n),
+    ids=str,
 )
 def test_equals_reference(backend, code, num_tokens, num_inputs, num_outputs):
     count = random_counts(num_tokens, num_inputs)
@@ -188,7 +187,9 @@ print(total[:, 0].tolist(), total.unique(dim=1).shape[1])
 @pytest.mark.skipif(sys.platform != "linux", reason="memory protection is set through Linux' libc")
 def test_cpu_backend_reads_no_weight_of_a_silent_channel():
     # Weights of silent channels lie in pages that cannot be read. 2 * 1 - 3 * 3 = -7, and 1 * 3 = 3.
-    run = subprocess.run([sys.executable, "-c", GUARDED_WEIGHTS.format(last="")], capture_output=True, text=True, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", GUARDED_WEIGHTS.format(last="")], capture_output=True, text=True, check=False
+    )
     assert (run.returncode, run.stdout.strip()) == (0, "[-7, 3] 1"), run.stderr
     # The guard works: reading one such weight kills the process.
     read = GUARDED_WEIGHTS.format(last="int(weight[0, 2])")

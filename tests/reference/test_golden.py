@@ -6,7 +6,6 @@ import re
 import pytest
 import torch
 from safetensors import safe_open
-
 from spikebrain import (
     AdaptiveThreshold,
     BidirectionalBitwise,
@@ -85,7 +84,9 @@ def test_spiking_linear_layers(shared, golden, file, backend):
     layers = sorted({".".join(key.split(".")[1:4]) for key in vectors if key.startswith("ql.")})
     assert len(layers) == 5, config
     for layer in layers:
-        x, counts, vth, out, w_int8 = (vectors[f"ql.{layer}.{what}"] for what in ("x", "counts", "vth", "out", "w_int8"))
+        x, counts, vth, out, w_int8 = (
+            vectors[f"ql.{layer}.{what}"] for what in ("x", "counts", "vth", "out", "w_int8")
+        )
         weight = vectors[f"weights.model.layers.{layer}.weight"]
         stored = vectors[f"weights.model.layers.{layer}.weight_quantizer.scales"]
         bias = vectors.get(f"weights.model.layers.{layer}.bias")

@@ -1,6 +1,5 @@
 import pytest
 import torch
-
 from spikebrain import AdaptiveThreshold
 from spikebrain.errors import ActivationError, InputError
 

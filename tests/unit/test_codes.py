@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from spikebrain import (
     BidirectionalBitwise,
     Binary,
@@ -149,7 +148,12 @@ def test_any_integer_dtype(dtype):
 
 def test_longest_trains():
     # 62 bit planes keep 2^T within int64 (61 for signed digits, whose carry needs one more).
-    for encoder, longest in ((Bitwise(), 62), (BidirectionalBitwise(), 62), (TwosComplement(), 62), (SignedDigit(), 61)):
+    for encoder, longest in (
+        (Bitwise(), 62),
+        (BidirectionalBitwise(), 62),
+        (TwosComplement(), 62),
+        (SignedDigit(), 61),
+    ):
         assert decode(encode(encoder, [2**30, 1], longest)).tolist() == [2**30, 1]
         with pytest.raises(EncodingError, match=f"num_timesteps <= {longest}"):
             encode(encoder, [1], longest + 1)

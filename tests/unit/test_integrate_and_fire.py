@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from spikebrain import AdaptiveThreshold, IntegrateAndFire, LeakyIntegrateAndFire, Ternary
 from spikebrain.errors import ActivationError, InputError
 

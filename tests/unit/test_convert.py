@@ -1,0 +1,171 @@
+import pytest
+import torch
+from spikebrain import AdaptiveThreshold, Policy, SpikeLinear, Ternary, convert, dequantize
+from spikebrain.backends import Reference
+from spikebrain.errors import InputError
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+IDS = torch.arange(20)[None]
+
+
+def spiking_names(model):
+    return [name for name, module in model.named_modules() if isinstance(module, SpikeLinear)]
+
+
+def test_all_but_the_head(tiny_llama):
+    before = {name: tensor.clone() for name, tensor in tiny_llama.state_dict().items()}
+    result = convert(tiny_llama)
+    assert len(result.converted) == 2 * 7  # q, k, v, o, gate, up, down
+    assert spiking_names(result.model) == list(result.converted)
+    assert result.skipped == {
+        "model.embed_tokens": "Embedding is not a linear layer",
+        "lm_head": "output head",
+    }
+    # The model that was given is as it was, and shares nothing with the copy.
+    assert not spiking_names(tiny_llama)
+    assert all(torch.equal(before[name], tensor) for name, tensor in tiny_llama.state_dict().items())
+    own = {t.data_ptr() for t in tiny_llama.parameters()}
+    assert not own & {t.data_ptr() for t in result.model.parameters()}
+    # Embedding and head are still one tensor.
+    assert result.model.lm_head.weight is result.model.model.embed_tokens.weight
+
+
+def test_in_place(tiny_llama):
+    result = convert(tiny_llama, inplace=True)
+    assert result.model is tiny_llama
+    assert len(spiking_names(tiny_llama)) == 14
+
+
+def test_logits_are_near_the_float_models(tiny_llama):
+    # With a large k and INT8 weights the spiking model is the float model up to quantisation.
+    with torch.no_grad():
+        expected = tiny_llama(IDS).logits
+        coarse = convert(tiny_llama, Policy(neuron=AdaptiveThreshold(k=1.0))).model(IDS).logits
+        fine = convert(tiny_llama, Policy(neuron=AdaptiveThreshold(k=300.0))).model(IDS).logits
+    assert (fine - expected).abs().max() < 0.02 * expected.abs().max()
+    assert (fine - expected).abs().mean() < (coarse - expected).abs().mean()
+
+
+def test_generation_with_cache(tiny_llama):
+    model = convert(tiny_llama).model
+    tokens = model.generate(IDS[:, :5], max_new_tokens=6, do_sample=False)
+    # Each token's threshold is its own, so cached decoding sees the same spikes as one pass over all tokens.
+    with torch.no_grad():
+        logits = model(tokens[:, :-1]).logits
+    assert torch.equal(logits[0, 4:].argmax(-1), tokens[0, 5:])
+
+
+def test_policy(tiny_llama):
+    policy = Policy(
+        layers=("*.mlp.*", "*.q_proj"),
+        neuron=AdaptiveThreshold(k=2.0),
+        encoder=Ternary(),
+        group_size=8,
+        backend=Reference(),
+        include_head=True,
+    )
+    result = convert(tiny_llama, policy)
+    assert len(result.converted) == 2 * 4
+    assert result.skipped["model.layers.1.self_attn.o_proj"] == "no pattern matches"
+    assert result.skipped["lm_head"] == "no pattern matches"
+    layer = result.model.get_submodule("model.layers.0.mlp.down_proj")
+    assert (layer.neuron, layer.encoder, layer.group_size) == (AdaptiveThreshold(k=2.0), Ternary(), 8)
+    assert isinstance(layer.backend, Reference)
+    assert layer.scale.shape == (24, 5)
+    assert layer.name == "model.layers.0.mlp.down_proj"
+
+
+def test_tied_head_leaves_the_embedding_alone(tiny_llama):
+    embedding = tiny_llama.model.embed_tokens.weight.clone()
+    result = convert(tiny_llama, Policy(include_head=True))
+    assert isinstance(result.model.lm_head, SpikeLinear)
+    assert torch.equal(result.model.model.embed_tokens.weight, embedding)
+    assert result.model(IDS).logits.shape == (1, 20, 258)
+
+
+def test_gpt2_conv1d():
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=50, n_positions=32, n_embd=12, n_layer=2, n_head=2)).eval()
+    result = convert(model, Policy(neuron=AdaptiveThreshold(k=300.0)))
+    assert len(result.converted) == 2 * 4  # c_attn, c_proj, c_fc, c_proj
+    assert result.model.transformer.h[0].attn.c_attn.out_features == 36
+    with torch.no_grad():
+        expected = model(IDS).logits
+        assert (result.model(IDS).logits - expected).abs().max() < 0.02 * expected.abs().max()
+
+
+def test_shared_layers_and_shared_weights():
+    shared = nn.Linear(4, 4)
+    twin = nn.Linear(4, 4)
+    twin.weight = shared.weight
+    model = nn.Sequential(shared, nn.ReLU(), shared, twin)
+    for inplace in (False, True):
+        converted = convert(model, inplace=inplace).model
+        assert converted[0] is converted[2]
+        assert isinstance(converted[3], SpikeLinear)
+        assert converted[3] is not converted[0]
+        assert converted[3].weight.data_ptr() == converted[0].weight.data_ptr()
+        assert not torch.equal(converted[3].bias, converted[0].bias)
+
+
+def test_a_single_layer():
+    assert isinstance(convert(nn.Linear(3, 2)).model, SpikeLinear)
+    assert isinstance(convert(nn.Linear(3, 2), inplace=True).model, SpikeLinear)
+
+
+def test_layers_that_cannot_be_swapped_are_listed():
+    class Own(nn.Linear):
+        pass
+
+    model = nn.ModuleDict(
+        {
+            "attention": nn.MultiheadAttention(8, 2),
+            "block": nn.TransformerEncoderLayer(8, 2, 16),
+            "own": Own(3, 3),
+            "conv": nn.Conv1d(3, 3, 1),
+            "plain": nn.Linear(3, 3),
+            "norm": nn.LayerNorm(3),
+        }
+    )
+    result = convert(model)
+    assert result.converted == ("plain",)
+    assert result.skipped == {
+        "attention": "MultiheadAttention is not a linear layer",
+        "attention.out_proj": "NonDynamicallyQuantizableLinear is not a linear layer",
+        "block.self_attn": "MultiheadAttention is not a linear layer",
+        "block.self_attn.out_proj": "NonDynamicallyQuantizableLinear is not a linear layer",
+        "block.linear1": "TransformerEncoderLayer uses its weights without calling it",
+        "block.linear2": "TransformerEncoderLayer uses its weights without calling it",
+        "own": "Own is not a linear layer",
+        "conv": "Conv1d is not a linear layer",
+    }
+
+
+def test_twice(tiny_llama):
+    once = convert(tiny_llama, Policy(layers=("*.mlp.*",))).model
+    twice = convert(once, Policy(layers=("*.self_attn.*",)))
+    assert len(twice.converted) == 8
+    assert twice.skipped["model.layers.0.mlp.up_proj"] == "spikes already"
+    assert len(spiking_names(twice.model)) == 14
+
+
+def test_dequantize_is_the_model_without_spikes(tiny_llama):
+    converted = convert(tiny_llama).model
+    dense = dequantize(converted)
+    assert not spiking_names(dense)
+    assert len(spiking_names(converted)) == 14
+    layer = converted.get_submodule("model.layers.1.mlp.up_proj")
+    assert torch.equal(dense.get_submodule("model.layers.1.mlp.up_proj").weight, layer.dequantized_weight())
+    assert dense.lm_head.weight is dense.model.embed_tokens.weight
+
+
+def test_training_mode_is_kept(tiny_llama):
+    assert all(not m.training for m in convert(tiny_llama).model.modules())
+    assert all(m.training for m in convert(tiny_llama.train()).model.modules())
+
+
+def test_nothing_matches(tiny_llama):
+    with pytest.raises(InputError, match=r"'model\.layers\.0\.self_attn\.q_proj'"):
+        convert(tiny_llama, Policy(layers=("*.conv",)))
+    with pytest.raises(InputError, match="It has none"):
+        convert(nn.ReLU())

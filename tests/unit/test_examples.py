@@ -1,0 +1,31 @@
+"""Each example prints what is recorded beside it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from spikebrain.errors import CheckpointError
+from spikebrain.models import smollm2
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) >= 3
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_prints_what_is_recorded(example, tmp_path):
+    if "smollm2" in example.read_text():
+        try:
+            smollm2.fetch()
+        except CheckpointError as error:
+            pytest.skip(f"the default model is neither in the cache nor to be had: {error}")
+    environment = {**os.environ, "COLUMNS": "120", "PYTHONWARNINGS": "ignore"}
+    run = subprocess.run(
+        [sys.executable, example, tmp_path], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == example.with_suffix(".out").read_text()

@@ -1,0 +1,119 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from spikebrain import AdaptiveThreshold, Policy, SpikeLinear, Ternary, convert, decode, record
+from spikebrain.errors import InputError
+from spikebrain.models import Recording
+from torch import nn
+
+IDS = torch.arange(12)[None]
+
+
+def by_hand_layer():
+    return SpikeLinear.from_linear(nn.Linear(4, 3), neuron=AdaptiveThreshold(k=3.0), name="x")
+
+
+# Thresholds 0.5 and 1: counts [2, -2, 8, 0] and [7, -3, -2, 0].
+BY_HAND = torch.tensor([[1.0, -1.0, 4.0, 0.0], [7.0, -3.0, -2.0, 0.0]])
+
+
+def test_by_hand():
+    layer = by_hand_layer()
+    with record(layer) as recording:
+        layer(BY_HAND)
+    found = recording.layers[""]
+    assert dict(found.count_histogram) == {2: 1, -2: 2, 8: 1, 0: 2, 7: 1, -3: 1}
+    assert (found.num_tokens, found.in_features, found.out_features) == (2, 4, 3)
+    # Bits: 2, -2 and 8 have one, 7 three, -3 two, -2 one: 9 spikes of either sign in 4 timesteps of 8 places.
+    assert (found.num_spikes, found.num_timesteps, found.num_slots) == (9, 4, 32)
+
+
+def test_calls_of_different_length_add_up():
+    layer = by_hand_layer()
+    with record(layer) as recording:
+        layer(BY_HAND[:1])  # 8 needs 4 timesteps: 16 places
+        layer(BY_HAND[1:])  # 7 needs 3: 12 places
+    assert (recording.layers[""].num_slots, recording.layers[""].num_timesteps) == (28, 4)
+
+
+def test_the_model_is_as_it_was(tiny_llama):
+    model = convert(tiny_llama).model
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    attributes = {name: set(vars(module)) for name, module in model.named_modules()}
+    with torch.no_grad():
+        before = model(IDS).logits
+        with record(model):
+            during = model(IDS).logits
+        with pytest.raises(RuntimeError, match="user"), record(model):
+            raise RuntimeError("of the user")
+        after = model(IDS).logits
+    assert torch.equal(before, during)
+    assert torch.equal(before, after)
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == attributes
+    assert all(m.observers == [] for m in model.modules() if isinstance(m, SpikeLinear))
+
+
+def test_layers_and_nesting(tiny_llama):
+    model = convert(tiny_llama).model
+    with record(model) as everything, record(model, layers=("*.down_proj",)) as some:
+        model(IDS)
+    assert len(everything.layers) == 14
+    assert list(some.layers) == [f"model.layers.{i}.mlp.down_proj" for i in range(2)]
+    for name, layer in some.layers.items():
+        assert layer == everything.layers[name]
+        assert layer.count_histogram.total() == 12 * 40
+
+
+def test_trains_only_when_asked(tiny_llama):
+    model = convert(tiny_llama, Policy(encoder=Ternary())).model
+    name = "model.layers.0.mlp.up_proj"
+    with record(model) as without, record(model, layers=(name,), keep_trains=True) as kept:
+        model(IDS)
+    assert not without.trains
+    train = kept.spikes_of(name)
+    assert train.spikes.shape[1:] == (12, 24)
+    assert train.num_spikes == kept.layers[name].num_spikes
+    counts = decode(train)
+    assert {int(c): int((counts == c).sum()) for c in counts.unique()} == dict(kept.layers[name].count_histogram)
+    with pytest.raises(InputError, match="keep_trains=True"):
+        without.spikes_of(name)
+
+
+def test_trains_of_different_length_are_not_joined():
+    layer = by_hand_layer()
+    with record(layer, keep_trains=True) as recording:
+        layer(BY_HAND[:1])
+        layer(BY_HAND[1:])
+    assert [t.num_timesteps for t in recording.trains[""]] == [4, 3]
+    with pytest.raises(InputError, match="one by one"):
+        recording.spikes_of("")
+
+
+def test_threads_share_a_recording(tiny_llama):
+    model = convert(tiny_llama).model
+    batches = [torch.randint(0, 256, (1, 10)) for _ in range(12)]
+
+    def run(num_threads) -> Recording:
+        with record(model) as recording, ThreadPoolExecutor(num_threads) as pool:
+            list(pool.map(model, batches))
+        return recording
+
+    assert run(1).layers == run(4).layers
+
+
+def test_counts_of_any_size():
+    # Beyond the ceiling of the threshold counts can be huge; the histogram must not reserve a bin for each.
+    layer = SpikeLinear.from_linear(nn.Linear(2, 1, bias=False))
+    layer.weight.zero_()
+    with record(layer) as recording:
+        layer(torch.tensor([[3e9, -3e10]]))
+    assert dict(recording.layers[""].count_histogram) == {300_000: 1, -3_000_000: 1}
+
+
+def test_nothing_to_record(tiny_llama):
+    with pytest.raises(InputError, match="Call convert first"), record(tiny_llama):
+        pass
+    with pytest.raises(InputError, match=r"One is 'model\.layers\.0"), record(convert(tiny_llama).model, layers=("x",)):
+        pass

@@ -1,0 +1,300 @@
+"""The main job from the command line, on a tiny model: what it writes, and every way it can be misused."""
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from spikebrain import Policy, Ternary, convert, save
+from spikebrain.analysis import measure_perplexity, perplexity, report, split_windows
+from spikebrain.analysis.resume import FILE_NAME
+from spikebrain.backends import Cpu
+from spikebrain.cli import app, main
+from spikebrain.errors import ActivationError, InputError
+from typer.testing import CliRunner
+
+TEXT = "It reports firing rates, sparsity, accuracy and energy. " * 8
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_bytes(TEXT.encode())
+    return path
+
+
+@pytest.fixture
+def run(model_folder, text, tmp_path):
+    """Run `spikebrain report` on the tiny model and return report.json."""
+
+    def run(*options, model=model_folder, out="out"):
+        arguments = ["report", str(model), "--text", str(text), "--num-tokens", "150", "--context", "40"]
+        result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / out), *map(str, options)])
+        if result.exception:
+            raise result.exception
+        run.screen = result.output
+        return json.loads((tmp_path / out / "report.json").read_text())
+
+    return run
+
+
+def test_files_and_keys(run, tmp_path):
+    found = run()
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "histogram.png",
+        "layers.csv",
+        "raster.png",
+        "report.json",
+    ]
+    keys = "model settings text perplexity spikes codes layers energy exactness environment seconds"
+    assert list(found) == keys.split()
+    assert set(found["perplexity"]) == {"float", "int8", "spiking"}
+    assert set(found["spikes"]) == {
+        "mean_spikes",
+        "mean_count",
+        "silent_fraction",
+        "fraction_le_7",
+        "fraction_gt_16",
+        "window3_sparsity",
+        "train_sparsity",
+        "firing_rate",
+        "max_count",
+        "num_timesteps",
+    }
+    assert set(found["energy"]["paper"]) >= {
+        "fp16_mac_pj",
+        "int8_mac_pj",
+        "spike_mac_pj",
+        "saving_vs_fp16",
+        "saving_vs_int8",
+        "ratio_vs_fp16",
+        "ratio_vs_int8",
+    }
+    assert found["text"]["num_tokens"] == 150
+    assert found["exactness"]["num_checked"] == 14 * 4 * 32  # layers x windows x sample
+    assert found["exactness"]["num_mismatches"] == 0
+    assert found["energy"]["paper"]["spike_mac_pj"] == pytest.approx(0.03 * found["spikes"]["mean_spikes"])
+    with (tmp_path / "out" / "layers.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == [layer["name"] for layer in found["layers"]]
+    assert len(rows) == 14
+    assert float(rows[3]["mean_spikes"]) == found["layers"][3]["mean_spikes"]
+    for shown in ("Perplexity", "silent_fraction", "Left out", "nothing is measured", "Exactness: 0 of 1,792"):
+        assert shown in run.screen
+
+
+def test_perplexity_by_its_definition(run, tiny_llama, tokenizer):
+    ids = torch.tensor(tokenizer(TEXT)["input_ids"])[:150]
+    losses = []
+    with torch.no_grad():
+        for window in (ids[:40], ids[40:80], ids[80:120], ids[120:150]):
+            log_p = tiny_llama(window[None]).logits[0, :-1].double().log_softmax(-1)
+            losses += (-log_p[torch.arange(len(window) - 1), window[1:]]).tolist()
+    assert len(losses) == 39 * 3 + 29
+    expected = math.exp(sum(losses) / len(losses))
+    assert run()["perplexity"]["float"] == pytest.approx(expected, rel=1e-5)
+
+
+def comparable(found):
+    return {key: value for key, value in found.items() if key not in ("environment", "seconds")}
+
+
+def test_same_input_same_report_with_any_number_of_threads(run):
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for num_threads in (1, 2, 5):
+            torch.set_num_threads(num_threads)
+            found.append(run(out=f"out{num_threads}"))
+            assert torch.get_num_threads() == num_threads
+    finally:
+        torch.set_num_threads(before)
+    assert comparable(found[0]) == comparable(found[1]) == comparable(found[2])
+    assert [f["environment"]["num_threads"] for f in found] == [1, 2, 5]
+
+
+def test_perplexity_falls_to_that_of_int8_as_k_grows(run):
+    found = [run("--k", k)["perplexity"] for k in (1, 4, 1000)]
+    gaps = [abs(f["spiking"] - f["int8"]) for f in found]
+    assert gaps[2] < gaps[1]
+    assert gaps[2] < 1e-3 * found[2]["int8"]
+
+
+@pytest.mark.parametrize("encoder", ["binary", "ternary", "bitwise", "twos-complement", "signed-digit"])
+def test_codes_change_the_spikes_and_nothing_else(run, encoder):
+    usual, other = run(), run("--encoder", encoder)
+    assert other["perplexity"] == usual["perplexity"]
+    assert other["spikes"]["mean_count"] == usual["spikes"]["mean_count"]
+    assert other["exactness"]["num_mismatches"] == 0
+    assert other["codes"] == usual["codes"]
+    if encoder in ("ternary", "signed-digit"):  # the spikes of a count do not depend on the train's length
+        assert other["spikes"]["mean_spikes"] == usual["codes"][encoder]["mean_spikes"]
+
+
+def test_options(run):
+    found = run("--backend", "reference", "--layers", "*.mlp.*", "--group-size", 8, "--seed", 5)
+    assert found["settings"]["backend"] == "Reference"
+    assert (found["settings"]["group_size"], found["settings"]["seed"]) == (8, 5)
+    assert found["model"]["num_spiking_layers"] == 6
+    assert found["exactness"]["num_mismatches"] == 0
+    assert run("--layers", "*.mlp.*", "--group-size", 8, "--seed", 5)["perplexity"] == found["perplexity"]
+
+
+def test_a_wrong_backend_is_caught(run, monkeypatch):
+    exact = Cpu._accumulate
+    monkeypatch.setattr(Cpu, "_accumulate", lambda *arguments: exact(*arguments) + 1)
+    found = run()
+    assert found["exactness"]["num_mismatches"] == found["exactness"]["num_checked"]
+    assert "expected" in found["exactness"]["first_mismatch"]
+    assert "1,792 of 1,792" in run.screen
+
+
+def test_converted_model(run, tiny_llama, tokenizer, tmp_path):
+    usual = run("--encoder", "ternary")
+    path = tmp_path / "converted.safetensors"
+    save(convert(tiny_llama, Policy(encoder=Ternary())).model, path, tokenizer)
+    found = run(model=path)
+    assert found["perplexity"] == usual["perplexity"] | {"float": None}
+    assert found["spikes"] == usual["spikes"]
+    assert found["settings"]["encoder"] == "Ternary()"
+
+
+def test_default_text():
+    text, source = report._read_text(None)
+    assert len(text) > 100_000
+    assert source.startswith("pydoc_data.topics of Python 3.")
+
+
+def test_short_text_is_used_whole(run):
+    found = run("--num-tokens", 10_000)
+    assert found["text"]["num_tokens"] == len(TEXT)
+    assert f"only {len(TEXT)} tokens" in run.screen
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 9, 11])
+def test_an_interrupted_run_goes_on(run, monkeypatch, tmp_path, stop_after):
+    whole = run(out="whole")
+    real, seen = perplexity._nll, []
+
+    def stop(model, window):
+        if len(seen) == stop_after:
+            raise KeyboardInterrupt
+        seen.append(window)
+        return real(model, window)
+
+    monkeypatch.setattr(perplexity, "_nll", stop)
+    torch.set_num_threads(1)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run()
+    assert (tmp_path / "out" / FILE_NAME).exists() is (stop_after > 0)
+    rest = []
+    monkeypatch.setattr(perplexity, "_nll", lambda *arguments: rest.append(1) or real(*arguments))
+    found = run()
+    assert comparable(found) == comparable(whole)
+    assert len(rest) == 12 - stop_after  # three stages of four windows
+    assert f"{stop_after} windows were done" in run.screen
+    assert not (tmp_path / "out" / FILE_NAME).exists()
+
+
+def test_progress_of_another_job_or_a_torn_file_is_not_used(run, monkeypatch, tmp_path):
+    usual = run()
+    (tmp_path / "out" / FILE_NAME).write_text('{"key": "another", "nlls": {"float": [1.0]}, "recorded": {}, "checked"')
+    assert comparable(run()) == comparable(usual)
+    (tmp_path / "out" / FILE_NAME).write_text('{"key": "x", "nlls": {"float": [1.0]}, "recorded": {}, "checked": {}}')
+    assert comparable(run()) == comparable(usual)
+
+
+# Bad input: one message that names the argument or file and the remedy, exit code 2, no traceback.
+
+
+def fails(capsys, monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["spikebrain", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    return " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--text", "nowhere.txt"], "--text nowhere.txt: cannot be read: No such file"),
+        (["--k", "0"], "AdaptiveThreshold.k: expected a finite number > 0, got 0.0"),
+        (["--k", "-2"], "AdaptiveThreshold.k: expected a finite number > 0, got -2.0"),
+        (["--k", "nan"], "AdaptiveThreshold.k: expected a finite number > 0, got nan"),
+        (["--k", "three"], "Invalid value for '--k'"),
+        (["--encoder", "morse"], "--encoder: expected one of binary"),
+        (["--backend", "tpu"], "--backend: expected one of auto, "),
+        (["--context", "65", "--num-tokens", "200"], "context: expected at most the model's 64 positions, got 65"),
+        (["--context", "1"], "context: expected at least 2 tokens"),
+        (["--num-tokens", "10"], "num_tokens: expected at least one window of context = 40 tokens, got 10"),
+        (["--layers", "*.conv"], "expected a linear layer that matches ('*.conv',). This model has 15"),
+        (["--group-size", "0"], "group_size: expected an integer >= 1 or None, got 0"),
+        (["--out", "/proc/nowhere"], "--out /proc/nowhere: cannot be written"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_options(capsys, monkeypatch, model_folder, text, tmp_path, options, message):
+    usual = ["--text", text, "--context", "40", "--num-tokens", "80", "--out", tmp_path / "out"]
+    assert message in fails(capsys, monkeypatch, "report", model_folder, *usual, *options)
+
+
+def test_bad_texts(capsys, monkeypatch, model_folder, tmp_path):
+    path = tmp_path / "text.txt"
+    usual = ["report", model_folder, "--text", path, "--context", "40", "--num-tokens", "80", "--out", tmp_path / "out"]
+    path.write_text("short")
+    assert "text: expected at least one window of 40 tokens, got 5" in fails(capsys, monkeypatch, *usual)
+    path.write_bytes(b"caf\xe9 " * 30)
+    assert "expected UTF-8 text, got invalid continuation byte at byte 3" in fails(capsys, monkeypatch, *usual)
+    assert "Is a directory" in fails(capsys, monkeypatch, *usual[:3], tmp_path, *usual[4:])
+
+
+@pytest.mark.parametrize("name", ["missing.gguf", "no/such/folder/here", "smollm3"])
+def test_missing_models(capsys, monkeypatch, name):
+    assert f"{name}: no such file or folder" in fails(capsys, monkeypatch, "report", name)
+
+
+def test_model_without_tokenizer(capsys, monkeypatch, model_folder, text, tmp_path):
+    for file in model_folder.glob("*token*"):
+        file.unlink()
+    said = fails(capsys, monkeypatch, "report", model_folder, "--text", text, "--out", tmp_path / "out")
+    assert "expected a model with a tokenizer" in said
+
+
+@pytest.mark.parametrize(
+    ("tensor", "value", "message"),
+    [
+        # A weight of a norm multiplies its output beyond float32.
+        ("model.layers.1.input_layernorm.weight", 3e38, "model.layers.1.input_layernorm (LlamaRMSNorm)"),
+        ("model.layers.0.mlp.up_proj.weight", float("nan"), "model.layers.0.mlp.up_proj (Linear)"),
+    ],
+)
+def test_not_finite_activations_name_the_layer(
+    capsys, monkeypatch, model_folder, text, tmp_path, tensor, value, message
+):
+    weights = load_file(model_folder / "model.safetensors")
+    weights[tensor].fill_(value)
+    save_file(weights, model_folder / "model.safetensors", metadata={"format": "pt"})
+    usual = ["--text", text, "--context", "40", "--num-tokens", "80", "--out", tmp_path / "out"]
+    said = fails(capsys, monkeypatch, "report", model_folder, *usual)
+    assert f"{message}: expected finite activations" in said
+
+
+def test_not_finite_activations_of_a_spiking_layer(tiny_llama):
+    tiny_llama.model.layers[1].input_layernorm.weight.data.fill_(3e38)
+    tiny_llama.model.layers[1].input_layernorm.weight.data[0] = float("inf")
+    model = convert(tiny_llama).model
+    with pytest.raises(ActivationError, match=r"SpikeLinear 'model\.layers\.1\.self_attn\.q_proj'.*finite"):
+        measure_perplexity(model, [torch.arange(10)])
+
+
+def test_windows():
+    assert [len(w) for w in split_windows(torch.arange(10), 4)] == [4, 4, 2]
+    # A single token predicts nothing.
+    assert [len(w) for w in split_windows(torch.arange(9), 4)] == [4, 4]
+    with pytest.raises(InputError, match="got 3"):
+        split_windows(torch.arange(3), 4)
