@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -31,12 +31,13 @@ class Loaded(NamedTuple):
 
     Attributes:
         model: the model.
-        tokenizer: its tokenizer; None if the source has none.
+        tokenizer: its tokenizer, of transformers; None if the source has none. Typed as anything, since nearly every
+            source has one.
         source: the file, folder or hub id that was read.
     """
 
     model: nn.Module
-    tokenizer: PreTrainedTokenizerBase | None
+    tokenizer: Any
     source: str
 
 
