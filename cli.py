@@ -76,7 +76,7 @@ def _print_report(found: dict[str, Any], settings: ReportSettings, out: Path) ->
     model, text, spikes = found["model"], found["text"], found["spikes"]
     console.print(
         f"\n[bold]{model['source']}[/bold]: {model['num_spiking_layers']} layers on spikes, "
-        f"{found['settings']['neuron']}, {found['settings']['encoder']}"
+        f"{found['settings']['neuron']}, code {found['settings']['encoder']}"
     )
     console.print(f"{text['num_tokens']:,} tokens of {text['source']}, windows of {settings.context}\n")
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -58,23 +59,29 @@ def window_nlls(
     Raises:
         ActivationError: logits are NaN or infinite; the message names the first layer that gives such values.
     """
-    num_threads = torch.get_num_threads()
 
     def run(window: Tensor) -> float:
-        torch.set_num_threads(1)  # OpenMP's setting belongs to the thread, hence here and not only below
-        nll = _nll(model, window)
+        with one_thread():  # OpenMP's setting belongs to the thread, hence here as well as below
+            nll = _nll(model, window)
         done(len(window))
         return nll
 
+    with one_thread() as num_threads, ThreadPoolExecutor(num_threads) as pool:
+        futures = [pool.submit(run, window) for window in windows]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+@contextmanager
+def one_thread() -> Iterator[int]:
+    """Let PyTorch compute on one thread inside a `with` block; yields how many there are outside."""
+    num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(num_threads) as pool:
-            futures = [pool.submit(run, window) for window in windows]
-            try:
-                return [future.result() for future in futures]
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        yield num_threads
     finally:
         torch.set_num_threads(num_threads)
 

@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from torch import Tensor, nn
 
-from ..backends import Backend
+from ..backends import BACKENDS, Backend
 from ..coding import ENCODERS, BidirectionalBitwise, Encoder
 from ..energy import EnergyReport, PaperEnergy, count_operations
 from ..errors import InputError
@@ -28,7 +28,7 @@ from ..models import LayerRecord, Loaded, Policy, Recording, SpikeLinear, conver
 from ..neuro import AdaptiveThreshold
 from .exactness import ExactnessCheck
 from .histogram import plot_histogram
-from .perplexity import perplexity_of, split_windows, window_nlls
+from .perplexity import one_thread, perplexity_of, split_windows, window_nlls
 from .progress import progress_bars
 from .raster import plot_raster
 from .resume import Unfinished
@@ -192,9 +192,8 @@ def _read_text(path: Path | None) -> tuple[str, str]:
     """Return the text and where it is from."""
     if path is None:
         topics = pydoc_data.topics.topics
-        return "\n\n".join(
-            topics[name] for name in sorted(topics)
-        ), f"{DEFAULT_TEXT} of Python {platform.python_version()}"
+        text = "\n\n".join(topics[name] for name in sorted(topics))
+        return text, f"{DEFAULT_TEXT} of Python {platform.python_version()}"
     try:
         # Not read_text, which would change line ends and with them the checksum.
         return path.read_bytes().decode("utf-8"), path.name
@@ -249,13 +248,9 @@ def _layer_row(layer: LayerRecord) -> dict[str, Any]:
 
 @torch.inference_mode()
 def _draw_raster(model: nn.Module, loaded: Loaded, ids: Tensor, name: str, path: Path) -> None:
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in the measurement, so that the same spikes are drawn
-    try:
-        with record(model, layers=(name,), keep_trains=True) as recording:
-            model(input_ids=ids[None], use_cache=False)
-    finally:
-        torch.set_num_threads(num_threads)
+    # On one thread as in the measurement, so that the same spikes are drawn.
+    with one_thread(), record(model, layers=(name,), keep_trains=True) as recording:
+        model(input_ids=ids[None], use_cache=False)
     tokens = [str(loaded.tokenizer.decode([i])) for i in ids.tolist()] if loaded.tokenizer else None
     train = recording.spikes_of(name)
     plot_raster(train, path, title=f"Spikes into {name}", tokens=tokens)
@@ -266,9 +261,10 @@ def _describe_settings(settings: ReportSettings, model: nn.Module) -> dict[str, 
     return {
         "num_tokens": settings.num_tokens,
         "context": settings.context,
+        "k": getattr(layer.neuron, "k", None),
         "neuron": repr(layer.neuron),
-        "encoder": repr(layer.encoder),
-        "backend": type(layer.backend).__name__ if layer.backend else "auto",
+        "encoder": ENCODERS.name_of(layer.encoder) or repr(layer.encoder),
+        "backend": BACKENDS.name_of(layer.backend) or repr(layer.backend) if layer.backend else "auto",
         "layers": settings.layers,
         "group_size": layer.group_size,
         "seed": settings.seed,

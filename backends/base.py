@@ -24,6 +24,9 @@ class Backend(ABC):
     `Reference` bit for bit; tests/reference runs over every registered backend.
     """
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
     def why_unavailable(self, device: torch.device) -> str | None:
         """Return why this backend cannot work on tensors of that device, or None if it can."""
         return None

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
-from jaxtyping import Float, Int8, Int32
+from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
 from .. import backends
@@ -16,8 +16,8 @@ from ..coding import BidirectionalBitwise, Encoder, SpikeTrain
 from ..errors import InputError, SpikebrainError
 from ..neuro import AdaptiveThreshold, Neuron, SpikeCount
 
-# A call unrolls this many bytes of spikes at a time; tokens are independent, so the result is the same.
-_TRAIN_BYTES = 64 * 2**20
+# A call holds this many bytes of spikes and sums at a time; tokens are independent, so the result is the same.
+_PORTION_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -141,37 +141,49 @@ class SpikeLinear(nn.Module):
             )
         try:
             spikes = self.neuron(x)
-            accumulation = self.accumulate(spikes)
+            y = self._run(spikes)
         except SpikebrainError as error:
             raise type(error)(f"{self._where}: {error}") from error
-        y = self.rescale(accumulation, spikes.threshold)
         if spikes.source is not None:
             y: Tensor = _DenseGradient.apply(x, y, self.dequantized_weight())  # pyright: ignore[reportAssignmentType]
         if self.bias is not None:
             y = y + self.bias.to(y.dtype)
         return y.to(x.dtype)
 
-    def accumulate(self, spikes: SpikeCount) -> Int32[Tensor, "*tokens groups out_features"]:
-        """Unroll counts into spikes and add up the weights that they address, group by group."""
+    def _run(self, spikes: SpikeCount) -> Tensor:
+        """Unroll counts, accumulate and rescale, a portion of the tokens at a time; in the threshold's dtype."""
         tokens = spikes.count.shape[:-1]
         count = spikes.count.reshape(tokens.numel(), self.in_features)
+        threshold = spikes.threshold.expand(*tokens, 1).reshape(-1, 1)
+        scale = self.scale.t().to(threshold.dtype)
         backend = self.backend or backends.auto(count.device)
-        shape = (len(count), len(self.groups), self.out_features)
-        total = torch.zeros(shape, dtype=torch.int32, device=count.device)
-        for first, part, train in self._trains(count):
-            for g, group in enumerate(self.groups):
-                channels = SpikeTrain(train.spikes[..., group], train.timestep_weight, train.zero_point)
-                total[first : first + len(part), g] = backend.accumulate(channels, self.weight[:, group])
-            step = Step(part, train, total[first : first + len(part)], first)
+        y = threshold.new_zeros(len(count), self.out_features)
+        for first, part, train in self._portions(count):
+            accumulation = torch.stack([backend.accumulate(*pair) for pair in self._by_group(train)], 1)
             for observer in self.observers:
-                observer(self, step)
-        return total.reshape(*tokens, *shape[1:])
+                observer(self, Step(part, train, accumulation, first))
+            last = first + len(part)
+            y[first:last] = (accumulation * scale).sum(1) * threshold[first:last]
+        return y.reshape(*tokens, self.out_features)
 
-    def rescale(
-        self, accumulation: Int32[Tensor, "*tokens groups out_features"], threshold: Float[Tensor, "*tokens 1"]
-    ) -> Float[Tensor, "*tokens out_features"]:
-        """Return threshold * sum over groups of scale * accumulation, in the dtype of the threshold."""
-        return (accumulation * self.scale.t()).sum(-2) * threshold
+    def _portions(self, count: Tensor) -> Iterator[tuple[int, Tensor, SpikeTrain]]:
+        """Yield (first token, counts, train) for consecutive tokens, all with the same code and length."""
+        if count.numel() == 0:
+            return
+        encoder, num_timesteps = self.encoder.fitted(*(int(v) for v in count.aminmax()))
+        token_bytes = num_timesteps * self.in_features + 4 * self.scale.numel()
+        num_tokens = max(1, _PORTION_BYTES // token_bytes)
+        for first in range(0, len(count), num_tokens):
+            part = count[first : first + num_tokens]
+            yield first, part, encoder.encode(part, num_timesteps)
+
+    def _by_group(self, train: SpikeTrain) -> Iterator[tuple[SpikeTrain, Tensor]]:
+        """Yield the spikes and weights of the input channels of each group."""
+        if self.group_size is None:
+            yield train, self.weight
+            return
+        for group in self.groups:
+            yield SpikeTrain(train.spikes[..., group], train.timestep_weight, train.zero_point), self.weight[:, group]
 
     def extra_repr(self) -> str:
         """Show the settings when the module is printed."""
@@ -191,16 +203,6 @@ class SpikeLinear(nn.Module):
     @property
     def _where(self) -> str:
         return f"SpikeLinear {self.name!r}" if self.name else "SpikeLinear"
-
-    def _trains(self, count: Tensor) -> Iterator[tuple[int, Tensor, SpikeTrain]]:
-        """Yield (first token, counts, train) for consecutive tokens, all with the same code and length."""
-        if count.numel() == 0:
-            return
-        encoder, num_timesteps = self.encoder.fitted(*(int(v) for v in count.aminmax()))
-        num_tokens = max(1, _TRAIN_BYTES // (num_timesteps * self.in_features))
-        for first in range(0, len(count), num_tokens):
-            part = count[first : first + num_tokens]
-            yield first, part, encoder.encode(part, num_timesteps)
 
 
 class _DenseGradient(torch.autograd.Function):

@@ -77,7 +77,8 @@ def test_tokens_in_portions_give_the_same(monkeypatch):
     layer.observers.append(lambda _, step: steps.append(step))
     whole = layer(x)
     assert [len(step.count) for step in steps] == [11]
-    monkeypatch.setattr(spike_linear, "_TRAIN_BYTES", 3 * 20 * steps[0].train.num_timesteps)
+    # Three tokens: their spikes, and 4 bytes for each of 7 sums.
+    monkeypatch.setattr(spike_linear, "_PORTION_BYTES", 3 * (20 * steps[0].train.num_timesteps + 28))
     steps.clear()
     assert torch.equal(layer(x), whole)
     assert [(step.first_token, len(step.count)) for step in steps] == [(0, 3), (3, 3), (6, 3), (9, 2)]
