@@ -10,12 +10,19 @@ from .base import BACKENDS, Backend
 
 @BACKENDS.register("reference")
 class Reference(Backend):
-    """Multiplies and adds in int64, one output feature at a time, on any device: no product or sum can round."""
+    """Multiplies and adds in int64, one timestep at a time, on any device: no product or sum can round."""
 
     def _accumulate(self, spikes: Tensor, timestep_weight: Tensor, weight: Tensor, bound: float) -> Tensor:
-        num_tokens, num_outputs = spikes.shape[1], weight.shape[0]
-        total = torch.zeros(num_tokens, num_outputs, dtype=torch.int64, device=weight.device)
-        for plane_weight, plane in zip(timestep_weight.tolist(), spikes, strict=True):
-            for o in range(num_outputs):
-                total[:, o] += plane_weight * (plane.to(torch.int64) * weight[o]).sum(-1)
+        wide = weight.to(torch.int64)
+        total = torch.zeros(spikes.shape[1], weight.shape[0], dtype=torch.int64, device=weight.device)
+        for plane_weight, plane in zip(timestep_weight.tolist(), spikes.to(torch.int64), strict=True):
+            total += plane_weight * _product(plane, wide)
         return total
+
+
+def _product(plane: Tensor, weight: Tensor) -> Tensor:
+    """Return plane @ weight.t() in int64. PyTorch has integer matrix products on CPUs only."""
+    if plane.device.type == "cpu":
+        return plane @ weight.t()
+    for_each_output = [(plane * row).sum(-1) for row in weight]
+    return torch.stack(for_each_output, 1) if for_each_output else plane.new_zeros(len(plane), 0)

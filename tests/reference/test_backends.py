@@ -3,13 +3,14 @@
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spikebrain import Binary, SpikeTrain, Ternary, decode
-from spikebrain.backends import BACKENDS, Backend, Cpu, Reference, auto
+from spikebrain.backends import BACKENDS, Backend, Cpu, Reference, auto, reference
 from spikebrain.coding import ENCODERS
 from spikebrain.errors import AccumulatorOverflowError, BackendUnavailableError, InputError
 
@@ -40,6 +41,19 @@ def test_reference_equals_python():
         encoder, num_timesteps = ENCODERS.create(name).fitted(int(count.min()), int(count.max()))
         train = encoder.encode(count, num_timesteps)
         assert Reference().accumulate(train, weight).tolist() == by_hand(train, weight)
+
+
+@pytest.mark.parametrize(("num_tokens", "num_inputs", "num_outputs"), [(3, 7, 5), (0, 7, 5), (3, 0, 5), (3, 7, 0)])
+def test_reference_without_integer_matrix_product(monkeypatch, num_tokens, num_inputs, num_outputs):
+    # On a GPU the reference multiplies elementwise; here, the same code on the CPU.
+    plane = torch.randint(-1, 2, (num_tokens, num_inputs))
+    weight = torch.randint(-128, 128, (num_outputs, num_inputs))
+    expected = plane @ weight.t()
+    elsewhere = SimpleNamespace(type="cuda")
+    monkeypatch.setattr(torch.Tensor, "device", elsewhere)
+    result = reference._product(plane, weight)
+    monkeypatch.undo()
+    assert torch.equal(result, expected)
 
 
 @pytest.mark.parametrize("backend", OTHERS)
