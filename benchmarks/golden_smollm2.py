@@ -16,8 +16,9 @@ import platform
 import sys
 from pathlib import Path
 
-import spikebrain as sb
 import torch
+
+import spikebrain as sb
 from spikebrain.analysis import code_statistics, measure_perplexity, spike_statistics, split_windows
 
 STATISTICS = ("mean_spikes", "mean_count", "silent_fraction", "fraction_le_7", "fraction_gt_16", "window3_sparsity")

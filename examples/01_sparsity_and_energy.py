@@ -5,8 +5,9 @@ Prints the sparsest and the densest kind of layer, each over all 30 blocks, for 
 
 from collections import defaultdict
 
-import spikebrain as sb
 import torch
+
+import spikebrain as sb
 from spikebrain.analysis import spike_statistics
 from spikebrain.energy import PaperEnergy, count_operations
 

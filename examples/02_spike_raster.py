@@ -3,10 +3,11 @@
 import sys
 from pathlib import Path
 
-import spikebrain as sb
 import torch
-from spikebrain.analysis import plot_raster
 from torch import nn
+
+import spikebrain as sb
+from spikebrain.analysis import plot_raster
 
 out = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
 torch.manual_seed(0)

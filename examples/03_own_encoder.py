@@ -5,10 +5,11 @@ Two methods are all it takes; the layer, the backends, recording and figures the
 
 from dataclasses import dataclass
 
-import spikebrain as sb
 import torch
-from spikebrain.coding import ENCODERS
 from torch import nn
+
+import spikebrain as sb
+from spikebrain.coding import ENCODERS
 
 
 @ENCODERS.register("balanced-ternary")  # only needed to save a model, or to name it on the command line

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from spikebrain import IntegrateAndFire, LeakyIntegrateAndFire
 
 neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="pip install 'spikebrain[snn]'")

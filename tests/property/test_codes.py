@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
 from spikebrain import AdaptiveThreshold, AEREvents, IntegrateAndFire, SpikeTrain, decode
 from spikebrain.coding import ENCODERS
 from spikebrain.neuro import NEURONS

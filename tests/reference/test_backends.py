@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from spikebrain import Binary, SpikeTrain, Ternary, decode
 from spikebrain.backends import BACKENDS, Backend, Cpu, Reference, auto, reference
 from spikebrain.coding import ENCODERS

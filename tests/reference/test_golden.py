@@ -6,6 +6,7 @@ import re
 import pytest
 import torch
 from safetensors import safe_open
+
 from spikebrain import (
     AdaptiveThreshold,
     BidirectionalBitwise,

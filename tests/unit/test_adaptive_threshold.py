@@ -1,5 +1,6 @@
 import pytest
 import torch
+
 from spikebrain import AdaptiveThreshold
 from spikebrain.errors import ActivationError, InputError
 

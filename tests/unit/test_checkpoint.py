@@ -4,12 +4,13 @@ import struct
 
 import pytest
 import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
 from spikebrain import AdaptiveThreshold, Encoder, Policy, SignedDigit, Ternary, convert, load, save
 from spikebrain.backends import Reference
 from spikebrain.coding import ENCODERS
 from spikebrain.errors import CheckpointError, InputError
-from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
 
 IDS = torch.arange(30)[None]
 

@@ -1,10 +1,11 @@
 import pytest
 import torch
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
 from spikebrain import AdaptiveThreshold, Policy, SpikeLinear, Ternary, convert, dequantize
 from spikebrain.backends import Reference
 from spikebrain.errors import InputError
-from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
 
 IDS = torch.arange(20)[None]
 

@@ -1,9 +1,10 @@
 import pytest
 import torch
+from torch import nn
+
 from spikebrain import AdaptiveThreshold, SpikeLinear, record
 from spikebrain.energy import OperationCounts, PaperEnergy, count_operations, load_table
 from spikebrain.errors import InputError
-from torch import nn
 
 
 def test_counts_by_hand():

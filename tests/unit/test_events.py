@@ -2,6 +2,7 @@ import dataclasses
 
 import pytest
 import torch
+
 from spikebrain import AEREvents, SpikeTrain
 from spikebrain.coding import AEREvent
 from spikebrain.errors import EncodingError

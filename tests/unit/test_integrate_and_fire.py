@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from spikebrain import AdaptiveThreshold, IntegrateAndFire, LeakyIntegrateAndFire, Ternary
 from spikebrain.errors import ActivationError, InputError
 

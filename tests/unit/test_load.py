@@ -8,9 +8,10 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from spikebrain import convert, load, save
 from spikebrain.errors import CheckpointError
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 
 class Bomb:

@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 import spikebrain
 from spikebrain.backends import BACKENDS, Backend
 from spikebrain.coding import ENCODERS, Encoder

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgb
+
 from spikebrain import SpikeTrain, Ternary
 from spikebrain.analysis import plot_histogram, plot_raster
 from spikebrain.analysis.style import NEGATIVE, POSITIVE

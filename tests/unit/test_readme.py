@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from spikebrain.errors import CheckpointError
 from spikebrain.models import smollm2
 

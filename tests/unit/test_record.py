@@ -2,10 +2,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch import nn
+
 from spikebrain import AdaptiveThreshold, Policy, SpikeLinear, Ternary, convert, decode, record
 from spikebrain.errors import InputError
 from spikebrain.models import Recording
-from torch import nn
 
 IDS = torch.arange(12)[None]
 

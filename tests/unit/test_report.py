@@ -7,13 +7,14 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
 from spikebrain import Policy, Ternary, convert, save
 from spikebrain.analysis import measure_perplexity, perplexity, report, split_windows
 from spikebrain.analysis.resume import FILE_NAME
 from spikebrain.backends import Cpu
 from spikebrain.cli import app, main
 from spikebrain.errors import ActivationError, InputError
-from typer.testing import CliRunner
 
 TEXT = "It reports firing rates, sparsity, accuracy and energy. " * 8
 

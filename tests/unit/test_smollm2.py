@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+
 from spikebrain.errors import CheckpointError
 from spikebrain.models import smollm2
 

@@ -1,12 +1,13 @@
 import pytest
 import torch
+from torch import nn
+
 from spikebrain import AdaptiveThreshold, SpikeLinear, decode
 from spikebrain.backends import BACKENDS
 from spikebrain.coding import ENCODERS
 from spikebrain.errors import ActivationError, InputError
 from spikebrain.models import spike_linear
 from spikebrain.models.spike_linear import quantize
-from torch import nn
 
 
 def dense(layer, x):

@@ -2,6 +2,7 @@ from collections import Counter
 
 import pytest
 import torch
+
 from spikebrain import Policy, convert, record
 from spikebrain.analysis import DEFINITIONS, code_statistics, merged_histogram, spike_statistics
 from spikebrain.coding import ENCODERS
