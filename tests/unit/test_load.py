@@ -192,6 +192,7 @@ def gguf_file(tmp_path, tiny_llama, tokenizer):
     writer.add_token_list([token for token, _ in vocabulary])
     writer.add_token_types([1] * 256 + [3, 1])
     writer.add_token_merges(["Ā Ā"])
+    writer.add_bos_token_id(256)
     writer.add_eos_token_id(256)
     names = {
         "model.embed_tokens": "token_embd",
