@@ -14,14 +14,14 @@ from ..models import LayerRecord
 
 # What each statistic means; reports print these beside the numbers.
 DEFINITIONS = {
-    "mean_spikes": "spikes of either sign per channel and token, in the chosen code",
+    "mean_spikes": "spikes of either sign per channel and token",
     "mean_count": "mean |count| per channel and token",
     "silent_fraction": "share of channels with count 0",
-    "fraction_le_7": "share of channels with |count| <= 7: three bits suffice",
+    "fraction_le_7": "share of channels with |count| <= 7 (3 bits)",
     "fraction_gt_16": "share of channels with |count| > 16",
-    "window3_sparsity": "share of empty places in the 3 lowest bit planes, over the channels with |count| <= 7",
-    "train_sparsity": "share of empty places in the whole train: 1 - firing_rate",
-    "firing_rate": "spikes of either sign / (channels x timesteps) of the trains as they ran",
+    "window3_sparsity": "empty share of 3 bit planes, where |count| <= 7",
+    "train_sparsity": "empty share of the whole train: 1 - firing_rate",
+    "firing_rate": "spikes / (channels x timesteps), as they ran",
     "max_count": "largest |count|",
     "num_timesteps": "length of the longest train",
 }
