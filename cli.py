@@ -72,10 +72,10 @@ def report(
 
 def _print_report(found: dict[str, Any], settings: ReportSettings, out: Path) -> None:
     """Print a summary, each figure with its meaning."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     model, text, spikes = found["model"], found["text"], found["spikes"]
     console.print(
-        f"\n[bold]{model['source']}[/bold]: {model['num_spiking_layers']} layers on spikes, "
+        f"\n{model['source']}: {model['num_spiking_layers']} layers on spikes, "
         f"{found['settings']['neuron']}, code {found['settings']['encoder']}"
     )
     console.print(f"{text['num_tokens']:,} tokens of {text['source']}, windows of {settings.context}\n")
@@ -106,6 +106,9 @@ def _print_report(found: dict[str, Any], settings: ReportSettings, out: Path) ->
 
     table = _table("The same counts in each code", "spikes per channel", "train sparsity", "timesteps")
     for name, code in found["codes"].items():
+        if code is None:
+            table.add_row(name, "", "", "too many")
+            continue
         row = (f"{code['mean_spikes']:.4f}", f"{code['train_sparsity']:.2%}", f"{code['num_timesteps']:,}")
         table.add_row(name, *row)
     console.print(table, "")
@@ -122,7 +125,7 @@ def _print_report(found: dict[str, Any], settings: ReportSettings, out: Path) ->
         f"This is the estimate of the SpikingBrain report (eq. 24), nothing is measured. Energies: "
         f"{energy['table']['source']} ({energy['table']['process']})."
     )
-    console.print("[bold]Left out:[/bold] " + "; ".join(energy["left_out"]) + ".\n")
+    console.print("Left out: " + "; ".join(energy["left_out"]) + ".\n")
 
     exact = found["exactness"]
     console.print(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from .style import NEGATIVE, NEUTRAL, POSITIVE, SHADE, save_figure
+from .style import NEGATIVE, NEUTRAL, POSITIVE, SHADE, plain, save_figure
 
 # Signed counts up to here have a bar of their own.
 _SHOWN = 16
@@ -41,7 +41,7 @@ def plot_histogram(histogram: Counter[int], path: str | os.PathLike, title: str 
     inside = sum(n for v, n in histogram.items() if abs(v) <= 7) / total
     left.text(0.02, 0.97, f"silent: {histogram[0] / total:.1%}", transform=left.transAxes, va="top")
     left.text(0.02, 0.90, f"|count| ≤ 7 (shaded): {inside:.1%}", transform=left.transAxes, va="top")
-    left.set_title(title, loc="left", fontsize=10)
+    left.set_title(plain(title), loc="left", fontsize=10)
 
     largest = max(abs(v) for v in histogram)
     bits = list(range(max(largest.bit_length(), 1) + 1))

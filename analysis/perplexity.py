@@ -14,6 +14,8 @@ from ..errors import ActivationError, InputError
 
 # Positions whose log-probabilities are taken at a time, to bound memory.
 _POSITIONS = 128
+# exp of more does not fit a float64.
+_LARGEST_NLL = 709.0
 
 
 def split_windows(ids: Tensor, context: int) -> list[Tensor]:
@@ -41,7 +43,13 @@ def measure_perplexity(model: nn.Module, windows: Sequence[Tensor]) -> float:
 
 def perplexity_of(nlls: Sequence[float], windows: Sequence[Tensor]) -> float:
     """Return exp of the mean negative log-likelihood, in nats, over the tokens that the windows predict."""
-    return math.exp(math.fsum(nlls) / sum(len(window) - 1 for window in windows))
+    mean = math.fsum(nlls) / sum(len(window) - 1 for window in windows)
+    if mean > _LARGEST_NLL:
+        raise ActivationError(
+            f"perplexity: expected a mean negative log-likelihood up to {_LARGEST_NLL:.0f} nats, got {mean:.4g}: the "
+            "model's logits are out of all proportion. Check its weights."
+        )
+    return math.exp(mean)
 
 
 def window_nlls(
@@ -66,7 +74,9 @@ def window_nlls(
         done(len(window))
         return nll
 
-    with one_thread() as num_threads, ThreadPoolExecutor(num_threads) as pool:
+    # A model that adapts its rotary embedding to the length of its input keeps state: one window after the other then.
+    keeps_state = _rotary_type(model) in ("dynamic", "longrope")
+    with one_thread() as num_threads, ThreadPoolExecutor(1 if keeps_state else num_threads) as pool:
         futures = [pool.submit(run, window) for window in windows]
         try:
             return [future.result() for future in futures]
@@ -84,6 +94,12 @@ def one_thread() -> Iterator[int]:
         yield num_threads
     finally:
         torch.set_num_threads(num_threads)
+
+
+def _rotary_type(model: nn.Module) -> str | None:
+    config = getattr(model, "config", None)
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    return rope.get("rope_type") if isinstance(rope, dict) else None
 
 
 @torch.inference_mode()

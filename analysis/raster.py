@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 
 from ..coding import SpikeTrain
 from ..errors import InputError
-from .style import NEGATIVE, NEUTRAL, POSITIVE, save_figure
+from .style import NEGATIVE, NEUTRAL, POSITIVE, plain, save_figure
 
 
 def plot_raster(
@@ -75,12 +75,12 @@ def plot_raster(
         above.set_xticks([(i + 0.5) * num_timesteps for i in range(num_tokens)], [_visible(t) for t in tokens])
         above.tick_params(length=0, labelrotation=45 if num_tokens > 12 else 0, labelsize=9)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    figure.suptitle(plain(title), x=0.01, ha="left", fontsize=11)
     figure.legend(handles=handles, loc="outside upper right", ncols=2, frameon=False)
     save_figure(figure, Path(path))
 
 
 def _visible(text: str) -> str:
-    """Return a token's text with its white space visible, and nothing that matplotlib reads as a formula."""
-    shown = text.replace("\n", "⏎").replace("\t", "→").replace("$", r"\$").strip(" ") or "␣"
-    return shown if len(shown) <= 14 else shown[:13] + "…"
+    """Return a token's text, shortened, with its white space visible."""
+    shown = text.replace("\n", "⏎").replace("\t", "→").strip(" ") or "␣"
+    return plain(shown if len(shown) <= 14 else shown[:13] + "…")

@@ -14,28 +14,41 @@ import time
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ..backends import BACKENDS, Backend
 from ..coding import ENCODERS, BidirectionalBitwise, Encoder
 from ..energy import EnergyReport, PaperEnergy, count_operations
 from ..errors import InputError
-from ..models import LayerRecord, Loaded, Policy, Recording, SpikeLinear, convert, dequantize, load, record
+from ..models import (
+    LayerRecord,
+    Loaded,
+    Policy,
+    Recording,
+    SpikeLinear,
+    choose_layers,
+    convert,
+    dequantize,
+    load,
+    record,
+)
 from ..neuro import AdaptiveThreshold
 from .exactness import ExactnessCheck
 from .histogram import plot_histogram
 from .perplexity import one_thread, perplexity_of, split_windows, window_nlls
 from .progress import progress_bars
 from .raster import plot_raster
-from .resume import Unfinished
+from .resume import FILE_NAME, Unfinished
 from .stats import code_statistics, merged_histogram, spike_statistics
 
 DEFAULT_TEXT = "pydoc_data.topics"
 _RASTER_TOKENS = 12
+_WRITTEN = ("report.json", "layers.csv", "histogram.png", "raster.png")
 
 
 @dataclass(frozen=True)
@@ -82,13 +95,16 @@ def run_report(settings: ReportSettings, out: Path, console: Console | None = No
     Raises:
         SpikebrainError: bad input; the message says which and what to do.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, markup=False)
     start = time.perf_counter()
     policy = _policy(settings)
     text, text_source = _read_text(settings.text)
     _require_writable(out)
     console.print(f"Loading {settings.model}")
     loaded = load(settings.model, console=console)
+    converted = any(isinstance(module, SpikeLinear) for module in loaded.model.modules())
+    if not converted:
+        choose_layers(loaded.model, policy)  # a pattern that matches nothing is told now, not after the float model ran
     ids = _tokenize(loaded, text, settings, console)
     unfinished = Unfinished.of_job(out, _job(settings, loaded, text))
     windows = split_windows(ids, settings.context)
@@ -97,33 +113,39 @@ def run_report(settings: ReportSettings, out: Path, console: Console | None = No
 
     records = list(run.recording.layers.values())
     statistics = spike_statistics(records)
+    codes = {name: code_statistics(records, ENCODERS.create(name)) for name in ENCODERS}
     layers = [_layer_row(layer) for layer in records]
     num_tokens = sum(len(window) for window in windows)
-    source = Path(loaded.source)
-    title = f"{source.stem}, {num_tokens:,} tokens of {text_source}"
-    plot_histogram(merged_histogram(records), out / "histogram.png", title)
-    typical = min(layers, key=lambda row: abs(row["mean_spikes"] - statistics.mean_spikes))["name"]
-    _draw_raster(run.model, loaded, windows[0][:_RASTER_TOKENS], typical, out / "raster.png")
-    _write_csv(layers, out / "layers.csv")
     report = {
         "model": {
             "name": settings.model,
-            "source": source.name,
+            "source": Path(loaded.source).name,
             "architecture": type(loaded.model).__name__,
             "num_spiking_layers": len(records),
         },
-        "settings": _describe_settings(settings, run.model),
+        "settings": _describe_settings(settings, run.model, converted),
         "text": {"source": text_source, "sha256": _sha256(text), "num_tokens": num_tokens},
         "perplexity": run.perplexity,
         "spikes": dataclasses.asdict(statistics),
-        "codes": {name: dataclasses.asdict(code_statistics(records, ENCODERS.create(name))) for name in ENCODERS},
+        "codes": {name: dataclasses.asdict(code) if code else None for name, code in codes.items()},
         "layers": layers,
         "energy": {"paper": _describe_energy(PaperEnergy().estimate(count_operations(run.recording)))},
         "exactness": run.check.state(),
         "environment": _environment(),
-        "seconds": seconds | run.seconds | {"total": time.perf_counter() - start},
+        "seconds": seconds | run.seconds,
     }
-    (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    title = f"{Path(loaded.source).stem}, {num_tokens:,} tokens of {text_source}"
+    typical = min(layers, key=lambda row: abs(row["mean_spikes"] - statistics.mean_spikes))["name"]
+    try:
+        plot_histogram(merged_histogram(records), out / "histogram.png", title)
+        _draw_raster(run.model, loaded, windows[0][:_RASTER_TOKENS], typical, out / "raster.png")
+        _write_csv(layers, out / "layers.csv")
+        report["seconds"]["total"] = time.perf_counter() - start
+        (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise InputError(
+            f"--out {out}: cannot be written: {error}. What was measured is kept there: run again once it can be."
+        ) from error
     unfinished.remove()
     return report
 
@@ -174,6 +196,8 @@ def _measure(
 
 
 def _policy(settings: ReportSettings) -> Policy:
+    if settings.seed < 0:
+        raise InputError(f"seed: expected an integer >= 0, got {settings.seed}.")
     if settings.num_tokens < settings.context:
         raise InputError(
             f"num_tokens: expected at least one window of context = {settings.context} tokens, got "
@@ -215,10 +239,19 @@ def _require_writable(out: Path) -> None:
 def _tokenize(loaded: Loaded, text: str, settings: ReportSettings, console: Console) -> Tensor:
     if loaded.tokenizer is None:
         raise InputError(f"{loaded.source}: expected a model with a tokenizer. Put its tokenizer files beside it.")
-    longest = getattr(getattr(loaded.model, "config", None), "max_position_embeddings", None)
+    config: Any = loaded.model.config
+    config = config.get_text_config()
+    names = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length")
+    longest = next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
     if longest is not None and settings.context > longest:
         raise InputError(f"context: expected at most the model's {longest} positions, got {settings.context}.")
     ids = torch.tensor(loaded.tokenizer.encode(text, verbose=False), dtype=torch.int64)
+    vocabulary = cast(PreTrainedModel, loaded.model).get_input_embeddings()
+    if isinstance(vocabulary, nn.Embedding) and len(ids) and int(ids.max()) >= vocabulary.num_embeddings:
+        raise InputError(
+            f"{loaded.source}: expected token ids below {vocabulary.num_embeddings}, got {int(ids.max())}: the "
+            "tokenizer is not this model's. Use the files that belong together."
+        )
     if settings.context <= len(ids) < settings.num_tokens:
         console.print(f"The text has only {len(ids):,} tokens, fewer than {settings.num_tokens:,}: all are used.")
     return ids[: settings.num_tokens]
@@ -227,13 +260,20 @@ def _tokenize(loaded: Loaded, text: str, settings: ReportSettings, console: Cons
 def _job(settings: ReportSettings, loaded: Loaded, text: str) -> dict[str, Any]:
     """Return all that the figures depend on; a model file counts by its name, size and time of change."""
     source = Path(loaded.source)
-    files = sorted(source.iterdir()) if source.is_dir() else [source] if source.exists() else []
+    files = [source] if source.is_file() else sorted(source.glob("*")) if source.is_dir() else []
+    versions = [version(package) for package in ("spikebrain", "torch", "transformers", "numba", "numpy")]
     return {
         "settings": repr(settings),
         "text": _sha256(text),
         "source": loaded.source,
-        "files": [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files],
-        "versions": [version("spikebrain"), torch.__version__],
+        "commit": getattr(getattr(loaded.model, "config", None), "_commit_hash", None),
+        # Not what a report itself writes, in case it goes into the model's folder.
+        "files": [
+            (file.name, file.stat().st_size, file.stat().st_mtime_ns)
+            for file in files
+            if file.is_file() and file.name not in _WRITTEN and not file.name.startswith(Path(FILE_NAME).stem)
+        ],
+        "versions": versions,
     }
 
 
@@ -256,7 +296,7 @@ def _draw_raster(model: nn.Module, loaded: Loaded, ids: Tensor, name: str, path:
     plot_raster(train, path, title=f"Spikes into {name}", tokens=tokens)
 
 
-def _describe_settings(settings: ReportSettings, model: nn.Module) -> dict[str, Any]:
+def _describe_settings(settings: ReportSettings, model: nn.Module, converted: bool) -> dict[str, Any]:
     layer = next(module for module in model.modules() if isinstance(module, SpikeLinear))
     return {
         "num_tokens": settings.num_tokens,
@@ -265,7 +305,7 @@ def _describe_settings(settings: ReportSettings, model: nn.Module) -> dict[str, 
         "neuron": repr(layer.neuron),
         "encoder": ENCODERS.name_of(layer.encoder) or repr(layer.encoder),
         "backend": BACKENDS.name_of(layer.backend) or repr(layer.backend) if layer.backend else "auto",
-        "layers": settings.layers,
+        "layers": "as converted" if converted else settings.layers,
         "group_size": layer.group_size,
         "seed": settings.seed,
     }

@@ -64,7 +64,7 @@ class Unfinished:
             self.recorded = {name: dict(vars(layer)) for name, layer in recording.layers.items()}
             self.checked = check.state()
         content = {"key": self.key, "nlls": self.nlls, "recorded": self.recorded, "checked": self.checked}
-        partial = self.path.with_suffix(".partial")
+        partial = self.path.with_suffix(f".{os.getpid()}.partial")
         partial.write_text(json.dumps(content), encoding="utf-8")
         os.replace(partial, self.path)
 

@@ -69,27 +69,23 @@ class Backend(ABC):
             raise BackendUnavailableError(f"{where}: {reason}")
         tokens = spikes.shape[1:-1]
         flat = spikes.reshape(train.num_timesteps, tokens.numel(), weight.shape[1])
-        bound = MAX_WEIGHT * _largest_charge(flat, train.timestep_weight)
-        if bound >= 2.0**62:
-            raise AccumulatorOverflowError(
-                f"{where}: expected partial sums that fit 64 bits, got spikes that weigh up to {bound:.3g}. "
-                "Use smaller timestep weights."
-            )
-        total = self._accumulate(flat, train.timestep_weight, weight, bound)
+        _check_charge(flat, train.timestep_weight, where)
+        total = self._accumulate(flat, train.timestep_weight, weight)
         if train.zero_point:
             row_sum = weight.sum(1, dtype=torch.int64)
             total = total.to(torch.int64) - train.zero_point * row_sum
         return _as_int32(total, where).reshape(*tokens, weight.shape[0])
 
     @abstractmethod
-    def _accumulate(self, spikes: Tensor, timestep_weight: Tensor, weight: Tensor, bound: float) -> Tensor:
+    def _accumulate(self, spikes: Tensor, timestep_weight: Tensor, weight: Tensor) -> Tensor:
         """Return sum over t of timestep_weight[t] * (W spikes[t]): [tokens, out_features], int32 or int64, exact.
 
         Args:
             spikes: int8, [T, tokens, in_features].
             timestep_weight: int64, [T].
             weight: int8, [out_features, in_features].
-            bound: no partial sum exceeds it in magnitude, in any order of addition; below 2^62.
+
+        The spikes of a token weigh little enough that no partial sum, in any order of addition, reaches 2^61.
         """
 
 
@@ -109,10 +105,19 @@ def _as_int32(total: Tensor, where: str) -> Tensor:
     return total.to(torch.int32)
 
 
-def _largest_charge(spikes: Tensor, timestep_weight: Tensor) -> float:
-    """Return the most that one token's spikes weigh: max over tokens of sum over t |weight[t]| * |spikes[t]|."""
-    if spikes.numel() == 0:
-        return 0.0
-    num_spikes = torch.stack([plane.count_nonzero(-1) for plane in spikes])
-    # In float64, which is exact up to 2^53 and cannot wrap beyond.
-    return float((num_spikes.double() * timestep_weight.double().abs().to(spikes.device)[:, None]).sum(0).max())
+def _check_charge(spikes: Tensor, timestep_weight: Tensor, where: str) -> None:
+    """Raise unless every token's charge, sum over t of |weight[t]| * |spikes[t]|, keeps partial sums below 2^61."""
+    weights = [abs(w) for w in timestep_weight.tolist()]
+    most = 2**61 // MAX_WEIGHT
+    # If even spikes everywhere stay below it, there is no need to look at them.
+    if sum(weights) * spikes.shape[-1] < most:
+        return
+    charge = max(
+        (sum(w * n for w, n in zip(weights, token, strict=True)) for token in spikes.count_nonzero(-1).t().tolist()),
+        default=0,
+    )
+    if charge >= most:
+        raise AccumulatorOverflowError(
+            f"{where}: expected partial sums that fit 64 bits, got spikes that weigh {charge:,} in one token. "
+            "Use smaller timestep weights."
+        )

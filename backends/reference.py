@@ -12,7 +12,7 @@ from .base import BACKENDS, Backend
 class Reference(Backend):
     """Multiplies and adds in int64, one timestep at a time, on any device: no product or sum can round."""
 
-    def _accumulate(self, spikes: Tensor, timestep_weight: Tensor, weight: Tensor, bound: float) -> Tensor:
+    def _accumulate(self, spikes: Tensor, timestep_weight: Tensor, weight: Tensor) -> Tensor:
         wide = weight.to(torch.int64)
         total = torch.zeros(spikes.shape[1], weight.shape[0], dtype=torch.int64, device=weight.device)
         for plane_weight, plane in zip(timestep_weight.tolist(), spikes.to(torch.int64), strict=True):

@@ -71,8 +71,10 @@ def main() -> int:
         compare(f"k={k} spiking perplexity", perplexity, expected["perplexity"], 0.01)
         for name in STATISTICS:
             compare(f"k={k} {name}", getattr(statistics, name), expected[name], 0.005)
-        signed_digit = code_statistics(layers, sb.SignedDigit()).mean_spikes
-        compare(f"k={k} mean_spikes signed digit", signed_digit, expected["mean_spikes_signed_digit"], 0.005)
+        signed_digit = code_statistics(layers, sb.SignedDigit())
+        assert signed_digit is not None
+        found = signed_digit.mean_spikes
+        compare(f"k={k} mean_spikes signed digit", found, expected["mean_spikes_signed_digit"], 0.005)
         compare(f"k={k} max_count", statistics.max_count, expected["max_count"], 0.01)
 
     num_outside = sum(not row["ok"] for row in rows)

@@ -83,7 +83,7 @@ def check_num_timesteps(encoder: Encoder, num_timesteps: int, most: int) -> None
     if not 1 <= num_timesteps <= most:
         raise EncodingError(
             f"{type(encoder).__name__}.encode: expected 1 <= num_timesteps <= {most}, got {num_timesteps}. "
-            "timesteps_for(max_count) gives a length that fits."
+            "timesteps_for(max_count) gives a length that fits; for large counts use a bitwise code."
         )
 
 
@@ -105,6 +105,8 @@ def checked_counts(encoder: Encoder, count: Tensor, num_timesteps: int, low: int
     if count.is_floating_point() or count.is_complex() or count.dtype == torch.bool:
         raise EncodingError(f"{where}: expected integer counts, got {count.dtype}. Round first, e.g. with a neuron.")
     dtype = torch.int32 if max(-low, high) < 2**30 else torch.int64
+    if count.dtype not in (torch.int32, torch.int64):
+        count = count.to(torch.int64)  # limits may not fit a narrow type, and PyTorch does little with uint16 to uint64
     if count.numel() == 0:
         return count.to(dtype)
     smallest, largest = (int(v) for v in count.aminmax())
@@ -142,5 +144,5 @@ def rate_planes(magnitude: Tensor, num_timesteps: int) -> Tensor:
 
 # Longest train of a code of bit planes: keeps every weight and range within int64. Counts have 32 bits.
 MAX_BIT_PLANES = 62
-# Longest train of a rate code.
-MAX_RATE_TIMESTEPS = 2**31 - 1
+# Longest train of a rate code: a count beyond this is better unrolled into digits.
+MAX_RATE_TIMESTEPS = 2**20

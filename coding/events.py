@@ -67,10 +67,14 @@ class AEREvents:
                 f"AEREvents: expected columns of one length, got {len(self.timestep)} timesteps, {len(self.address)} "
                 f"addresses and {len(self.value)} values."
             )
+        for name in ("timestep", "address", "value"):
+            dtype = getattr(self, name).dtype
+            if dtype.is_floating_point or dtype.is_complex or dtype == torch.bool:
+                raise EncodingError(f"AEREvents.{name}: expected integers, got {dtype}.")
         for name, column, end in (("timestep", self.timestep, num_timesteps), ("address", self.address, num_neurons)):
             self._raise_at((column < 0) | (column >= end), f"0 <= {name} < {end}", column)
         self._raise_at(self.value.abs() != 1, "value -1 or 1", self.value)
-        position = self.timestep * num_neurons + self.address
+        position = self.timestep.to(torch.int64) * num_neurons + self.address
         order = position.sort(stable=True)
         repeated = torch.zeros_like(position, dtype=torch.bool)
         repeated[order.indices[1:]] = order.values[1:] == order.values[:-1]

@@ -42,6 +42,16 @@ class SpikeTrain:
                 f"SpikeTrain.timestep_weight: expected int64 of shape ({spikes.shape[0]},), got {weight.dtype} of "
                 f"shape {tuple(weight.shape)}. Give one integer per timestep."
             )
+        if sum(abs(w) for w in weight.tolist()) >= 2**62:
+            raise EncodingError(
+                "SpikeTrain.timestep_weight: expected magnitudes that add up to less than 2^62, so that values fit 64 "
+                f"bits; got up to {max(weight.tolist(), key=abs)}. Use smaller weights."
+            )
+        if type(self.zero_point) is not int or not 0 <= self.zero_point < 2**32:
+            raise EncodingError(
+                f"SpikeTrain.zero_point: expected an integer in [0, 2^32), since counts have 32 bits; got "
+                f"{self.zero_point!r}."
+            )
         if spikes.numel():
             low, high = (int(v) for v in spikes.aminmax())
             if low < -1 or high > 1:

@@ -22,8 +22,8 @@ class UnsignedEncoder(Encoder):
     zero_point: int = 0
 
     def __post_init__(self) -> None:
-        if self.zero_point < 0:
-            raise InputError(f"{type(self).__name__}.zero_point: expected an integer >= 0, got {self.zero_point}.")
+        if type(self.zero_point) is not int or self.zero_point < 0:
+            raise InputError(f"{type(self).__name__}.zero_point: expected an integer >= 0, got {self.zero_point!r}.")
 
     def fitted(self, low: int, high: int) -> tuple[UnsignedEncoder, int]:
         """Return this code with the zero point -low (0 where no count is negative), and the timesteps for high."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ..errors import InputError
 from .base import EnergyModel
 from .counts import OperationCounts
 from .report import EnergyReport
@@ -32,6 +33,9 @@ class PaperEnergy(EnergyModel):
         """Estimate the energy per MAC from the average spikes, and totals from the synaptic operations."""
         total = sum(counts.values(), OperationCounts())
         average_spikes = total.num_spikes / total.num_activations if total.num_activations else 0.0
+        for operation in ("fp16_mac", "int8_mac"):
+            if self.table[operation] == 0:
+                raise InputError(f"energy table {self.table.name}: expected {operation} > 0 to compare with, got 0.")
         add, fp16_mac, int8_mac = self.table["int8_add"], self.table["fp16_mac"], self.table["int8_mac"]
         return EnergyReport(
             model="SpikingBrain report, eq. 24",

@@ -61,4 +61,4 @@ def load_table(name_or_path: str | os.PathLike = "horowitz_45nm") -> EnergyTable
     for key, value in entries.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
             raise InputError(f"{path}: expected energy_pj.{key} to be a number >= 0 in picojoules, got {value!r}.")
-    return EnergyTable(path.stem, content["process"], content["source"], entries)
+    return EnergyTable(path.stem, content["process"], content["source"], {k: float(v) for k, v in entries.items()})

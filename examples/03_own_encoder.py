@@ -12,7 +12,7 @@ import spikebrain as sb
 from spikebrain.coding import ENCODERS
 
 
-@ENCODERS.register("balanced-ternary")  # only needed to save a model, or to name it on the command line
+@ENCODERS.register("balanced-ternary")  # only needed to save a model and load it again
 @dataclass(frozen=True)
 class BalancedTernary(sb.Encoder):
     """Digits -1, 0 and 1 of weight 3^(T-1-t): 5 = 9 - 3 - 1."""

@@ -1,7 +1,7 @@
 """Models whose linear layers run on spike trains."""
 
 from .checkpoint import save
-from .convert import Conversion, Policy, convert, dequantize
+from .convert import Conversion, Policy, choose_layers, convert, dequantize
 from .load import Loaded, load
 from .record import LayerRecord, Recording, record
 from .spike_linear import SpikeLinear
@@ -13,6 +13,7 @@ __all__ = [
     "Policy",
     "Recording",
     "SpikeLinear",
+    "choose_layers",
     "convert",
     "dequantize",
     "load",

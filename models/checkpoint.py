@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -55,24 +56,33 @@ def save(model: nn.Module, path: str | os.PathLike, tokenizer: PreTrainedTokeniz
         CheckpointError: the file cannot be written.
     """
     path = Path(path)
-    layers = {name: _settings(module) for name, module in model.named_modules() if isinstance(module, SpikeLinear)}
-    if not layers:
+    spiking = _spiking_layers(model)
+    if not spiking:
         raise InputError("save: expected a model with SpikeLinear layers. Call convert first.")
-    config = model.config if isinstance(model, PreTrainedModel) else None
+    if "" in spiking:
+        raise InputError("save: expected a model around its SpikeLinear layers. Put a single one into nn.Sequential.")
+    first_names: dict[int, str] = {}
+    layers = {
+        name: {"same_as": first} if (first := first_names.setdefault(id(layer), name)) != name else _settings(layer)
+        for name, layer in spiking.items()
+    }
     tensors, aliases = _distinct_tensors(model)
-    generation = getattr(model, "generation_config", None)
     header = {
         "format": FORMAT,
         "version": VERSION,
-        "config": config.to_dict() if config else None,
-        "generation_config": generation.to_dict() if generation else None,
+        **_describe(model),
         "layers": layers,
         "aliases": aliases,
+        "frozen": [name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad],
         "tokenizer": _tokenizer_files(tokenizer),
     }
+    try:
+        text = json.dumps(header)
+    except TypeError as error:
+        raise InputError(f"save: expected settings that JSON can hold: {error}. Use numbers, not tensors.") from error
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save_file(tensors, partial, metadata={FORMAT: json.dumps(header, default=str)})
+        save_file(tensors, partial, metadata={FORMAT: text})
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written: {error}") from error
@@ -93,23 +103,35 @@ def read(path: Path, architecture: nn.Module | None = None) -> tuple[nn.Module, 
         CheckpointError: the file is damaged or of a later version, or a plug-in it names is not registered.
     """
     check_safetensors(path)
-    with safe_open(path, "pt") as file:
-        header = json.loads(file.metadata()[FORMAT])
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    if header["version"] != VERSION:
-        raise CheckpointError(f"{path}: expected format version {VERSION}, got {header['version']}. Update spikebrain.")
-    tensors |= {name: tensors[stored] for name, stored in header["aliases"].items()}
-    model = architecture or _empty_model(header["config"], path)
     try:
+        with safe_open(path, "pt") as file:
+            header = json.loads(file.metadata()[FORMAT])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        if header["version"] != VERSION:
+            raise CheckpointError(
+                f"{path}: expected format version {VERSION}, got {header['version']}. Update spikebrain."
+            )
+        tensors |= {name: tensors[stored] for name, stored in header["aliases"].items()}
+        model = architecture or _empty_model(header, path)
+        built: dict[str, SpikeLinear] = {}
         for name, settings in header["layers"].items():
+            same = settings.get("same_as")
+            built[name] = built[same] if same else _layer(name, settings, tensors)
             parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, _layer(name, settings, tensors))
+            setattr(model.get_submodule(parent), child, built[name])
+        _assign(model, tensors, set(header["frozen"]), path)
+        if header["generation_config"] and isinstance(model, GenerationMixin):
+            model.generation_config = GenerationConfig.from_dict(header["generation_config"])
+        return model, _tokenizer_from(header["tokenizer"])
     except InputError as error:
-        raise CheckpointError(f"{path}: {error} Import the module that registers it first.") from error
-    _assign(model, tensors, path)
-    if header["generation_config"] and isinstance(model, GenerationMixin):
-        model.generation_config = GenerationConfig.from_dict(header["generation_config"])
-    return model, _tokenizer_from(header["tokenizer"])
+        raise CheckpointError(
+            f"{path}: {error} If the file uses a plug-in of your own, import the module that registers it first."
+        ) from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: its description does not fit its tensors or this version; the file is damaged or was changed. "
+            f"({type(error).__name__}: {error})"
+        ) from error
 
 
 def is_converted(path: Path) -> bool:
@@ -137,14 +159,36 @@ def check_safetensors(path: Path) -> None:
         raise CheckpointError(f"{path}: damaged safetensors file, fetch it again. ({error})") from error
 
 
-def _empty_model(config: dict[str, Any] | None, path: Path) -> nn.Module:
-    """Return the transformers model of that configuration, without memory for its weights."""
+def _spiking_layers(model: nn.Module) -> dict[str, SpikeLinear]:
+    """Return the spiking layers by every name they have."""
+    modules = model.named_modules(remove_duplicate=False)
+    return {name: module for name, module in modules if isinstance(module, SpikeLinear)}
+
+
+def _describe(model: nn.Module) -> dict[str, Any]:
+    """Return what it takes to build a causal language model of transformers; nothing for any other model."""
+    if not isinstance(model, PreTrainedModel) or type(model) not in MODEL_FOR_CAUSAL_LM_MAPPING.values():
+        return {"config": None, "generation_config": None}
+    generation = getattr(model, "generation_config", None)
+    return {
+        "config": json.loads(model.config.to_json_string(use_diff=False)),
+        "attention": model.config._attn_implementation,
+        "generation_config": json.loads(generation.to_json_string(use_diff=False)) if generation else None,
+    }
+
+
+def _empty_model(header: dict[str, Any], path: Path) -> nn.Module:
+    """Return the model of transformers that a header describes, without memory for its weights."""
+    config = header["config"]
     if config is None:
-        raise CheckpointError(f"{path}: holds a model that is not of transformers. Pass architecture=, one like it.")
+        raise CheckpointError(
+            f"{path}: holds a model that is no causal language model of transformers. Pass architecture=, one like it."
+        )
     try:
+        built = AutoConfig.for_model(config.pop("model_type"), **config)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(AutoConfig.for_model(config.pop("model_type"), **config))
-    except (ValueError, KeyError) as error:
+            return AutoModelForCausalLM.from_config(built, attn_implementation=header["attention"])
+    except (ValueError, KeyError, ImportError) as error:
         raise CheckpointError(f"{path}: transformers cannot build this model: {error}") from error
 
 
@@ -164,7 +208,8 @@ def _plug_in(value: Any, registry: Registry) -> dict[str, Any]:
             f"save: {registry.kind} {type(value).__name__} has no name by which load could find it. "
             f"Decorate the class with @{registry.kind.upper()}S.register(...)."
         )
-    return {"name": name, **(dataclasses.asdict(value) if dataclasses.is_dataclass(value) else {})}  # pyright: ignore[reportArgumentType]
+    fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
+    return {"name": name, **{field.name: getattr(value, field.name) for field in fields if field.init}}
 
 
 def _build(settings: dict[str, Any], registry: Registry) -> Any:
@@ -205,21 +250,25 @@ def _distinct_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, st
     return tensors, aliases
 
 
-def _assign(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Put stored tensors in place of the model's; names that share a tensor share one parameter."""
+def _assign(model: nn.Module, tensors: dict[str, Tensor], frozen: set[str], path: Path) -> None:
+    """Put stored tensors in place of the model's; names that share a tensor share one parameter or buffer."""
     wanted = _named_tensors(model)
     missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     misshapen = sorted(n for n in wanted.keys() & tensors.keys() if wanted[n].shape != tensors[n].shape)
     if missing or extra or misshapen:
         raise CheckpointError(f"{path}: tensors missing {missing}, not expected {extra}, of another shape {misshapen}.")
-    parameters: dict[int, nn.Parameter] = {}
+    shared: dict[int, Tensor] = {}
     for name, tensor in wanted.items():
         owner_name, _, attribute = name.rpartition(".")
         owner, stored = model.get_submodule(owner_name), tensors[name]
         if isinstance(tensor, nn.Parameter):
-            owner._parameters[attribute] = parameters.setdefault(id(stored), nn.Parameter(stored))
-        elif not isinstance(owner, SpikeLinear):  # which was built with its own
-            owner._buffers[attribute] = stored
+            trained = name not in frozen and stored.is_floating_point()
+            placed = shared.setdefault(id(stored), nn.Parameter(stored, requires_grad=trained))
+            owner.register_parameter(attribute, placed)  # pyright: ignore[reportArgumentType]
+        else:
+            # A SpikeLinear has put its weight in the order that spikes read.
+            own = tensor if isinstance(owner, SpikeLinear) else stored
+            owner._buffers[attribute] = shared.setdefault(id(stored), own)
 
 
 def _tokenizer_files(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, str] | None:
@@ -227,7 +276,14 @@ def _tokenizer_files(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, str
         return None
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        return {file.name: file.read_text(encoding="utf-8") for file in sorted(Path(folder).iterdir())}
+        files = sorted(file for file in Path(folder).rglob("*") if file.is_file())
+        try:
+            return {file.relative_to(folder).as_posix(): file.read_text(encoding="utf-8") for file in files}
+        except UnicodeDecodeError as error:
+            raise InputError(
+                "save: expected a tokenizer whose files are text, got a binary one. Save it with its own "
+                "save_pretrained instead."
+            ) from error
 
 
 def _tokenizer_from(files: dict[str, str] | None) -> PreTrainedTokenizerBase | None:
@@ -235,5 +291,9 @@ def _tokenizer_from(files: dict[str, str] | None) -> PreTrainedTokenizerBase | N
         return None
     with tempfile.TemporaryDirectory() as folder:
         for name, text in files.items():
-            (Path(folder) / Path(name).name).write_text(text, encoding="utf-8")
+            file = Path(folder, name).resolve()
+            if not file.is_relative_to(Path(folder).resolve()):
+                raise ValueError(f"the tokenizer file {name!r} lies outside its folder")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -7,7 +7,8 @@ import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -15,7 +16,7 @@ from ..backends import Backend
 from ..coding import BidirectionalBitwise, Encoder
 from ..errors import InputError
 from ..neuro import AdaptiveThreshold, Neuron
-from .spike_linear import SpikeLinear
+from .spike_linear import SpikeLinear, check_group_size, copied, quantize, rows_together
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,19 @@ class Policy:
     backend: Backend | None = None
     include_head: bool = False
 
+    def __post_init__(self) -> None:
+        check_patterns(self.layers, "Policy.layers")
+        check_group_size(self.group_size)
+
     def matches(self, name: str) -> bool:
         """Return whether the layer of that name is to spike."""
         return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.layers)
+
+
+def check_patterns(patterns: tuple[str, ...], where: str) -> None:
+    """Raise an InputError if patterns is a text, whose letters would be taken for patterns."""
+    if isinstance(patterns, str):
+        raise InputError(f"{where}: expected a tuple of patterns, got the text {patterns!r}. Write ({patterns!r},).")
 
 
 @dataclass(frozen=True)
@@ -62,7 +73,8 @@ def convert(model: nn.Module, policy: Policy | None = None, *, inplace: bool = F
     """Swap the linear layers that the policy names for `SpikeLinear`.
 
     A layer used in several places becomes one spiking layer, weights shared by several layers are quantised once,
-    and an output head that is tied to the embedding leaves the embedding as it is.
+    and an output head that is tied to the embedding leaves the embedding as it is. A layer whose weights other code
+    reads without calling it must be left out through the policy; the ones known here are skipped.
 
     Args:
         model: any PyTorch model; `nn.Linear` and transformers' `Conv1D` modules are swapped.
@@ -74,59 +86,77 @@ def convert(model: nn.Module, policy: Policy | None = None, *, inplace: bool = F
         InputError: no layer matches, or a weight is not finite.
     """
     policy = policy or Policy()
-    head = _output_head(model)
-    linears: dict[str, nn.Linear | Conv1D] = {}
-    skipped: dict[str, str] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, SpikeLinear):
-            skipped[name] = "spikes already"
-        elif type(module) not in (nn.Linear, Conv1D):
-            if any(p.ndim >= 2 for p in module.parameters(recurse=False)):
-                skipped[name] = f"{type(module).__name__} is not a linear layer"
-        elif module is head and not policy.include_head:
-            skipped[name] = "output head"
-        elif not policy.matches(name):
-            skipped[name] = "no pattern matches"
-        elif (owner := _reads_weights_itself(model, name)) is not None:
-            skipped[name] = f"{owner} uses its weights without calling it"
-        else:
-            linears[name] = module  # pyright: ignore[reportArgumentType]
-    if not linears:
-        known = [name for name, module in model.named_modules() if type(module) in (nn.Linear, Conv1D)]
-        example = f"This model has {len(known)} linear layers, such as {known[0]!r}." if known else "It has none."
-        raise InputError(f"convert: expected a linear layer that matches {policy.layers}. {example}")
+    linears, skipped = choose_layers(model, policy)
     spiking: dict[int, nn.Module] = {}
-    by_weight: dict[tuple[int, type], SpikeLinear] = {}
-    for name, linear in linears.items():
-        spike_linear = SpikeLinear.from_linear(
-            _as_linear(linear),
+    quantized: dict[tuple[int, type], tuple[Tensor, Tensor]] = {}
+    for name, layer in linears.items():
+        linear, key = _as_linear(layer), (id(layer.weight), type(layer))
+        if key not in quantized:
+            weight, scale = quantize(linear.weight.detach(), policy.group_size, name)
+            quantized[key] = (rows_together(weight), scale)
+        spike_linear = SpikeLinear(
+            *quantized[key],
+            copied(linear.bias),
             group_size=policy.group_size,
             neuron=policy.neuron,
             encoder=policy.encoder,
             backend=policy.backend,
             name=name,
         )
-        first = by_weight.setdefault((id(linear.weight), type(linear)), spike_linear)
-        spike_linear.weight, spike_linear.scale = first.weight, first.scale
-        spike_linear.train(linear.training)
-        spiking[id(linear)] = spike_linear
+        spiking[id(layer)] = spike_linear.train(layer.training)
     return Conversion(_swap(model, spiking, inplace), tuple(linears), skipped)
+
+
+def choose_layers(model: nn.Module, policy: Policy) -> tuple[dict[str, nn.Linear | Conv1D], dict[str, str]]:
+    """Return the layers that would spike, by name, and why every other module with weights would not.
+
+    Raises:
+        InputError: no layer matches.
+    """
+    heads = _output_heads(model)
+    linears: dict[str, nn.Linear | Conv1D] = {}
+    skipped: dict[str, str] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, SpikeLinear):
+            skipped[name] = "spikes already"
+        elif not isinstance(module, nn.Linear | Conv1D) or type(module) not in (nn.Linear, Conv1D):
+            if any(p.ndim >= 2 for p in module.parameters(recurse=False)):
+                skipped[name] = f"{type(module).__name__} is not a plain linear layer"
+        elif any(module is head for head in heads) and not policy.include_head:
+            skipped[name] = "output head"
+        elif not policy.matches(name):
+            skipped[name] = "no pattern matches"
+        elif (owner := _reads_weights_itself(model, name)) is not None:
+            skipped[name] = f"{owner} uses its weights without calling it"
+        elif module._forward_hooks or module._forward_pre_hooks:
+            skipped[name] = "has hooks, which a swap would lose"
+        elif not module.weight.is_floating_point():
+            skipped[name] = f"its weights are {module.weight.dtype}"
+        else:
+            linears[name] = module
+    if not linears:
+        reasons = [f"{name!r}: {reason}" for name, reason in skipped.items()]
+        listed = "; ".join(reasons[:6]) + ("; ..." if len(reasons) > 6 else "") if reasons else "it has no weights"
+        raise InputError(f"convert: expected a linear layer that matches {policy.layers}, found none. {listed}.")
+    return linears, skipped
 
 
 def dequantize(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """Swap every `SpikeLinear` for an `nn.Linear` with the same INT8-rounded weights: the model without spikes.
 
+    The weights get the dtype of the model's float parameters.
+
     Args:
         model: a converted model.
         inplace: change the model itself; else work on a copy.
     """
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     dense: dict[int, nn.Module] = {}
     for module in model.modules():
         if isinstance(module, SpikeLinear):
             linear = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
-            linear.weight = nn.Parameter(module.dequantized_weight(), requires_grad=False)
-            if module.bias is not None:
-                linear.bias = nn.Parameter(module.bias.detach().clone(), requires_grad=False)
+            linear.weight = nn.Parameter(module.dequantized_weight().to(dtype), requires_grad=False)
+            linear.register_parameter("bias", copied(module.bias))
             dense[id(module)] = linear.train(module.training)
     return _swap(model, dense, inplace)
 
@@ -143,8 +173,10 @@ def _swap(model: nn.Module, replacements: dict[int, nn.Module], inplace: bool) -
     return replacements.get(id(model), model)
 
 
-def _output_head(model: nn.Module) -> nn.Module | None:
-    return model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+def _output_heads(model: nn.Module) -> list[nn.Module]:
+    """Return the output heads of all transformers models in the model, which may be wrapped in another module."""
+    heads = [m.get_output_embeddings() for m in model.modules() if isinstance(m, PreTrainedModel)]
+    return [head for head in heads if isinstance(head, nn.Module)]
 
 
 def _reads_weights_itself(model: nn.Module, name: str) -> str | None:
@@ -160,5 +192,5 @@ def _as_linear(layer: nn.Linear | Conv1D) -> nn.Linear:
         return layer
     linear = nn.Linear(layer.weight.shape[0], layer.weight.shape[1], device="meta")
     linear.weight = nn.Parameter(layer.weight.detach().t(), requires_grad=False)
-    linear.bias = nn.Parameter(layer.bias.detach(), requires_grad=False)
+    linear.register_parameter("bias", layer.bias)
     return linear

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -94,16 +95,20 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> Loaded:
         magic = file.read(4)
     if magic != b"GGUF":
         raise CheckpointError(f"{path}: expected a GGUF file, got one that starts with {magic!r}.")
-    options = {"gguf_file": path.name, "local_files_only": True}
     try:
-        with _quiet():
-            model = AutoModelForCausalLM.from_pretrained(path.parent, dtype=dtype, **options)
-            tokenizer = AutoTokenizer.from_pretrained(path.parent, **options)
+        # Alone in a folder, since transformers would take tokenizer files that lie beside it for its own.
+        with tempfile.TemporaryDirectory() as alone, _quiet():
+            (Path(alone) / path.name).symlink_to(path.resolve())
+            options = {"gguf_file": path.name, "local_files_only": True}
+            model, info = _read_weights(alone, dtype=dtype, **options)
+            tokenizer = AutoTokenizer.from_pretrained(alone, **options)
     except Exception as error:  # whatever a damaged file makes the readers stumble over
         raise CheckpointError(
             f"{path} ({path.stat().st_size:,} bytes): cannot be read as a GGUF model, so it is truncated, damaged or "
             f"of an architecture that transformers does not know. Fetch it again. ({type(error).__name__}: {error})"
         ) from error
+    _check_complete(str(path), info)
+    model.config.name_or_path = str(path)
     # The weights are plain floats now: forget that they were quantised, so that copies and saves treat them so.
     for holder in (model, model.config):
         for attribute in (
@@ -158,13 +163,33 @@ def _load_hub(name: str, dtype: torch.dtype) -> Loaded:
 def _from_pretrained(name: str, dtype: torch.dtype, *, local: bool) -> Loaded:
     try:
         with _quiet():
-            model = AutoModelForCausalLM.from_pretrained(
-                name, dtype=dtype, local_files_only=local, use_safetensors=True, trust_remote_code=False
-            )
+            options = {"local_files_only": local, "use_safetensors": True, "trust_remote_code": False}
+            model, info = _read_weights(name, dtype=dtype, **options)
             tokenizer = _tokenizer(name, local)
     except Exception as error:  # of many kinds: files, network, tensors, Rust's tokenizers
         raise CheckpointError(f"{name}: transformers cannot load it. ({type(error).__name__}: {error})") from error
+    _check_complete(name, info)
     return Loaded(model.eval(), tokenizer, name)
+
+
+def _read_weights(name: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the model, and which of its tensors were missing, unexpected or of another shape."""
+    read: Any = AutoModelForCausalLM.from_pretrained
+    # Mismatched ones are listed, too, instead of raising an error that says nothing of them.
+    return read(name, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+
+
+def _check_complete(name: str, info: dict[str, Any]) -> None:
+    """Raise unless every weight of the model was in the file and the other way round.
+
+    transformers fills what is missing with random numbers, and leaves out what it does not know.
+    """
+    wrong = {what: sorted(map(str, info.get(f"{what}_keys") or ())) for what in ("missing", "unexpected", "mismatched")}
+    listed = [
+        f"{what}: {', '.join(keys[:8])}{', ...' if len(keys) > 8 else ''}" for what, keys in wrong.items() if keys
+    ]
+    if listed:
+        raise CheckpointError(f"{name}: its tensors are not those of the model. {'; '.join(listed)}. Fetch it again.")
 
 
 def _tokenizer(name: str, local: bool) -> PreTrainedTokenizerBase | None:

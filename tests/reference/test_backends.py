@@ -238,7 +238,7 @@ def test_an_unavailable_backend_raises():
         def why_unavailable(self, device):
             return "this machine has no such chip"
 
-        def _accumulate(self, spikes, timestep_weight, weight, bound):
+        def _accumulate(self, spikes, timestep_weight, weight):
             raise AssertionError("must not run")
 
     with pytest.raises(BackendUnavailableError, match=r"Absent\.accumulate: this machine has no such chip"):

@@ -94,6 +94,12 @@ def test_count_beyond_32_bits_raises():
         AdaptiveThreshold()(torch.full((4,), 3e38))
 
 
+def test_large_k_cannot_wrap_either():
+    for k, x in ((1e10, [1e5, -1e5]), (1e9, [3e6, 0.0, 0.0]), (1e12, [1.0, -1.0])):
+        with pytest.raises(ActivationError, match="Lower k"):
+            AdaptiveThreshold(k=k, floor=1e-30)(torch.tensor(x))
+
+
 @pytest.mark.parametrize("k", [0, -1.0, float("nan"), float("inf")])
 def test_bad_k(k, as_users):
     with pytest.raises(InputError, match=r"AdaptiveThreshold\.k"):

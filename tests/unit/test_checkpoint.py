@@ -4,10 +4,12 @@ import struct
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from spikebrain import AdaptiveThreshold, Encoder, Policy, SignedDigit, Ternary, convert, load, save
+from spikebrain import AdaptiveThreshold, Encoder, IntegrateAndFire, Policy, SignedDigit, Ternary, convert, load, save
 from spikebrain.backends import Reference
 from spikebrain.coding import ENCODERS
 from spikebrain.errors import CheckpointError, InputError
@@ -122,5 +124,78 @@ def test_bad_input(tmp_path, tiny_llama):
 def test_unknown_plug_in(tmp_path, tiny_llama, monkeypatch):
     save(convert(tiny_llama, Policy(encoder=Ternary())).model, tmp_path / "m.safetensors")
     monkeypatch.delitem(ENCODERS._classes, "ternary")
-    with pytest.raises(CheckpointError, match=r"got 'ternary'.*Import the module"):
+    with pytest.raises(CheckpointError, match=r"got 'ternary'.*import the module"):
         load(tmp_path / "m.safetensors")
+
+
+def test_shared_layers_and_weights_stay_shared(tmp_path):
+    def build():
+        model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+        model.append(model[0])
+        model[2].weight = model[0].weight
+        return model
+
+    model = convert(build()).model
+    save(model, tmp_path / "m.safetensors")
+    again = load(tmp_path / "m.safetensors", architecture=build()).model
+    assert again[3] is again[0]
+    assert again[2].weight is again[0].weight
+    assert again[2].bias is not again[0].bias
+    x = torch.randn(3, 4)
+    assert torch.equal(again(x), model(x))
+
+
+def test_what_is_frozen_stays_frozen(tmp_path, tiny_llama):
+    tiny_llama.model.norm.weight.requires_grad_(False)
+    model = convert(tiny_llama).model
+    save(model, tmp_path / "m.safetensors")
+    again = dict(load(tmp_path / "m.safetensors").model.named_parameters())
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == {
+        n: p.requires_grad for n, p in again.items()
+    }
+
+
+def test_attention_implementation_is_kept(tmp_path, tiny_llama):
+    tiny_llama.set_attn_implementation("eager")
+    model = convert(tiny_llama).model
+    save(model, tmp_path / "m.safetensors")
+    assert torch.equal(logits(load(tmp_path / "m.safetensors").model), logits(model))
+
+
+def test_neuron_with_a_fixed_field(tmp_path):
+    model = convert(nn.Sequential(nn.Linear(4, 2)), Policy(neuron=IntegrateAndFire(threshold=0.5))).model
+    save(model, tmp_path / "m.safetensors")
+    again = load(tmp_path / "m.safetensors", architecture=nn.Sequential(nn.Linear(4, 2))).model
+    assert again[0].neuron == IntegrateAndFire(threshold=0.5)
+
+
+def test_what_cannot_be_stored_is_refused(tmp_path):
+    model = convert(nn.Sequential(nn.Linear(4, 2)), Policy(neuron=IntegrateAndFire(threshold=torch.tensor(1.0)))).model
+    with pytest.raises(InputError, match="JSON"):
+        save(model, tmp_path / "m.safetensors")
+    with pytest.raises(InputError, match=r"nn\.Sequential"):
+        save(convert(nn.Linear(4, 2)).model, tmp_path / "m.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("change", ["garbage", "{}", "[]", "version", "scale", "neuron", "tokenizer"])
+def test_damaged_descriptions(tmp_path, tiny_llama, tokenizer, change):
+    path = tmp_path / "m.safetensors"
+    save(convert(tiny_llama).model, path, tokenizer)
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        text = file.metadata()["spikebrain-converted"]
+    header = json.loads(text)
+    if change == "version":
+        header["version"] = 99
+    elif change == "scale":
+        del tensors["model.layers.0.mlp.up_proj.scale"]
+    elif change == "neuron":
+        header["layers"]["model.layers.0.mlp.up_proj"]["neuron"]["kay"] = 3
+    elif change == "tokenizer":
+        header["tokenizer"] = {"../escaped.json": "{}"}
+    text = change if change in ("garbage", "{}", "[]") else json.dumps(header)
+    save_file(tensors, path, metadata={"spikebrain-converted": text})
+    with pytest.raises(CheckpointError, match="version" if change == "version" else "description does not fit"):
+        load(path)
+    assert not (tmp_path.parent / "escaped.json").exists()

@@ -139,7 +139,9 @@ def test_no_negative_count_and_no_spike_at_all():
             assert decode(encode(encoder, counts, num_timesteps)).tolist() == counts
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8])
+@pytest.mark.parametrize(
+    "dtype", [torch.int8, torch.int16, torch.int32, torch.int64, torch.uint8, torch.uint16, torch.uint32]
+)
 def test_any_integer_dtype(dtype):
     for name in ENCODERS:
         encoder = ENCODERS.create(name)
@@ -182,6 +184,7 @@ def test_bad_input(as_users):
         (torch.zeros(0, 3, dtype=torch.int8), torch.zeros(0, dtype=torch.int64), "T >= 1"),
         (torch.zeros(2, 3, dtype=torch.int8), torch.tensor([1, 1, 1]), "timestep_weight"),
         (torch.zeros(2, 3, dtype=torch.int8), torch.tensor([1.0, 1.0]), "timestep_weight"),
+        (torch.zeros(2, 3, dtype=torch.int8), torch.tensor([2**61, -(2**61)]), r"less than 2\^62"),
         (torch.tensor([[2, 0]], dtype=torch.int8), torch.tensor([1]), r"\[0, 2\]"),
         (torch.tensor([[-128, 0]], dtype=torch.int8), torch.tensor([1]), r"\[-128, 0\]"),
     ],
@@ -189,6 +192,23 @@ def test_bad_input(as_users):
 def test_malformed_trains(spikes, weight, message, as_users):
     with pytest.raises(EncodingError, match=message):
         SpikeTrain(spikes, weight)
+
+
+@pytest.mark.parametrize("zero_point", [-1, 1.5, 2**32, True])
+def test_bad_zero_points(zero_point, as_users):
+    with pytest.raises(EncodingError, match="zero_point"):
+        SpikeTrain(torch.zeros(1, 1, dtype=torch.int8), torch.tensor([1]), zero_point)
+
+
+def test_messages_name_the_wrong_count_in_any_dtype():
+    for dtype, counts, wrong in ((torch.uint8, [3, 200], 200), (torch.int8, [100, -1], -1)):
+        with pytest.raises(EncodingError, match=rf"got {wrong} at index \(1,\)"):
+            Binary().encode(torch.tensor(counts, dtype=dtype), 100)
+
+
+def test_rate_codes_have_a_longest_train():
+    with pytest.raises(EncodingError, match="use a bitwise code"):
+        encode(Ternary(), [2**20 + 1], 2**20 + 1)
 
 
 def test_decode_raises_beyond_32_bits():

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from spikebrain import AdaptiveThreshold, Policy, SpikeLinear, Ternary, convert, dequantize
+from spikebrain import AdaptiveThreshold, Policy, SpikeLinear, Ternary, convert, dequantize, record
 from spikebrain.backends import Reference
 from spikebrain.errors import InputError
 
@@ -20,7 +20,7 @@ def test_all_but_the_head(tiny_llama):
     assert len(result.converted) == 2 * 7  # q, k, v, o, gate, up, down
     assert spiking_names(result.model) == list(result.converted)
     assert result.skipped == {
-        "model.embed_tokens": "Embedding is not a linear layer",
+        "model.embed_tokens": "Embedding is not a plain linear layer",
         "lm_head": "output head",
     }
     # The model that was given is as it was, and shares nothing with the copy.
@@ -131,14 +131,14 @@ def test_layers_that_cannot_be_swapped_are_listed():
     result = convert(model)
     assert result.converted == ("plain",)
     assert result.skipped == {
-        "attention": "MultiheadAttention is not a linear layer",
-        "attention.out_proj": "NonDynamicallyQuantizableLinear is not a linear layer",
-        "block.self_attn": "MultiheadAttention is not a linear layer",
-        "block.self_attn.out_proj": "NonDynamicallyQuantizableLinear is not a linear layer",
+        "attention": "MultiheadAttention is not a plain linear layer",
+        "attention.out_proj": "NonDynamicallyQuantizableLinear is not a plain linear layer",
+        "block.self_attn": "MultiheadAttention is not a plain linear layer",
+        "block.self_attn.out_proj": "NonDynamicallyQuantizableLinear is not a plain linear layer",
         "block.linear1": "TransformerEncoderLayer uses its weights without calling it",
         "block.linear2": "TransformerEncoderLayer uses its weights without calling it",
-        "own": "Own is not a linear layer",
-        "conv": "Conv1d is not a linear layer",
+        "own": "Own is not a plain linear layer",
+        "conv": "Conv1d is not a plain linear layer",
     }
 
 
@@ -166,7 +166,42 @@ def test_training_mode_is_kept(tiny_llama):
 
 
 def test_nothing_matches(tiny_llama):
-    with pytest.raises(InputError, match=r"'model\.layers\.0\.self_attn\.q_proj'"):
+    with pytest.raises(InputError, match=r"'model\.layers\.0\.self_attn\.q_proj': no pattern matches"):
         convert(tiny_llama, Policy(layers=("*.conv",)))
-    with pytest.raises(InputError, match="It has none"):
+    with pytest.raises(InputError, match="it has no weights"):
         convert(nn.ReLU())
+
+
+def test_a_text_is_no_list_of_patterns(tiny_llama, as_users):
+    # Letter by letter it would match everything.
+    with pytest.raises(InputError, match=r"Write \('\*down_proj',\)"):
+        Policy(layers="*down_proj")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match="record: expected a tuple"), record(tiny_llama, layers="*"):
+        pass
+    with pytest.raises(InputError, match="group_size"):
+        Policy(group_size=4.0)  # pyright: ignore[reportArgumentType]
+
+
+def test_head_of_a_wrapped_model(tiny_llama):
+    wrapped = nn.ModuleDict({"inner": tiny_llama})
+    assert convert(wrapped).skipped["inner.lm_head"] == "output head"
+
+
+def test_layers_with_hooks_are_left_alone(tiny_llama):
+    tiny_llama.model.layers[0].mlp.up_proj.register_forward_hook(lambda *arguments: None)
+    result = convert(tiny_llama)
+    assert result.skipped["model.layers.0.mlp.up_proj"] == "has hooks, which a swap would lose"
+    assert len(result.converted) == 13
+
+
+def test_biases_stay_frozen():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2))
+    model[0].bias.requires_grad_(False)
+    converted = convert(model).model
+    assert [layer.bias.requires_grad for layer in converted] == [False, True]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_dequantize_keeps_the_dtype(tiny_llama, dtype):
+    dense = dequantize(convert(tiny_llama.to(dtype)).model)
+    assert dense(IDS).logits.dtype == dtype

@@ -97,6 +97,14 @@ def test_bad_tables(tmp_path, text, message):
         load_table(path)
 
 
+def test_nothing_to_compare_with(tmp_path):
+    path = tmp_path / "own.toml"
+    entries = "int8_add = 0\nint32_add = 0\nfp16_mac = 0\nint8_mac = 1"
+    path.write_text(f"process = '7 nm'\nsource = 'a paper'\n[energy_pj]\n{entries}")
+    with pytest.raises(InputError, match="expected fp16_mac > 0"):
+        PaperEnergy(load_table(path)).estimate({})
+
+
 def test_own_table(tmp_path):
     path = tmp_path / "own.toml"
     path.write_text(

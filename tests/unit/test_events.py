@@ -53,6 +53,7 @@ def test_order_does_not_matter():
         ("address", [1, 4, 3], r"0 <= address < 4, got 4 in event 1"),
         ("value", [1, -1, 0], r"value -1 or 1, got 0 in event 2"),
         ("value", [1, 2, 1], r"value -1 or 1, got 2 in event 1"),
+        ("timestep", [0.0, 1.0, 1.0], "expected integers, got torch.float32"),
         ("value", [1, 1], "one length, got 3 timesteps, 3 addresses and 2 values"),
         ("address", [1, 3, 3], "at most one event .* got 3 in event 2"),
     ],

@@ -8,7 +8,9 @@ from pathlib import Path
 import gguf
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from spikebrain import convert, load, save
 from spikebrain.errors import CheckpointError
@@ -78,7 +80,7 @@ def test_hub_id_asks_for_safetensors_and_runs_no_code(monkeypatch, tiny_llama, t
 
     def model(name, **options):
         asked.update(options, name=name)
-        return tiny_llama
+        return tiny_llama, {"missing_keys": set(), "unexpected_keys": set(), "mismatched_keys": set()}
 
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", model)
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda name, **options: tokenizer)
@@ -243,3 +245,30 @@ def test_truncated_gguf(gguf_file, share):
     gguf_file.write_bytes(content[: int(share * len(content))])
     with pytest.raises(CheckpointError, match=r"tiny\.gguf .*truncated, damaged"):
         load(gguf_file)
+
+
+def test_gguf_does_not_take_a_neighbours_tokenizer(gguf_file, tokenizer):
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    other = Tokenizer(models.BPE(vocab={c: 255 - i for i, c in enumerate(alphabet)}, merges=[]))
+    PreTrainedTokenizerFast(tokenizer_object=other).save_pretrained(gguf_file.parent)
+    assert load(gguf_file).tokenizer.encode("ab") == tokenizer.encode("ab")
+
+
+def test_missing_tensors_are_not_made_up(model_folder):
+    path = model_folder / "model.safetensors"
+    weights = load_file(path)
+    down = weights.pop("model.layers.0.mlp.down_proj.weight")
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"missing:? model\.layers\.0\.mlp\.down_proj\.weight"):
+        load(model_folder)
+    weights["model.layers.0.mlp.down_proj.weight"] = down[:, :5].contiguous()
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="down_proj"):
+        load(model_folder)
+
+
+def test_folder_of_a_converted_model_is_not_read_as_floats(model_folder, tmp_path):
+    # transformers can write it, but its INT8 numbers would be read without their scales.
+    convert(load(model_folder).model).model.save_pretrained(tmp_path / "converted")
+    with pytest.raises(CheckpointError, match="unexpected"):
+        load(tmp_path / "converted")

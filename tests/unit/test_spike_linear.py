@@ -1,8 +1,11 @@
+import copy
+import pickle
+
 import pytest
 import torch
 from torch import nn
 
-from spikebrain import AdaptiveThreshold, SpikeLinear, decode
+from spikebrain import AdaptiveThreshold, IntegrateAndFire, SpikeLinear, decode, record
 from spikebrain.backends import BACKENDS
 from spikebrain.coding import ENCODERS
 from spikebrain.errors import ActivationError, InputError
@@ -153,7 +156,41 @@ def test_bad_input(as_users):
         SpikeLinear(torch.zeros(2, 3), torch.ones(2, 1))
     with pytest.raises(InputError, match=r"scale.*\(2, 1\)"):
         SpikeLinear(layer.weight, torch.ones(2, 2))
+    with pytest.raises(InputError, match=r"bias: expected shape \(2,\), got \(3,\)"):
+        SpikeLinear(layer.weight, layer.scale, torch.zeros(3))
     broken = nn.Linear(3, 2)
     broken.weight.data[1, 2] = float("inf")
     with pytest.raises(InputError, match=r"weights of lm: expected finite, got inf at \(1, 2\)"):
         SpikeLinear.from_linear(broken, name="lm")
+
+
+def test_a_neuron_without_gradient_says_so():
+    layer = SpikeLinear.from_linear(nn.Linear(3, 2), neuron=IntegrateAndFire())
+    with pytest.raises(InputError, match="IntegrateAndFire passes no gradient"):
+        layer(torch.randn(2, 3, requires_grad=True))
+    with torch.no_grad():
+        layer(torch.randn(2, 3, requires_grad=True))
+
+
+def test_sums_of_half_precision_neurons_are_rescaled_in_float32():
+    # 1024 spikes times a weight of 127: more than float16 holds, while the result, 1024, is not.
+    linear = nn.Linear(1024, 1, bias=False)
+    linear.weight.data.fill_(1.0)
+    layer = SpikeLinear.from_linear(linear, neuron=IntegrateAndFire())
+    assert layer(torch.ones(1, 1024, dtype=torch.float16)).item() == 1024
+
+
+def test_threshold_per_channel_is_refused():
+    layer = SpikeLinear.from_linear(nn.Linear(3, 2), neuron=IntegrateAndFire(threshold=torch.ones(3)), name="x")
+    with pytest.raises(InputError, match="'x': expected one threshold per token"):
+        layer(torch.ones(2, 3))
+
+
+def test_copies_and_pickles_leave_observers_behind():
+    layer = SpikeLinear.from_linear(nn.Linear(3, 2))
+    with record(layer) as recording:
+        twins = [copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))]
+    x = torch.randn(2, 3)
+    for twin in twins:
+        assert torch.equal(twin(x), layer(x))
+    assert recording.layers[""].num_tokens == 0

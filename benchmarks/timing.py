@@ -1,0 +1,78 @@
+"""What the benchmarks share: timing over rotating inputs, the environment, a table and a JSON file."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass
+class Timing:
+    """Seconds of one call: median, and the quartiles as spread."""
+
+    median_s: float
+    low_s: float
+    high_s: float
+    num_calls: int
+
+
+def measure(
+    call: Callable[[int], object], num_variants: int, *, min_calls: int = 30, min_seconds: float = 1.0
+) -> Timing:
+    """Time call(0), call(1), ... round and round, so that no variant's weights are still in a cache.
+
+    Args:
+        call: does the work with the weights of that variant.
+        num_variants: how many there are.
+        min_calls: least number of timed calls.
+        min_seconds: least time to spend on them.
+    """
+    for i in range(min(num_variants, 3)):
+        call(i)
+    seconds: list[float] = []
+    while len(seconds) < min_calls or sum(seconds) < min_seconds:
+        variant = len(seconds) % num_variants
+        start = time.perf_counter()
+        call(variant)
+        seconds.append(time.perf_counter() - start)
+    low, _, high = statistics.quantiles(seconds, n=4)
+    return Timing(statistics.median(seconds), low, high, len(seconds))
+
+
+def environment() -> dict[str, Any]:
+    """Return what the timings depend on besides the code."""
+    model = next((line.split(":")[1].strip() for line in _cpu_info() if line.startswith("model name")), "unknown")
+    packages = ("spikebrain", "torch", "numba", "numpy")
+    return {
+        "cpu": model,
+        "num_cpus": os.cpu_count(),
+        "num_threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+    }
+
+
+def _cpu_info() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def write_json(path: Path | None, rows: Sequence[dict[str, Any]], **more: object) -> None:
+    """Write rows, environment and anything else to a file, if there is a path."""
+    if path is not None:
+        path.write_text(json.dumps({"environment": environment(), **more, "rows": rows}, indent=1) + "\n")
+
+
+def as_row(timing: Timing, **more: object) -> dict[str, Any]:
+    """Return a timing as a row, with whatever describes it in front."""
+    return {**more, **asdict(timing)}
