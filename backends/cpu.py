@@ -105,8 +105,9 @@ def _add_events(times, rows, tokens, outputs, pass_outputs, total):  # pragma: n
                     if filled[b] + plus + minus > _TILE:
                         _empty(buckets[b], b, block)
                         filled[b] = 0
-                    _add_rows(rows, channels[tile, b, :plus], start, buckets[b, : block.shape[0]])
-                    _subtract_rows(rows, channels[tile, b, _TILE - minus :], start, buckets[b, : block.shape[0]])
+                    sums = buckets[b, : block.shape[0]]
+                    _add_rows(rows, channels[tile, b, :plus], 0, start, sums)
+                    _add_rows(rows, channels[tile, b, _TILE - minus :], -1, start, sums)
                     filled[b] += plus + minus
             for b in range(num_buckets):
                 if filled[b] > 0:
@@ -180,38 +181,25 @@ def _sort(times, channels, num_plus, num_minus):  # pragma: no cover - compiled
 
 
 @numba.njit(nogil=True, cache=True)
-def _add_rows(rows, channels, start, bucket):  # pragma: no cover - compiled
-    """Add rows[c, start:] to the bucket for every c; four at a time, to load and store the bucket less often."""
-    stop = start + bucket.shape[0]
-    fours = channels.shape[0] // 4 * 4
-    for e in range(0, fours, 4):
-        r0, r1 = rows[channels[e], start:stop], rows[channels[e + 1], start:stop]
-        r2, r3 = rows[channels[e + 2], start:stop], rows[channels[e + 3], start:stop]
-        for i in range(bucket.shape[0]):
-            # All in 16 bits, so that a vector register holds as many sums as it can.
-            four = np.int16(np.int16(r0[i]) + np.int16(r1[i])) + np.int16(np.int16(r2[i]) + np.int16(r3[i]))
-            bucket[i] = np.int16(bucket[i] + np.int16(four))
-    for e in range(fours, channels.shape[0]):
-        r0 = rows[channels[e], start:stop]
-        for i in range(bucket.shape[0]):
-            bucket[i] = np.int16(bucket[i] + np.int16(r0[i]))
+def _add_rows(rows, channels, sign, start, bucket):  # pragma: no cover - compiled
+    """Add rows[c, start:] to the bucket for every c if sign is 0, subtract them if it is -1.
 
-
-@numba.njit(nogil=True, cache=True)
-def _subtract_rows(rows, channels, start, bucket):  # pragma: no cover - compiled
-    """Subtract rows[c, start:] from the bucket for every c, as `_add_rows` adds them."""
+    Four rows at a time, to load and store the bucket less often, and all in 16 bits, so that a vector register holds
+    as many sums as it can. (v ^ -1) + 1 is -v.
+    """
     stop = start + bucket.shape[0]
+    flip = np.int16(sign)
     fours = channels.shape[0] // 4 * 4
     for e in range(0, fours, 4):
         r0, r1 = rows[channels[e], start:stop], rows[channels[e + 1], start:stop]
         r2, r3 = rows[channels[e + 2], start:stop], rows[channels[e + 3], start:stop]
         for i in range(bucket.shape[0]):
             four = np.int16(np.int16(r0[i]) + np.int16(r1[i])) + np.int16(np.int16(r2[i]) + np.int16(r3[i]))
-            bucket[i] = np.int16(bucket[i] - np.int16(four))
+            bucket[i] = np.int16(bucket[i] + np.int16(np.int16(np.int16(four) ^ flip) - flip))
     for e in range(fours, channels.shape[0]):
         r0 = rows[channels[e], start:stop]
         for i in range(bucket.shape[0]):
-            bucket[i] = np.int16(bucket[i] - np.int16(r0[i]))
+            bucket[i] = np.int16(bucket[i] + np.int16(np.int16(np.int16(r0[i]) ^ flip) - flip))
 
 
 @numba.njit(nogil=True, cache=True)
