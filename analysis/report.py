@@ -109,7 +109,7 @@ def run_report(settings: ReportSettings, out: Path, console: Console | None = No
     unfinished = Unfinished.of_job(out, _job(settings, loaded, text))
     windows = split_windows(ids, settings.context)
     seconds = {"load": time.perf_counter() - start}
-    run = _measure(loaded.model, policy, windows, settings.seed, unfinished, console)
+    run = _measure(loaded.model, None if converted else policy, windows, settings.seed, unfinished, console)
 
     records = list(run.recording.layers.values())
     statistics = spike_statistics(records)
@@ -162,9 +162,12 @@ class _Run:
 
 
 def _measure(
-    model: nn.Module, policy: Policy, windows: list[Tensor], seed: int, unfinished: Unfinished, console: Console
+    model: nn.Module, policy: Policy | None, windows: list[Tensor], seed: int, unfinished: Unfinished, console: Console
 ) -> _Run:
-    """Run all windows through the float model, the one with INT8 weights, and the spiking one."""
+    """Run all windows through the float model, the one with INT8 weights, and the spiking one.
+
+    Without a policy the model spikes already, and there is no float model.
+    """
     perplexity: dict[str, float | None] = {"float": None}
     seconds: dict[str, float] = {}
     if unfinished.num_windows:
@@ -182,7 +185,7 @@ def _measure(
             perplexity[stage] = perplexity_of(nlls, windows)
             seconds[stage] = time.perf_counter() - began
 
-        if any(isinstance(module, SpikeLinear) for module in model.modules()):
+        if policy is None:
             console.print("The model was converted before: its own settings are used, and there is no float model.")
         else:
             measure("float", "float", model)

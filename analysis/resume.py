@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..errors import InputError
 from ..models import LayerRecord, Recording
 from .exactness import ExactnessCheck
 
@@ -65,8 +66,14 @@ class Unfinished:
             self.checked = check.state()
         content = {"key": self.key, "nlls": self.nlls, "recorded": self.recorded, "checked": self.checked}
         partial = self.path.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps(content), encoding="utf-8")
-        os.replace(partial, self.path)
+        try:
+            partial.write_text(json.dumps(content), encoding="utf-8")
+            os.replace(partial, self.path)
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise InputError(
+                f"--out {self.path.parent}: progress cannot be written: {error}. Make room there."
+            ) from error
 
     def restore(self, recording: Recording, check: ExactnessCheck) -> None:
         """Put the stored state into a recording and a check that are about to go on."""

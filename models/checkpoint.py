@@ -100,12 +100,18 @@ def read(path: Path, architecture: nn.Module | None = None) -> tuple[nn.Module, 
     Returns:
         The model and its tokenizer, if it was saved with one.
     Raises:
-        CheckpointError: the file is damaged or of a later version, or a plug-in it names is not registered.
+        CheckpointError: the file is damaged, of a later version or not from `save`, or a plug-in it names is not
+            registered.
     """
     check_safetensors(path)
     try:
         with safe_open(path, "pt") as file:
-            header = json.loads(file.metadata()[FORMAT])
+            metadata = file.metadata() or {}
+            if FORMAT not in metadata:
+                raise CheckpointError(
+                    f"{path}: expected a file that spikebrain.save wrote. For a Hugging Face model name its folder."
+                )
+            header = json.loads(metadata[FORMAT])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         if header["version"] != VERSION:
             raise CheckpointError(
@@ -132,12 +138,6 @@ def read(path: Path, architecture: nn.Module | None = None) -> tuple[nn.Module, 
             f"{path}: its description does not fit its tensors or this version; the file is damaged or was changed. "
             f"({type(error).__name__}: {error})"
         ) from error
-
-
-def is_converted(path: Path) -> bool:
-    """Return whether a safetensors file was written by `save`."""
-    with safe_open(path, "pt") as file:
-        return FORMAT in (file.metadata() or {})
 
 
 def check_safetensors(path: Path) -> None:

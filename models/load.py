@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from ..errors import CheckpointError
 from . import smollm2
-from .checkpoint import check_safetensors, is_converted, read
+from .checkpoint import check_safetensors, read
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -72,11 +72,6 @@ def load(
             raise CheckpointError(f"{path}: a pickle can run any code when opened, so it never is. {_CONVERT_IT}")
         if path.suffix != ".safetensors":
             raise CheckpointError(f"{path}: expected a .gguf or .safetensors file or a model folder.")
-        check_safetensors(path)
-        if not is_converted(path):
-            raise CheckpointError(
-                f"{path}: expected a file that spikebrain.save wrote. For a Hugging Face model name its folder."
-            )
         model, tokenizer = read(path, architecture)
         return Loaded(model.eval(), tokenizer, str(path))
     if _HUB_ID.fullmatch(name) and path.suffix != ".gguf":

@@ -42,6 +42,30 @@ def run(model_folder, text, tmp_path):
     return run
 
 
+@pytest.fixture
+def interrupted(run, monkeypatch):
+    """Run a report that is interrupted after some windows, on one thread."""
+    real, threads = perplexity._nll, torch.get_num_threads()
+
+    def interrupted(stop_after, *options, **more):
+        seen = []
+
+        def stop(model, window):
+            if len(seen) == stop_after:
+                raise KeyboardInterrupt
+            seen.append(window)
+            return real(model, window)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(perplexity, "_nll", stop)
+            torch.set_num_threads(1)
+            with pytest.raises((KeyboardInterrupt, SystemExit)):
+                run(*options, **more)
+
+    yield interrupted
+    torch.set_num_threads(threads)
+
+
 def test_files_and_keys(run, tmp_path):
     found = run()
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
@@ -176,21 +200,11 @@ def test_short_text_is_used_whole(run):
 
 
 @pytest.mark.parametrize("stop_after", [1, 5, 9, 11])
-def test_an_interrupted_run_goes_on(run, monkeypatch, tmp_path, stop_after):
+def test_an_interrupted_run_goes_on(run, interrupted, monkeypatch, tmp_path, stop_after):
     options = ("--backend", "cpu", "--encoder", "signed-digit")
     whole = run(*options, out="whole")
-    real, seen = perplexity._nll, []
-
-    def stop(model, window):
-        if len(seen) == stop_after:
-            raise KeyboardInterrupt
-        seen.append(window)
-        return real(model, window)
-
-    monkeypatch.setattr(perplexity, "_nll", stop)
-    torch.set_num_threads(1)
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
-        run(*options)
+    interrupted(stop_after, *options)
+    real = perplexity._nll
     assert (tmp_path / "out" / FILE_NAME).exists() is (stop_after > 0)
     rest = []
     monkeypatch.setattr(perplexity, "_nll", lambda *arguments: rest.append(1) or real(*arguments))
@@ -345,21 +359,9 @@ def test_names_that_look_like_markup(model_folder, run, tmp_path):
     assert "[bold]$m_{$: 14 layers" in run.screen
 
 
-def test_out_beside_the_model_resumes(run, monkeypatch, model_folder):
+def test_out_beside_the_model_resumes(run, interrupted, model_folder):
     out = str(model_folder)
-    real, seen = perplexity._nll, []
-
-    def stop(model, window):
-        if len(seen) == 5:
-            raise KeyboardInterrupt
-        seen.append(window)
-        return real(model, window)
-
-    monkeypatch.setattr(perplexity, "_nll", stop)
-    torch.set_num_threads(1)
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
-        run(out=out)
-    monkeypatch.setattr(perplexity, "_nll", real)
+    interrupted(5, out=out)
     run(out=out)
     assert "5 windows were done" in run.screen
 
@@ -378,3 +380,14 @@ def test_converted_half_precision_model(run, tiny_llama, tokenizer, tmp_path):
     found = run("--layers", "*.q_proj", model=tmp_path / "half.safetensors")
     assert found["perplexity"]["int8"] == pytest.approx(found["perplexity"]["spiking"], rel=0.1)
     assert found["settings"]["layers"] == "as converted"
+
+
+def test_a_full_disk_while_measuring(capsys, monkeypatch, model_folder, text, tmp_path):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("spikebrain.analysis.resume.os.replace", full)
+    usual = ["--text", text, "--context", "40", "--num-tokens", "80", "--out", tmp_path / "out"]
+    said = fails(capsys, monkeypatch, "report", model_folder, *usual)
+    assert "progress cannot be written: [Errno 28] No space left on device" in said
+    assert list((tmp_path / "out").iterdir()) == []
