@@ -61,7 +61,7 @@ def report(
         context=context,
         k=k,
         encoder=ENCODERS.create(encoder),
-        backend=None if backend == "auto" else BACKENDS.create(backend),
+        backend="auto" if backend == "auto" else BACKENDS.create(backend),
         layers=layers,
         group_size=group_size,
         seed=seed,

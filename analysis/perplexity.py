@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -117,10 +118,13 @@ def _nll(model: nn.Module, window: Tensor) -> float:
 def _name_first_non_finite(model: nn.Module, window: Tensor) -> str:
     """Run the window again and say which module first gives NaN or infinity."""
     found: list[str] = []
+    this_thread = threading.get_ident()  # other windows run through the same hooks on theirs
 
     def hook_for(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
-            if isinstance(output, Tensor) and output.is_floating_point() and not bool(output.isfinite().all()):
+            if threading.get_ident() != this_thread or not isinstance(output, Tensor):
+                return
+            if output.is_floating_point() and not bool(output.isfinite().all()):
                 found.append(f"{name} ({type(module).__name__})")
 
         return hook

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from rich.console import Console
@@ -62,7 +62,7 @@ class ReportSettings:
         context: tokens per window.
         k: of `AdaptiveThreshold`.
         encoder: turns counts into spikes.
-        backend: accumulates; None picks the fastest.
+        backend: accumulates; "auto" picks the fastest.
         layers: pattern of layer names that spike.
         group_size: input channels that share a weight scale; None for all.
         seed: of the sample of output elements that is checked.
@@ -74,7 +74,7 @@ class ReportSettings:
     context: int = 512
     k: float = 3.0
     encoder: Encoder = field(default_factory=BidirectionalBitwise)
-    backend: Backend | None = None
+    backend: Backend | Literal["auto"] = "auto"
     layers: str = "*"
     group_size: int | None = None
     seed: int = 0
@@ -307,7 +307,7 @@ def _describe_settings(settings: ReportSettings, model: nn.Module, converted: bo
         "k": getattr(layer.neuron, "k", None),
         "neuron": repr(layer.neuron),
         "encoder": ENCODERS.name_of(layer.encoder) or repr(layer.encoder),
-        "backend": BACKENDS.name_of(layer.backend) or repr(layer.backend) if layer.backend else "auto",
+        "backend": "auto" if layer.backend == "auto" else BACKENDS.name_of(layer.backend) or repr(layer.backend),
         "layers": "as converted" if converted else settings.layers,
         "group_size": layer.group_size,
         "seed": settings.seed,

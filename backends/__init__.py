@@ -9,6 +9,6 @@ from .reference import Reference
 __all__ = ["BACKENDS", "Backend", "Cpu", "Reference", "auto"]
 
 
-def auto(device: torch.device) -> Backend:
-    """Return the fastest backend for tensors on that device: `Cpu` on a CPU, `Reference` elsewhere."""
+def auto(device: torch.device, num_tokens: int) -> Backend:
+    """Return the fastest backend for that many tokens on that device."""
     return Cpu() if device.type == "cpu" else Reference()

@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-from jaxtyping import Int8, Int32
+from jaxtyping import Float, Int8, Int32
 from torch import Tensor
 
-from ..coding import SpikeTrain
+from ..coding import Encoder, SpikeTrain
 from ..errors import AccumulatorOverflowError, BackendUnavailableError, InputError
+from ..neuro import Neuron
 from ..registry import Registry
 
 INT32 = torch.iinfo(torch.int32)
@@ -75,6 +76,34 @@ class Backend(ABC):
             row_sum = weight.sum(1, dtype=torch.int64)
             total = total.to(torch.int64) - train.zero_point * row_sum
         return _as_int32(total, where).reshape(*tokens, weight.shape[0])
+
+    def fused(
+        self,
+        x: Float[Tensor, "*tokens in_features"],
+        weight: Int8[Tensor, "out_features in_features"],
+        scale: Float[Tensor, "out_features 1"],
+        bias: Float[Tensor, " out_features"] | None,
+        neuron: Neuron,
+        encoder: Encoder,
+    ) -> Float[Tensor, "*tokens out_features"] | None:
+        """Run a whole layer, from activations to rescaled sums, in kernels of this backend.
+
+        A matter of speed only: the result is that of neuron, encoder, `accumulate` and rescaling one after the other.
+        Since every code of ours unrolls a count without loss, a kernel may add up counts without unrolling them; a code
+        or neuron that it does not know must run, so it leaves those alone.
+
+        Args:
+            x: activations of any floating-point dtype, of which the result is as well.
+            weight: INT8 weights; see `accumulate`.
+            scale: activation worth of one weight unit, float32.
+            bias: added at the end, or None.
+            neuron: turns activations into counts.
+            encoder: turns counts into spikes.
+        Returns:
+            (W count) * scale * threshold + bias, or None if there is no kernel for this input: then take the steps,
+            which also have the message where the input is at fault.
+        """
+        return None
 
     @abstractmethod
     def _accumulate(self, spikes: Tensor, timestep_weight: Tensor, weight: Tensor) -> Tensor:

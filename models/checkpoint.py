@@ -197,7 +197,7 @@ def _settings(layer: SpikeLinear) -> dict[str, Any]:
         "group_size": layer.group_size,
         "neuron": _plug_in(layer.neuron, NEURONS),
         "encoder": _plug_in(layer.encoder, ENCODERS),
-        "backend": None if layer.backend is None else _plug_in(layer.backend, BACKENDS),
+        "backend": None if layer.backend == "auto" else _plug_in(layer.backend, BACKENDS),
     }
 
 
@@ -225,7 +225,7 @@ def _layer(name: str, settings: dict[str, Any], tensors: dict[str, Tensor]) -> S
         group_size=settings["group_size"],
         neuron=_build(settings["neuron"], NEURONS),
         encoder=_build(settings["encoder"], ENCODERS),
-        backend=None if settings["backend"] is None else _build(settings["backend"], BACKENDS),
+        backend="auto" if settings["backend"] is None else _build(settings["backend"], BACKENDS),
         name=name,
     )
 

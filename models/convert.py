@@ -6,6 +6,7 @@ import copy
 import fnmatch
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ class Policy:
         neuron: turns activations into counts; `AdaptiveThreshold(k)` sets k.
         encoder: turns counts into spikes.
         group_size: input channels that share a weight scale; None for one scale per output channel.
-        backend: accumulates spikes; None picks the fastest for each input's device.
+        backend: accumulates spikes; "auto" picks the fastest for each input.
         include_head: whether the output head of a causal language model spikes too.
     """
 
@@ -36,7 +37,7 @@ class Policy:
     neuron: Neuron = field(default_factory=AdaptiveThreshold)
     encoder: Encoder = field(default_factory=BidirectionalBitwise)
     group_size: int | None = None
-    backend: Backend | None = None
+    backend: Backend | Literal["auto"] = "auto"
     include_head: bool = False
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from jaxtyping import Float, Int8
@@ -52,7 +52,7 @@ class SpikeLinear(nn.Module):
         group_size: input channels that share a scale; None for all. The last group may be smaller.
         neuron: turns activations into counts, with one threshold per token.
         encoder: turns counts into spikes.
-        backend: accumulates; None picks the fastest for the device of the input.
+        backend: accumulates; "auto" picks the fastest for the device of the input and the number of tokens.
         name: name of the layer in its model, for messages.
     Raises:
         InputError: shapes or dtypes do not match.
@@ -73,7 +73,7 @@ class SpikeLinear(nn.Module):
         group_size: int | None = None,
         neuron: Neuron | None = None,
         encoder: Encoder | None = None,
-        backend: Backend | None = None,
+        backend: Backend | Literal["auto"] = "auto",
         name: str = "",
     ) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class SpikeLinear(nn.Module):
         self.bias = None if bias is None else bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias)
         self.neuron: Neuron = neuron or AdaptiveThreshold()
         self.encoder: Encoder = encoder or BidirectionalBitwise()
-        self.backend = backend
+        self.backend: Backend | Literal["auto"] = backend
         self.name = name
         self.observers: list[Observer] = []
 
@@ -140,6 +140,10 @@ class SpikeLinear(nn.Module):
                 f"{self._where}: expected activations [..., {self.in_features}], got shape {tuple(x.shape)}."
             )
         try:
+            if not self.observers and not (torch.is_grad_enabled() and (x.requires_grad or self._trains_bias)):
+                whole = self._fused(x)
+                if whole is not None:
+                    return whole
             spikes = self.neuron(x)
             y = self._run(spikes)
         except SpikebrainError as error:
@@ -155,6 +159,21 @@ class SpikeLinear(nn.Module):
             y = y + self.bias.to(y.dtype)
         return y.to(x.dtype)
 
+    def _fused(self, x: Tensor) -> Tensor | None:
+        """Return the result in one go, where the backend can: same figures as step by step."""
+        if self.group_size is not None:
+            return None
+        return self._backend_for(x).fused(x, self.weight, self.scale, self.bias, self.neuron, self.encoder)
+
+    def _backend_for(self, x: Tensor) -> Backend:
+        if self.backend != "auto":
+            return self.backend
+        return backends.auto(x.device, x.numel() // max(self.in_features, 1))
+
+    @property
+    def _trains_bias(self) -> bool:
+        return self.bias is not None and self.bias.requires_grad
+
     def _run(self, spikes: SpikeCount) -> Tensor:
         """Unroll counts, accumulate and rescale, a portion of the tokens at a time; in the threshold's dtype."""
         tokens = spikes.count.shape[:-1]
@@ -164,7 +183,7 @@ class SpikeLinear(nn.Module):
             raise InputError(f"expected one threshold per token, [..., 1], got shape {tuple(threshold.shape)}.")
         threshold = threshold.expand(*tokens, 1).reshape(-1, 1)
         scale = self.scale.t().to(threshold.dtype)
-        backend = self.backend or backends.auto(count.device)
+        backend = self._backend_for(count)
         y = threshold.new_zeros(len(count), self.out_features)
         for first, part, train in self._portions(count):
             accumulation = torch.stack([backend.accumulate(*pair) for pair in self._by_group(train)], 1)

@@ -22,8 +22,9 @@ _INT32_MAX = 2147483520.0
 class AdaptiveThreshold(Neuron[None]):
     """threshold = mean|x| / k over the channels of a token; count = round(x / threshold), half to even.
 
-    Statistics are taken in float32 (float64 for float64 input), whatever the dtype of x. The threshold carries no
-    gradient; `SpikeCount.activation()` passes gradients straight through.
+    The mean is summed in float64 and rounded to float32 (kept for float64 input), whatever the dtype of x: so it does
+    not depend on the order of addition, and devices and kernels agree on the counts. The threshold carries no gradient;
+    `SpikeCount.activation()` passes gradients straight through.
 
     Attributes:
         k: thresholds that the mean |x| is worth. It sets the mean |count|; larger means more spikes, less error.
@@ -71,12 +72,10 @@ class AdaptiveThreshold(Neuron[None]):
                 f"AdaptiveThreshold: expected a floating-point tensor [..., N], got {x.dtype} of shape "
                 f"{tuple(x.shape)}. Convert it, or add a channel axis."
             )
-        # Contiguous, since a float sum in another memory order could move a count.
-        wide = x.detach().to(torch.promote_types(x.dtype, torch.float32)).contiguous()
-        mean = wide.abs().sum(-1, keepdim=True) / max(x.shape[-1], 1)
+        wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+        mean = wide.abs().sum(-1, keepdim=True, dtype=torch.float64).div_(max(x.shape[-1], 1)).to(wide.dtype)
         if not bool(torch.isfinite(mean).all()):
             raise_if_not_finite(x, "AdaptiveThreshold")
-            # Finite values whose float32 sum is not: far beyond the ceiling, so the check below speaks.
         threshold = (mean / self.k).clamp(self.floor, self.ceiling)
         ratio = wide / threshold
         # |count| <= k * N + 1/2 unless the ceiling binds.

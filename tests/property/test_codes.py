@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spikebrain import AdaptiveThreshold, AEREvents, IntegrateAndFire, SpikeTrain, decode
@@ -26,6 +26,7 @@ def fit(name, count):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
+@settings(deadline=None)
 @given(count=counts(), extra=st.integers(0, 3))
 def test_decode_inverts_encode(name, count, extra):
     encoder, num_timesteps = fit(name, count)
@@ -36,6 +37,7 @@ def test_decode_inverts_encode(name, count, extra):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
+@settings(deadline=None)
 @given(count=counts())
 def test_rate_and_events(name, count):
     encoder, num_timesteps = fit(name, count)
@@ -49,6 +51,7 @@ def test_rate_and_events(name, count):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
+@settings(deadline=None)
 @given(count=counts().filter(lambda c: c.ndim > 0), seed=st.integers(0, 2**32))
 def test_permuted_neurons_give_permuted_trains(name, count, seed):
     encoder, num_timesteps = fit(name, count)
@@ -58,6 +61,7 @@ def test_permuted_neurons_give_permuted_trains(name, count, seed):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
+@settings(deadline=None)
 @given(count=counts().filter(lambda c: c.ndim > 0 and c.shape[-1] > 0))
 def test_a_neuron_does_not_see_its_neighbours(name, count):
     # Shape, memory layout and company leave a neuron's train as it is.
@@ -69,6 +73,7 @@ def test_a_neuron_does_not_see_its_neighbours(name, count):
     assert torch.equal(train.spikes, strided.spikes)
 
 
+@settings(deadline=None)
 @given(count=counts())
 def test_silent_neurons_of_signed_codes_are_silent(count):
     for name in ("ternary", "bitwise-bidirectional", "signed-digit", "twos-complement"):
@@ -78,6 +83,7 @@ def test_silent_neurons_of_signed_codes_are_silent(count):
 
 
 @pytest.mark.parametrize("name", NEURONS)
+@settings(deadline=None)
 @given(shape=st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple))
 def test_neurons_are_silent_in_silence(name, shape):
     spikes = NEURONS.create(name)(torch.zeros(shape))
@@ -85,6 +91,7 @@ def test_neurons_are_silent_in_silence(name, shape):
     assert spikes.activation().count_nonzero() == 0
 
 
+@settings(deadline=None)
 @given(
     x=st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=20),
     k=st.floats(0.25, 8),
@@ -104,6 +111,7 @@ def test_adaptive_threshold_scales_with_its_input(x, k, factor):
         assert float((a.activation() - x).abs().max()) <= float(a.threshold) * 0.5001 + 1e-6
 
 
+@settings(deadline=None)
 @given(
     count=st.integers(-60, 60),
     fraction=st.floats(-0.49, 0.49),

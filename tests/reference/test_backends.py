@@ -218,8 +218,8 @@ def test_compiled_code_runs():
 
 
 def test_auto():
-    assert isinstance(auto(torch.device("cpu")), Cpu)
-    assert isinstance(auto(torch.device("cuda")), Reference)
+    assert isinstance(auto(torch.device("cpu"), 1), Cpu)
+    assert isinstance(auto(torch.device("cuda"), 1), Reference)
 
 
 def test_bad_input(as_users):
