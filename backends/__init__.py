@@ -5,8 +5,9 @@ import torch
 from .base import BACKENDS, Backend
 from .cpu import Cpu
 from .reference import Reference
+from .triton import Triton
 
-__all__ = ["BACKENDS", "Backend", "Cpu", "Reference", "auto"]
+__all__ = ["BACKENDS", "Backend", "Cpu", "Reference", "Triton", "auto"]
 
 
 def auto(device: torch.device, num_tokens: int) -> Backend:

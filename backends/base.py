@@ -8,12 +8,14 @@ import torch
 from jaxtyping import Float, Int8, Int32
 from torch import Tensor
 
-from ..coding import Encoder, SpikeTrain
+from ..coding import BidirectionalBitwise, Binary, Bitwise, Encoder, SignedDigit, SpikeTrain, Ternary, TwosComplement
 from ..errors import AccumulatorOverflowError, BackendUnavailableError, InputError
 from ..neuro import Neuron
 from ..registry import Registry
 
 INT32 = torch.iinfo(torch.int32)
+# Codes known to unroll every count that fits without loss, so that counts may be added up without unrolling them.
+LOSSLESS = (BidirectionalBitwise, Binary, Bitwise, SignedDigit, Ternary, TwosComplement)
 # Largest magnitude of an INT8 weight.
 MAX_WEIGHT = 128
 

