@@ -3,6 +3,9 @@
 Import it through `kernels_for`: TRITON_INTERPRET=1 must be set before the first import to have any effect.
 """
 
+# pyright: reportArgumentType=false
+# Triton turns the arguments of a launch into the types of the kernel's parameters.
+
 from __future__ import annotations
 
 import torch
