@@ -3,15 +3,16 @@
     python benchmarks/encode.py [--device cpu|cuda] [--shape TOKENS CHANNELS ...] [--k K] [--code NAME] [--out FILE]
 
 The public method is written from its description: counts expand into a float32 train [T, ...] of bits and signs. From
-activations, it gets the counts as ours do (threshold and rounding in PyTorch). Inputs rotate through more memory than the
-caches hold. Before anything is timed, packed trains are compared with the plain path, and with the public one's sum.
+activations, it gets the counts as ours do (threshold and rounding in PyTorch). Inputs rotate through more memory than
+the caches hold. Before anything is timed, packed trains are compared with the plain path, and the public one's sum with
+the counts.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +63,15 @@ def check(encoder: sb.Encoder, x: Tensor, count: Tensor, num_timesteps: int, neu
             raise SystemExit("a packed train differs from the plain one: nothing is timed")
     public = float_train(count, num_timesteps)
     weights = 2.0 ** torch.arange(num_timesteps - 1, -1, -1, device=x.device)
-    summed = sum(weight * plane for weight, plane in zip(weights, public, strict=True))
+    summed = torch.tensordot(weights, public, 1)
     if not torch.equal(summed, count.to(torch.float32)):
         raise SystemExit("the public method's train differs from the counts: nothing is timed")
 
 
-def bench(device: torch.device, shape: tuple[int, int], k: float, code: str) -> list[dict[str, Any]]:
+def bench(device: torch.device, shape: Sequence[int], k: float, code: str) -> list[dict[str, Any]]:
     num_variants = min(64, max(2, ROTATING_BYTES // (4 * shape[0] * shape[1])))
     neuron = sb.AdaptiveThreshold(k=k)
-    inputs = [torch.randn(shape, device=device) for _ in range(num_variants)]
+    inputs = [torch.randn(*shape, device=device) for _ in range(num_variants)]
     halves = [x.bfloat16() for x in inputs]
     counts = [neuron(x).count for x in inputs]
     low, high = min(int(c.min()) for c in counts), max(int(c.max()) for c in counts)
@@ -133,13 +134,11 @@ def main() -> None:
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     print(environment() | {"gpu": gpu})
     rows: list[dict[str, Any]] = []
-    for shape in [tuple(shape) for shape in options.shape or SHAPES[device.type]]:
+    for shape in options.shape or SHAPES[device.type]:
         found = bench(device, shape, options.k, options.code)
         first = found[0]
-        print(
-            f"{shape[0]} token(s) x {shape[1]}, {options.code}, T = {first['num_timesteps']}: {first['packed_bytes']:,} "
-            f"bytes, {first['ratio_bytes']:.1f}x smaller than the float train"
-        )
+        print(f"{shape[0]} token(s) x {shape[1]}, {options.code}, T = {first['num_timesteps']}")
+        print(f"  {first['packed_bytes']:,} bytes, {first['ratio_bytes']:.1f}x smaller than the float train")
         for row in found:
             median, low, high = (1e3 * row[f"{what}_s"] for what in ("median", "low", "high"))
             ratio = f"{row['ratio_time']:7.1f}x" if "ratio_time" in row else ""

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..neuro import AdaptiveThreshold
-from .base import Encoder, as_rows, empty_train
+from .base import Encoder, as_rows, cached_unrolling, empty_train
 from .kernels import kernels_for
 from .packed import PackedTrain
 from .unrolling import LARGEST_COUNT
@@ -55,7 +55,7 @@ def pack_activations(
         encoder, num_timesteps = encoder.fitted(round(low), round(high))
     if not encoder.has_kernels:
         return _step_by_step(x, neuron, encoder, num_timesteps)
-    unrolling = encoder.unrolling(num_timesteps)
+    unrolling = cached_unrolling(encoder, num_timesteps)
     train = empty_train(unrolling, x.shape, x.device)
     if measured:
         kernels.pack_activations(tokens, threshold, unrolling, *as_rows(train))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -89,7 +90,7 @@ class Encoder(ABC):
             )
         if not self.has_kernels:
             return PackedTrain.from_train(self.encode(count, num_timesteps))
-        unrolling = self.unrolling(num_timesteps)
+        unrolling = cached_unrolling(self, num_timesteps)
         kernels = kernels_for(count.device)
         if kernels is None or count.dtype not in (torch.int32, torch.int64):
             # The dtype may be one that has no counts at all; the other integers are rare enough to be widened.
@@ -176,12 +177,18 @@ def checked_counts(encoder: Encoder, count: Tensor, num_timesteps: int, low: int
     )
 
 
+@functools.lru_cache(maxsize=64)
+def cached_unrolling(encoder: Encoder, num_timesteps: int) -> Unrolling:
+    """Return `encoder.unrolling`, built once: a token is packed faster than its masks are."""
+    return encoder.unrolling(num_timesteps)
+
+
 def empty_train(unrolling: Unrolling, shape: torch.Size, device: torch.device) -> PackedTrain:
     """Return a packed train for counts of that shape, for a kernel to fill."""
     words = (*shape[:-1], num_words(shape[-1]))
     fired = torch.empty(unrolling.num_timesteps, *words, dtype=torch.int32, device=device)
     negative = torch.empty(unrolling.sign_planes, *words, dtype=torch.int32, device=device)
-    weight = unrolling.timestep_weight.to(device)
+    weight = unrolling.timestep_weight.to(device, copy=True)
     return PackedTrain.of_kernel(fired, negative, weight, shape[-1], unrolling.zero_point)
 
 

@@ -5,6 +5,9 @@ into a word in a few instructions where the processor has them, and correctly on
 `torch.get_num_threads()` threads, where there is work enough for them.
 """
 
+# pyright: reportCallIssue=false
+# Compiled code calls an intrinsic without its first parameter.
+
 from __future__ import annotations
 
 import functools
@@ -39,11 +42,10 @@ def pack_counts(count: Tensor, unrolling: Unrolling, fired: Tensor, negative: Te
         fired: int32, [T, tokens, words].
         negative: int32, [S, tokens, words].
     """
-    code = _arrays(unrolling)
+    code, counts, plus, minus = _arrays(unrolling), count.numpy(), fired.numpy(), negative.numpy()
 
     def work(first: int, last: int) -> tuple[int, int]:
-        planes = fired[:, first:last].numpy(), negative[:, first:last].numpy()
-        return _pack_counts(count[first:last].numpy(), *code, *planes)
+        return _pack_counts(counts[first:last], *code, plus[:, first:last], minus[:, first:last])
 
     low, high = _range(_on_threads(work, *count.shape))
     return int(low), int(high)
@@ -103,19 +105,25 @@ def measure_and_pack(
 
 def count_active(fired: Tensor, num_active: Tensor) -> None:
     """Fill num_active, int64 [tokens], with the channels of each token that fired at all; fired: [T, tokens, words]."""
-    _count_active(fired.numpy(), num_active.numpy())
+    planes, found = fired.numpy(), num_active.numpy()
+    _on_threads(lambda a, b: _count_active(planes[:, a:b], found[a:b]), fired.shape[1], 32 * fired.shape[2])
 
 
 def list_active(
     fired: Tensor, negative: Tensor, timestep_weight: Tensor, first: Tensor, channel: Tensor, count: Tensor
 ) -> None:
     """Fill the columns of `ChannelEvents`; first: where each token's events start, int64 [tokens]."""
-    columns = (first.numpy(), channel.numpy(), count.numpy())
-    _list_active(fired.numpy(), negative.numpy(), timestep_weight.to(count.dtype).numpy(), *columns)
+    plus, minus, weight, start = fired.numpy(), negative.numpy(), timestep_weight.to(count.dtype).numpy(), first.numpy()
+    columns = channel.numpy(), count.numpy()
+
+    def work(a: int, b: int) -> None:
+        _list_active(plus[:, a:b], minus[:, a:b], weight, start[a:b], *columns)
+
+    _on_threads(work, fired.shape[1], 32 * fired.shape[2])
 
 
 def _arrays(unrolling: Unrolling) -> tuple[np.ndarray, np.ndarray, int, int, int]:
-    mask, above = unrolling.mask().numpy(), unrolling.above().numpy()
+    mask, above = unrolling.mask.numpy(), unrolling.above.numpy()
     return mask, above, unrolling.zero_point, -int(unrolling.sign_planes > 0), -int(unrolling.sign_planes > 1)
 
 
@@ -134,6 +142,8 @@ def _blocks(first: int, last: int, num_channels: int) -> Iterator[tuple[int, int
 
 def _range(ranges: list) -> tuple:
     """Return the smallest low and largest high of (low, high) pairs; NaN if there is one."""
+    if len(ranges) == 1:
+        return ranges[0]
     lows, highs = zip(*ranges, strict=True)
     return np.min(lows).item(), np.max(highs).item()
 
@@ -269,14 +279,25 @@ def _sum_of_magnitudes(x):  # pragma: no cover - compiled
     return total
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"nnan", "nsz"})
+@numba.njit(nogil=True, cache=True)
+def _ordered(bits):  # pragma: no cover - compiled
+    """Turn the bits of a finite float32 into an int32 of the same order, and back."""
+    return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
+
+
+@numba.njit(nogil=True, cache=True)
 def _extremes(x):  # pragma: no cover - compiled
-    """Return the smallest and the largest of finite numbers."""
-    low, high = x[0], x[0]
-    for channel in range(x.shape[0]):
-        low = min(low, x[channel])
-        high = max(high, x[channel])
-    return low, high
+    """Return the smallest and the largest of finite numbers, as integers, whose comparisons are compiled to vectors."""
+    bits = x.view(np.int32)
+    low, high = np.int32(_ordered(bits[0])), np.int32(_ordered(bits[0]))
+    for channel in range(bits.shape[0]):
+        key = np.int32(_ordered(bits[channel]))
+        low = min(low, key)
+        high = max(high, key)
+    ends = np.empty(2, np.int32)
+    ends[0], ends[1] = _ordered(low), _ordered(high)
+    values = ends.view(np.float32)
+    return values[0], values[1]
 
 
 @numba.njit(nogil=True, cache=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -58,10 +59,12 @@ class Unrolling:
         in_range = -LARGEST_COUNT <= low <= high <= LARGEST_COUNT
         return in_range and self.low <= round(low) and round(high) <= self.high
 
+    @cached_property
     def mask(self) -> Tensor:
         """Return mask[t], of `dtype`, [T]."""
         return torch.full_like(self.timestep_weight, -1, dtype=self.dtype) if self.rate else self._digits()
 
+    @cached_property
     def above(self) -> Tensor:
         """Return above[t], of `dtype`, [T]."""
         t = torch.arange(self.num_timesteps, dtype=self.dtype)
