@@ -9,12 +9,15 @@ from .coding import (
     BidirectionalBitwise,
     Binary,
     Bitwise,
+    ChannelEvents,
     Encoder,
+    PackedTrain,
     SignedDigit,
     SpikeTrain,
     Ternary,
     TwosComplement,
     decode,
+    pack_activations,
 )
 from .errors import SpikebrainError
 from .models import Policy, SpikeLinear, convert, dequantize, load, record, save
@@ -28,9 +31,11 @@ __all__ = [
     "BidirectionalBitwise",
     "Binary",
     "Bitwise",
+    "ChannelEvents",
     "Encoder",
     "IntegrateAndFire",
     "LeakyIntegrateAndFire",
+    "PackedTrain",
     "Policy",
     "SignedDigit",
     "SpikeCount",
@@ -43,6 +48,7 @@ __all__ = [
     "decode",
     "dequantize",
     "load",
+    "pack_activations",
     "record",
     "save",
 ]

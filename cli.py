@@ -1,7 +1,8 @@
-"""The command line: `spikebrain report`."""
+"""The command line: `spikebrain report` and `spikebrain doctor`."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from rich.text import Text
 from .analysis import DEFINITIONS, ReportSettings, run_report
 from .backends import BACKENDS
 from .coding import ENCODERS
+from .doctor import examine
 from .errors import InputError, SpikebrainError
 
 app = typer.Typer(
@@ -135,6 +137,49 @@ def _print_report(found: dict[str, Any], settings: ReportSettings, out: Path) ->
     console.print(
         f"Written to {out}: report.json, layers.csv, histogram.png, raster.png ({found['seconds']['total']:.0f} s)"
     )
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False) -> None:
+    """Say what this machine can run, what "auto" picks, and why something is not available."""
+    found = examine()
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        _print_doctor(found)
+
+
+def _print_doctor(found: dict[str, Any]) -> None:
+    """Print the findings on one screen."""
+    console = Console(highlight=False, markup=False)
+    cpu, cache = found["cpu"], found["model_cache"]
+    versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in found["versions"].items())
+    instructions = cpu["instructions"]
+    known = "unknown" if instructions is None else ", ".join(k for k, v in instructions.items() if v) or "none"
+    console.print(f"\n{versions}")
+    console.print(f"CPU: {cpu['model']}, {cpu['num_threads']} of {cpu['num_cpus']} threads; instructions: {known}")
+    for i, gpu in enumerate(found["gpus"]):
+        memory = gpu["memory_bytes"] / 2**30
+        console.print(f"GPU {i}: {gpu['name']}, compute capability {gpu['compute_capability']}, {memory:.0f} GiB")
+    console.print()
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("Backend", "device", "auto picks it for", "can it run?"):
+        table.add_column(column)
+    for device, there in found["devices"].items():
+        for name, reason in there["backends"].items():
+            tokens = ", ".join(n for n, picked in there["auto"].items() if picked == name)
+            table.add_row(name, device, f"{tokens} token(s)" if tokens else "", f"no: {reason}" if reason else "yes")
+    console.print(table, "")
+
+    console.print(f"Default model: {'in the cache' if cache['present'] else 'not fetched yet'} ({cache['path']})")
+    for extra, packages in found["extras"].items():
+        missing = ", ".join(name for name, version in packages.items() if version is None)
+        remedy = f"{missing} missing; pip install 'spikebrain[{extra}]'" if missing else "installed"
+        console.print(f"Extra {extra} (optional): {remedy}")
+    console.print()
+    for sentence in found["advice"]:
+        console.print(f"- {sentence}")
 
 
 def _table(*columns: str) -> Table:

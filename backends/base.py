@@ -8,7 +8,17 @@ import torch
 from jaxtyping import Float, Int8, Int32
 from torch import Tensor
 
-from ..coding import BidirectionalBitwise, Binary, Bitwise, Encoder, SignedDigit, SpikeTrain, Ternary, TwosComplement
+from ..coding import (
+    BidirectionalBitwise,
+    Binary,
+    Bitwise,
+    Encoder,
+    PackedTrain,
+    SignedDigit,
+    SpikeTrain,
+    Ternary,
+    TwosComplement,
+)
 from ..errors import AccumulatorOverflowError, BackendUnavailableError, InputError
 from ..neuro import Neuron
 from ..registry import Registry
@@ -35,12 +45,12 @@ class Backend(ABC):
         return None
 
     def accumulate(
-        self, train: SpikeTrain, weight: Int8[Tensor, "out_features in_features"]
+        self, train: SpikeTrain | PackedTrain, weight: Int8[Tensor, "out_features in_features"]
     ) -> Int32[Tensor, "*tokens out_features"]:
         """Return sum over t of timestep_weight[t] * (W spikes[t]) - zero_point * rowsum(W).
 
         Args:
-            train: spikes of shape [T, *tokens, in_features].
+            train: spikes of shape [T, *tokens, in_features]; a packed train is unpacked first.
             weight: INT8 weights, [out_features, in_features]. Memory in which an input channel's
                 weights lie together (weight.t() contiguous) saves backends a copy.
         Returns:
@@ -54,6 +64,8 @@ class Backend(ABC):
             SpikingBrain (arXiv:2509.05276), section 3.3.2, eq. 23, before its rescaling.
         """
         where = f"{type(self).__name__}.accumulate"
+        if isinstance(train, PackedTrain):
+            train = train.to_train()
         spikes = train.spikes
         if weight.dtype != torch.int8 or weight.ndim != 2:
             raise InputError(

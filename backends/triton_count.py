@@ -1,14 +1,113 @@
 """Triton kernels of mode `count`: the integer-collapsed form. INT8 counts times INT8 weights on tensor cores.
 
-`count_spikes` finds threshold and counts of a token and packs them to INT8. A count beyond INT8 is low + 256 * high: the
-low byte goes the same way as the others, the rare high parts go to a list. `multiply` adds their rows to the product's
-INT32 sums, and rescales.
+`count_spikes` finds threshold and counts of a token and packs them to INT8. A count beyond INT8 is low + 256 * high:
+the low byte goes the same way as the others, the rare high parts go to a list. `multiply` adds their rows to the
+product's INT32 sums, and rescales.
 """
 
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+# pyright: reportIndexIssue=false, reportAttributeAccessIssue=false, reportCallIssue=false
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
+from ..coding.kernels import interpreting
+from .triton_job import Job, cdiv, power_of_two
 from .triton_spike import rounded, threshold_of
+from .triton_weights import columns_of, rows_of
+
+
+class Settings(NamedTuple):
+    """Launch settings of mode `count`: the block that a program computes."""
+
+    tokens: int
+    outputs: int
+    inputs: int
+    warps: int
+    stages: int
+
+
+_MANY = [Settings(128, 256, 128, 8, 4), Settings(256, 128, 128, 8, 4), Settings(128, 128, 128, 8, 4)]
+_FEW = [Settings(64, 64, 128, 4, 5), Settings(64, 128, 128, 4, 5), Settings(64, 32, 256, 4, 4)]
+
+
+def settings_for(num_tokens: int) -> list[Settings]:
+    """Return the launch settings to choose from."""
+    if interpreting():
+        return [Settings(32, 128, 128, 1, 1)]
+    return _MANY if num_tokens > 64 else _FEW
+
+
+def run(settings: Settings, job: Job) -> None:
+    """Fill job.y."""
+    x, weight, y, most_high, neuron, scale, bias, failed = job
+    (num_tokens, num_inputs), num_outputs = x.shape, len(weight)
+    rows, columns = rows_of(weight), columns_of(weight)
+    stride = columns.shape[1]
+    low = torch.empty(num_tokens, stride, dtype=torch.int8, device=x.device)
+    threshold = torch.empty(num_tokens, dtype=torch.float32, device=x.device)
+    num_high = torch.empty(num_tokens, dtype=torch.int32, device=x.device)
+    channel, high = torch.empty(2, num_tokens, most_high, dtype=torch.int32, device=x.device)
+    k, floor, ceiling = (neuron.k, neuron.floor, neuron.ceiling) if neuron else (1.0, 1.0, 1.0)
+    block = power_of_two(stride)
+    count_spikes[num_tokens,](
+        x,
+        low,
+        threshold,
+        num_high,
+        channel,
+        high,
+        num_high if failed is None else failed,
+        num_inputs,
+        stride,
+        most_high,
+        k,
+        floor,
+        ceiling,
+        COUNTED=neuron is None,
+        FMA=not interpreting(),  # the interpreter's fma rounds twice
+        BLOCK=block,
+        num_warps=2 if block <= 4096 else 16,
+        enable_fp_fusion=False,
+    )
+    blocks = cdiv(num_tokens, settings.tokens) * cdiv(num_outputs, settings.outputs)
+    num_programs = min(blocks, _num_processors(x.device))
+    multiply[num_programs,](
+        TensorDescriptor.from_tensor(low, [settings.tokens, settings.inputs]),
+        TensorDescriptor.from_tensor(columns, [settings.outputs, settings.inputs]),
+        rows,
+        threshold,
+        threshold if scale is None else scale,
+        threshold if bias is None else bias,
+        num_high,
+        channel,
+        high,
+        y,
+        num_tokens,
+        num_outputs,
+        stride,
+        rows.shape[1],
+        most_high,
+        num_programs,
+        RESCALE=neuron is not None,
+        BIAS=bias is not None,
+        TOKENS=settings.tokens,
+        OUTPUTS=settings.outputs,
+        INPUTS=settings.inputs,
+        num_warps=settings.warps,
+        num_stages=settings.stages,
+        enable_fp_fusion=False,
+    )
+
+
+def _num_processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
 @triton.jit
@@ -30,6 +129,7 @@ def count_spikes(
     FMA: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    """Count and pack a token; grid [tokens]."""
     token = tl.program_id(0).to(tl.int64)
     channel = tl.arange(0, BLOCK)
     x = tl.load(x_ptr + token * num_inputs + channel, mask=channel < num_inputs, other=0)
@@ -92,6 +192,7 @@ def multiply(
     OUTPUTS: tl.constexpr,
     INPUTS: tl.constexpr,
 ):
+    """Multiply, rescale; a program takes every num_programs-th tile of the result; grid [num_programs]."""
     num_token_tiles = tl.cdiv(num_tokens, TOKENS)
     num_output_tiles = tl.cdiv(num_outputs, OUTPUTS)
     for tile in tl.range(tl.program_id(0), num_token_tiles * num_output_tiles, num_programs, flatten=True):

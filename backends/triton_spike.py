@@ -10,23 +10,118 @@ word, and one addition adds two weights. A negative count adds the complement 25
 was added too much is known from the list and subtracted at the end.
 """
 
+# ruff: noqa: PLR0915 - a kernel is one function
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+# pyright: reportIndexIssue=false, reportAttributeAccessIssue=false, reportCallIssue=false
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
 import triton
 import triton.language as tl
 
-try:  # the next kernel may be launched while this one still runs; from Triton 3.4
-    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-except ImportError:
-    gdc_launch_dependents = gdc_wait = None
+from ..coding.kernels import interpreting
+from ..errors import InputError
+from .base import INT32
+from .triton_job import Job, cdiv, power_of_two
+from .triton_weights import rows_of
 
+
+class Settings(NamedTuple):
+    """Launch settings of mode `spike`."""
+
+    rows: int  # of weights a program visits at a time
+    words: int  # of four weights, per row
+    warps: int
+    stages: int  # tiles of weights under way
+
+
+_CANDIDATES = [
+    Settings(16, 32, 1, 3),
+    Settings(16, 64, 1, 4),
+    Settings(8, 64, 1, 3),
+    Settings(16, 32, 1, 6),
+    Settings(16, 64, 2, 4),
+]
 # Integers of a list's head: tiles, what to subtract, channels in the high list, the weight 2^shift of that list.
-HEAD = tl.constexpr(4)
+_HEAD = tl.constexpr(4)
 # Input channels of a split for every row of a tile. See `list_events` for what the 16-bit totals allow: 27.
-CHANNELS_PER_ROW = 16
+_CHANNELS_PER_ROW = 16
 
 
-def list_length(channels: int, rows: int) -> int:
-    """Return the most places that the list of a split takes: 8 a channel, and padding."""
-    return 8 * channels + 10 * rows
+def settings_for(num_tokens: int) -> list[Settings]:
+    """Return the launch settings to choose from."""
+    return [Settings(32, 128, 1, 1)] if interpreting() else _CANDIDATES
+
+
+def run(settings: Settings, job: Job) -> None:
+    """Fill job.y.
+
+    Raises:
+        InputError: the layer's weights take more than 8 GiB.
+    """
+    x, weight, y, _, neuron, scale, bias, failed = job
+    (num_tokens, num_inputs), num_outputs = x.shape, len(weight)
+    rows = rows_of(weight).view(torch.int32)
+    if rows.numel() > INT32.max:
+        raise InputError(f"Triton: expected weights of at most 8 GiB in a layer, got {tuple(weight.shape)}.")
+    channels = settings.rows * _CHANNELS_PER_ROW
+    splits, tiles = cdiv(num_inputs, channels), cdiv(rows.shape[1], settings.words)
+    num_sums = tiles * (4 * settings.words + 1)
+    length = 8 * channels + 10 * settings.rows  # places: 8 a channel at most, and padding
+    lists = num_tokens * splits
+    sizes = [lists * length, lists * channels, lists * _HEAD.value, num_tokens * num_sums]
+    places, high, head, sums = torch.empty(sum(sizes), dtype=torch.int32, device=x.device).split(sizes)
+    threshold = torch.empty(num_tokens, dtype=torch.float32, device=x.device)
+    k, floor, ceiling = (neuron.k, neuron.floor, neuron.ceiling) if neuron else (1.0, 1.0, 1.0)
+    list_events[num_tokens, splits](
+        x,
+        places,
+        high,
+        head,
+        threshold,
+        head if failed is None else failed,
+        sums,
+        num_inputs,
+        num_sums,
+        rows.shape[1],
+        k,
+        floor,
+        ceiling,
+        COUNTED=neuron is None,
+        CHANNELS=channels,
+        ROWS=settings.rows,
+        LENGTH=length,
+        BLOCK=min(power_of_two(num_inputs), 8192),
+        num_warps=8,
+        enable_fp_fusion=False,
+    )
+    add_events[tiles, splits, num_tokens](
+        places,
+        high,
+        head,
+        threshold,
+        rows,
+        threshold if scale is None else scale,
+        threshold if bias is None else bias,
+        y,
+        sums,
+        num_sums,
+        rows.shape[1],
+        num_outputs,
+        rows.shape[1],
+        RESCALE=neuron is not None,
+        BIAS=bias is not None,
+        CHANNELS=channels,
+        ROWS=settings.rows,
+        WORDS=settings.words,
+        LENGTH=length,
+        STAGES=settings.stages,
+        num_warps=settings.warps,
+        enable_fp_fusion=False,
+    )
 
 
 @triton.jit
@@ -47,7 +142,7 @@ def list_events(
     x_ptr,  # activations or int32 counts, [tokens, inputs]
     list_ptr,  # int32, [tokens, splits, LENGTH]
     high_ptr,  # int32, [tokens, splits, CHANNELS]
-    head_ptr,  # int32, [tokens, splits, HEAD]
+    head_ptr,  # int32, [tokens, splits, _HEAD]
     threshold_ptr,  # float32, [tokens]
     failed_ptr,  # int32, [1]
     sums_ptr,  # int32, [tokens, num_sums], which this kernel sets to zero
@@ -62,14 +157,11 @@ def list_events(
     ROWS: tl.constexpr,
     LENGTH: tl.constexpr,
     BLOCK: tl.constexpr,
-    PDL: tl.constexpr,
 ):
+    """List the rows that each split of a token adds; grid [tokens, splits]."""
     token = tl.program_id(0)
     split = tl.program_id(1)
     splits = tl.num_programs(1)
-    if PDL:
-        gdc_wait()
-        gdc_launch_dependents()
     x_row = x_ptr + token.to(tl.int64) * num_inputs
     local = tl.arange(0, CHANNELS)
     channel = split * CHANNELS + local
@@ -107,8 +199,12 @@ def list_events(
     upto1, upto4, upto7 = tl.cumsum(ones, 0), tl.cumsum(fours, 0), tl.cumsum(sevens, 0)
     num1, num4, num7 = tl.sum(ones, 0), tl.sum(fours, 0), tl.sum(sevens, 0)
     # Places of each digit, at least ROWS: then a slot (every ROWS-th place) never drops by two digits at a time.
-    size7, size6, size5 = tl.maximum(num7 & 1023, ROWS), tl.maximum(num4 >> 20, ROWS), tl.maximum(num4 >> 10 & 1023, ROWS)
-    size4, size3, size2 = tl.maximum(num4 & 1023, ROWS), tl.maximum(num1 >> 20, ROWS), tl.maximum(num1 >> 10 & 1023, ROWS)
+    size7 = tl.maximum(num7 & 1023, ROWS)
+    size6 = tl.maximum(num4 >> 20, ROWS)
+    size5 = tl.maximum(num4 >> 10 & 1023, ROWS)
+    size4 = tl.maximum(num4 & 1023, ROWS)
+    size3 = tl.maximum(num1 >> 20, ROWS)
+    size2 = tl.maximum(num1 >> 10 & 1023, ROWS)
     size1 = tl.maximum(num1 & 1023, ROWS)
     below8 = 7 * size7 + 6 * size6 + 5 * size5 + 4 * size4 + 3 * size3 + 2 * size2 + size1
     # A slot adds up to 255 * (its digits) in 16 bits, so its digits may sum to 257. It holds at most size / ROWS + 1
@@ -145,7 +241,8 @@ def list_events(
     end = tl.where(digit == 3, end3, tl.where(digit == 2, end2, 1 << 30))
     end = tl.where(digit == 5, end5, tl.where(digit == 4, end4, end))
     end = tl.where(digit == 7, end7, tl.where(digit == 6, end6, end))
-    rank = tl.where(digit <= 3, upto1 >> 10 * (digit - 1), tl.where(digit <= 6, upto4 >> 10 * (digit - 4), upto7)) & 1023
+    rank = tl.where(digit <= 3, upto1 >> 10 * (digit - 1), upto4 >> 10 * (digit - 4))
+    rank = tl.where(digit == 7, upto7, rank) & 1023
     at = first + rank - 1
     tl.store(places + at, event | (at + ROWS >= end).to(tl.int32) << 1, mask=digit > 0)
     at = (upto7 >> 16) - eights
@@ -162,7 +259,7 @@ def list_events(
     # Every place adds 128 too much, or 127 if its row is subtracted, times its digit.
     low = tl.where(crowded, digit, magnitude & 63)
     lifted = 128 * (8 * size8 + below8 + num_places - end1) - tl.sum(negative * low, 0)
-    head = head_ptr + place_in_list * HEAD
+    head = head_ptr + place_in_list * _HEAD
     tl.store(head, num_places // ROWS)
     tl.store(head + 1, lifted)
     tl.store(head + 2, num_high)
@@ -191,8 +288,8 @@ def add_events(
     WORDS: tl.constexpr,
     LENGTH: tl.constexpr,
     STAGES: tl.constexpr,
-    PDL: tl.constexpr,
 ):
+    """Add the listed rows, 4 * WORDS columns of a split of a token; grid [tiles, splits, tokens]."""
     tile = tl.program_id(0)
     split = tl.program_id(1)
     token = tl.program_id(2)
@@ -200,12 +297,9 @@ def add_events(
     lane = tl.arange(0, WORDS)
     word = tile * WORDS + lane
     is_word = word < num_words
-    if PDL:
-        gdc_wait()
-        gdc_launch_dependents()
     place_in_list = (token * splits + split).to(tl.int64)
     places = list_ptr + place_in_list * LENGTH + tl.arange(0, ROWS)
-    head = head_ptr + place_in_list * HEAD
+    head = head_ptr + place_in_list * _HEAD
     # Weights of even and odd columns, two to a word: running sums and totals.
     even = tl.zeros([ROWS, WORDS], tl.int32)
     odd = tl.zeros([ROWS, WORDS], tl.int32)

@@ -43,7 +43,9 @@ def fastest(key: str, settings: Sequence[T], run: Callable[[T], object], device:
 def _seconds(run: Callable[[T], object], settings: T) -> float:
     from triton.testing import do_bench  # noqa: PLC0415 - empties the caches between runs
 
-    return do_bench(lambda: run(settings), warmup=5, rep=20, return_mode="median")
+    median = do_bench(lambda: run(settings), warmup=5, rep=20, return_mode="median")
+    assert isinstance(median, float)
+    return median
 
 
 def _read() -> dict[str, int]:

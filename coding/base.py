@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from jaxtyping import Integer
@@ -10,7 +12,10 @@ from torch import Tensor
 
 from ..errors import EncodingError
 from ..registry import Registry
+from .kernels import kernels_for
+from .packed import PackedTrain, num_words
 from .train import SpikeTrain
+from .unrolling import Unrolling
 
 
 class Encoder(ABC):
@@ -48,6 +53,57 @@ class Encoder(ABC):
         A signed code returns itself; an unsigned one with the zero point that lifts `low` to 0.
         """
         return self, self.timesteps_for(max(high, -low, 0))
+
+    # Whether `unrolling` says in another way what `encode` does, so that kernels may run in its place.
+    has_kernels: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options) -> None:
+        """Let no class inherit the kernels of another `encode` than its own."""
+        super().__init_subclass__(**options)
+        if "encode" in vars(cls):
+            cls.has_kernels = "unrolling" in vars(cls)
+
+    def unrolling(self, num_timesteps: int) -> Unrolling:
+        """Return this code in the form that kernels run; only a code that defines it beside `encode` has one.
+
+        Raises:
+            EncodingError: there is no train of that length.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no kernels: it encodes in plain PyTorch.")
+
+    def pack(self, count: Integer[Tensor, "*tokens channels"], num_timesteps: int) -> PackedTrain:
+        """Unroll counts into a packed train: what `encode` gives, packed.
+
+        A code with an `unrolling` is encoded and packed in one pass by compiled kernels, without a tensor of
+        [T, ...] places in between: numba in main memory, Triton on a CUDA GPU. Elsewhere, or without Triton,
+        `encode` runs and its train is packed, more slowly, with the same result.
+
+        Args:
+            count: spike counts of any integer dtype, [*tokens, channels].
+            num_timesteps: length of the train, in timesteps, at least 1.
+        Raises:
+            EncodingError: as of `encode`, or the counts have no channel axis.
+        """
+        if count.ndim == 0:
+            raise EncodingError(
+                f"{type(self).__name__}.pack: expected counts [..., channels], got a single one. Use count[None]."
+            )
+        if not self.has_kernels:
+            return PackedTrain.from_train(self.encode(count, num_timesteps))
+        unrolling = cached_unrolling(self, num_timesteps)
+        kernels = kernels_for(count.device)
+        if kernels is None or count.dtype not in (torch.int32, torch.int64):
+            # The dtype may be one that has no counts at all; the other integers are rare enough to be widened.
+            count = checked_counts(self, count, num_timesteps, unrolling.low, unrolling.high)
+        if kernels is None:
+            return PackedTrain.from_train(self.encode(count, num_timesteps), unrolling.sign_planes)
+        train = empty_train(unrolling, count.shape, count.device)
+        if count.numel():
+            tokens = count.reshape(-1, count.shape[-1]).contiguous()
+            low, high = kernels.pack_counts(tokens, unrolling, *as_rows(train))
+            if low < unrolling.low or high > unrolling.high:
+                checked_counts(self, count, num_timesteps, unrolling.low, unrolling.high)
+        return train
 
 
 ENCODERS: Registry[Encoder] = Registry("encoder")
@@ -121,6 +177,27 @@ def checked_counts(encoder: Encoder, count: Tensor, num_timesteps: int, low: int
     )
 
 
+@functools.lru_cache(maxsize=64)
+def cached_unrolling(encoder: Encoder, num_timesteps: int) -> Unrolling:
+    """Return `encoder.unrolling`, built once: a token is packed faster than its masks are."""
+    return encoder.unrolling(num_timesteps)
+
+
+def empty_train(unrolling: Unrolling, shape: torch.Size, device: torch.device) -> PackedTrain:
+    """Return a packed train for counts of that shape, for a kernel to fill."""
+    words = (*shape[:-1], num_words(shape[-1]))
+    fired = torch.empty(unrolling.num_timesteps, *words, dtype=torch.int32, device=device)
+    negative = torch.empty(unrolling.sign_planes, *words, dtype=torch.int32, device=device)
+    weight = unrolling.timestep_weight.to(device, copy=True)
+    return PackedTrain.of_kernel(fired, negative, weight, shape[-1], unrolling.zero_point)
+
+
+def as_rows(train: PackedTrain) -> tuple[Tensor, Tensor]:
+    """Return the planes as kernels see them: fired [T, tokens, words], negative [S, tokens, words]."""
+    rows = (train.fired.shape[1:-1].numel(), train.fired.shape[-1])
+    return train.fired.reshape(len(train.fired), *rows), train.negative.reshape(len(train.negative), *rows)
+
+
 def bit_planes(magnitude: Tensor, num_timesteps: int) -> Tensor:
     """Return the binary digits of nonnegative magnitudes as int8, most significant first: [T, *shape]."""
     planes = torch.empty((num_timesteps, *magnitude.shape), dtype=torch.int8, device=magnitude.device)
@@ -129,9 +206,9 @@ def bit_planes(magnitude: Tensor, num_timesteps: int) -> Tensor:
     return planes
 
 
-def powers_of_two(num_timesteps: int, device: torch.device) -> Tensor:
+def powers_of_two(num_timesteps: int) -> Tensor:
     """Return the weights of bit planes, 2^(T-1-t), int64, [T]."""
-    return 2 ** torch.arange(num_timesteps - 1, -1, -1, dtype=torch.int64, device=device)
+    return 2 ** torch.arange(num_timesteps - 1, -1, -1, dtype=torch.int64)
 
 
 def rate_planes(magnitude: Tensor, num_timesteps: int) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .base import ENCODERS, MAX_RATE_TIMESTEPS, check_num_timesteps, checked_counts, rate_planes
 from .train import SpikeTrain
+from .unrolling import Unrolling
 from .unsigned import UnsignedEncoder
 
 
@@ -27,11 +28,16 @@ class Binary(UnsignedEncoder):
 
     def encode(self, count: Integer[Tensor, "*shape"], num_timesteps: int) -> SpikeTrain:
         """Unroll counts in [-zero_point, num_timesteps - zero_point]; see `Encoder.encode`."""
+        code = self.unrolling(num_timesteps)
+        lifted = checked_counts(self, count, num_timesteps, code.low, code.high) + self.zero_point
+        return SpikeTrain(rate_planes(lifted, num_timesteps), code.timestep_weight.to(count.device), self.zero_point)
+
+    def unrolling(self, num_timesteps: int) -> Unrolling:
+        """Return the code as kernels run it; see `Encoder.unrolling`."""
         check_num_timesteps(self, num_timesteps, MAX_RATE_TIMESTEPS)
         low, high = -self.zero_point, num_timesteps - self.zero_point
-        lifted = checked_counts(self, count, num_timesteps, low, high) + self.zero_point
-        weight = torch.ones(num_timesteps, dtype=torch.int64, device=count.device)
-        return SpikeTrain(rate_planes(lifted, num_timesteps), weight, self.zero_point)
+        weight = torch.ones(num_timesteps, dtype=torch.int64)
+        return Unrolling(weight, low, high, rate=True, sign_planes=0, zero_point=self.zero_point)
 
     def timesteps_for(self, max_count: int) -> int:
         """Return max_count + zero_point, at least 1."""

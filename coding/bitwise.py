@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .base import ENCODERS, MAX_BIT_PLANES, Encoder, bit_planes, check_num_timesteps, checked_counts, powers_of_two
 from .train import SpikeTrain
+from .unrolling import Unrolling
 from .unsigned import UnsignedEncoder
 
 
@@ -27,11 +28,16 @@ class Bitwise(UnsignedEncoder):
 
     def encode(self, count: Integer[Tensor, "*shape"], num_timesteps: int) -> SpikeTrain:
         """Unroll counts in [-zero_point, 2^num_timesteps - 1 - zero_point]; see `Encoder.encode`."""
+        code = self.unrolling(num_timesteps)
+        lifted = checked_counts(self, count, num_timesteps, code.low, code.high) + self.zero_point
+        return SpikeTrain(bit_planes(lifted, num_timesteps), code.timestep_weight.to(count.device), self.zero_point)
+
+    def unrolling(self, num_timesteps: int) -> Unrolling:
+        """Return the code as kernels run it; see `Encoder.unrolling`."""
         check_num_timesteps(self, num_timesteps, MAX_BIT_PLANES)
         low, high = -self.zero_point, 2**num_timesteps - 1 - self.zero_point
-        lifted = checked_counts(self, count, num_timesteps, low, high) + self.zero_point
-        weight = powers_of_two(num_timesteps, count.device)
-        return SpikeTrain(bit_planes(lifted, num_timesteps), weight, self.zero_point)
+        weight = powers_of_two(num_timesteps)
+        return Unrolling(weight, low, high, rate=False, sign_planes=0, zero_point=self.zero_point)
 
     def timesteps_for(self, max_count: int) -> int:
         """Return ceil(log2(max_count + zero_point + 1)), at least 1."""
@@ -52,11 +58,16 @@ class BidirectionalBitwise(Encoder):
 
     def encode(self, count: Integer[Tensor, "*shape"], num_timesteps: int) -> SpikeTrain:
         """Unroll counts with |count| < 2^num_timesteps; see `Encoder.encode`."""
+        code = self.unrolling(num_timesteps)
+        count = checked_counts(self, count, num_timesteps, code.low, code.high)
+        spikes = bit_planes(count.abs(), num_timesteps).mul_(count.sign().to(torch.int8))
+        return SpikeTrain(spikes, code.timestep_weight.to(count.device))
+
+    def unrolling(self, num_timesteps: int) -> Unrolling:
+        """Return the code as kernels run it; see `Encoder.unrolling`."""
         check_num_timesteps(self, num_timesteps, MAX_BIT_PLANES)
         high = 2**num_timesteps - 1
-        count = checked_counts(self, count, num_timesteps, -high, high)
-        spikes = bit_planes(count.abs(), num_timesteps).mul_(count.sign().to(torch.int8))
-        return SpikeTrain(spikes, powers_of_two(num_timesteps, count.device))
+        return Unrolling(powers_of_two(num_timesteps), -high, high, rate=False, sign_planes=1)
 
     def timesteps_for(self, max_count: int) -> int:
         """Return ceil(log2(max_count + 1)), at least 1."""
@@ -79,12 +90,18 @@ class TwosComplement(Encoder):
 
     def encode(self, count: Integer[Tensor, "*shape"], num_timesteps: int) -> SpikeTrain:
         """Unroll counts in [-2^(num_timesteps - 1), 2^(num_timesteps - 1) - 1]; see `Encoder.encode`."""
+        code = self.unrolling(num_timesteps)
+        count = checked_counts(self, count, num_timesteps, code.low, code.high)
+        digits = count & (2**num_timesteps - 1)
+        return SpikeTrain(bit_planes(digits, num_timesteps), code.timestep_weight.to(count.device))
+
+    def unrolling(self, num_timesteps: int) -> Unrolling:
+        """Return the code as kernels run it; see `Encoder.unrolling`."""
         check_num_timesteps(self, num_timesteps, MAX_BIT_PLANES)
-        half = 2 ** (num_timesteps - 1)
-        count = checked_counts(self, count, num_timesteps, -half, half - 1)
-        weight = powers_of_two(num_timesteps, count.device)
+        weight = powers_of_two(num_timesteps)
         weight[0] = -weight[0]
-        return SpikeTrain(bit_planes(count & (2 * half - 1), num_timesteps), weight)
+        half = 2 ** (num_timesteps - 1)
+        return Unrolling(weight, -half, half - 1, rate=False, sign_planes=0)
 
     def timesteps_for(self, max_count: int) -> int:
         """Return ceil(log2(max_count + 1)) + 1: digits and a sign."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .base import ENCODERS, MAX_BIT_PLANES, Encoder, bit_planes, check_num_timesteps, checked_counts, powers_of_two
 from .train import SpikeTrain
+from .unrolling import Unrolling
 
 
 @ENCODERS.register("signed-digit")
@@ -30,14 +31,19 @@ class SignedDigit(Encoder):
 
     def encode(self, count: Integer[Tensor, "*shape"], num_timesteps: int) -> SpikeTrain:
         """Unroll counts with |count| <= floor(2^(num_timesteps + 1) / 3); see `Encoder.encode`."""
-        check_num_timesteps(self, num_timesteps, MAX_BIT_PLANES - 1)
-        high = 2 ** (num_timesteps + 1) // 3
-        count = checked_counts(self, count, num_timesteps, -high, high)
+        code = self.unrolling(num_timesteps)
+        count = checked_counts(self, count, num_timesteps, code.low, code.high)
         magnitude = count.abs()
         half = magnitude >> 1
         total = magnitude + half
         spikes = bit_planes(total & ~half, num_timesteps) - bit_planes(half & ~total, num_timesteps)
-        return SpikeTrain(spikes.mul_(count.sign().to(torch.int8)), powers_of_two(num_timesteps, count.device))
+        return SpikeTrain(spikes.mul_(count.sign().to(torch.int8)), code.timestep_weight.to(count.device))
+
+    def unrolling(self, num_timesteps: int) -> Unrolling:
+        """Return the code as kernels run it; see `Encoder.unrolling`."""
+        check_num_timesteps(self, num_timesteps, MAX_BIT_PLANES - 1)
+        high = 2 ** (num_timesteps + 1) // 3
+        return Unrolling(powers_of_two(num_timesteps), -high, high, rate=False, sign_planes=num_timesteps)
 
     def timesteps_for(self, max_count: int) -> int:
         """Return ceil(log2(max_count + 1)) + 1: one more than the bitwise code."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .base import ENCODERS, MAX_RATE_TIMESTEPS, Encoder, check_num_timesteps, checked_counts, rate_planes
 from .train import SpikeTrain
+from .unrolling import Unrolling
 
 
 @ENCODERS.register("ternary")
@@ -28,10 +29,16 @@ class Ternary(Encoder):
 
     def encode(self, count: Integer[Tensor, "*shape"], num_timesteps: int) -> SpikeTrain:
         """Unroll counts with |count| <= num_timesteps; see `Encoder.encode`."""
-        check_num_timesteps(self, num_timesteps, MAX_RATE_TIMESTEPS)
-        count = checked_counts(self, count, num_timesteps, -num_timesteps, num_timesteps)
+        code = self.unrolling(num_timesteps)
+        count = checked_counts(self, count, num_timesteps, code.low, code.high)
         spikes = rate_planes(count.abs(), num_timesteps).mul_(count.sign().to(torch.int8))
-        return SpikeTrain(spikes, torch.ones(num_timesteps, dtype=torch.int64, device=count.device))
+        return SpikeTrain(spikes, code.timestep_weight.to(count.device))
+
+    def unrolling(self, num_timesteps: int) -> Unrolling:
+        """Return the code as kernels run it; see `Encoder.unrolling`."""
+        check_num_timesteps(self, num_timesteps, MAX_RATE_TIMESTEPS)
+        weight = torch.ones(num_timesteps, dtype=torch.int64)
+        return Unrolling(weight, -num_timesteps, num_timesteps, rate=True, sign_planes=1)
 
     def timesteps_for(self, max_count: int) -> int:
         """Return max_count, at least 1."""

@@ -37,21 +37,7 @@ class SpikeTrain:
                 f"SpikeTrain.spikes: expected int8 of shape [T, ...] with T >= 1, got {spikes.dtype} of shape "
                 f"{tuple(spikes.shape)}. Put the time axis first and convert with .to(torch.int8)."
             )
-        if weight.dtype != torch.int64 or weight.shape != spikes.shape[:1]:
-            raise EncodingError(
-                f"SpikeTrain.timestep_weight: expected int64 of shape ({spikes.shape[0]},), got {weight.dtype} of "
-                f"shape {tuple(weight.shape)}. Give one integer per timestep."
-            )
-        if sum(abs(w) for w in weight.tolist()) >= 2**62:
-            raise EncodingError(
-                "SpikeTrain.timestep_weight: expected magnitudes that add up to less than 2^62, so that values fit 64 "
-                f"bits; got up to {max(weight.tolist(), key=abs)}. Use smaller weights."
-            )
-        if type(self.zero_point) is not int or not 0 <= self.zero_point < 2**32:
-            raise EncodingError(
-                f"SpikeTrain.zero_point: expected an integer in [0, 2^32), since counts have 32 bits; got "
-                f"{self.zero_point!r}."
-            )
+        check_weights("SpikeTrain", spikes.shape[0], weight, self.zero_point)
         if spikes.numel():
             low, high = (int(v) for v in spikes.aminmax())
             if low < -1 or high > 1:
@@ -74,3 +60,21 @@ class SpikeTrain:
     def firing_rate(self) -> float:
         """Spikes of either sign / (neurons x timesteps), 0 to 1; 0 for a train without neurons."""
         return self.num_spikes / max(self.spikes.numel(), 1)
+
+
+def check_weights(where: str, num_timesteps: int, weight: Tensor, zero_point: int) -> None:
+    """Raise an EncodingError unless there is one small enough integer per timestep and the zero point has 32 bits."""
+    if weight.dtype != torch.int64 or weight.shape != (num_timesteps,):
+        raise EncodingError(
+            f"{where}.timestep_weight: expected int64 of shape ({num_timesteps},), got {weight.dtype} of "
+            f"shape {tuple(weight.shape)}. Give one integer per timestep."
+        )
+    if sum(abs(w) for w in weight.tolist()) >= 2**62:
+        raise EncodingError(
+            f"{where}.timestep_weight: expected magnitudes that add up to less than 2^62, so that values fit 64 "
+            f"bits; got up to {max(weight.tolist(), key=abs)}. Use smaller weights."
+        )
+    if type(zero_point) is not int or not 0 <= zero_point < 2**32:
+        raise EncodingError(
+            f"{where}.zero_point: expected an integer in [0, 2^32), since counts have 32 bits; got {zero_point!r}."
+        )

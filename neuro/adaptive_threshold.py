@@ -73,10 +73,12 @@ class AdaptiveThreshold(Neuron[None]):
                 f"{tuple(x.shape)}. Convert it, or add a channel axis."
             )
         wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
-        mean = wide.abs().sum(-1, keepdim=True, dtype=torch.float64).div_(max(x.shape[-1], 1)).to(wide.dtype)
+        total = wide.abs().sum(-1, keepdim=True, dtype=torch.float64)
+        # By tensors: on a GPU PyTorch divides by a number through its rounded reciprocal, which is not the same.
+        mean = (total / torch.full_like(total, max(x.shape[-1], 1))).to(wide.dtype)
         if not bool(torch.isfinite(mean).all()):
             raise_if_not_finite(x, "AdaptiveThreshold")
-        threshold = (mean / self.k).clamp(self.floor, self.ceiling)
+        threshold = (mean / torch.full_like(mean, self.k)).clamp(self.floor, self.ceiling)
         ratio = wide / threshold
         # |count| <= k * N + 1/2 unless the ceiling binds.
         may_overflow = self.k * x.shape[-1] + 1 > _INT32_MAX or bool((mean > self.k * self.ceiling).any())

@@ -3,8 +3,11 @@
 import ast
 import doctest
 import importlib
+import importlib.util
 import inspect
 import pkgutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -18,10 +21,18 @@ from spikebrain.neuro import NEURONS, Neuron
 from spikebrain.registry import Registry
 
 ROOT = Path(__file__).parents[2]
+# Modules that need a package which a machine may lack; nothing imports them before it is needed.
+OPTIONAL = {
+    "spikebrain.coding.pack_gpu": "triton",
+    "spikebrain.backends.triton_spike": "triton",
+    "spikebrain.backends.triton_count": "triton",
+}
+WALKED = ("neuro", "coding", "backends", "models", "energy", "analysis", "cli", "doctor", "registry")
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(spikebrain.__path__, "spikebrain.")
-    if module.name.split(".")[1] in ("neuro", "coding", "backends", "models", "energy", "analysis", "cli", "registry")
+    if module.name.split(".")[1] in WALKED
+    and (module.name not in OPTIONAL or importlib.util.find_spec(OPTIONAL[module.name]) is not None)
 )
 FLOW = ["neuro", "coding", "backends", "models", "energy", "analysis"]
 
@@ -99,3 +110,9 @@ def test_registry(as_users):
         registry.create("two")
     with pytest.raises(InputError, match="already taken by"):
         registry.register("one")(type("Two", (), {}))
+
+
+def test_importing_the_package_imports_no_triton():
+    code = "import sys; import spikebrain; print('spikebrain.coding.pack_gpu' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.stdout == "False\n", run.stderr

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from spikebrain.cache import cache_dir
 from spikebrain.errors import CheckpointError
 from spikebrain.models import smollm2
 
@@ -168,6 +169,6 @@ def test_without_pip(cache, pip):
 def test_cache_dir(monkeypatch):
     monkeypatch.delenv("SPIKEBRAIN_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert smollm2.cache_dir() == Path("/somewhere/spikebrain")
+    assert cache_dir() == Path("/somewhere/spikebrain")
     monkeypatch.delenv("XDG_CACHE_HOME")
-    assert smollm2.cache_dir() == Path.home() / ".cache" / "spikebrain"
+    assert cache_dir() == Path.home() / ".cache" / "spikebrain"

@@ -1,0 +1,34 @@
+"""Weights in the order and padding that the kernels for GPUs need."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+_ALIGNMENT = 16  # bytes: a row starts at a multiple, for loads of 16 bytes
+
+# Copies of weights in the order and padding that a kernel needs, made where the weights themselves are not in it.
+_row_copies: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+_column_copies: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def rows_of(weight: Tensor) -> Tensor:
+    """Return the weights with those of an input channel side by side: int8, [inputs, outputs padded to 16]."""
+    return _aligned(weight.t(), weight, _row_copies)
+
+
+def columns_of(weight: Tensor) -> Tensor:
+    """Return the weights with those of an output side by side: int8, [outputs, inputs padded to 16]."""
+    return _aligned(weight, weight, _column_copies)
+
+
+def _aligned(matrix: Tensor, weight: Tensor, copies: WeakTensorKeyDictionary) -> Tensor:
+    if matrix.is_contiguous() and matrix.shape[1] % _ALIGNMENT == 0 and matrix.data_ptr() % _ALIGNMENT == 0:
+        return matrix
+    version = None if weight.is_inference() else weight._version
+    found = copies.get(weight)
+    if found is None or found[0] != version:
+        padded = matrix.new_zeros(matrix.shape[0], -(-matrix.shape[1] // _ALIGNMENT) * _ALIGNMENT)
+        padded[:, : matrix.shape[1]] = matrix
+        found = copies[weight] = (version, padded)
+    return found[1]

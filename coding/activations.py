@@ -1,0 +1,77 @@
+"""From activations to a packed train in one go: threshold, count, encoding and packing."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..neuro import AdaptiveThreshold
+from .base import Encoder, as_rows, cached_unrolling, empty_train
+from .kernels import kernels_for
+from .packed import PackedTrain
+from .unrolling import LARGEST_COUNT
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def pack_activations(
+    x: Float[Tensor, "*tokens channels"], neuron: AdaptiveThreshold, encoder: Encoder, num_timesteps: int | None = None
+) -> tuple[PackedTrain, Float[Tensor, "*tokens 1"]]:
+    """Turn activations into a packed train, and say what one spike of each token is worth.
+
+    Gives what neuron(x) and `Encoder.pack` give one after the other, bit for bit, without a tensor of counts. On a CPU
+    the kernels read x from memory once where num_timesteps is given; otherwise, and on a GPU, they read it again when
+    they know the range of all counts. They need a code with an `unrolling`, a plain `AdaptiveThreshold` and float32,
+    bfloat16 or float16; for anything else the steps run one after the other. No gradient passes.
+
+    Args:
+        x: activations, [*tokens, channels].
+        neuron: for the thresholds.
+        encoder: the code.
+        num_timesteps: length of the train; None for the code and length that `Encoder.fitted` finds for the counts.
+    Returns:
+        The train, and the thresholds, float32 (float64 for float64 input).
+    Raises:
+        InputError, ActivationError: as of `AdaptiveThreshold.step`.
+        EncodingError: as of `Encoder.encode`.
+
+    >>> from spikebrain.coding import Ternary
+    >>> train, threshold = pack_activations(torch.tensor([[1.0, -1.0, 4.0, 0.0]]), AdaptiveThreshold(k=2.0), Ternary())
+    >>> train.num_timesteps, train.num_spikes, threshold.item()  # counts 1, -1, 5, 0
+    (5, 7, 0.75)
+    """
+    kernels = kernels_for(x.device)
+    known = type(neuron) is AdaptiveThreshold and x.dtype in _DTYPES
+    if kernels is None or not known or x.ndim == 0 or x.numel() == 0:
+        return _step_by_step(x, neuron, encoder, num_timesteps)
+    tokens = x.detach().reshape(-1, x.shape[-1]).contiguous()
+    threshold = torch.empty(len(tokens), dtype=torch.float32, device=x.device)
+    measured = num_timesteps is None
+    if num_timesteps is None:
+        low, high = kernels.measure(tokens, neuron, threshold)
+        if not -LARGEST_COUNT <= low <= high <= LARGEST_COUNT:
+            return _step_by_step(x, neuron, encoder, None)
+        encoder, num_timesteps = encoder.fitted(round(low), round(high))
+    if not encoder.has_kernels:
+        return _step_by_step(x, neuron, encoder, num_timesteps)
+    unrolling = cached_unrolling(encoder, num_timesteps)
+    train = empty_train(unrolling, x.shape, x.device)
+    if measured:
+        kernels.pack_activations(tokens, threshold, unrolling, *as_rows(train))
+    elif not unrolling.fits(*kernels.measure_and_pack(tokens, neuron, threshold, unrolling, *as_rows(train))):
+        return _step_by_step(x, neuron, encoder, num_timesteps)
+    return train, threshold.reshape(*x.shape[:-1], 1)
+
+
+def _step_by_step(
+    x: Tensor, neuron: AdaptiveThreshold, encoder: Encoder, num_timesteps: int | None
+) -> tuple[PackedTrain, Tensor]:
+    """Do the same in steps: what the kernels must equal. It also has the message where the input is at fault."""
+    with torch.no_grad():
+        spikes = neuron(x)
+    if num_timesteps is None:
+        count = spikes.count
+        low, high = (int(v) for v in count.aminmax()) if count.numel() else (0, 0)
+        encoder, num_timesteps = encoder.fitted(low, high)
+    return encoder.pack(spikes.count, num_timesteps), spikes.threshold

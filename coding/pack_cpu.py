@@ -1,0 +1,344 @@
+"""Kernels that pack and compact trains on the CPU (numba): 32 channels at a time, read once, for all timesteps.
+
+Whether a count fires in a timestep is one comparison (see `Unrolling`). LLVM compares 32 lanes and turns the outcomes
+into a word in a few instructions where the processor has them, and correctly on any. Tokens are divided over
+`torch.get_num_threads()` threads, where there is work enough for them.
+"""
+
+# pyright: reportCallIssue=false
+# Compiled code calls an intrinsic without its first parameter.
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from torch import Tensor
+
+from ..neuro import AdaptiveThreshold
+from .unrolling import Unrolling
+
+# Activations (tokens times channels) that are measured and packed while they are in the second-level cache.
+_BLOCK = 2**17
+# Channels from which a second thread saves more than waking it costs.
+_WORTH_THREADS = 2**18
+
+
+def pack_counts(count: Tensor, unrolling: Unrolling, fired: Tensor, negative: Tensor) -> tuple[int, int]:
+    """Fill a packed train and return the smallest and largest count; if they do not fit, the train means nothing.
+
+    Args:
+        count: int32 or int64, [tokens, channels].
+        unrolling: the code.
+        fired: int32, [T, tokens, words].
+        negative: int32, [S, tokens, words].
+    """
+    code, counts, plus, minus = _arrays(unrolling), count.numpy(), fired.numpy(), negative.numpy()
+
+    def work(first: int, last: int) -> tuple[int, int]:
+        return _pack_counts(counts[first:last], *code, plus[:, first:last], minus[:, first:last])
+
+    low, high = _range(_on_threads(work, *count.shape))
+    return int(low), int(high)
+
+
+def measure(x: Tensor, neuron: AdaptiveThreshold, threshold: Tensor) -> tuple[float, float]:
+    """Fill the thresholds of a neuron; return the smallest and largest x / threshold, not yet rounded.
+
+    Division and rounding keep the order of numbers, so the two give the range of all counts. NaN if x is not finite.
+
+    Args:
+        x: float32, bfloat16 or float16, [tokens, channels], with one of each at least.
+        neuron: for k, floor and ceiling.
+        threshold: float32, [tokens].
+    """
+
+    def work(first: int, last: int) -> tuple[float, float]:
+        ranges = [
+            _measure(_float32(x[a:b]), *_settings(neuron), threshold[a:b].numpy())
+            for a, b in _blocks(first, last, x.shape[1])
+        ]
+        return _range(ranges)
+
+    return _range(_on_threads(work, *x.shape))
+
+
+def pack_activations(x: Tensor, threshold: Tensor, unrolling: Unrolling, fired: Tensor, negative: Tensor) -> None:
+    """Fill a packed train with round(x / threshold), half to even; all counts fit. Arguments as above."""
+    code = _arrays(unrolling)
+
+    def work(first: int, last: int) -> None:
+        for a, b in _blocks(first, last, x.shape[1]):
+            planes = fired[:, a:b].numpy(), negative[:, a:b].numpy()
+            _pack_activations(_float32(x[a:b]), threshold[a:b].numpy(), *code, *planes)
+
+    _on_threads(work, *x.shape)
+
+
+def measure_and_pack(
+    x: Tensor, neuron: AdaptiveThreshold, threshold: Tensor, unrolling: Unrolling, fired: Tensor, negative: Tensor
+) -> tuple[float, float]:
+    """Do `measure` and `pack_activations` in one pass over x; if the range returned does not fit, nothing is valid."""
+    code = _arrays(unrolling)
+
+    def work(first: int, last: int) -> tuple[float, float]:
+        ranges = []
+        for a, b in _blocks(first, last, x.shape[1]):
+            block, worth = _float32(x[a:b]), threshold[a:b].numpy()
+            ranges.append(_measure(block, *_settings(neuron), worth))
+            if not unrolling.fits(*ranges[-1]):
+                break
+            _pack_activations(block, worth, *code, fired[:, a:b].numpy(), negative[:, a:b].numpy())
+        return _range(ranges)
+
+    return _range(_on_threads(work, *x.shape))
+
+
+def count_active(fired: Tensor, num_active: Tensor) -> None:
+    """Fill num_active, int64 [tokens], with the channels of each token that fired at all; fired: [T, tokens, words]."""
+    planes, found = fired.numpy(), num_active.numpy()
+    _on_threads(lambda a, b: _count_active(planes[:, a:b], found[a:b]), fired.shape[1], 32 * fired.shape[2])
+
+
+def list_active(
+    fired: Tensor, negative: Tensor, timestep_weight: Tensor, first: Tensor, channel: Tensor, count: Tensor
+) -> None:
+    """Fill the columns of `ChannelEvents`; first: where each token's events start, int64 [tokens]."""
+    plus, minus, weight, start = fired.numpy(), negative.numpy(), timestep_weight.to(count.dtype).numpy(), first.numpy()
+    columns = channel.numpy(), count.numpy()
+
+    def work(a: int, b: int) -> None:
+        _list_active(plus[:, a:b], minus[:, a:b], weight, start[a:b], *columns)
+
+    _on_threads(work, fired.shape[1], 32 * fired.shape[2])
+
+
+def _arrays(unrolling: Unrolling) -> tuple[np.ndarray, np.ndarray, int, int, int]:
+    mask, above = unrolling.mask.numpy(), unrolling.above.numpy()
+    return mask, above, unrolling.zero_point, -int(unrolling.sign_planes > 0), -int(unrolling.sign_planes > 1)
+
+
+def _settings(neuron: AdaptiveThreshold) -> tuple[np.float32, np.float32, np.float32]:
+    return np.float32(neuron.k), np.float32(neuron.floor), np.float32(neuron.ceiling)
+
+
+def _float32(x: Tensor) -> np.ndarray:
+    return x.to(torch.float32).numpy()
+
+
+def _blocks(first: int, last: int, num_channels: int) -> Iterator[tuple[int, int]]:
+    size = max(1, _BLOCK // num_channels)
+    return ((a, min(a + size, last)) for a in range(first, last, size))
+
+
+def _range(ranges: list) -> tuple:
+    """Return the smallest low and largest high of (low, high) pairs; NaN if there is one."""
+    if len(ranges) == 1:
+        return ranges[0]
+    lows, highs = zip(*ranges, strict=True)
+    return np.min(lows).item(), np.max(highs).item()
+
+
+def _on_threads(work: Callable, num_tokens: int, num_channels: int) -> list:
+    """Return what work(first token, last token) returns for each thread's tokens."""
+    num_threads = min(torch.get_num_threads(), num_tokens) if num_tokens * num_channels >= _WORTH_THREADS else 1
+    bounds = [num_tokens * part // num_threads for part in range(num_threads + 1)]
+    parts = list(itertools.pairwise(bounds))
+    others = [_pool(num_threads, os.getpid()).submit(work, *part) for part in parts[1:]]
+    return [work(*parts[0]), *(other.result() for other in others)]
+
+
+@functools.lru_cache(maxsize=1)
+def _pool(num_threads: int, process: int) -> ThreadPoolExecutor:
+    """Return the threads that help the calling one; new ones in a forked process, which has none of its parent's."""
+    return ThreadPoolExecutor(num_threads)
+
+
+@intrinsic
+def _where(typingctx, lanes, mask, above):  # pragma: no cover - compiled
+    """Return a word whose bit j is 1 where (lanes[j] & mask) > above; lanes is a contiguous array of 32 integers."""
+
+    def generate(context, builder, signature, arguments):
+        array, *scalars = arguments
+        vector = ir.VectorType(context.get_value_type(lanes.dtype), 32)
+        start = context.make_array(lanes)(context, builder, array).data
+        value = builder.load(builder.bitcast(start, vector.as_pointer()))
+        value.align = lanes.dtype.bitwidth // 8
+        undefined, first = ir.Constant(vector, ir.Undefined), ir.IntType(32)(0)
+        to_all = ir.Constant(ir.VectorType(ir.IntType(32), 32), [0] * 32)
+        mask_vector, above_vector = (
+            builder.shuffle_vector(builder.insert_element(undefined, scalar, first), undefined, to_all)
+            for scalar in scalars
+        )
+        fires = builder.icmp_signed(">", builder.and_(value, mask_vector), above_vector)
+        return builder.bitcast(fires, ir.IntType(32))
+
+    return types.int32(lanes, lanes.dtype, lanes.dtype), generate
+
+
+@numba.njit(nogil=True, cache=True)
+def _pattern(value, signed, digits):  # pragma: no cover - compiled
+    """Return the pattern of a lifted count and that of its negative spikes; signed, digits: 0 or -1."""
+    flip = -np.int64(value < 0) & signed
+    magnitude = (value ^ flip) - flip
+    half = (magnitude >> 1) & digits
+    total = magnitude + half
+    pattern = total ^ half
+    return pattern, (total if value < 0 else half) & pattern
+
+
+@numba.njit(nogil=True, cache=True)
+def _rounded(value):  # pragma: no cover - compiled
+    """Return a float32 below 2^31 rounded half to even, as int32. What is cut off is exact, so no case is special."""
+    whole = np.int32(value)
+    rest = value - np.float32(whole)
+    half = np.float32(0.5)
+    away = (abs(rest) > half) | ((abs(rest) == half) & ((whole & 1) == 1))
+    return whole + (np.int32(away) if value > 0 else -np.int32(away))
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def _store(patterns, signs, mask, above, fired, negative, token, word):  # pragma: no cover - compiled
+    """Write one word of every plane."""
+    for t in range(fired.shape[0]):
+        fired[t, token, word] = _where(patterns, mask[t], above[t])
+    if negative.shape[0] == 1:
+        negative[0, token, word] = _where(signs, -1, 0)
+    else:
+        for t in range(negative.shape[0]):
+            negative[t, token, word] = _where(signs, mask[t], above[t])
+
+
+@numba.njit(nogil=True, cache=True)
+def _pack_counts(count, mask, above, zero_point, signed, digits, fired, negative):  # pragma: no cover - compiled
+    """Pack counts, int32 or int64 [tokens, channels]; return their range."""
+    patterns, signs = np.zeros(32, mask.dtype), np.zeros(32, mask.dtype)
+    low, high = count[0, 0], count[0, 0]
+    for token in range(fired.shape[1]):
+        for word in range(fired.shape[2]):
+            channels = count[token, 32 * word : 32 * word + 32]
+            if channels.shape[0] < 32:
+                patterns[:] = 0
+                signs[:] = 0
+            for j in range(channels.shape[0]):
+                low = min(low, channels[j])
+                high = max(high, channels[j])
+                patterns[j], signs[j] = _pattern(channels[j] + zero_point, signed, digits)
+            _store(patterns, signs, mask, above, fired, negative, token, word)
+    return low, high
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _pack_activations(  # pragma: no cover - compiled
+    x, threshold, mask, above, zero_point, signed, digits, fired, negative
+):
+    """Pack round(x / threshold), half to even; x: float32 [tokens, channels], threshold: float32 [tokens]."""
+    patterns, signs = np.zeros(32, mask.dtype), np.zeros(32, mask.dtype)
+    for token in range(fired.shape[1]):
+        worth = threshold[token]
+        for word in range(fired.shape[2]):
+            channels = x[token, 32 * word : 32 * word + 32]
+            if channels.shape[0] < 32:
+                patterns[:] = 0
+                signs[:] = 0
+            for j in range(channels.shape[0]):
+                patterns[j], signs[j] = _pattern(_rounded(channels[j] / worth) + zero_point, signed, digits)
+            _store(patterns, signs, mask, above, fired, negative, token, word)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _measure(x, k, floor, ceiling, threshold):  # pragma: no cover - compiled
+    """Fill threshold, float32 [tokens]; return the extremes of x / threshold; x: float32 [tokens, channels]."""
+    low, high = np.float32(np.inf), np.float32(-np.inf)
+    for token in range(x.shape[0]):
+        mean = np.float32(_sum_of_magnitudes(x[token]) / x.shape[1])
+        if not np.isfinite(mean):
+            return np.float32(np.nan), np.float32(np.nan)
+        threshold[token] = min(max(np.float32(mean / k), floor), ceiling)
+        smallest, largest = _extremes(x[token])
+        low = min(low, np.float32(smallest / threshold[token]))
+        high = max(high, np.float32(largest / threshold[token]))
+    return low, high
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc"})
+def _sum_of_magnitudes(x):  # pragma: no cover - compiled
+    """Return the sum of |x| in float64, in whatever order suits vector registers."""
+    total = 0.0
+    for channel in range(x.shape[0]):
+        total += np.float64(abs(x[channel]))
+    return total
+
+
+@numba.njit(nogil=True, cache=True)
+def _ordered(bits):  # pragma: no cover - compiled
+    """Turn the bits of a finite float32 into an int32 of the same order, and back."""
+    return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
+
+
+@numba.njit(nogil=True, cache=True)
+def _extremes(x):  # pragma: no cover - compiled
+    """Return the smallest and the largest of finite numbers, as integers, whose comparisons are compiled to vectors."""
+    bits = x.view(np.int32)
+    low, high = np.int32(_ordered(bits[0])), np.int32(_ordered(bits[0]))
+    for channel in range(bits.shape[0]):
+        key = np.int32(_ordered(bits[channel]))
+        low = min(low, key)
+        high = max(high, key)
+    ends = np.empty(2, np.int32)
+    ends[0], ends[1] = _ordered(low), _ordered(high)
+    values = ends.view(np.float32)
+    return values[0], values[1]
+
+
+@numba.njit(nogil=True, cache=True)
+def _active(fired, token, word):  # pragma: no cover - compiled
+    """Return the union of a word over time, as uint32."""
+    union = np.uint32(0)
+    for t in range(fired.shape[0]):
+        union |= np.uint32(fired[t, token, word])
+    return union
+
+
+@numba.njit(nogil=True, cache=True)
+def _count_active(fired, num_active):  # pragma: no cover - compiled
+    for token in range(fired.shape[1]):
+        num_active[token] = 0
+        for word in range(fired.shape[2]):
+            rest = _active(fired, token, word)
+            while rest:
+                rest &= rest - np.uint32(1)  # clears the lowest one
+                num_active[token] += 1
+
+
+@numba.njit(nogil=True, cache=True)
+def _list_active(fired, negative, weight, first, channel, count):  # pragma: no cover - compiled
+    """List channels and counts; weight: [T], of the dtype of count."""
+    counts = np.zeros(32, count.dtype)
+    for token in range(fired.shape[1]):
+        event = first[token]
+        for word in range(fired.shape[2]):
+            active = _active(fired, token, word)
+            if active == 0:
+                continue
+            counts[:] = 0
+            for t in range(fired.shape[0]):
+                plus, minus = fired[t, token, word], np.int32(0)
+                if negative.shape[0] > 0:
+                    minus = plus & negative[t if negative.shape[0] > 1 else 0, token, word]
+                for j in range(32):
+                    counts[j] += (((plus >> j) & 1) - 2 * ((minus >> j) & 1)) * weight[t]
+            for j in range(32):
+                if (active >> np.uint32(j)) & np.uint32(1):
+                    channel[event] = 32 * word + j
+                    count[event] = counts[j]
+                    event += 1
