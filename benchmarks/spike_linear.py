@@ -25,12 +25,12 @@ from spikebrain.backends import Cpu
 ROTATING_BYTES = 512 * 2**20
 
 
-def public_method(count: Tensor, threshold: Tensor, weight: Tensor) -> Tensor:
-    """Expand counts to a float train of bits and signs, multiply every timestep densely, and sum."""
-    num_timesteps = max(1, int(count.abs().max()).bit_length())
-    shifts = torch.arange(num_timesteps - 1, -1, -1).view(-1, *[1] * count.ndim)
+def public_method(count: Tensor, threshold: Tensor, weight: Tensor, shifts: Tensor, digits: Tensor) -> Tensor:
+    """Expand counts to a float train of bits and signs, multiply every timestep densely, and sum.
+
+    shifts and digits: the position of each timestep's bit, and its weight 2^position; [T, 1, 1].
+    """
     train = (((count.abs() >> shifts) & 1) * count.sign()).to(torch.float32)
-    digits = (2.0**shifts).to(torch.float32)
     return (nn.functional.linear(train, weight) * digits).sum(0) * threshold
 
 
@@ -70,8 +70,13 @@ def bench(in_features: int, out_features: int, num_tokens: int, k: float) -> lis
         float_variants = max(2, num_variants // 4)
         dense = [torch.randn(out_features, in_features) for _ in range(float_variants)]
         run("F.linear FP32", lambda i: nn.functional.linear(x, dense[i]), float_variants)
-        expanded = (spikes.count, spikes.threshold)
-        run("public method (float train)", lambda i: public_method(*expanded, dense[i]), float_variants)
+        shifts = torch.arange(max(1, int(spikes.count.abs().max()).bit_length()) - 1, -1, -1).view(-1, 1, 1)
+        count, threshold, digits = spikes.count, spikes.threshold, 2.0**shifts
+        run(
+            "public method (float train)",
+            lambda i: public_method(count, threshold, dense[i], shifts, digits),
+            float_variants,
+        )
         half = [w.bfloat16() for w in dense]
         run("F.linear BF16", lambda i: nn.functional.linear(x.bfloat16(), half[i]), float_variants)
         del half
