@@ -1,8 +1,10 @@
-"""Event-driven accumulation on the CPU: the weight rows of the channels that spike are added, and no others are read."""
+"""The CPU backend: adds the weight rows of the channels that spike and reads no others, or multiplies collapsed counts."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
+from typing import Literal
 
 import numba
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..coding import BidirectionalBitwise, Binary, Bitwise, Encoder, SignedDigit, Ternary, TwosComplement
+from ..errors import InputError
 from ..neuro import AdaptiveThreshold, Neuron
 from .base import BACKENDS, INT32, MAX_WEIGHT, Backend
 from .cpu_events import DIGITS_WEIGH, LARGEST_DIGIT, add_events, num_digits
@@ -27,13 +30,31 @@ _WORTH_THREADS, _WORTH_TEAM = 2**22, 2**16
 _LOSSLESS = (BidirectionalBitwise, Binary, Bitwise, SignedDigit, Ternary, TwosComplement)
 
 
+# The largest |count| that every code of ours unrolls, zero point included: 2^20 timesteps are a rate code's limit.
+_LARGEST_COUNT = 2**19
+# Inputs from which a product of INT8 by INT8 could leave 32 bits.
+_MOST_INPUTS = INT32.max // (MAX_WEIGHT * MAX_WEIGHT)
+
+
 @BACKENDS.register("cpu")
+@dataclass(frozen=True)
 class Cpu(Backend):
-    """Adds rows of INT8 weights, those of channels that spike and no others.
+    """Adds rows of INT8 weights, those of channels that spike and no others; or, for many tokens, multiplies counts.
 
     Tokens (or the channels, if there are fewer tokens) are divided over `torch.get_num_threads()` threads; integers
     make the result the same for any number of them.
+
+    Attributes:
+        mode: "spike" is event-driven and adds only. "count" collapses the spikes into INT8 counts and multiplies them
+            with all weights, silent channels included; what a count has beyond INT8 is rare and added as events.
+            Both give the same integers.
     """
+
+    mode: Literal["spike", "count"] = "spike"
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("spike", "count"):
+            raise InputError(f'Cpu.mode: expected "spike" or "count", got {self.mode!r}.')
 
     def why_unavailable(self, device: torch.device) -> str | None:
         """Return a reason if the tensors are not in main memory."""
@@ -57,6 +78,8 @@ class Cpu(Backend):
         narrow = x.dtype in (torch.float32, torch.bfloat16, torch.float16)
         if not (fits and on_cpu and narrow) or x.numel() == 0 or num_outputs == 0:
             return None
+        if self.mode == "count":
+            return _count_layer(x, weight, scale, bias, neuron)
         worth_threads = x.numel() * num_outputs >= _WORTH_TEAM
         y = run_layer(
             x.detach().to(torch.float32).contiguous() if x.dtype != torch.float32 or not x.is_contiguous() else x,
@@ -70,27 +93,71 @@ class Cpu(Backend):
         return y if y is None or x.dtype == torch.float32 else y.to(x.dtype)
 
     def _accumulate(self, spikes: Tensor, timestep_weight: Tensor, weight: Tensor) -> Tensor:
-        num_tokens, num_outputs = spikes.shape[1], weight.shape[0]
+        num_tokens, (num_outputs, num_inputs) = spikes.shape[1], weight.shape
         rows = weight.t().contiguous().numpy()
         times = np.empty((num_tokens, rows.shape[0]), np.int64)
         charge = _gather(spikes.contiguous().numpy(), timestep_weight.numpy(), times)
-        narrow = DIGITS_WEIGH * MAX_WEIGHT * charge <= INT32.max
-        dtype = np.int32 if narrow else np.int64
-        num_threads = torch.get_num_threads() if num_tokens * rows.size >= _WORTH_THREADS else 1
-        by_token = num_tokens >= num_threads
-        bounds = np.linspace(0, num_tokens if by_token else len(rows), num_threads + 1).astype(int).tolist()
-        pass_outputs = _pass_outputs(weight)
+        if self.mode == "count" and num_inputs <= _MOST_INPUTS and min(num_tokens, num_inputs, num_outputs) > 0:
+            return _multiply(torch.from_numpy(times), weight)
+        return _add(times, rows, charge, _pass_outputs(weight))
 
-        def work(part: int) -> np.ndarray:
-            share = slice(bounds[part], bounds[part + 1])
-            mine, read = (times[share], rows) if by_token else (times[:, share], rows[share])
-            total = np.zeros((len(mine), num_outputs), dtype)
-            _add_tokens(mine, read, pass_outputs, total)
-            return total
 
-        others = [pool(num_threads, os.getpid()).submit(work, part) for part in range(1, num_threads)]
-        totals = [work(0), *(other.result() for other in others)]
-        return torch.from_numpy(np.concatenate(totals) if by_token else sum(totals[1:], totals[0]))
+def _add(times: np.ndarray, rows: np.ndarray, charge: int, pass_outputs: int) -> Tensor:
+    """Return times @ rows by additions: int64 [tokens, in] and int8 [in, out]; no token's |times| exceed the charge."""
+    narrow = DIGITS_WEIGH * MAX_WEIGHT * charge <= INT32.max
+    dtype = np.int32 if narrow else np.int64
+    num_tokens, num_outputs = len(times), rows.shape[1]
+    num_threads = torch.get_num_threads() if num_tokens * rows.size >= _WORTH_THREADS else 1
+    by_token = num_tokens >= num_threads
+    bounds = np.linspace(0, num_tokens if by_token else len(rows), num_threads + 1).astype(int).tolist()
+
+    def work(part: int) -> np.ndarray:
+        share = slice(bounds[part], bounds[part + 1])
+        mine, read = (times[share], rows) if by_token else (times[:, share], rows[share])
+        total = np.zeros((len(mine), num_outputs), dtype)
+        _add_tokens(mine, read, pass_outputs, total)
+        return total
+
+    others = [pool(num_threads, os.getpid()).submit(work, part) for part in range(1, num_threads)]
+    totals = [work(0), *(other.result() for other in others)]
+    return torch.from_numpy(np.concatenate(totals) if by_token else sum(totals[1:], totals[0]))
+
+
+def _multiply(times: Tensor, weight: Tensor) -> Tensor:
+    """Return times @ weight.t(): the low byte of each count by an INT8 product, the rest as the rare events it is."""
+    low = times.to(torch.int8)  # wraps, so that times - low is a multiple of 256
+    int_mm = getattr(torch, "_int_mm")  # noqa: B009 - private, and unknown to type checkers
+    total = int_mm(low, weight.t())
+    rest = times - low
+    rare = rest.any(1).nonzero().flatten()
+    if len(rare):
+        events = rest[rare].to(torch.int64)
+        charge = int(events.abs().sum(1).max())
+        high = _add(events.numpy(), weight.t().contiguous().numpy(), charge, _pass_outputs(weight))
+        total = total.to(torch.int64)
+        total[rare] += high
+    return total
+
+
+def _count_layer(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, neuron: AdaptiveThreshold
+) -> Tensor | None:
+    """Return a whole layer from collapsed counts, or None where the separate steps have a message or wider sums."""
+    if weight.shape[1] > _MOST_INPUTS:
+        return None
+    with torch.no_grad():
+        spikes = neuron(x)
+        count = spikes.count.reshape(-1, weight.shape[1])
+        low, high = (int(v) for v in count.aminmax())
+        if max(-low, high) > _LARGEST_COUNT:
+            return None
+        total = _multiply(count, weight)
+        if total.dtype != torch.int32 and not INT32.min <= int(total.min()) <= int(total.max()) <= INT32.max:
+            return None
+        y = (total.to(torch.int32) * scale.t()).mul_(spikes.threshold.reshape(-1, 1))
+        if bias is not None:
+            y += bias.to(y.dtype)
+        return y.reshape(*x.shape[:-1], -1).to(x.dtype)
 
 
 def _pass_outputs(weight: Tensor) -> int:

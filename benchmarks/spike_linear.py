@@ -110,7 +110,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     print(environment())
-    shapes = options.shape or [(3584, 18944), (18944, 3584), (3584, 3584), (576, 1536), (1536, 576)]
+    shapes = options.shape or [(3584, 18944), (18944, 3584), (3584, 3584), (576, 1536), (1536, 576), (576, 576)]
     rows: list[dict[str, Any]] = []
     for in_features, out_features in shapes:
         for num_tokens in options.tokens:
