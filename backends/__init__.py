@@ -11,6 +11,7 @@ __all__ = ["BACKENDS", "Backend", "Cpu", "Reference", "auto"]
 
 # Tokens from which multiplying collapsed counts is faster than adding events, on a CPU; measured, see DESIGN.md.
 _COUNT_FROM = 32
+_FEW, _MANY = Cpu("spike"), Cpu("count")
 
 
 def auto(device: torch.device, num_tokens: int, *, events_only: bool = False) -> Backend:
@@ -23,4 +24,4 @@ def auto(device: torch.device, num_tokens: int, *, events_only: bool = False) ->
     """
     if device.type != "cpu":
         return Reference()
-    return Cpu("count" if num_tokens >= _COUNT_FROM and not events_only else "spike")
+    return _MANY if num_tokens >= _COUNT_FROM and not events_only else _FEW

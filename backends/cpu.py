@@ -1,4 +1,4 @@
-"""The CPU backend: adds the weight rows of the channels that spike and reads no others, or multiplies collapsed counts."""
+"""The CPU backend: adds the weight rows of the channels that spike, and reads no others; or multiplies counts."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _LOSSLESS = (BidirectionalBitwise, Binary, Bitwise, SignedDigit, Ternary, TwosCo
 
 # The largest |count| that every code of ours unrolls, zero point included: 2^20 timesteps are a rate code's limit.
 _LARGEST_COUNT = 2**19
-# Inputs from which a product of INT8 by INT8 could leave 32 bits.
-_MOST_INPUTS = INT32.max // (MAX_WEIGHT * MAX_WEIGHT)
+# Inputs whose INT8 products add up within 32 bits. With one input torch._int_mm gives wrong integers (torch 2.14.1).
+_PRODUCT_INPUTS = range(2, INT32.max // (MAX_WEIGHT * MAX_WEIGHT) + 1)
 
 
 @BACKENDS.register("cpu")
@@ -72,7 +72,7 @@ class Cpu(Backend):
         """Run a whole layer in one kernel; see `Backend.fused`."""
         if type(neuron) is not AdaptiveThreshold or type(encoder) not in _LOSSLESS:
             return None
-        num_outputs, num_inputs = weight.shape
+        num_outputs = len(weight)
         fits = weight.t().is_contiguous() and scale.is_contiguous() and scale.shape == (num_outputs, 1)
         on_cpu = x.is_cpu and weight.is_cpu and scale.is_cpu and (bias is None or bias.is_cpu)
         narrow = x.dtype in (torch.float32, torch.bfloat16, torch.float16)
@@ -82,8 +82,8 @@ class Cpu(Backend):
             return _count_layer(x, weight, scale, bias, neuron)
         worth_threads = x.numel() * num_outputs >= _WORTH_TEAM
         y = run_layer(
-            x.detach().to(torch.float32).contiguous() if x.dtype != torch.float32 or not x.is_contiguous() else x,
-            weight.t(),
+            x if x.dtype == torch.float32 and x.is_contiguous() else x.detach().to(torch.float32).contiguous(),
+            weight,
             scale,
             None if bias is None else bias.detach().to(torch.float32).contiguous(),
             neuron,
@@ -97,7 +97,7 @@ class Cpu(Backend):
         rows = weight.t().contiguous().numpy()
         times = np.empty((num_tokens, rows.shape[0]), np.int64)
         charge = _gather(spikes.contiguous().numpy(), timestep_weight.numpy(), times)
-        if self.mode == "count" and num_inputs <= _MOST_INPUTS and min(num_tokens, num_inputs, num_outputs) > 0:
+        if self.mode == "count" and num_inputs in _PRODUCT_INPUTS and min(num_tokens, num_outputs) > 0:
             return _multiply(torch.from_numpy(times), weight)
         return _add(times, rows, charge, _pass_outputs(weight))
 
@@ -143,7 +143,7 @@ def _count_layer(
     x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, neuron: AdaptiveThreshold
 ) -> Tensor | None:
     """Return a whole layer from collapsed counts, or None where the separate steps have a message or wider sums."""
-    if weight.shape[1] > _MOST_INPUTS:
+    if weight.shape[1] not in _PRODUCT_INPUTS:
         return None
     with torch.no_grad():
         spikes = neuron(x)

@@ -4,6 +4,9 @@ Every float operation is that of `AdaptiveThreshold` and `SpikeLinear`, in the s
 are equal bit for bit. Around a layer of 50 microseconds every operator of PyTorch counts, hence plain addresses.
 """
 
+# Type checkers do not know that numba passes an intrinsic its first argument.
+# pyright: reportCallIssue=false
+
 from __future__ import annotations
 
 import ctypes
@@ -17,6 +20,7 @@ import torch
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
+from numba.np.numpy_support import carray
 from torch import Tensor
 
 from ..neuro import AdaptiveThreshold
@@ -39,7 +43,7 @@ _FIELDS = {
     "y": c_int64,  # [tokens, outputs]
     "buckets": c_int64,  # int16 [threads, buckets, pass_outputs], zero before and after
     "totals": c_int64,  # int32 [threads, outputs]
-    "done": c_int64,  # int64 [tokens]: finished parts of each token; zero before
+    "done": c_int64,  # int64: finished parts of the only token; zero before and after
     "num_tokens": c_int64,
     "num_inputs": c_int64,
     "num_outputs": c_int64,
@@ -53,24 +57,26 @@ _FIELDS = {
     "next_part": c_int64,  # counts parts as they are taken
     "refused": c_int64,  # set if the input needs the separate steps
 }
-_Task = type("_Task", (ctypes.Structure,), {"_fields_": list(_FIELDS.items())})
 _RECORD = np.dtype([(name, np.float64 if field is c_double else np.int64) for name, field in _FIELDS.items()])
 
 
+class _Task(ctypes.Structure):
+    _fields_ = tuple(_FIELDS.items())
+
+
 class _Scratch(threading.local):
-    """Memory that the calls of one thread share; grows to what the largest layer needs."""
+    """Memory that the calls of one thread share: buckets, totals and done; grows to what the largest layer needs."""
 
-    buckets = torch.empty(0, dtype=torch.int16)
-    totals = torch.empty(0, dtype=torch.int32)
-    done = torch.empty(0, dtype=torch.int64)
+    sizes: tuple[int, ...] = (0, 0, 0)
+    addresses: tuple[int, ...] = (0, 0, 0)
 
-    def fit(self, num_buckets: int, num_totals: int, num_done: int) -> None:
-        if self.buckets.numel() < num_buckets:
-            self.buckets = torch.zeros(num_buckets, dtype=torch.int16)
-        if self.totals.numel() < num_totals:
-            self.totals = torch.empty(num_totals, dtype=torch.int32)
-        if self.done.numel() < num_done:
-            self.done = torch.zeros(num_done, dtype=torch.int64)
+    def fit(self, *sizes: int) -> tuple[int, ...]:
+        if any(has < needed for has, needed in zip(self.sizes, sizes, strict=True)):
+            self.sizes = tuple(max(pair) for pair in zip(self.sizes, sizes, strict=True))
+            kinds = (torch.int16, torch.int32, torch.int64)
+            self.memory = [torch.zeros(size, dtype=kind) for size, kind in zip(self.sizes, kinds, strict=True)]
+            self.addresses = tuple(part.data_ptr() for part in self.memory)
+        return self.addresses
 
 
 _scratch = _Scratch()
@@ -78,7 +84,7 @@ _scratch = _Scratch()
 
 def run_layer(
     x: Tensor,
-    rows: Tensor,
+    weight: Tensor,
     scale: Tensor,
     bias: Tensor | None,
     neuron: AdaptiveThreshold,
@@ -89,29 +95,27 @@ def run_layer(
 
     Args:
         x: float32, contiguous, [*tokens, in], not empty.
-        rows: INT8 memory [in, out], contiguous.
-        scale: float32, [out], contiguous.
+        weight: INT8, [out, in], of which weight.t() is contiguous.
+        scale: float32, [out, 1], contiguous.
         bias: float32, [out], contiguous, or None.
         neuron: gives threshold and counts.
         num_threads: at most.
         pass_outputs: outputs visited together.
     """
-    num_inputs, num_outputs = rows.shape
+    num_outputs, num_inputs = weight.shape
     num_tokens = x.numel() // num_inputs
     splits = 1 if num_tokens >= num_threads else num_threads
     pass_outputs = min(pass_outputs, num_outputs)
-    _scratch.fit(num_threads * _NUM_BUCKETS * pass_outputs, num_threads * num_outputs, num_threads)
-    # A token at a time, if its channels are divided: as many totals as threads then are enough.
-    y = torch.empty(*x.shape[:-1], num_outputs)
+    # Where channels are divided there is one token at a time, so that as many totals as threads are enough.
+    scratch = _scratch.fit(num_threads * _NUM_BUCKETS * pass_outputs, num_threads * num_outputs, 1)
+    y = x.new_empty((*x.shape[:-1], num_outputs))
     task = _Task(
         x.data_ptr(),
-        rows.data_ptr(),
+        weight.data_ptr(),
         scale.data_ptr(),
         0 if bias is None else bias.data_ptr(),
         y.data_ptr(),
-        _scratch.buckets.data_ptr(),
-        _scratch.totals.data_ptr(),
-        _scratch.done.data_ptr(),
+        *scratch,
         num_tokens if splits == 1 else 1,
         num_inputs,
         num_outputs,
@@ -136,7 +140,9 @@ def run_layer(
 @functools.cache
 def _kernel() -> int:
     """Return the address of the compiled kernel; it is compiled by the first call, not by the first import."""
-    return numba.cfunc(types.void(types.int64), cache=True)(_work_through_parts).address
+    address = numba.cfunc(types.void(types.int64), cache=True)(_work_through_parts).address
+    assert address is not None
+    return address
 
 
 @intrinsic
@@ -160,19 +166,19 @@ def _take(typing_context, address):  # pragma: no cover - compiled
     return types.int64(types.int64), generate
 
 
-_NEXT_THREAD, _NEXT_PART = _Task.next_thread.offset, _Task.next_part.offset
+_NEXT_THREAD, _NEXT_PART = (8 * list(_FIELDS).index(name) for name in ("next_thread", "next_part"))
 
 
 def _work_through_parts(address):  # pragma: no cover - compiled
     """Take parts until there are none: a token each, or a share of the channels of the only token."""
-    task = numba.carray(_at(address, _RECORD), 1)[0]
-    x = numba.carray(_at(task.x, numba.float32), (task.num_tokens, task.num_inputs))
-    rows = numba.carray(_at(task.weight, numba.int8), (task.num_inputs, task.num_outputs))
-    y = numba.carray(_at(task.y, numba.float32), (task.num_tokens, task.num_outputs))
-    scale = numba.carray(_at(task.scale, numba.float32), task.num_outputs)
-    bias = numba.carray(_at(task.bias, numba.float32), task.num_outputs if task.bias else 0)
-    totals = numba.carray(_at(task.totals, numba.int32), (task.num_threads, task.num_outputs))
-    buckets = numba.carray(_at(task.buckets, numba.int16), (task.num_threads, _NUM_BUCKETS, task.pass_outputs))
+    task = carray(_at(address, _RECORD), 1)[0]
+    x = carray(_at(task.x, numba.float32), (task.num_tokens, task.num_inputs))
+    rows = carray(_at(task.weight, numba.int8), (task.num_inputs, task.num_outputs))
+    y = carray(_at(task.y, numba.float32), (task.num_tokens, task.num_outputs))
+    scale = carray(_at(task.scale, numba.float32), task.num_outputs)
+    bias = carray(_at(task.bias, numba.float32), task.num_outputs if task.bias else 0)
+    totals = carray(_at(task.totals, numba.int32), (task.num_threads, task.num_outputs))
+    buckets = carray(_at(task.buckets, numba.int16), (task.num_threads, _NUM_BUCKETS, task.pass_outputs))
     thread = _take(address + _NEXT_THREAD)
     count = np.empty(task.num_inputs, np.int32)
     while True:
@@ -192,7 +198,7 @@ def _work_through_parts(address):  # pragma: no cover - compiled
             # Whoever is last adds up what all have found.
             if _take(task.done) < task.splits - 1:
                 continue
-            numba.carray(_at(task.done, numba.int64), 1)[0] = 0
+            carray(_at(task.done, numba.int64), 1)[0] = 0
             total = totals[0]
             for other in range(1, task.splits):
                 total += totals[other]
