@@ -26,6 +26,8 @@ from ..registry import Registry
 INT32 = torch.iinfo(torch.int32)
 # Codes known to unroll every count that fits without loss, so that counts may be added up without unrolling them.
 LOSSLESS = (BidirectionalBitwise, Binary, Bitwise, SignedDigit, Ternary, TwosComplement)
+# Largest |count| that all of them unroll, zero point included: 2^20 timesteps are a rate code's limit.
+MOST_COUNT = 2**19
 # Largest magnitude of an INT8 weight.
 MAX_WEIGHT = 128
 

@@ -1,118 +1,172 @@
-"""Event-driven accumulation on the CPU: adds and subtracts the weight rows of the channels that spike.
-
-A channel's spikes over all timesteps are gathered into the number of times that its row counts, and this number is
-written in signed hexadecimal digits, -8 to 8. Rows with the same digit magnitude are summed in one 16-bit bucket
-(added for digits > 0, subtracted for digits < 0); a bucket is shifted into the 32-bit total when it is full or the
-rows end. So a row of |count| <= 8 is added once, whatever code it came in, and no weight is multiplied.
-"""
+"""The CPU backend: adds the weight rows of the channels that spike, and reads no others; or multiplies counts."""
 
 from __future__ import annotations
 
-import functools
 import os
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
 
 import numba
 import numpy as np
 import torch
 from torch import Tensor
 
-from .base import BACKENDS, INT32, MAX_WEIGHT, Backend
+from ..coding import Encoder
+from ..errors import InputError
+from ..neuro import AdaptiveThreshold, Neuron
+from .base import BACKENDS, INT32, LOSSLESS, MAX_WEIGHT, MOST_COUNT, Backend
+from .cpu_events import DIGITS_WEIGH, LARGEST_DIGIT, add_events, num_digits
+from .cpu_layer import run_layer
+from .team import pool
 
-_DIGIT_BITS = 4
-_LARGEST_DIGIT = 8
-# Rows that a bucket holds: |sum of 255 INT8 weights| <= 255 * 128 = 32640 fits 16 bits, 256 weights of -128 would not.
-# Also the number of channels visited together: a row with two digits is then read from memory once, and again from
-# the cache, and an emptied bucket has room for all of them.
-_TILE = 255
 # Outputs per pass. Short passes keep the buckets in the first-level cache; long ones read memory in long runs, which
 # is faster once the weights do not fit the caches.
-_SHORT_PASS, _LONG_PASS = 2048, 16384
+_SHORT_PASS, _LONG_PASS = 2048, 32768
 _CACHED_BYTES = 4 * 2**20
-# Weights times tokens from which a second thread saves more than waking it costs.
-_WORTH_THREADS = 2**22
+# Weights times tokens from which a second thread saves more than waking it costs: a thread of Python's, and one of
+# PyTorch's team.
+_WORTH_THREADS, _WORTH_TEAM = 2**22, 2**16
+# Inputs whose INT8 products add up within 32 bits. With one input torch._int_mm gives wrong integers (torch 2.14.1).
+_PRODUCT_INPUTS = range(2, INT32.max // (MAX_WEIGHT * MAX_WEIGHT) + 1)
 
 
 @BACKENDS.register("cpu")
+@dataclass(frozen=True)
 class Cpu(Backend):
-    """Adds rows of INT8 weights, those of channels that spike and no others.
+    """Adds rows of INT8 weights, those of channels that spike and no others; or, for many tokens, multiplies counts.
 
-    Tokens (or the outputs, if there are fewer tokens) are divided over `torch.get_num_threads()` threads; integers
+    Tokens (or the channels, if there are fewer tokens) are divided over `torch.get_num_threads()` threads; integers
     make the result the same for any number of them.
+
+    Attributes:
+        mode: "spike" is event-driven and adds only. "count" collapses the spikes into INT8 counts and multiplies them
+            with all weights, silent channels included; what a count has beyond INT8 is rare and added as events.
+            Both give the same integers.
     """
+
+    mode: Literal["spike", "count"] = "spike"
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("spike", "count"):
+            raise InputError(f'Cpu.mode: expected "spike" or "count", got {self.mode!r}.')
 
     def why_unavailable(self, device: torch.device) -> str | None:
         """Return a reason if the tensors are not in main memory."""
         return None if device.type == "cpu" else f"the tensors are on {device}; this backend works on a CPU only."
 
+    def fused(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        neuron: Neuron,
+        encoder: Encoder,
+    ) -> Tensor | None:
+        """Run a whole layer in one kernel; see `Backend.fused`."""
+        if type(neuron) is not AdaptiveThreshold or type(encoder) not in LOSSLESS:
+            return None
+        num_outputs = len(weight)
+        fits = weight.t().is_contiguous() and scale.is_contiguous() and scale.shape == (num_outputs, 1)
+        on_cpu = x.is_cpu and weight.is_cpu and scale.is_cpu and (bias is None or bias.is_cpu)
+        narrow = x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        if not (fits and on_cpu and narrow) or x.numel() == 0 or num_outputs == 0:
+            return None
+        if self.mode == "count":
+            return _count_layer(x, weight, scale, bias, neuron)
+        worth_threads = x.numel() * num_outputs >= _WORTH_TEAM
+        y = run_layer(
+            x if x.dtype == torch.float32 and x.is_contiguous() else x.detach().to(torch.float32).contiguous(),
+            weight,
+            scale,
+            None if bias is None else bias.detach().to(torch.float32).contiguous(),
+            neuron,
+            torch.get_num_threads() if worth_threads else 1,
+            _pass_outputs(weight),
+        )
+        return y if y is None or x.dtype == torch.float32 else y.to(x.dtype)
+
     def _accumulate(self, spikes: Tensor, timestep_weight: Tensor, weight: Tensor) -> Tensor:
-        num_tokens, num_outputs = spikes.shape[1], weight.shape[0]
+        num_tokens, (num_outputs, num_inputs) = spikes.shape[1], weight.shape
         rows = weight.t().contiguous().numpy()
         times = np.empty((num_tokens, rows.shape[0]), np.int64)
         charge = _gather(spikes.contiguous().numpy(), timestep_weight.numpy(), times)
-        # The digits of a count weigh less than three times the count (9 = 16 - 7: 23 / 9; the limit is 2.75), so no
-        # partial sum of shifted buckets exceeds three times what the rows can add up to.
-        narrow = 3 * MAX_WEIGHT * charge <= INT32.max
-        total = torch.empty(num_tokens, num_outputs, dtype=torch.int32 if narrow else torch.int64)
-        sums = total.numpy()
-        pass_outputs = _SHORT_PASS if rows.size <= _CACHED_BYTES else _LONG_PASS
-        num_threads = torch.get_num_threads() if num_tokens * rows.size >= _WORTH_THREADS else 1
-        by_token = num_tokens >= num_threads
-        bounds = np.linspace(0, num_tokens if by_token else num_outputs, num_threads + 1).astype(int).tolist()
+        if self.mode == "count" and num_inputs in _PRODUCT_INPUTS and min(num_tokens, num_outputs) > 0:
+            return _multiply(torch.from_numpy(times), weight)
+        return _add(times, rows, charge, _pass_outputs(weight))
 
-        def work(part: int) -> None:
-            low, high = bounds[part], bounds[part + 1]
-            tokens, outputs = ((low, high), (0, num_outputs)) if by_token else ((0, num_tokens), (low, high))
-            _add_events(times, rows, tokens, outputs, pass_outputs, sums)
 
-        others = [_pool(num_threads, os.getpid()).submit(work, part) for part in range(1, num_threads)]
-        work(0)
-        for other in others:
-            other.result()
+def _add(times: np.ndarray, rows: np.ndarray, charge: int, pass_outputs: int) -> Tensor:
+    """Return times @ rows by additions: int64 [tokens, in] and int8 [in, out]; no token's |times| exceed the charge."""
+    narrow = DIGITS_WEIGH * MAX_WEIGHT * charge <= INT32.max
+    dtype = np.int32 if narrow else np.int64
+    num_tokens, num_outputs = len(times), rows.shape[1]
+    num_threads = torch.get_num_threads() if num_tokens * rows.size >= _WORTH_THREADS else 1
+    by_token = num_tokens >= num_threads
+    bounds = np.linspace(0, num_tokens if by_token else len(rows), num_threads + 1).astype(int).tolist()
+
+    def work(part: int) -> np.ndarray:
+        share = slice(bounds[part], bounds[part + 1])
+        mine, read = (times[share], rows) if by_token else (times[:, share], rows[share])
+        total = np.zeros((len(mine), num_outputs), dtype)
+        _add_tokens(mine, read, pass_outputs, total)
         return total
 
+    others = [pool(num_threads, os.getpid()).submit(work, part) for part in range(1, num_threads)]
+    totals = [work(0), *(other.result() for other in others)]
+    return torch.from_numpy(np.concatenate(totals) if by_token else sum(totals[1:], totals[0]))
 
-@functools.lru_cache(maxsize=1)
-def _pool(num_threads: int, process: int) -> ThreadPoolExecutor:
-    """Return the threads that help the calling one; new ones in a forked process, which has none of its parent's."""
-    return ThreadPoolExecutor(num_threads)
+
+def _multiply(times: Tensor, weight: Tensor) -> Tensor:
+    """Return times @ weight.t(): the low byte of each count by an INT8 product, the rest as the rare events it is."""
+    low = times.to(torch.int8)  # wraps, so that times - low is a multiple of 256
+    int_mm = getattr(torch, "_int_mm")  # noqa: B009 - private, and unknown to type checkers
+    total = int_mm(low, weight.t())
+    rest = times - low
+    rare = rest.any(1).nonzero().flatten()
+    if len(rare):
+        events = rest[rare].to(torch.int64)
+        charge = int(events.abs().sum(1).max())
+        high = _add(events.numpy(), weight.t().contiguous().numpy(), charge, _pass_outputs(weight))
+        total = total.to(torch.int64)
+        total[rare] += high
+    return total
+
+
+def _count_layer(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, neuron: AdaptiveThreshold
+) -> Tensor | None:
+    """Return a whole layer from collapsed counts, or None where the separate steps have a message or wider sums."""
+    if weight.shape[1] not in _PRODUCT_INPUTS:
+        return None
+    with torch.no_grad():
+        spikes = neuron(x)
+        count = spikes.count.reshape(-1, weight.shape[1])
+        low, high = (int(v) for v in count.aminmax())
+        if max(-low, high) > MOST_COUNT:
+            return None
+        total = _multiply(count, weight)
+        if total.dtype != torch.int32 and not INT32.min <= int(total.min()) <= int(total.max()) <= INT32.max:
+            return None
+        y = (total.to(torch.int32) * scale.t()).mul_(spikes.threshold.reshape(-1, 1))
+        if bias is not None:
+            y += bias.to(y.dtype)
+        return y.reshape(*x.shape[:-1], -1).to(x.dtype)
+
+
+def _pass_outputs(weight: Tensor) -> int:
+    return _SHORT_PASS if weight.numel() <= _CACHED_BYTES else _LONG_PASS
 
 
 @numba.njit(nogil=True, cache=True)
-def _add_events(times, rows, tokens, outputs, pass_outputs, total):  # pragma: no cover - compiled
-    """Fill total[tokens, outputs] with times @ rows.
-
-    times: int64 [tokens, in]; rows: int8 [in, out]; tokens, outputs: half-open ranges; pass_outputs: outputs per pass;
-    total: int32 or int64 [tokens, out].
-    """
-    num_tiles = (times.shape[1] + _TILE - 1) // _TILE
-    num_buckets = _LARGEST_DIGIT * _num_digits(times[tokens[0] : tokens[1]])
-    channels = np.empty((num_tiles, num_buckets, _TILE), np.int32)
-    num_plus = np.empty((num_tiles, num_buckets), np.int64)
-    num_minus = np.empty((num_tiles, num_buckets), np.int64)
-    buckets = np.zeros((num_buckets, pass_outputs), np.int16)
-    filled = np.zeros(num_buckets, np.int64)
-    for token in range(tokens[0], tokens[1]):
-        _sort(times[token], channels, num_plus, num_minus)
-        for start in range(outputs[0], outputs[1], pass_outputs):
-            block = total[token, start : min(start + pass_outputs, outputs[1])]
-            block[:] = 0
-            for tile in range(num_tiles):
-                for b in range(num_buckets):
-                    plus, minus = num_plus[tile, b], num_minus[tile, b]
-                    if plus + minus == 0:
-                        continue
-                    if filled[b] + plus + minus > _TILE:
-                        _empty(buckets[b], b, block)
-                        filled[b] = 0
-                    sums = buckets[b, : block.shape[0]]
-                    _add_rows(rows, channels[tile, b, :plus], 0, start, sums)
-                    _add_rows(rows, channels[tile, b, _TILE - minus :], -1, start, sums)
-                    filled[b] += plus + minus
-            for b in range(num_buckets):
-                if filled[b] > 0:
-                    _empty(buckets[b], b, block)
-                    filled[b] = 0
+def _add_tokens(times, rows, pass_outputs, total):  # pragma: no cover - compiled
+    """Add times @ rows to total, token by token; see `add_events`. times: int64 [tokens, in]."""
+    num_buckets = 0
+    for token in range(times.shape[0]):
+        num_buckets = max(num_buckets, LARGEST_DIGIT * num_digits(times[token]))
+    buckets = np.zeros((num_buckets, min(pass_outputs, total.shape[1])), np.int16)
+    for token in range(times.shape[0]):
+        add_events(times[token], rows, pass_outputs, buckets, total[token])
 
 
 @numba.njit(nogil=True, cache=True)
@@ -135,81 +189,3 @@ def _gather(planes, weights, times):  # pragma: no cover - compiled
             charge += abs(counted[channel])
         largest = max(largest, charge)
     return largest
-
-
-@numba.njit(nogil=True, cache=True)
-def _num_digits(times):  # pragma: no cover - compiled
-    """Return the number of signed hexadecimal digits of the largest |times|."""
-    largest = 0
-    for token in range(times.shape[0]):
-        for channel in range(times.shape[1]):
-            largest = max(largest, abs(times[token, channel]))
-    num_digits = 0
-    while largest > 0:
-        num_digits += 1
-        # What is left after taking a digit off: 8 leaves nothing, and 9 leaves 1 = (9 + 7) >> 4.
-        largest = (largest + _LARGEST_DIGIT - 1) >> _DIGIT_BITS
-    return num_digits
-
-
-@numba.njit(nogil=True, cache=True)
-def _sort(times, channels, num_plus, num_minus):  # pragma: no cover - compiled
-    """List the channels of each tile by digit: bucket 8 * level + |digit| - 1.
-
-    Channels of positive digits fill their row of `channels` from the front, those of negative ones from the back.
-    """
-    num_plus[:] = 0
-    num_minus[:] = 0
-    for channel in range(times.shape[0]):
-        rest = abs(times[channel])
-        tile, b = channel // _TILE, -1
-        while rest > 0:
-            digit = rest & (2 * _LARGEST_DIGIT - 1)
-            rest >>= _DIGIT_BITS
-            if digit > _LARGEST_DIGIT:
-                digit -= 2 * _LARGEST_DIGIT
-                rest += 1
-            if digit != 0:
-                at = b + abs(digit)
-                if (digit > 0) == (times[channel] > 0):
-                    channels[tile, at, num_plus[tile, at]] = channel
-                    num_plus[tile, at] += 1
-                else:
-                    num_minus[tile, at] += 1
-                    channels[tile, at, _TILE - num_minus[tile, at]] = channel
-            b += _LARGEST_DIGIT
-
-
-@numba.njit(nogil=True, cache=True)
-def _add_rows(rows, channels, sign, start, bucket):  # pragma: no cover - compiled
-    """Add rows[c, start:] to the bucket for every c if sign is 0, subtract them if it is -1.
-
-    Four rows at a time, to load and store the bucket less often, and all in 16 bits, so that a vector register holds
-    as many sums as it can. (v ^ -1) + 1 is -v.
-    """
-    stop = start + bucket.shape[0]
-    flip = np.int16(sign)
-    fours = channels.shape[0] // 4 * 4
-    for e in range(0, fours, 4):
-        r0, r1 = rows[channels[e], start:stop], rows[channels[e + 1], start:stop]
-        r2, r3 = rows[channels[e + 2], start:stop], rows[channels[e + 3], start:stop]
-        for i in range(bucket.shape[0]):
-            four = np.int16(np.int16(r0[i]) + np.int16(r1[i])) + np.int16(np.int16(r2[i]) + np.int16(r3[i]))
-            bucket[i] = np.int16(bucket[i] + np.int16(np.int16(np.int16(four) ^ flip) - flip))
-    for e in range(fours, channels.shape[0]):
-        r0 = rows[channels[e], start:stop]
-        for i in range(bucket.shape[0]):
-            bucket[i] = np.int16(bucket[i] + np.int16(np.int16(np.int16(r0[i]) ^ flip) - flip))
-
-
-@numba.njit(nogil=True, cache=True)
-def _empty(bucket, b, block):  # pragma: no cover - compiled
-    """Add what a bucket's rows count for to block, by shifts: one addition for each binary digit; then clear it."""
-    times = (b % _LARGEST_DIGIT + 1) << (_DIGIT_BITS * (b // _LARGEST_DIGIT))
-    bit = 0
-    while times >> bit:
-        if (times >> bit) & 1:
-            for i in range(block.shape[0]):
-                block[i] += bucket[i] << bit
-        bit += 1
-    bucket[: block.shape[0]] = 0

@@ -14,12 +14,10 @@ from ..coding import Encoder
 from ..coding.kernels import interpreting
 from ..errors import InputError
 from ..neuro import AdaptiveThreshold, Neuron
-from .base import BACKENDS, INT32, LOSSLESS, MAX_WEIGHT, Backend
+from .base import BACKENDS, INT32, LOSSLESS, MAX_WEIGHT, MOST_COUNT, Backend
 from .triton_job import Job, power_of_two
 from .tuning import fastest
 
-# Counts up to here fit every code of ours, zero point included (a rate code has up to 2^20 timesteps).
-_MAX_COUNT = 2**19
 # Bits of a digit where counts are too large for 32-bit sums and are accumulated digit by digit.
 _DIGIT_BITS = 8
 # Inputs whose digits add up to less than 2^31: times 2^7 for a digit and 2^7 for a weight.
@@ -55,6 +53,8 @@ class Triton(Backend):
             return None if device.type == "cpu" else f"Triton's interpreter works on a CPU, not on {device}."
         if device.type != "cuda" or torch.version.hip is not None:
             return f"the tensors are on {device}; this backend works on an NVIDIA GPU only."
+        if not torch.cuda.is_available():
+            return "PyTorch finds no CUDA GPU."
         if torch.cuda.get_device_capability(device) < (8, 0):
             return f"{torch.cuda.get_device_name(device)} is older than compute capability 8.0, which it needs."
         return None
@@ -77,7 +77,7 @@ class Triton(Backend):
             or not x.device == weight.device == scale.device
             or self.why_unavailable(x.device) is not None
             # |count| <= k * N + 1/2 and the sum of |count| <= (k + 1/2) * N, unless the ceiling binds.
-            or neuron.k * num_inputs + 1 > _MAX_COUNT
+            or neuron.k * num_inputs + 1 > MOST_COUNT
             or MAX_WEIGHT * (neuron.k + 0.5) * num_inputs > INT32.max
             or not 1e-30 < neuron.floor <= neuron.ceiling < 1e30
         ):

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from ..coding.kernels import interpreting
 from ..errors import InputError
@@ -47,6 +48,8 @@ _CANDIDATES = [
 ]
 # Integers of a list's head: tiles, what to subtract, channels in the high list, the weight 2^shift of that list.
 _HEAD = tl.constexpr(4)
+# Tokens at a time: the lists of a token take about 40 bytes per input channel.
+_PORTION = 256
 # Input channels of a split for every row of a tile. See `list_events` for what the 16-bit totals allow: 27.
 _CHANNELS_PER_ROW = 16
 
@@ -62,11 +65,17 @@ def run(settings: Settings, job: Job) -> None:
     Raises:
         InputError: the layer's weights take more than 8 GiB.
     """
+    rows = rows_of(job.weight).view(torch.int32)
+    if rows.numel() > INT32.max:
+        raise InputError(f"Triton: expected weights of at most 8 GiB in a layer, got {tuple(job.weight.shape)}.")
+    for first in range(0, len(job.x), _PORTION):
+        part = slice(first, first + _PORTION)
+        _run(settings, job._replace(x=job.x[part], y=job.y[part]), rows)
+
+
+def _run(settings: Settings, job: Job, rows: Tensor) -> None:
     x, weight, y, _, neuron, scale, bias, failed = job
     (num_tokens, num_inputs), num_outputs = x.shape, len(weight)
-    rows = rows_of(weight).view(torch.int32)
-    if rows.numel() > INT32.max:
-        raise InputError(f"Triton: expected weights of at most 8 GiB in a layer, got {tuple(weight.shape)}.")
     channels = settings.rows * _CHANNELS_PER_ROW
     splits, tiles = cdiv(num_inputs, channels), cdiv(rows.shape[1], settings.words)
     num_sums = tiles * (4 * settings.words + 1)

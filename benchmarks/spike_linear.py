@@ -98,6 +98,12 @@ def bench(in_features: int, out_features: int, num_tokens: int, k: float) -> lis
     return rows
 
 
+def read_bandwidth() -> float:
+    """Return bytes per second of reading memory in order, on all threads: the sum of 512 MB."""
+    memory = torch.ones(ROTATING_BYTES // 4)
+    return ROTATING_BYTES / measure(lambda i: memory.sum(), 1, min_calls=10, min_seconds=0.5).median_s
+
+
 def dynamic_int8(weight: Tensor) -> nn.Module:
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     linear.weight.data = weight
@@ -115,7 +121,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.manual_seed(0)
     print(environment())
-    shapes = options.shape or [(3584, 18944), (18944, 3584), (3584, 3584), (576, 1536), (1536, 576)]
+    shapes = options.shape or [(3584, 18944), (18944, 3584), (3584, 3584), (576, 1536), (1536, 576), (576, 576)]
     rows: list[dict[str, Any]] = []
     for in_features, out_features in shapes:
         for num_tokens in options.tokens:
@@ -125,10 +131,14 @@ def main() -> None:
                 name, ratio = row["name"], row["ratio"]
                 median, low, high = (1e3 * row[f"{what}_s"] for what in ("median", "low", "high"))
                 print(f"  {name:36} {median:9.3f} ms ({low:9.3f} to {high:9.3f})  {ratio:7.2f}x", flush=True)
-            rate = found[0]["active_channels"] * out_features / found[0]["median_s"]
-            print(
-                f"  {found[0]['active_channels']} channels are active; their rows are read at {rate / 1e9:.1f} GB/s\n"
-            )
+            bandwidth = read_bandwidth()
+            print(f"  {found[0]['active_channels']} channels are active; memory is read at {bandwidth / 1e9:.1f} GB/s")
+            for row in found[:2]:
+                row["read_bytes_per_s"] = found[0]["active_channels"] * out_features / row["median_s"]
+                row["share_of_bandwidth"] = row["read_bytes_per_s"] / bandwidth
+                rate, share = row["read_bytes_per_s"] / 1e9, row["share_of_bandwidth"]
+                print(f"  active rows are read at {rate:.1f} GB/s, {share:.0%} of that: {row['name']}")
+            print()
             rows += found
     write_json(options.out, rows)
 

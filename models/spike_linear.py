@@ -168,7 +168,9 @@ class SpikeLinear(nn.Module):
     def _backend_for(self, x: Tensor) -> Backend:
         if self.backend != "auto":
             return self.backend
-        return backends.auto(x.device, x.numel() // max(self.in_features, 1))
+        # What is recorded must be what happens: then a silent channel's weight is never read.
+        num_tokens = x.numel() // max(self.in_features, 1)
+        return backends.auto(x.device, num_tokens, events_only=bool(self.observers))
 
     @property
     def _trains_bias(self) -> bool:

@@ -11,11 +11,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spikebrain import Binary, SpikeTrain, Ternary, decode
-from spikebrain.backends import BACKENDS, Backend, Cpu, Reference, auto, reference
+from spikebrain.backends import BACKENDS, Backend, Cpu, Reference, Triton, auto, reference
 from spikebrain.coding import ENCODERS
 from spikebrain.errors import AccumulatorOverflowError, BackendUnavailableError, InputError
 
-OTHERS = [name for name in BACKENDS if name != "reference"]
+# Every registered backend, and the modes of those that have several.
+EVERY = {name: BACKENDS.create(name) for name in BACKENDS} | {
+    "cpu-count": Cpu("count"),
+    "triton-count": Triton("count"),
+}
+# test_triton.py runs this file again with Triton's interpreter, where Triton is available on a CPU.
+ALL = {name: backend for name, backend in EVERY.items() if backend.why_unavailable(torch.device("cpu")) is None}
+OTHERS = [name for name in ALL if name != "reference"]
 
 
 def random_weight(num_outputs, num_inputs, input_rows=True):
@@ -70,12 +77,12 @@ def test_equals_reference(backend, code, num_tokens, num_inputs, num_outputs):
     encoder, num_timesteps = ENCODERS.create(code).fitted(low, high)
     train = encoder.encode(count, num_timesteps)
     weight = random_weight(num_outputs, num_inputs)
-    result = BACKENDS.create(backend).accumulate(train, weight)
+    result = ALL[backend].accumulate(train, weight)
     assert result.dtype == torch.int32
     assert torch.equal(result, Reference().accumulate(train, weight))
 
 
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", list(ALL))
 @pytest.mark.parametrize(("num_inputs", "num_outputs"), [(18944, 3), (3, 18944)])
 def test_wide_layers(backend, num_inputs, num_outputs):
     count = random_counts(2, num_inputs)
@@ -83,7 +90,7 @@ def test_wide_layers(backend, num_inputs, num_outputs):
     weight = random_weight(num_outputs, num_inputs)
     # A float64 product of these integers is exact: far below 2^53.
     expected = (count.double() @ weight.double().t()).int()
-    assert torch.equal(BACKENDS.create(backend).accumulate(encoder.encode(count, num_timesteps), weight), expected)
+    assert torch.equal(ALL[backend].accumulate(encoder.encode(count, num_timesteps), weight), expected)
 
 
 @pytest.mark.parametrize("backend", OTHERS)
@@ -102,26 +109,26 @@ def test_any_train(backend, num_timesteps, shape, num_outputs, weights, zero_poi
     spikes = torch.randint(-1, 2, (num_timesteps, *shape), generator=generator, dtype=torch.int8)
     train = SpikeTrain(spikes, torch.tensor(weights[:num_timesteps]), zero_point)
     weight = torch.randint(-128, 128, (num_outputs, shape[1]), generator=generator, dtype=torch.int8)
-    result = BACKENDS.create(backend).accumulate(train, weight)
+    result = ALL[backend].accumulate(train, weight)
     assert torch.equal(result, Reference().accumulate(train, weight))
 
 
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", list(ALL))
 def test_extreme_counts_and_silent_tokens(backend):
     count = torch.zeros(4, 50, dtype=torch.int32)
     count[1, 7] = 3570
     count[2] = -(2**15)
     encoder, num_timesteps = ENCODERS.create("bitwise-bidirectional").fitted(-(2**15), 3570)
     weight = random_weight(9, 50)
-    result = BACKENDS.create(backend).accumulate(encoder.encode(count, num_timesteps), weight)
+    result = ALL[backend].accumulate(encoder.encode(count, num_timesteps), weight)
     assert result[0].tolist() == result[3].tolist() == [0] * 9
     assert torch.equal(result[1], 3570 * weight[:, 7].int())
     assert torch.equal(result[2], -(2**15) * weight.int().sum(1, dtype=torch.int32))
 
 
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", list(ALL))
 def test_memory_layout_and_leading_shape_do_not_matter(backend):
-    backend = BACKENDS.create(backend)
+    backend = ALL[backend]
     weight, count = random_weight(6, 10), random_counts(2, 3, 10)
     encoder, num_timesteps = Ternary().fitted(int(count.min()), int(count.max()))
     train = encoder.encode(count, num_timesteps)
@@ -136,19 +143,19 @@ def test_memory_layout_and_leading_shape_do_not_matter(backend):
     assert torch.equal(backend.accumulate(one, weight), expected[0, 0])
 
 
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", list(ALL))
 def test_zero_point_keeps_the_product_exact(backend):
     # W (s - z) = W s - z * rowsum(W): REFERENCE section 2.
     count = torch.tensor([[-3, 0, 2], [1, -1, 0]])
     weight = torch.tensor([[1, 2, 3], [-127, 127, 0]], dtype=torch.int8)
     train = Binary(zero_point=3).encode(count, 5)
     # [-3 + 6, 381], [1 - 2, -127 - 127].
-    assert BACKENDS.create(backend).accumulate(train, weight).tolist() == [[3, 381], [-1, -254]]
+    assert ALL[backend].accumulate(train, weight).tolist() == [[3, 381], [-1, -254]]
 
 
-@pytest.mark.parametrize("backend", list(BACKENDS))
+@pytest.mark.parametrize("backend", list(ALL))
 def test_overflow_is_detected_never_wrapped(backend):
-    backend = BACKENDS.create(backend)
+    backend = ALL[backend]
     spikes = torch.ones(1, 2, 4, dtype=torch.int8)
     weight = torch.tensor([[127, 127, 127, 127], [127, -127, 127, -127]], dtype=torch.int8)
     # 4 * 127 * w fits 32 bits up to w = 4227330; the second output is 0 whatever w.
@@ -212,19 +219,26 @@ def test_cpu_backend_reads_no_weight_of_a_silent_channel():
 
 
 def test_compiled_code_runs():
-    kernel = sys.modules["spikebrain.backends.cpu"]._add_events
+    kernel = sys.modules["spikebrain.backends.cpu"]._add_tokens
     Cpu().accumulate(Ternary().encode(torch.tensor([[1]]), 1), torch.ones(1, 1, dtype=torch.int8))
     assert kernel.signatures, "the numba kernel was not compiled: something else computed the result"
 
 
 def test_auto():
-    assert isinstance(auto(torch.device("cpu"), 1), Cpu)
-    assert isinstance(auto(torch.device("cuda"), 1), Reference)
+    assert auto(torch.device("cpu"), 1) == Cpu("spike")
+    assert auto(torch.device("cpu"), 10**6) == Cpu("count")
+    assert auto(torch.device("cpu"), 10**6, events_only=True) == Cpu("spike")
+    gpu = torch.device("cuda")
+    if Triton().why_unavailable(gpu) is None:
+        assert (auto(gpu, 1), auto(gpu, 10**6)) == (Triton("spike"), Triton("count"))
+        assert auto(gpu, 10**6, events_only=True) == Triton("spike")
+    else:
+        assert isinstance(auto(gpu, 1), Reference)
 
 
 def test_bad_input(as_users):
     train, weight = Ternary().encode(torch.tensor([[1, 0, 2]]), 2), torch.ones(4, 3, dtype=torch.int8)
-    for backend in (Reference(), Cpu()):
+    for backend in ALL.values():
         with pytest.raises(InputError, match="int8 weights"):
             backend.accumulate(train, weight.float())
         with pytest.raises(InputError, match=r"\[T, \.\.\., 2\]"):

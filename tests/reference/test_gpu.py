@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from spikebrain import AdaptiveThreshold, convert, record
-from spikebrain.backends import Cpu, Reference, auto
+from spikebrain.backends import Cpu, Triton, auto
 from spikebrain.coding import ENCODERS
 from spikebrain.errors import BackendUnavailableError
 
@@ -35,7 +35,7 @@ def test_model(tiny_llama, dtype):
     ids = torch.arange(20, device="cuda")[None]
     with torch.no_grad(), record(model) as recording:
         logits = model(ids).logits
-    assert isinstance(auto(logits.device, 20), Reference)
+    assert isinstance(auto(logits.device, 20), Triton)
     assert bool(logits.isfinite().all())
     assert sum(layer.num_spikes for layer in recording.layers.values()) > 0
     if dtype == torch.float32:

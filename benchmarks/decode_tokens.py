@@ -1,0 +1,156 @@
+"""A whole converted SmolLM2 that generates greedily with a KV cache, on the CPU: tokens per second beside its peers.
+
+    python benchmarks/decode_tokens.py [--tokens N] [--repeats N] [--profile] [--out FILE]
+
+Peers: the same model in transformers in FP32 and BF16, and in dynamic INT8 (torch.ao); all through `generate`, same
+prompt, same threads, one process, in turn, so that a busy moment of the machine hits all of them. Only tokens after the
+first are timed: reading the prompt is another matter. Before anything is timed, the tokens of the spiking models are
+compared with those that neuron, encoder, backend and rescaling give one after the other. `--profile` prints where the
+time of the spiking model goes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import sys
+import time
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from timing import environment, write_json
+from torch import nn
+
+import spikebrain as sb
+
+PROMPT = "A neuron fires when its membrane potential reaches the threshold. After that,"
+NAMES = {
+    "fp32": "transformers FP32",
+    "bf16": "transformers BF16",
+    "int8": "dynamic INT8 (torch.ao)",
+    "spiking": "spikebrain, FP32 head",
+    "spiking_head": "spikebrain, head spikes too",
+}
+
+
+class Clock:
+    """A streamer: `generate` hands it each token as it comes."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: object) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+    @property
+    def tokens_per_second(self) -> float:
+        first, last = self.times[1], self.times[-1]  # the prompt comes before the first token
+        return (len(self.times) - 2) / (last - first)
+
+
+def generate(model: nn.Module, prompt: dict[str, Any], num_tokens: int) -> tuple[list[int], float]:
+    clock = Clock()
+    settings = {"min_new_tokens": num_tokens, "max_new_tokens": num_tokens, "do_sample": False}
+    ids = model.generate(**prompt, **settings, streamer=clock)  # pyright: ignore[reportCallIssue]
+    return ids[0].tolist(), clock.tokens_per_second
+
+
+def models_to_compare(model: nn.Module) -> dict[str, nn.Module]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        int8 = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, torch.qint8)
+    assert isinstance(int8, nn.Module)
+    return {
+        "fp32": model,
+        "bf16": copy.deepcopy(model).to(torch.bfloat16),
+        "int8": int8,
+        "spiking": sb.convert(model).model,
+        "spiking_head": sb.convert(model, sb.Policy(include_head=True)).model,
+    }
+
+
+def check(model: nn.Module, prompt: dict[str, Any], num_tokens: int) -> list[int]:
+    """Return the generated tokens, which must be those of the separate steps: an observed layer takes no other way."""
+    tokens, _ = generate(model, prompt, num_tokens)
+    layers = [module for module in model.modules() if isinstance(module, sb.SpikeLinear)]
+    for layer in layers:
+        layer.observers.append(lambda layer, step: None)
+    stepwise, _ = generate(model, prompt, num_tokens)
+    for layer in layers:
+        layer.observers.clear()
+    if tokens != stepwise:
+        sys.exit(f"tokens differ from those of the separate steps: {tokens} and {stepwise}. Nothing is timed.")
+    return tokens
+
+
+def profile(model: nn.Module, prompt: dict[str, Any], num_tokens: int) -> dict[str, float]:
+    """Return milliseconds per token, from the start of a decoding step to its end, by what they are spent in."""
+    seconds = {"spiking layers": 0.0, "head": 0.0}
+    head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
+    started: list[float] = []
+    handles = []
+    for module in model.modules():
+        if isinstance(module, sb.SpikeLinear) or module is head:
+            what = "head" if module is head else "spiking layers"
+
+            def before(module, inputs):
+                started.append(time.perf_counter())
+
+            def after(module, inputs, output, what=what):
+                taken = time.perf_counter() - started.pop()
+                seconds[what] += taken if inputs[0].shape[-2] == 1 else 0.0  # not what the prompt takes
+
+            handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
+    _, rate = generate(model, prompt, num_tokens)
+    for handle in handles:
+        handle.remove()
+    milliseconds = {what: 1e3 * value / (num_tokens - 1) for what, value in seconds.items()}
+    return {**milliseconds, "the rest of transformers": 1e3 / rate - sum(milliseconds.values())}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=48)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    options = parser.parse_args()
+    print(environment() | {"transformers": version("transformers")})
+    model, tokenizer, _ = sb.load("smollm2")
+    assert tokenizer is not None
+    prompt = dict(tokenizer(PROMPT, return_tensors="pt"))
+    rates: dict[str, list[float]] = {}
+    with torch.inference_mode():
+        models = models_to_compare(model)
+        for name in ("spiking", "spiking_head"):
+            tokens = check(models[name], prompt, options.tokens)
+            print(f"{NAMES[name]}: {tokenizer.decode(tokens)!r}, as step by step")
+        for candidate in models.values():
+            generate(candidate, prompt, 4)
+        for _ in range(options.repeats):
+            for name, candidate in models.items():
+                rates.setdefault(name, []).append(generate(candidate, prompt, options.tokens)[1])
+        parts = {}
+        if options.profile:
+            parts = {name: profile(models[name], prompt, options.tokens) for name in ("spiking", "spiking_head")}
+    rows = []
+    base = statistics.median(rates["fp32"])
+    for name, found in rates.items():
+        median, low, high = statistics.median(found), min(found), max(found)
+        rows.append({"name": NAMES[name], "tokens_per_s": median, "low": low, "high": high, "ratio": median / base})
+        print(f"{NAMES[name]:30} {median:7.1f} tokens/s ({low:6.1f} to {high:6.1f})  {median / base:5.2f}x")
+    for name, part in parts.items():
+        print(f"{NAMES[name]}, ms per token: " + ", ".join(f"{what} {ms:.2f}" for what, ms in part.items()))
+    case = {"tokens": options.tokens, "repeats": options.repeats, "prompt": PROMPT, "model": "SmolLM2-135M-Instruct"}
+    write_json(options.out, rows, transformers=version("transformers"), profile_ms=parts, **case)
+
+
+if __name__ == "__main__":
+    main()
