@@ -1,5 +1,6 @@
 """The Triton backend equals the steps one by one, bit for bit: through its interpreter, and on a GPU (-m gpu)."""
 
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 import spikebrain as sb
-from spikebrain.backends import Reference, Triton
+from spikebrain.backends import Reference, Triton, triton, tuning
 from spikebrain.errors import AccumulatorOverflowError, ActivationError, BackendUnavailableError, InputError
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
@@ -40,6 +41,12 @@ def test_all_of_this_through_the_interpreter():
         run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         assert run.returncode == 0, run.stdout + run.stderr
         assert " passed" in run.stdout
+
+
+@pytest.fixture(autouse=True)
+def _untuned(monkeypatch):
+    """Take the first launch settings: to time all of them for every small shape takes minutes."""
+    monkeypatch.setattr(triton, "fastest", lambda key, settings, run, device: settings[0])
 
 
 @pytest.fixture
@@ -203,6 +210,30 @@ def test_cuda_graph(mode):
         graph.replay()
         assert y[2].isnan().all()  # nothing can raise here
         assert y[[0, 1, 3]].isfinite().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA GPU")
+@pytest.mark.parametrize("mode", MODES)
+def test_all_launch_settings(mode, monkeypatch):
+    # All are exact, and the fastest is found and kept.
+    layer, x = layer_of(mode, 700, 1040).cuda(), activations(66 if mode == "count" else 2, 700).cuda()
+    kernels = importlib.import_module(f"spikebrain.backends.triton_{mode}")
+    for chosen in kernels.settings_for(len(x)):
+        monkeypatch.setattr(triton, "fastest", lambda key, settings, run, device, chosen=chosen: chosen)
+        check(layer, x)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA GPU")
+def test_tuning(monkeypatch, tmp_path):
+    monkeypatch.setenv("SPIKEBRAIN_CACHE", str(tmp_path))
+    monkeypatch.setattr(tuning, "_known", {})
+    device = torch.device("cuda")
+    work = {n: torch.rand(n, n, device=device) for n in (4000, 10, 3000)}
+    assert tuning.fastest("product", list(work), lambda n: work[n] @ work[n], device) == 10
+    monkeypatch.setattr(tuning, "_known", {})  # another process finds it in the file
+    assert tuning.fastest("product", list(work), lambda n: pytest.fail("measured again"), device) == 10
 
 
 @pytest.mark.skipif(INTERPRETING, reason="the interpreter runs on a CPU")
