@@ -309,12 +309,15 @@ def add_events(
     place_in_list = (token * splits + split).to(tl.int64)
     places = list_ptr + place_in_list * LENGTH + tl.arange(0, ROWS)
     head = head_ptr + place_in_list * _HEAD
+    # All loaded here, so that nothing waits for them at the end.
+    num_tiles, lifted = tl.load(head), tl.load(head + 1)
+    num_high, high_shift = tl.load(head + 2), tl.load(head + 3)
     # Weights of even and odd columns, two to a word: running sums and totals.
     even = tl.zeros([ROWS, WORDS], tl.int32)
     odd = tl.zeros([ROWS, WORDS], tl.int32)
     even_total = tl.zeros([ROWS, WORDS], tl.int32)
     odd_total = tl.zeros([ROWS, WORDS], tl.int32)
-    for i in tl.range(0, tl.load(head), num_stages=STAGES):
+    for i in tl.range(0, num_tiles, num_stages=STAGES):
         place = tl.load(places + i * ROWS)
         row = tl.multiple_of((place & -4)[:, None], [1, 4])
         w = tl.load(rows_ptr + (row + word[None, :]), mask=(place >= 0)[:, None] & is_word[None, :], other=0)
@@ -326,19 +329,18 @@ def add_events(
         odd_total += odd & drops
     even_total += even
     odd_total += odd
-    lifted = tl.load(head + 1)
     sum0 = tl.sum(even_total & 0xFFFF, 0) - lifted
     sum1 = tl.sum(odd_total & 0xFFFF, 0) - lifted
     sum2 = tl.sum(even_total >> 16 & 0xFFFF, 0) - lifted
     sum3 = tl.sum(odd_total >> 16 & 0xFFFF, 0) - lifted
     # Large counts are rare: a row at a time, shifted for every binary digit.
-    for i in range(0, tl.load(head + 2)):
+    for i in range(0, num_high):
         event = tl.load(high_ptr + place_in_list * CHANNELS + i)
         row = (split * CHANNELS + (event >> 1 & 1023)).to(tl.int64) * word_stride
         sign = -(event & 1)
         w = tl.load(rows_ptr + row + word, mask=is_word, other=0)
         rest = event >> 11
-        shift = tl.load(head + 3)
+        shift = high_shift
         while rest > 0:
             if rest & 1:
                 sum0 += ((w << 24 >> 24 ^ sign) - sign) << shift

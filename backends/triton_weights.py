@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 _ALIGNMENT = 16  # bytes: a row starts at a multiple, for loads of 16 bytes
 
-# Copies of weights in the order and padding that a kernel needs, made where the weights themselves are not in it.
+# Copies of weights in the order and padding that a kernel needs, made where the weights themselves are not in it, and
+# made again when the weights change. What PyTorch does not count as a change (writing through .data) is not seen.
 _row_copies: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 _column_copies: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
@@ -30,5 +32,8 @@ def _aligned(matrix: Tensor, weight: Tensor, copies: WeakTensorKeyDictionary) ->
     if found is None or found[0] != version:
         padded = matrix.new_zeros(matrix.shape[0], -(-matrix.shape[1] // _ALIGNMENT) * _ALIGNMENT)
         padded[:, : matrix.shape[1]] = matrix
-        found = copies[weight] = (version, padded)
+        found = (version, padded)
+        # A copy made inside a CUDA graph has its contents only when the graph runs: it belongs to the graph.
+        if not (weight.is_cuda and torch.cuda.is_current_stream_capturing()):
+            copies[weight] = found
     return found[1]
