@@ -11,7 +11,7 @@ __all__ = ["BACKENDS", "Backend", "Cpu", "Reference", "Triton", "auto"]
 
 
 # Tokens from which multiplying collapsed counts is faster than adding events; measured, see docs/results.md.
-_CPU_COUNT_FROM, _GPU_COUNT_FROM = 32, 4
+_CPU_COUNT_FROM, _GPU_COUNT_FROM = 32, 2
 
 
 def auto(device: torch.device, num_tokens: int, *, events_only: bool = False) -> Backend:

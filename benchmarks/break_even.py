@@ -91,7 +91,7 @@ def int8_layers(device: str, weights: list[Tensor]) -> list[Callable[[Tensor], T
 
 def draw(found: dict[str, Any], path: Path) -> None:
     """Speed-up over k, a line per number of tokens: solid for events, dotted for collapsed counts."""
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure = Figure(figsize=(12, 4.8), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     names = {"bf16": "BF16 (F.linear)", "int8": f"INT8 ({found['int8']})"}
     tokens = sorted({row["tokens"] for row in found["rows"]})
@@ -108,11 +108,12 @@ def draw(found: dict[str, Any], path: Path) -> None:
         axis.set(xscale="log", yscale="log", xlabel="k (spikes per mean |x|)", title=f"against {name}")
         axis.set_xticks(KS, [f"{k:g}" for k in KS])
         axis.minorticks_off()
-        ticks = [0.125, 0.25, 0.5, 1, 2, 4]
-        axis.set_yticks(ticks, [f"{tick:g}x" for tick in ticks])
+        ticks = [1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4]
+        axis.set_yticks(ticks, [f"{tick:g}x" if tick >= 1 else f"1/{1 / tick:g}x" for tick in ticks])
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("speed-up of SpikeLinear")
-    axes[1].legend(title="solid: events\ndotted: collapsed counts", fontsize=8, title_fontsize=8)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", title="solid: events\ndotted: collapsed counts")
     shape = f"{found['in_features']} x {found['out_features']}"
     figure.suptitle(f"One layer, {shape}, on {found['on']}: above 1x, spikes are faster")
     figure.savefig(path, dpi=130)

@@ -37,7 +37,7 @@ def activations(rng: random.Random, num_tokens: int, num_inputs: int, device: st
         x = (2 * x).round() / 2
     x[torch.rand(num_tokens, device=device) < 0.05] = 0
     x[:, rng.randrange(num_inputs)] *= rng.choice([1, 30, 300])
-    return x.to(rng.choice([torch.float32, torch.bfloat16, torch.float16]))
+    return x.clamp(-6e4, 6e4).to(rng.choice([torch.float32, torch.bfloat16, torch.float16]))  # float16 ends at 65504
 
 
 def one_round(rng: random.Random, device: str, size: int) -> tuple[int, int]:
