@@ -75,6 +75,7 @@ class Triton(Backend):
             or not x.numel()
             or not weight.numel()
             or not x.device == weight.device == scale.device
+            or (bias is not None and bias.device != x.device)
             or self.why_unavailable(x.device) is not None
             # |count| <= k * N + 1/2 and the sum of |count| <= (k + 1/2) * N, unless the ceiling binds.
             or neuron.k * num_inputs + 1 > MOST_COUNT
@@ -126,7 +127,6 @@ class Triton(Backend):
     def _run(self, job: Job) -> None:
         kernels = importlib.import_module(f".triton_{self.mode}", __package__)  # imports Triton
         key = f"{self.mode} {tuple(job.weight.shape)}, {power_of_two(len(job.x))} tokens, {job.x.dtype}"
-        settings = fastest(
-            key, kernels.settings_for(len(job.x)), lambda candidate: kernels.run(candidate, job), job.x.device
-        )
-        kernels.run(settings, job)
+        candidates = kernels.settings_for(len(job.x))
+        with torch.cuda.device_of(job.x):  # Triton launches on the current GPU
+            kernels.run(fastest(key, candidates, lambda settings: kernels.run(settings, job), job.x.device), job)
