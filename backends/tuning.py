@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
+import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -13,6 +15,9 @@ from ..cache import cache_dir
 
 T = TypeVar("T")
 _known: dict[str, int] = {}
+_one_at_a_time = threading.Lock()
+# While the GPU counts so many cycles (some milliseconds), so many runs are lined up behind.
+_SLEEP_CYCLES, _RUNS = 10_000_000, 20
 
 
 def fastest(key: str, settings: Sequence[T], run: Callable[[T], object], device: torch.device) -> T:
@@ -35,18 +40,27 @@ def fastest(key: str, settings: Sequence[T], run: Callable[[T], object], device:
     if key not in _known:
         if torch.cuda.is_current_stream_capturing():
             return settings[0]
-        _known[key] = min(range(len(settings)), key=lambda i: _seconds(run, settings[i]))
-        _write()
+        with _one_at_a_time:
+            _known[key] = min(range(len(settings)), key=lambda i: _seconds(run, settings[i]))
+            _write()
     return settings[_known[key]]
 
 
 def _seconds(run: Callable[[T], object], settings: T) -> float:
-    # In a CUDA graph: outside, launching takes longer than a small kernel runs, and hides which one is faster.
-    from triton.testing import do_bench_cudagraph  # noqa: PLC0415
+    run(settings)  # compiles
+    return statistics.median(_queued_seconds(run, settings) for _ in range(3))
 
-    median = do_bench_cudagraph(lambda: run(settings), rep=5, return_mode="median")
-    assert isinstance(median, float)
-    return median
+
+def _queued_seconds(run: Callable[[T], object], settings: T) -> float:
+    """Time runs that wait in line for the GPU: launching takes longer than a small kernel runs, and would hide it."""
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(_SLEEP_CYCLES)
+    start.record()
+    for _ in range(_RUNS):
+        run(settings)
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop) / 1e3 / _RUNS
 
 
 def _read() -> dict[str, int]:
