@@ -28,6 +28,8 @@ INSTRUCTIONS = {
 }
 # How many tokens stand for one and for many.
 FEW, MANY = 1, 512
+# Weights of a layer of a large model.
+LAYER = 4096 * 4096
 
 
 def examine() -> dict[str, Any]:
@@ -62,7 +64,7 @@ def examine_device(device: torch.device) -> dict[str, Any]:
     """Return, for one device, why each backend cannot run there (None if it can) and what runs where nobody chooses."""
     return {
         "backends": {name: BACKENDS.create(name).why_unavailable(device) for name in BACKENDS},
-        "auto": {str(n): BACKENDS.name_of(backends.auto(device, n)) for n in (FEW, MANY)},
+        "auto": {str(n): BACKENDS.name_of(backends.auto(device, n, LAYER)) for n in (FEW, MANY)},
         "packing_without_kernels": why_plain(device),
     }
 

@@ -108,7 +108,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         axis.set(xscale="log", yscale="log", xlabel="k (spikes per mean |x|)", title=f"against {name}")
         axis.set_xticks(KS, [f"{k:g}" for k in KS])
         axis.minorticks_off()
-        ticks = [1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4]
+        ticks = [1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8]
         axis.set_yticks(ticks, [f"{tick:g}x" if tick >= 1 else f"1/{1 / tick:g}x" for tick in ticks])
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("speed-up of SpikeLinear")

@@ -170,7 +170,7 @@ class SpikeLinear(nn.Module):
             return self.backend
         # What is recorded must be what happens: then a silent channel's weight is never read.
         num_tokens = x.numel() // max(self.in_features, 1)
-        return backends.auto(x.device, num_tokens, events_only=bool(self.observers))
+        return backends.auto(x.device, num_tokens, self.weight.numel(), events_only=bool(self.observers))
 
     @property
     def _trains_bias(self) -> bool:

@@ -225,15 +225,16 @@ def test_compiled_code_runs():
 
 
 def test_auto():
-    assert auto(torch.device("cpu"), 1) == Cpu("spike")
-    assert auto(torch.device("cpu"), 10**6) == Cpu("count")
-    assert auto(torch.device("cpu"), 10**6, events_only=True) == Cpu("spike")
+    cpu, small, large = torch.device("cpu"), 576 * 1536, 3584 * 3584
+    assert auto(cpu, 1, small) == auto(cpu, 1, large) == auto(cpu, 16, small) == Cpu("spike")
+    assert auto(cpu, 10**6, small) == auto(cpu, 16, large) == Cpu("count")
+    assert auto(cpu, 10**6, large, events_only=True) == Cpu("spike")
     gpu = torch.device("cuda")
     if Triton().why_unavailable(gpu) is None:
-        assert (auto(gpu, 1), auto(gpu, 10**6)) == (Triton("spike"), Triton("count"))
-        assert auto(gpu, 10**6, events_only=True) == Triton("spike")
+        assert (auto(gpu, 1, large), auto(gpu, 10**6, large)) == (Triton("spike"), Triton("count"))
+        assert auto(gpu, 10**6, large, events_only=True) == Triton("spike")
     else:
-        assert isinstance(auto(gpu, 1), Reference)
+        assert isinstance(auto(gpu, 1, large), Reference)
 
 
 def test_bad_input(as_users):

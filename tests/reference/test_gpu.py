@@ -21,7 +21,7 @@ def test_accumulate(code):
     encoder, num_timesteps = ENCODERS.create(code).fitted(*(int(v) for v in spikes.count.aminmax()))
     train = encoder.encode(spikes.count, num_timesteps)
     weight = torch.randint(-127, 128, (17, 63), dtype=torch.int8).cuda()
-    found = auto(x.device, 5).accumulate(train, weight)
+    found = auto(x.device, 5, weight.numel()).accumulate(train, weight)
     on_cpu = encoder.encode(spikes.count.cpu(), num_timesteps)
     assert torch.equal(train.spikes.cpu(), on_cpu.spikes)
     assert torch.equal(found.cpu(), Cpu().accumulate(on_cpu, weight.cpu()))
@@ -35,7 +35,7 @@ def test_model(tiny_llama, dtype):
     ids = torch.arange(20, device="cuda")[None]
     with torch.no_grad(), record(model) as recording:
         logits = model(ids).logits
-    assert isinstance(auto(logits.device, 20), Triton)
+    assert isinstance(auto(logits.device, 20, 24 * 40), Triton)
     assert bool(logits.isfinite().all())
     assert sum(layer.num_spikes for layer in recording.layers.values()) > 0
     if dtype == torch.float32:

@@ -79,7 +79,7 @@ def without(version, missing):
 
 
 def test_slow_picks_are_said(monkeypatch):
-    monkeypatch.setattr(doctor.backends, "auto", lambda device, num_tokens: BACKENDS.create("reference"))
+    monkeypatch.setattr(doctor.backends, "auto", lambda device, num_tokens, num_weights: BACKENDS.create("reference"))
     assert "cpu: auto takes the slow reference backend" in " ".join(doctor.examine()["advice"])
 
 
