@@ -137,6 +137,21 @@ class Backend(ABC):
 BACKENDS: Registry[Backend] = Registry("backend")
 
 
+def check_backend(backend: object, where: str) -> None:
+    """Raise an InputError unless that is a backend, or "auto"."""
+    if not isinstance(backend, Backend) and backend != "auto":
+        raise InputError(
+            f'{where}: expected a backend or "auto", got {backend!r}. Pass an object, as in backend=Cpu(); '
+            f"BACKENDS.create(name) makes one of {', '.join(BACKENDS)}."
+        )
+
+
+def check_mode(backend: Backend, mode: str) -> None:
+    """Raise an InputError unless the mode of a backend that has two is "spike" or "count"."""
+    if mode not in ("spike", "count"):
+        raise InputError(f'{type(backend).__name__}.mode: expected "spike" or "count", got {mode!r}.')
+
+
 def _as_int32(total: Tensor, where: str) -> Tensor:
     if total.dtype == torch.int32:
         return total

@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from ..coding import Encoder
-from ..errors import InputError
 from ..neuro import AdaptiveThreshold, Neuron
-from .base import BACKENDS, INT32, LOSSLESS, MAX_WEIGHT, MOST_COUNT, Backend
+from .base import BACKENDS, INT32, LOSSLESS, MAX_WEIGHT, MOST_COUNT, Backend, check_mode
 from .cpu_events import DIGITS_WEIGH, LARGEST_DIGIT, add_events, num_digits
 from .cpu_layer import run_layer
 from .team import pool
@@ -47,8 +46,7 @@ class Cpu(Backend):
     mode: Literal["spike", "count"] = "spike"
 
     def __post_init__(self) -> None:
-        if self.mode not in ("spike", "count"):
-            raise InputError(f'Cpu.mode: expected "spike" or "count", got {self.mode!r}.')
+        check_mode(self, self.mode)
 
     def why_unavailable(self, device: torch.device) -> str | None:
         """Return a reason if the tensors are not in main memory."""

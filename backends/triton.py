@@ -12,9 +12,8 @@ from torch import Tensor
 
 from ..coding import Encoder
 from ..coding.kernels import interpreting
-from ..errors import InputError
 from ..neuro import AdaptiveThreshold, Neuron
-from .base import BACKENDS, INT32, LOSSLESS, MAX_WEIGHT, MOST_COUNT, Backend
+from .base import BACKENDS, INT32, LOSSLESS, MAX_WEIGHT, MOST_COUNT, Backend, check_mode
 from .triton_job import Job, power_of_two
 from .tuning import fastest
 
@@ -42,8 +41,7 @@ class Triton(Backend):
     mode: Literal["spike", "count"] = "spike"
 
     def __post_init__(self) -> None:
-        if self.mode not in ("spike", "count"):
-            raise InputError(f'Triton.mode: expected "spike" or "count", got {self.mode!r}.')
+        check_mode(self, self.mode)
 
     def why_unavailable(self, device: torch.device) -> str | None:
         """Return a reason if there is no Triton, or the tensors are not on a GPU that it serves."""

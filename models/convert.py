@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ..backends import Backend
+from ..backends.base import check_backend
 from ..coding import BidirectionalBitwise, Encoder
 from ..errors import InputError
 from ..neuro import AdaptiveThreshold, Neuron
@@ -42,6 +43,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         check_patterns(self.layers, "Policy.layers")
+        check_backend(self.backend, "Policy.backend")
         check_group_size(self.group_size)
 
     def matches(self, name: str) -> bool:

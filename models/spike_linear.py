@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import backends
 from ..backends import Backend
+from ..backends.base import check_backend
 from ..coding import BidirectionalBitwise, Encoder, SpikeTrain
 from ..errors import InputError, SpikebrainError
 from ..neuro import AdaptiveThreshold, Neuron, SpikeCount
@@ -97,6 +98,7 @@ class SpikeLinear(nn.Module):
         self.bias = None if bias is None else bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias)
         self.neuron: Neuron = neuron or AdaptiveThreshold()
         self.encoder: Encoder = encoder or BidirectionalBitwise()
+        check_backend(backend, "SpikeLinear.backend")
         self.backend: Backend | Literal["auto"] = backend
         self.name = name
         self.observers: list[Observer] = []

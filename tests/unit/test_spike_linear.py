@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from spikebrain import AdaptiveThreshold, IntegrateAndFire, SpikeLinear, decode, record
-from spikebrain.backends import BACKENDS
+from spikebrain import AdaptiveThreshold, IntegrateAndFire, Policy, SpikeLinear, decode, record
+from spikebrain.backends import BACKENDS, Cpu
 from spikebrain.coding import ENCODERS
 from spikebrain.errors import ActivationError, InputError
 from spikebrain.models import spike_linear
@@ -196,3 +196,11 @@ def test_copies_and_pickles_leave_observers_behind():
     for twin in twins:
         assert torch.equal(twin(x), layer(x))
     assert recording.layers[""].num_tokens == 0
+
+
+@pytest.mark.parametrize("backend", ["cpu", None, Cpu])
+def test_a_backend_is_an_object(as_users, backend):
+    with pytest.raises(InputError, match=r'SpikeLinear\.backend: expected a backend or "auto", got .*backend=Cpu\(\)'):
+        SpikeLinear.from_linear(nn.Linear(3, 2), backend=backend)
+    with pytest.raises(InputError, match=r'Policy\.backend: expected a backend or "auto"'):
+        Policy(backend=backend)
