@@ -82,12 +82,12 @@ class Triton(Backend):
         ):
             return None
         flat = x.detach().reshape(-1, num_inputs).contiguous()
-        failed = torch.zeros(1, dtype=torch.int32, device=x.device)
+        failed = torch.empty(len(flat), dtype=torch.int32, device=x.device)
         y = torch.empty(len(flat), len(weight), dtype=x.dtype, device=x.device)
         most_high = int((neuron.k + 0.5) * num_inputs / (MAX_WEIGHT - 1)) + 1
         self._run(Job(flat, weight, y, most_high, neuron, scale, bias, failed))
         capturing = x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        if not capturing and int(failed):
+        if not capturing and bool(failed.any()):
             return None
         return y.reshape(*x.shape[:-1], len(weight))
 

@@ -18,8 +18,8 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ..coding.kernels import interpreting
-from .triton_job import Job, cdiv, power_of_two
-from .triton_spike import rounded, threshold_of
+from .triton_job import Job, cdiv, num_processors, power_of_two
+from .triton_neuron import rounded, threshold_of
 from .triton_weights import columns_of, rows_of
 
 
@@ -77,7 +77,7 @@ def run(settings: Settings, job: Job) -> None:
         enable_fp_fusion=False,
     )
     blocks = cdiv(num_tokens, settings.tokens) * cdiv(num_outputs, settings.outputs)
-    num_programs = min(blocks, _num_processors(x.device))
+    num_programs = min(blocks, num_processors(x.device))
     multiply[num_programs,](
         TensorDescriptor.from_tensor(low, [settings.tokens, settings.inputs]),
         TensorDescriptor.from_tensor(columns, [settings.outputs, settings.inputs]),
@@ -106,10 +106,6 @@ def run(settings: Settings, job: Job) -> None:
     )
 
 
-def _num_processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
-
-
 @triton.jit
 def count_spikes(
     x_ptr,  # activations or int32 counts, [tokens, inputs]
@@ -118,7 +114,7 @@ def count_spikes(
     num_high_ptr,  # int32, [tokens]
     channel_ptr,  # int32, [tokens, num_places]
     high_ptr,  # int32, [tokens, num_places]
-    failed_ptr,  # int32, [1]
+    failed_ptr,  # int32, [tokens]
     num_inputs,
     stride,
     num_places,
@@ -154,8 +150,7 @@ def count_spikes(
         count = tl.where(fits, rounded(ratio), 0)
         some_high = largest > 127 * threshold
         tl.store(threshold_ptr + token, tl.where(fits, threshold, float("nan")))
-        if not fits:
-            tl.store(failed_ptr, 1)
+        tl.store(failed_ptr + token, (fits == 0).to(tl.int32))
     tl.store(low_ptr + token * stride + channel, count.to(tl.int8), mask=channel < stride)
     num_high = 0
     if some_high:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from ..neuro import AdaptiveThreshold
@@ -20,7 +21,7 @@ class Job(NamedTuple):
         neuron: counts.
         scale: float32, [outputs, 1].
         bias: [outputs].
-        failed: int32, [1], becomes 1 if a token's counts are not sure to fit; its output is NaN.
+        failed: int32, [tokens], filled with 1 where a token's counts are not sure to fit, whose output is NaN, else 0.
     """
 
     x: Tensor
@@ -41,3 +42,8 @@ def power_of_two(number: int) -> int:
 def cdiv(a: int, b: int) -> int:
     """Return a / b, rounded up."""
     return -(-a // b)
+
+
+def num_processors(device: torch.device) -> int:
+    """Return the multiprocessors of a GPU; Triton's interpreter on a CPU has one."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -1,10 +1,11 @@
 """Compare sums of random layers with exact products until a number of integers is reached.
 
-    python benchmarks/compare_integers.py [--device cpu|cuda] [--number 1e9] [--seed S] [--out FILE]
+    python benchmarks/compare_integers.py [--device cpu|cuda] [--number 1e9] [--seed S] [--layers N] [--out FILE]
 
-Each round draws shape, k, code, data type, weights (-128 to 127) and activations (Gaussian, Laplace, heavy-tailed; some
-tokens silent, some channels huge), and compares, for every backend and mode that runs here, the sums of the unrolled
-train, and the result of the whole layer, with a float64 product of the integers, exact below 2^53.
+Each round draws a layer (shape, data type, bias), k, code, weights (-128 to 127), tokens and activations (Gaussian,
+Laplace, heavy-tailed; some tokens silent, some channels huge), and compares, for every backend and mode that runs here,
+the sums of the unrolled train, and the result of the whole layer, with a float64 product of the integers, exact below
+2^53. On a GPU, where kernels are compiled for each layer, all rounds share a few, each with launch settings of its own.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import random
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.progress import Progress
@@ -20,13 +22,29 @@ from timing import environment, write_json
 from torch import Tensor, nn
 
 import spikebrain as sb
-from spikebrain.backends import Backend, Cpu, Triton
+from spikebrain.backends import Backend, Cpu, Triton, triton
 from spikebrain.coding import ENCODERS
 
 BACKENDS: dict[str, list[Backend]] = {"cpu": [Cpu("spike"), Cpu("count")], "cuda": [Triton("spike"), Triton("count")]}
 
 
-def activations(rng: random.Random, num_tokens: int, num_inputs: int, device: str) -> Tensor:
+class Layer(NamedTuple):
+    """What kernels are compiled for."""
+
+    num_inputs: int
+    num_outputs: int
+    dtype: torch.dtype
+    bias: bool
+    settings: int  # which launch settings, of as many as there are
+
+
+def draw_layer(rng: random.Random, size: int) -> Layer:
+    shape = (rng.choice([rng.randrange(1, size), 16 * rng.randrange(1, size // 16)]) for _ in "io")
+    dtype = rng.choice([torch.float32, torch.bfloat16, torch.float16])
+    return Layer(*shape, dtype, rng.random() < 0.3, rng.randrange(100))
+
+
+def activations(rng: random.Random, num_tokens: int, num_inputs: int, dtype: torch.dtype, device: str) -> Tensor:
     x = torch.randn(num_tokens, num_inputs, device=device)
     kind = rng.choice(["gauss", "laplace", "heavy", "lattice"])
     if kind == "laplace":
@@ -37,18 +55,18 @@ def activations(rng: random.Random, num_tokens: int, num_inputs: int, device: st
         x = (2 * x).round() / 2
     x[torch.rand(num_tokens, device=device) < 0.05] = 0
     x[:, rng.randrange(num_inputs)] *= rng.choice([1, 30, 300])
-    return x.clamp(-6e4, 6e4).to(rng.choice([torch.float32, torch.bfloat16, torch.float16]))  # float16 ends at 65504
+    return x.clamp(-6e4, 6e4).to(dtype)  # float16 ends at 65504
 
 
-def one_round(rng: random.Random, device: str, size: int) -> tuple[int, int]:
+def one_round(rng: random.Random, device: str, drawn: Layer) -> tuple[int, int]:
     """Return how many numbers were compared and how many differ."""
+    num_inputs, num_outputs, dtype, bias, settings = drawn
+    triton.fastest = lambda key, candidates, run, device: candidates[settings % len(candidates)]
     num_tokens = rng.choice([1, 2, 3, 7, 33, 64, 100, 257])
-    num_inputs, num_outputs = (rng.choice([rng.randrange(1, size), 16 * rng.randrange(1, size // 16)]) for _ in "io")
     k = rng.choice([0.3, 1.0, 3.0, 3.0, 8.0, 30.0])
-    x = activations(rng, num_tokens, num_inputs, device)
-    layer = sb.SpikeLinear.from_linear(
-        nn.Linear(num_inputs, num_outputs, bias=rng.random() < 0.3, device=device), neuron=sb.AdaptiveThreshold(k=k)
-    )
+    x = activations(rng, num_tokens, num_inputs, dtype, device)
+    linear = nn.Linear(num_inputs, num_outputs, bias=bias, device=device)
+    layer = sb.SpikeLinear.from_linear(linear, neuron=sb.AdaptiveThreshold(k=k))
     layer.weight = torch.randint(-128, 128, (num_inputs, num_outputs), dtype=torch.int8, device=device).t()
     spikes = layer.neuron(x)
     exact = spikes.count.double() @ layer.weight.double().t()
@@ -77,21 +95,26 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--number", type=float, default=1e9)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--layers", type=int, default=12, help="layers to draw on a GPU; on a CPU each round has its own"
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     rng = random.Random(options.seed)
     torch.manual_seed(options.seed)
-    size = 4096 if options.device == "cuda" else 1024
+    on_gpu = options.device == "cuda"
+    layers = [draw_layer(rng, 4096) for _ in range(options.layers if on_gpu else 0)]
     start, compared, differing, rounds = time.perf_counter(), 0, 0, 0
     with Progress() as progress:
         task = progress.add_task("comparing", total=options.number)
         while compared < options.number:
-            more, wrong = one_round(rng, options.device, size)
+            layer = rng.choice(layers) if on_gpu else draw_layer(rng, 1024)
+            more, wrong = one_round(rng, options.device, layer)
             compared, differing, rounds = compared + more, differing + wrong, rounds + 1
             progress.update(task, completed=compared)
     seconds = time.perf_counter() - start
     backends = [repr(backend) for backend in BACKENDS[options.device]]
-    print(f"{compared:,} numbers of {rounds:,} layers, {differing:,} differ; {', '.join(backends)}; {seconds:.0f} s")
+    print(f"{compared:,} numbers of {rounds:,} rounds, {differing:,} differ; {', '.join(backends)}; {seconds:.0f} s")
     row = {"compared": compared, "differing": differing, "rounds": rounds, "backends": backends, "seconds": seconds}
     write_json(options.out, [row], device=options.device, environment_of_run=environment())
     if differing:

@@ -23,7 +23,9 @@ from timing import as_row, environment, write_json
 from torch import Tensor, nn
 
 import spikebrain as sb
-from spikebrain.backends import Triton
+from spikebrain.backends import Triton, triton_spike
+from spikebrain.backends.triton_job import Job
+from spikebrain.backends.triton_weights import rows_of
 
 Mode = Literal["spike", "count"]
 ROTATING_BYTES = 1200 * 2**20
@@ -69,6 +71,8 @@ def bench(in_features: int, out_features: int, num_tokens: int, k: float, bandwi
     with torch.inference_mode():
         if num_tokens <= 64:
             run("SpikeLinear, spike", whole("spike"))
+            for settings in triton_spike.settings_for(num_tokens):
+                run(f"add alone, {tuple(settings)}", add_alone(settings, layer, x, weights))
         run("SpikeLinear, count", whole("count"))
         few = max(2, num_variants // 2)
         half = [torch.randn(out_features, in_features, device="cuda", dtype=torch.bfloat16) for _ in range(few)]
@@ -94,6 +98,29 @@ def bench(in_features: int, out_features: int, num_tokens: int, k: float, bandwi
     return rows
 
 
+def add_alone(
+    settings: triton_spike.Settings, layer: sb.SpikeLinear, x: Tensor, weights: list[Tensor]
+) -> Callable[[int], None]:
+    """Return the accumulation of mode `spike` alone: the rows of given lists are added and rescaled."""
+    neuron = layer.neuron
+    assert isinstance(neuron, sb.AdaptiveThreshold)
+    plans = []
+    failed = torch.empty(len(x), dtype=torch.int32, device="cuda")
+    for weight in weights:
+        y = torch.empty(len(x), len(weight), dtype=x.dtype, device="cuda")
+        job = Job(x, weight, y, 1, neuron, layer.scale, None, failed)
+        plans.append(triton_spike.plan_for(settings, job, rows_of(weight).view(torch.int32)))
+        triton_spike.list_rows(plans[-1])
+    sums = torch.zeros(len(plans), *plans[0].sums.shape, dtype=torch.int64, device="cuda")
+
+    def call(i: int) -> None:
+        if i == 0:
+            sums.zero_()  # all at once: one pass over a few megabytes in a whole round
+        triton_spike.add_rows(plans[i]._replace(sums=sums[i]))
+
+    return call
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", nargs=2, type=int, action="append", metavar=("IN", "OUT"))
@@ -112,8 +139,9 @@ def main() -> None:
             found = bench(in_features, out_features, num_tokens, options.k, bandwidth)
             for row in found:
                 median, low, high = (1e6 * row[f"{what}_s"] for what in ("median", "low", "high"))
-                share = f"{row['floor_s'] / row['median_s']:6.1%} of the floor" if "spike" in row["name"] else ""
-                print(f"  {row['name']:20} {median:10.2f} us ({low:10.2f} to {high:10.2f})", end="  ")
+                is_spike = "spike" in row["name"] or "alone" in row["name"]
+                share = f"{row['floor_s'] / row['median_s']:6.1%} of the floor" if is_spike else ""
+                print(f"  {row['name']:28} {median:10.2f} us ({low:10.2f} to {high:10.2f})", end="  ")
                 print(f"{row['speed_up_vs_bf16']:6.2f}x {share}", flush=True)
             rows += found
     write_json(options.out, rows, gpu=gpu, copy_bytes_per_s=bandwidth)

@@ -24,6 +24,9 @@ ROOT = Path(__file__).parents[2]
 # Modules that need a package which a machine may lack; nothing imports them before it is needed.
 OPTIONAL = {
     "spikebrain.coding.pack_gpu": "triton",
+    "spikebrain.backends.triton_add": "triton",
+    "spikebrain.backends.triton_list": "triton",
+    "spikebrain.backends.triton_neuron": "triton",
     "spikebrain.backends.triton_spike": "triton",
     "spikebrain.backends.triton_count": "triton",
 }
