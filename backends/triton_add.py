@@ -20,12 +20,6 @@ def expanded(of_slot, ROWS: tl.constexpr, SLOTS: tl.constexpr):
 
 
 @triton.jit
-def add4(a0, a1, a2, a3, b0, b1, b2, b3):
-    """Add four numbers to four."""
-    return a0 + b0, a1 + b1, a2 + b2, a3 + b3
-
-
-@triton.jit
 def places_at(places, length, tile, ROWS: tl.constexpr):
     """Load the places of a tile of every slot's share; those beyond its end are empty, which is negative."""
     return tl.load(places + tile * ROWS, mask=length > tile * ROWS, other=-4)
@@ -157,12 +151,11 @@ def add_events(
         sum1 += (odd & 0xFFFF & more) << bit
         sum2 += (even >> 16 & 0xFFFF & more) << bit
         sum3 += (odd >> 16 & 0xFFFF & more) << bit
-    sum0, sum1, sum2, sum3 = tl.reduce((sum0, sum1, sum2, sum3), 0, add4)
     lifted = tl.sum(lifted, 0)
-    sum0 -= lifted
-    sum1 -= lifted
-    sum2 -= lifted
-    sum3 -= lifted
+    sum0 = tl.sum(sum0, 0) - lifted
+    sum1 = tl.sum(sum1, 0) - lifted
+    sum2 = tl.sum(sum2, 0) - lifted
+    sum3 = tl.sum(sum3, 0) - lifted
     # Large counts are rare: a row at a time, shifted for every binary digit.
     if tl.sum(num_high, 0) > 0:
         of_program = tl.program_id(1) * SLOTS

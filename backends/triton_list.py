@@ -29,18 +29,6 @@ THREADS = tl.constexpr(256)
 
 
 @triton.jit
-def add3(a0, a1, a2, b0, b1, b2):
-    """Add three numbers to three."""
-    return a0 + b0, a1 + b1, a2 + b2
-
-
-@triton.jit
-def add7(a0, a1, a2, a3, a4, a5, a6, b0, b1, b2, b3, b4, b5, b6):
-    """Add seven numbers to seven."""
-    return a0 + b0, a1 + b1, a2 + b2, a3 + b3, a4 + b4, a5 + b5, a6 + b6
-
-
-@triton.jit
 def tiles_of(number, ROWS: tl.constexpr):
     """Return how many tiles hold that many rows, at least one."""
     return tl.maximum(tl.cdiv(number, ROWS), 1)
@@ -135,12 +123,8 @@ def list_events(
     ones = tl.where((digit >= 1) & (digit <= 3), 1 << (10 * (digit - 1)), 0)
     fours = tl.where((digit >= 4) & (digit <= 6), 1 << (10 * (digit - 4)), 0)
     sevens = (digit == 7).to(tl.int32) | (eights << 16)
-    upto1, upto4, upto7 = tl.associative_scan((ones, fours, sevens), 0, add3)
-    # Every row that is added is 128 too much, or 127 if it is subtracted, times its digit.
-    much = 128 - negative
-    above8, above64 = (magnitude >> 3 > 0).to(tl.int32), (magnitude >> 6 > 0).to(tl.int32)
-    sums = (ones, fours, sevens, above8, above64, much * digit, much * eights)
-    num1, num4, num7, num8, num64, lifted, lifted8 = tl.reduce(sums, 0, add7)
+    upto1, upto4, upto7 = tl.cumsum(ones, 0), tl.cumsum(fours, 0), tl.cumsum(sevens, 0)
+    num1, num4, num7 = tl.sum(ones, 0), tl.sum(fours, 0), tl.sum(sevens, 0)
     # Tiles of each digit, at least one: then the digit drops by one from tile to tile at most.
     tiles7 = tiles_of(num7 & 1023, ROWS)
     tiles6 = tiles_of(num4 >> 20, ROWS)
@@ -187,13 +171,14 @@ def list_events(
     for i in tl.static_range(7):
         tl.store(places + at + i, event | ((at + i) // ROWS + 1 == end8).to(tl.int32) << 1, mask=i < eights)
     high = tl.where(crowded, magnitude >> 3, magnitude >> 6)
-    num_high = tl.where(crowded, num8, num64)
+    is_high = (high > 0).to(tl.int32)
+    num_high = tl.sum(is_high, 0)
     if num_high > 0:
-        is_high = (high > 0).to(tl.int32)
         at = tl.cumsum(is_high, 0) - is_high
         tl.store(high_ptr + place_in_list * CHANNELS + at, high << 11 | local << 1 | negative, mask=is_high > 0)
     head = head_ptr + place_in_list * HEAD
-    tl.store(head, tl.where(crowded, lifted, lifted + 8 * lifted8))
+    # Every row that is added is 128 too much, or 127 if it is subtracted, times its digit.
+    tl.store(head, tl.sum((128 - negative) * (8 * eights + digit), 0))
     tl.store(head + 1, num_high)
     tl.store(head + 2, tl.where(crowded, 3, 6))
     tl.store(head + 4, end8)

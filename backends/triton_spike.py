@@ -57,8 +57,6 @@ _CANDIDATES = [
 _CHANNELS = 256
 # Rows that are added up in 16 bits: 255 * 257 < 2^16.
 _MOST_ROWS = 256
-# Programs of `list_events` for a token in all, and, at least, those that only fetch rows ahead and clear the sums.
-_LISTERS, _HELPERS = 128, 32
 # Two sums below it, and the number of programs, fit 64 bits.
 _PAIRED_SUMS, _PAIRED_PROGRAMS = 2**25, 2**11
 # Tokens at a time: the lists of a token take about 40 bytes per input channel.
@@ -67,7 +65,7 @@ _PORTION = 256
 
 def settings_for(num_tokens: int) -> list[Settings]:
     """Return the launch settings to choose from."""
-    return [Settings(8, 64, 2, 8, 0)] if interpreting() else _CANDIDATES
+    return [Settings(8, 64, 2, 1, 0)] if interpreting() else _CANDIDATES
 
 
 def run(settings: Settings, job: Job) -> None:
@@ -134,7 +132,10 @@ def list_rows(plan: Plan) -> None:
     block = min(power_of_two(num_inputs), 4096)
     # Rows of several tokens overlap: those of the first bring most of the others' into the cache.
     prefetch = settings.prefetch if num_tokens == 1 and _can_prefetch(job.x.device) else 0
-    list_events[num_tokens, max(_LISTERS, plan.lists + _HELPERS)](
+    # One program per multiprocessor, if that leaves enough of them to fetch rows ahead and to clear the sums.
+    processors = num_processors(job.x.device)
+    helpers = max(processors - plan.lists, processors // 4, 1)
+    list_events[num_tokens, plan.lists + helpers](
         job.x,
         plan.rows,
         plan.places,
