@@ -5,6 +5,7 @@ from .convert import Conversion, Policy, choose_layers, convert, dequantize
 from .load import Loaded, load
 from .record import LayerRecord, Recording, record
 from .spike_linear import SpikeLinear
+from .spikingbrain import SpikingBrainConfig
 
 __all__ = [
     "Conversion",
@@ -13,6 +14,7 @@ __all__ = [
     "Policy",
     "Recording",
     "SpikeLinear",
+    "SpikingBrainConfig",
     "choose_layers",
     "convert",
     "dequantize",

@@ -1,0 +1,24 @@
+"""SpikingBrain: gated linear, window and softmax attention, their hybrids, mixtures of experts, on spikes or not."""
+
+from transformers import AutoConfig
+
+from .config import LayerPlan, SpikingBrainConfig
+from .layouts import layout, parse_layers, spikingbrain_7b, spikingbrain_76b, tiny_7b, tiny_76b
+from .released import from_released, to_released
+from .transformers_config import SpikingBrainPretrainedConfig
+
+AutoConfig.register(SpikingBrainPretrainedConfig.model_type, SpikingBrainPretrainedConfig, exist_ok=True)
+
+__all__ = [
+    "LayerPlan",
+    "SpikingBrainConfig",
+    "SpikingBrainPretrainedConfig",
+    "from_released",
+    "layout",
+    "parse_layers",
+    "spikingbrain_7b",
+    "spikingbrain_76b",
+    "tiny_7b",
+    "tiny_76b",
+    "to_released",
+]
