@@ -2,8 +2,10 @@
 
 from transformers import AutoConfig
 
+from .cache import SpikingBrainCache
 from .config import LayerPlan, SpikingBrainConfig
 from .layouts import layout, parse_layers, spikingbrain_7b, spikingbrain_76b, tiny_7b, tiny_76b
+from .model import SpikingBrainForCausalLM, SpikingBrainOutput
 from .released import from_released, to_released
 from .transformers_config import SpikingBrainPretrainedConfig
 
@@ -11,7 +13,10 @@ AutoConfig.register(SpikingBrainPretrainedConfig.model_type, SpikingBrainPretrai
 
 __all__ = [
     "LayerPlan",
+    "SpikingBrainCache",
     "SpikingBrainConfig",
+    "SpikingBrainForCausalLM",
+    "SpikingBrainOutput",
     "SpikingBrainPretrainedConfig",
     "from_released",
     "layout",
