@@ -5,7 +5,7 @@ from .convert import Conversion, Policy, choose_layers, convert, dequantize
 from .load import Loaded, load
 from .record import LayerRecord, Recording, record
 from .spike_linear import SpikeLinear
-from .spikingbrain import SpikingBrainConfig
+from .spikingbrain import SpikingBrainConfig, SpikingBrainForCausalLM, to_spiking
 
 __all__ = [
     "Conversion",
@@ -15,10 +15,12 @@ __all__ = [
     "Recording",
     "SpikeLinear",
     "SpikingBrainConfig",
+    "SpikingBrainForCausalLM",
     "choose_layers",
     "convert",
     "dequantize",
     "load",
     "record",
     "save",
+    "to_spiking",
 ]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...neuro import AdaptiveThreshold
+from ..spike_linear import SpikeLinear
 from . import swa
 from .cache import LayerState
 from .config import LayerPlan, SpikingBrainConfig
@@ -48,8 +49,8 @@ class Context:
 class Attention(nn.Module):
     """Mixes the tokens of a layer as its plan says. B batch, L tokens, H query and Hk key/value heads, D channels each.
 
-    In a spiking model the projections are `SpikeLinear` (see `spiking`), and softmax attention works on spike counts of
-    the rotated queries, one threshold per token and head, and on INT8 keys and values.
+    In a spiking model the projections are `SpikeLinear` (see `to_spiking`), and softmax attention works on spike counts
+    of the rotated queries, one threshold per token and head, and on INT8 keys and values.
 
     Args:
         config: of the model.
@@ -99,6 +100,11 @@ class Attention(nn.Module):
             branches = [weight[0] * branches[0] + weight[1] * branches[1]]
         return self.o_proj(branches[0].flatten(2))
 
+    @property
+    def spiking(self) -> str | None:
+        """How softmax attention spikes; None where the projections do not (`dequantize` makes them dense again)."""
+        return self.config.spiking if isinstance(self.q_proj, SpikeLinear) else None
+
     def linear_inputs(self, x: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and log-decay of linear attention: feature maps applied, no rotary embedding.
 
@@ -144,7 +150,7 @@ class Attention(nn.Module):
             *columns, seen = state.columns.append((*new, is_text))
             valid = seen[:, 0, :, 0] if context.is_padded else None
             num_sinks = state.columns.num_pinned
-        if self.config.spiking == "as-released":
+        if self.spiking == "as-released":
             columns = [rounded_to_int8(x) for x in columns]
         window = self.config.max_window_keys if self.plan.softmax == "swa" else None
         o = swa.attend(
@@ -156,12 +162,12 @@ class Attention(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], swa.Core]:
         """Return query, columns to be kept, and how they meet."""
-        if self.config.spiking is None:
+        if self.spiking is None:
             return (q,), (k, v), swa.float_attention
         spikes = AdaptiveThreshold(self.config.k)(q)
-        if self.config.spiking == "as-described" and not (torch.is_grad_enabled() and q.requires_grad):
+        if self.spiking == "as-described" and not (torch.is_grad_enabled() and q.requires_grad):
             return (spikes.count, spikes.threshold), (*quantize_tokens(k), *quantize_tokens(v)), swa.integer_attention
         query = (spikes.activation().to(q.dtype),)
-        if self.config.spiking == "as-described":  # in training: the same values as floats, which pass gradients
+        if self.spiking == "as-described":  # in training: the same values as floats, which pass gradients
             return query, (rounded_to_int8(k), rounded_to_int8(v)), swa.float_attention
         return query, (k, v), swa.float_attention
