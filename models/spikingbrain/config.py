@@ -17,6 +17,8 @@ FEATURE_MAPS = ("relu", "sigmoid")
 WINDOW_KEYS = ("w+1", "w")
 SPIKING = ("as-described", "as-released")
 KERNELS = ("auto", "ours", "fla")
+# Fields that are real numbers above 0.
+_POSITIVE = ("rope_theta", "norm_eps", "gate_divisor", "k", "initializer_range")
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,7 @@ class SpikingBrainConfig:
         for name, least in at_least.items():
             value = getattr(self, name)
             self._require(type(value) is int and value >= least, name, f"an integer >= {least}", value)
-        for name in ("rope_theta", "gate_divisor", "k", "initializer_range", "norm_eps"):
+        for name in _POSITIVE:
             value = getattr(self, name)
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             self._require(is_number and 0 < value < math.inf, name, "a finite number > 0", value)
@@ -263,4 +265,6 @@ class SpikingBrainConfig:
                 "parse_layers reads a text."
             )
         plans = tuple(LayerPlan.parse(plan) if isinstance(plan, str) else plan for plan in layers)
-        return cls(**{**fields, "layers": plans})
+        # JSON may say 16 for 16.0.
+        numbers = {name: float(fields[name]) for name in _POSITIVE if type(fields.get(name)) is int}
+        return cls(**{**fields, **numbers, "layers": plans})
