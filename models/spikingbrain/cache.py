@@ -115,7 +115,9 @@ class SpikingBrainCache:
         is_padded: whether any column of any row was padding.
     """
 
+    # What `generate` asks of a cache: its size may change, and it knows itself which tokens it has seen.
     is_compileable = False
+    is_linear = (True,)
 
     def __init__(self, config: SpikingBrainConfig) -> None:
         limits = {"swa": config.max_window_keys, "full": None}

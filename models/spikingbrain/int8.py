@@ -15,7 +15,7 @@ def quantize_tokens(
     """Return codes round(x / scale), half to even, and scale = max|x| / 127 over the last axis, within 1e-5 and 1e4.
 
     Args:
-        x: keys or values; the last axis is the channels of one token and head.
+        x: keys or values; the last axis is the channels of one token and head. Scales are float32, or float64 for that.
 
     Source:
         The released W8ASpike code.
@@ -24,7 +24,7 @@ def quantize_tokens(
     >>> codes.tolist(), round(scale.item(), 6)
     ([[127, -63, 0]], 0.01)
     """
-    wide = x.detach().to(torch.float32)
+    wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
     largest = wide.abs().amax(-1, keepdim=True)
     # By a tensor: on a GPU PyTorch divides by a number through its rounded reciprocal, which is not the same.
     scale = (largest / torch.full_like(largest, 127)).clamp(1e-5, 1e4)

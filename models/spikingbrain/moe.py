@@ -73,7 +73,7 @@ def load_balancing_loss(
 ) -> Float[Tensor, ""]:
     """Return N * sum over experts of (share of the routes that go to it) * (its mean probability).
 
-    It is 1 where the load is even, and N where one expert gets everything.
+    It is 1 where the load is even, N where one expert gets everything, and 0 without tokens.
 
     Args:
         probability: of each expert for each token.
@@ -82,6 +82,6 @@ def load_balancing_loss(
     Source:
         Fedus et al., Switch Transformers, arXiv:2101.03961, eq. 4 to 6.
     """
-    num_experts = probability.shape[1]
-    routes = chosen.flatten().bincount(minlength=num_experts).to(probability.dtype)
-    return num_experts * (routes / max(chosen.numel(), 1) * probability.mean(0)).sum()
+    num_tokens, num_experts = probability.shape
+    share = chosen.flatten().bincount(minlength=num_experts) / max(chosen.numel(), 1)
+    return num_experts * (share * probability.sum(0) / max(num_tokens, 1)).sum()

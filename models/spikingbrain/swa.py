@@ -91,11 +91,11 @@ def integer_attention(query: tuple[Tensor, ...], columns: tuple[Tensor, ...], ma
         columns: codes and scales of keys and values: int8 [B, Hk, N, D], float32 [B, Hk, N, 1], and again.
         mask: bool, what each query sees, [B or 1, 1, L or 1, N]; None for everything.
     Returns:
-        float32. The softmax and its product with the values are in floating point.
+        In the dtype of the threshold. The softmax and its product with the values are in floating point.
     """
     (count, threshold), (k, k_scale, v, v_scale) = query, columns
     folded, mask = _fold(count, k.shape[1], mask)
-    scores = integer_product(folded, k) * _fold(threshold, k.shape[1], None)[0]
+    scores = integer_product(folded, k).to(threshold.dtype) * _fold(threshold, k.shape[1], None)[0]
     scores = scores * k_scale.transpose(-1, -2) * count.shape[-1] ** -0.5
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
@@ -104,7 +104,7 @@ def integer_attention(query: tuple[Tensor, ...], columns: tuple[Tensor, ...], ma
 
 
 def integer_product(count: Tensor, k: Tensor) -> Tensor:
-    """Return count @ k^T for integer tensors as float32: exact up to 2^24, as no partial sum has to round.
+    """Return count @ k^T for integer tensors, exactly: in float32 if no partial sum can pass 2^24, else in float64.
 
     Args:
         count: spike counts, [..., L, D].
@@ -117,7 +117,7 @@ def integer_product(count: Tensor, k: Tensor) -> Tensor:
     exact = count.device.type == "cpu" or torch.get_float32_matmul_precision() == "highest"
     dtype = torch.float32 if bound <= _EXACT_FLOAT32 and exact else torch.float64
     with torch.autocast(count.device.type, enabled=False):
-        return (count.to(dtype) @ k.to(dtype).transpose(-1, -2)).to(torch.float32)
+        return count.to(dtype) @ k.to(dtype).transpose(-1, -2)
 
 
 def _fold(q: Tensor, num_kv_heads: int, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
