@@ -176,6 +176,7 @@ class _Reader:
         if settings.spiking is not None:
             self.policy = spiking_policy(settings.spiking, k=settings.k, group_size=settings.group_size)
         self.not_finite: list[str] = []
+        self.not_floats: list[str] = []
 
     def run(self) -> None:
         """Read all tensors.
@@ -187,15 +188,15 @@ class _Reader:
         for name, module in list(self.model.named_modules()):
             own = [f"{name}.{key}".lstrip(".") for key, _ in module.named_parameters(recurse=False)]
             tensors = {key: self._read(key) for key in own if key in self.shards.shapes}
-            if any(wrong.values()):
-                continue  # but for numbers that are not finite, which are to be listed, too
+            if any((*wrong.values(), self.not_finite, self.not_floats)):
+                continue  # only looking for more to list
             if self._spikes(name, module):
                 parent, _, child = name.rpartition(".")
                 setattr(self.model.get_submodule(parent), child, self._spike_linear(name, tensors))
                 continue
             for key, tensor in tensors.items():
                 module.register_parameter(key.rpartition(".")[2], nn.Parameter(tensor))
-        listed = {**wrong, "not finite": self.not_finite}
+        listed = {**wrong, "not of floats": self.not_floats, "not finite": sorted(self.not_finite)}
         if any(listed.values()):
             told = "; ".join(f"{what}: {', '.join(names)}" for what, names in listed.items() if names)
             raise CheckpointError(
@@ -209,11 +210,12 @@ class _Reader:
         linears = [n for n, m in self.model.model.named_modules(prefix="model") if type(m) is nn.Linear]
         scales = {f"{name}{SCALES}": name for name in linears}
         has_scales = any(name in shapes for name in scales)
-        spiking = [name for name in linears if self._spikes(name, self.model.get_submodule(name))]
         optional = set(scales) if self.policy is not None else set()
-        needed = {f"{name}{SCALES}" for name in spiking} if has_scales else set()
+        # As released, down_proj stays dense and needs no scales; its own rounding finds them.
+        rounded = spiking_policy("as-released")
+        needed = {scale for scale, name in scales.items() if rounded.matches(name)} if has_scales else set()
         return {
-            "missing": sorted((wanted.keys() | needed) - shapes.keys()),
+            "missing": sorted((wanted.keys() | (needed & optional)) - shapes.keys()),
             "unexpected": sorted(shapes.keys() - wanted.keys() - optional),
             "of another shape": [
                 f"{name} {shapes[name]} instead of {shape}"
@@ -227,9 +229,11 @@ class _Reader:
 
     def _read(self, name: str) -> Tensor:
         tensor = self.shards.read(name, self.device)
-        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
-            self.not_finite.append(name if tensor.is_floating_point() else f"{name} ({tensor.dtype})")
-        return tensor.to(self.dtype) if self.dtype is not None and tensor.is_floating_point() else tensor
+        if not tensor.is_floating_point():
+            self.not_floats.append(f"{name} ({tensor.dtype})")
+        elif not bool(torch.isfinite(tensor).all()):
+            self.not_finite.append(name)
+        return tensor if self.dtype is None else tensor.to(self.dtype)
 
     def _spike_linear(self, name: str, tensors: dict[str, Tensor]) -> SpikeLinear:
         assert self.policy is not None
@@ -268,7 +272,11 @@ def _tensor(module: nn.Module, attribute: str, dtype: torch.dtype, name: str) ->
     if isinstance(module, SpikeLinear) and attribute == "scale":
         tensor = module.scale if module.group_size is None else module.scale[..., None]
     elif isinstance(module, SpikeLinear) and attribute == "weight":
+        size = min(module.group_size or module.in_features, module.in_features)
+        if module.in_features % size:
+            raise InputError(f"save_folder: expected a group size that divides the inputs of {name}, got {size}.")
         tensor = module.dequantized_weight().to(dtype)
-        if not torch.equal(quantize_with(tensor, module.scale, name)[0], module.weight):
+        found = (tensor.float() / module.scale.repeat_interleave(size, 1)).round_()
+        if not torch.equal(found, module.weight.float()):
             raise InputError(f"save_folder: {dtype} is too coarse for the weights of {name}. Use model.float() first.")
     return tensor.detach().cpu().contiguous()
