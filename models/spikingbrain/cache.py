@@ -49,6 +49,11 @@ class Columns:
             self._oldest = (self._oldest + 1) % self.limit
             return self.tensors
         batch = new[0].shape[0]
+        if len(new) != len(self.tensors):
+            raise InputError(
+                "SpikingBrainCache: it was filled while gradients were recorded and goes on without, or the other way "
+                "round, which in a spiking model are floats here and INT8 there. Use one cache under torch.no_grad()."
+            )
         everything = tuple(
             torch.cat([old.expand(batch, -1, -1, -1), one], 2) for old, one in zip(self._in_order(), new, strict=True)
         )

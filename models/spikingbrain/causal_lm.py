@@ -58,8 +58,8 @@ class SpikingBrainForCausalLM(SpikingBrainPreTrainedModel, GenerationMixin):
 
     @property
     def settings(self) -> SpikingBrainConfig:
-        """The configuration that the layers use."""
-        return self.model.settings
+        """The configuration, as `self.config` has it now: a resized embedding changes it."""
+        return self.config.settings
 
     def get_output_embeddings(self) -> nn.Module:
         """Return the output head."""
@@ -100,11 +100,11 @@ class SpikingBrainForCausalLM(SpikingBrainPreTrainedModel, GenerationMixin):
             num_items_in_batch: what the summed loss is divided by; None for the number of predicted tokens.
             past_key_values: another name for cache.
             return_dict: False for a tuple.
-            unused: anything but None is refused.
+            unused: what transformers may pass as None or False; anything else is refused.
         Raises:
             InputError: shapes do not match, or an argument is not known.
         """
-        surprising = [name for name, value in unused.items() if value not in (None, False)]
+        surprising = [name for name, value in unused.items() if value is not None and value is not False]
         if surprising:
             raise InputError(f"SpikingBrainForCausalLM.forward: unknown arguments {surprising}. Leave them out.")
         if use_cache is None:
@@ -126,10 +126,10 @@ class SpikingBrainForCausalLM(SpikingBrainPreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             labels = labels[:, -logits.shape[1] :]
-            sizes = {"vocab_size": self.settings.vocab_size, "num_items_in_batch": num_items_in_batch}
+            sizes = {"vocab_size": logits.shape[-1], "num_items_in_batch": num_items_in_batch}
             loss = self.loss_function(logits=logits, labels=labels, **sizes)
             if found.aux_loss is not None:
-                loss = loss + self.settings.aux_loss_weight * found.aux_loss
+                loss = loss + self.model.settings.aux_loss_weight * found.aux_loss
         output = SpikingBrainOutput(
             loss=loss,
             logits=logits,

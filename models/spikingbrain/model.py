@@ -149,7 +149,7 @@ class SpikingBrainModel(SpikingBrainPreTrainedModel):
         context = Context(*self._angles(positions, x.dtype), causal=False)
         sinks = self.sinks[None].to(x.dtype)
         for layer, state in zip(self.layers, cache.layers, strict=True):
-            sinks, _ = layer(sinks, context, state)
+            sinks, _ = layer(sinks, context, state)  # their load of the experts is not balanced: it is no text's
             if state.columns is not None:
                 state.columns.pin()
 

@@ -1,5 +1,7 @@
 """The whole model: decoding equals prefill, padding, generate, sinks, training, what transformers does with it."""
 
+import math
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -244,6 +246,29 @@ def test_other_dtypes(model, ids, dtype):
         assert float((found.logits.float() - expected).abs().mean() / expected.std()) < 0.1
 
 
+@pytest.mark.parametrize("setting", [None, "as-described"])
+def test_training_in_mixed_precision(ids, setting):
+    model = SpikingBrainForCausalLM(CONFIGS["everything"]).train()
+    if setting is not None:
+        model = to_spiking(model, setting)
+    expected = model(ids, labels=ids).loss.item()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(ids, labels=ids)
+    found.loss.backward()
+    assert found.loss.item() == pytest.approx(expected, rel=0.02)
+    assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
+
+
+def test_resized_vocabulary(ids):
+    model = SpikingBrainForCausalLM(tiny_7b()).eval()
+    model.resize_token_embeddings(300)
+    assert model.settings.vocab_size == to_spiking(model).settings.vocab_size == 300
+    with torch.no_grad():
+        found = model(ids, labels=ids)
+    assert found.logits.shape == (2, 30, 300)
+    assert found.loss.item() == pytest.approx(math.log(300), rel=0.05)
+
+
 def test_wrong_arguments(ids):
     model = SpikingBrainForCausalLM(tiny_7b()).eval()
     cache = SpikingBrainCache(model.settings)
@@ -255,8 +280,14 @@ def test_wrong_arguments(ids):
         ({"input_ids": ids, "position_ids": ids[:, :7]}, "position_ids: expected"),
         ({"input_ids": ids[:1], "cache": cache}, "expected 2 rows, as in the cache, got 1"),
         ({"input_ids": ids, "output_attention": True}, r"unknown arguments \['output_attention'\]"),
+        ({"input_ids": ids, "token_type_ids": ids}, r"unknown arguments \['token_type_ids'\]"),
     ]:
         with pytest.raises(InputError, match=message):
             model(**arguments)
+    spiking = to_spiking(model)
+    cache = SpikingBrainCache(spiking.settings)
+    spiking(ids, cache=cache)
+    with torch.no_grad(), pytest.raises(InputError, match=r"under torch\.no_grad"):
+        spiking(ids, cache=cache)
     with pytest.raises(InputError, match="can't take tokens back"):
         cache.crop(-1)
