@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,10 @@ from .cache import SpikingBrainCache
 from .config import SpikingBrainConfig
 from .model import SpikingBrainModel, SpikingBrainOutput, SpikingBrainPreTrainedModel
 from .transformers_config import SpikingBrainPretrainedConfig
+
+# What `generate` calls the cache that it hands from step to step; it was another name in earlier versions.
+_PARAMETERS = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+_CACHE_NAME = "cache" if "cache" in _PARAMETERS else "past_key_values"
 
 
 class SpikingBrainForCausalLM(SpikingBrainPreTrainedModel, GenerationMixin):
@@ -162,6 +167,17 @@ class SpikingBrainForCausalLM(SpikingBrainPreTrainedModel, GenerationMixin):
         if seen == 0:
             return {**arguments, "inputs_embeds": inputs_embeds}
         return {**arguments, "input_ids": input_ids[:, -1:]}  # input_ids holds only what was generated
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **settings: Any
+    ) -> dict[str, Any]:
+        """Hand the cache on to the next step of `generate`."""
+        parent: Any = super()
+        model_kwargs = parent._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **settings)
+        if outputs.cache is not None:
+            model_kwargs.pop("cache", None)
+            model_kwargs[_CACHE_NAME] = outputs.cache
+        return model_kwargs
 
 
 AutoModelForCausalLM.register(SpikingBrainPretrainedConfig, SpikingBrainForCausalLM, exist_ok=True)
