@@ -17,7 +17,7 @@ from .model import SpikingBrainModel, SpikingBrainOutput, SpikingBrainPreTrained
 from .transformers_config import SpikingBrainPretrainedConfig
 
 # What `generate` calls the cache that it hands from step to step; it was another name in earlier versions.
-_PARAMETERS = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+_PARAMETERS = inspect.signature(vars(GenerationMixin)["prepare_inputs_for_generation"]).parameters
 _CACHE_NAME = "cache" if "cache" in _PARAMETERS else "past_key_values"
 
 
@@ -172,8 +172,7 @@ class SpikingBrainForCausalLM(SpikingBrainPreTrainedModel, GenerationMixin):
         self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **settings: Any
     ) -> dict[str, Any]:
         """Hand the cache on to the next step of `generate`."""
-        parent: Any = super()
-        model_kwargs = parent._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **settings)
+        model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **settings)
         if outputs.cache is not None:
             model_kwargs.pop("cache", None)
             model_kwargs[_CACHE_NAME] = outputs.cache
