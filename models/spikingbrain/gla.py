@@ -131,18 +131,18 @@ def _segment(
     num_tokens = q.shape[1]
     # Tokens that fill the last chunk have k = v = 0 and decay 1, so that they leave the state as it is.
     filling = -num_tokens % chunk_size
-    q = F.pad(q, (0, 0, 0, 0, 0, 0, 0, filling)).unflatten(1, (-1, chunk_size)).permute(0, 3, 1, 4, 2, 5)
+    q = F.pad(q, (0, 0, 0, 0, 0, 0, 0, filling)).unflatten(1, (-1, chunk_size)).permute(0, 3, 1, 2, 4, 5)
     k, v, log_decay = (
         F.pad(x, (0, 0, 0, 0, 0, filling)).unflatten(1, (-1, chunk_size)).permute(0, 3, 1, 2, 4)
         for x in (k, v, log_decay)
-    )  # q [B, Hk, n, r, C, D]; k, log_decay [B, Hk, n, C, D]; v [B, Hk, n, C, Dv]
+    )  # q [B, Hk, n, C, r, D]; k, log_decay [B, Hk, n, C, D]; v [B, Hk, n, C, Dv]
     total = log_decay.cumsum(3)
 
     # Within the chunk.
     between = total[:, :, :, :, None] - total[:, :, :, None]  # from token j to token i: [B, Hk, n, C (i), C (j), D]
     later = torch.ones(chunk_size, chunk_size, dtype=torch.bool, device=q.device).triu(1)
     decayed_k = between.masked_fill(later[:, :, None], -torch.inf).exp() * k[:, :, :, None]
-    o = torch.einsum("bhnrid,bhnijd->bhnrij", q, decayed_k) @ v[:, :, :, None]
+    scores = q @ decayed_k.transpose(-1, -2)  # for each token i: [r, D] @ [D, C (j)]
 
     # The states before each chunk.
     rest = total[:, :, :, -1:]  # of the whole chunk
@@ -152,5 +152,9 @@ def _segment(
     for i in range(k.shape[2]):
         before.append(state)
         state = decay[:, :, i] * state + added[:, :, i]
-    o = o + (q * total[:, :, :, None].exp()) @ torch.stack(before, 2)[:, :, :, None]
-    return o.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)[:, :num_tokens], state  # [B, L, Hk, r, Dv]
+
+    # Query heads that share keys are rows of the same products: [C * r, .].
+    decayed_q = q * total.exp()[:, :, :, :, None]
+    o = scores.flatten(3, 4) @ v + decayed_q.flatten(3, 4) @ torch.stack(before, 2)
+    o = o.unflatten(3, (chunk_size, -1))  # [B, Hk, n, C, r, Dv]
+    return o.permute(0, 2, 3, 1, 4, 5).flatten(1, 2)[:, :num_tokens], state  # [B, L, Hk, r, Dv]
