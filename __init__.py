@@ -20,7 +20,18 @@ from .coding import (
     pack_activations,
 )
 from .errors import SpikebrainError
-from .models import Policy, SpikeLinear, convert, dequantize, load, record, save
+from .models import (
+    Policy,
+    SpikeLinear,
+    SpikingBrainConfig,
+    SpikingBrainForCausalLM,
+    convert,
+    dequantize,
+    load,
+    record,
+    save,
+    to_spiking,
+)
 from .neuro import AdaptiveThreshold, IntegrateAndFire, LeakyIntegrateAndFire, SpikeCount
 
 __version__ = "0.1.0"
@@ -42,6 +53,8 @@ __all__ = [
     "SpikeLinear",
     "SpikeTrain",
     "SpikebrainError",
+    "SpikingBrainConfig",
+    "SpikingBrainForCausalLM",
     "Ternary",
     "TwosComplement",
     "convert",
@@ -51,4 +64,5 @@ __all__ = [
     "pack_activations",
     "record",
     "save",
+    "to_spiking",
 ]

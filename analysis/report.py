@@ -111,7 +111,7 @@ def run_report(settings: ReportSettings, out: Path, console: Console | None = No
     seconds = {"load": time.perf_counter() - start}
     run = _measure(loaded.model, None if converted else policy, windows, settings.seed, unfinished, console)
 
-    records = list(run.recording.layers.values())
+    records = [layer for layer in run.recording.layers.values() if layer.num_tokens]  # an expert may be silent
     statistics = spike_statistics(records)
     codes = {name: code_statistics(records, ENCODERS.create(name)) for name in ENCODERS}
     layers = [_layer_row(layer) for layer in records]
@@ -121,7 +121,7 @@ def run_report(settings: ReportSettings, out: Path, console: Console | None = No
             "name": settings.model,
             "source": Path(loaded.source).name,
             "architecture": type(loaded.model).__name__,
-            "num_spiking_layers": len(records),
+            "num_spiking_layers": len(run.recording.layers),
         },
         "settings": _describe_settings(settings, run.model, converted),
         "text": {"source": text_source, "sha256": _sha256(text), "num_tokens": num_tokens},
@@ -135,7 +135,9 @@ def run_report(settings: ReportSettings, out: Path, console: Console | None = No
         "seconds": seconds | run.seconds,
     }
     title = f"{Path(loaded.source).stem}, {num_tokens:,} tokens of {text_source}"
-    typical = min(layers, key=lambda row: abs(row["mean_spikes"] - statistics.mean_spikes))["name"]
+    most = max(layer.num_tokens for layer in records)
+    whole = [row for row, layer in zip(layers, records, strict=True) if layer.num_tokens == most]  # every token passes
+    typical = min(whole, key=lambda row: abs(row["mean_spikes"] - statistics.mean_spikes))["name"]
     try:
         plot_histogram(merged_histogram(records), out / "histogram.png", title)
         _draw_raster(run.model, loaded, windows[0][:_RASTER_TOKENS], typical, out / "raster.png")
@@ -295,7 +297,7 @@ def _draw_raster(model: nn.Module, loaded: Loaded, ids: Tensor, name: str, path:
     with one_thread(), record(model, layers=(name,), keep_trains=True) as recording:
         model(input_ids=ids[None], use_cache=False)
     tokens = [str(loaded.tokenizer.decode([i])) for i in ids.tolist()] if loaded.tokenizer else None
-    train = recording.spikes_of(name)
+    train = recording.trains[name][-1]  # sink tokens, if there are any, run by themselves before
     plot_raster(train, path, title=f"Spikes into {name}", tokens=tokens)
 
 

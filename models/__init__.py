@@ -5,6 +5,7 @@ from .convert import Conversion, Policy, choose_layers, convert, dequantize
 from .load import Loaded, load
 from .record import LayerRecord, Recording, record
 from .spike_linear import SpikeLinear
+from .spikingbrain import SpikingBrainConfig, SpikingBrainForCausalLM, to_spiking
 
 __all__ = [
     "Conversion",
@@ -13,10 +14,13 @@ __all__ = [
     "Policy",
     "Recording",
     "SpikeLinear",
+    "SpikingBrainConfig",
+    "SpikingBrainForCausalLM",
     "choose_layers",
     "convert",
     "dequantize",
     "load",
     "record",
     "save",
+    "to_spiking",
 ]

@@ -18,6 +18,7 @@ from ..backends.base import check_backend
 from ..coding import BidirectionalBitwise, Encoder
 from ..errors import InputError
 from ..neuro import AdaptiveThreshold, Neuron
+from .scales import quantize_with
 from .spike_linear import SpikeLinear, check_group_size, copied, quantize, rows_together
 
 
@@ -72,7 +73,13 @@ class Conversion:
     skipped: Mapping[str, str]
 
 
-def convert(model: nn.Module, policy: Policy | None = None, *, inplace: bool = False) -> Conversion:
+def convert(
+    model: nn.Module,
+    policy: Policy | None = None,
+    *,
+    inplace: bool = False,
+    scales: Mapping[str, Tensor] | None = None,
+) -> Conversion:
     """Swap the linear layers that the policy names for `SpikeLinear`.
 
     A layer used in several places becomes one spiking layer, weights shared by several layers are quantised once,
@@ -83,24 +90,32 @@ def convert(model: nn.Module, policy: Policy | None = None, *, inplace: bool = F
         model: any PyTorch model; `nn.Linear` and transformers' `Conv1D` modules are swapped.
         policy: None for `Policy()`.
         inplace: change the model itself; else work on a copy and leave the model as it was.
+        scales: by name of the layer, weight scales from a checkpoint in place of those that policy.group_size gives;
+            see `quantize_with`.
     Returns:
         The spiking model, and what was converted and skipped.
     Raises:
-        InputError: no layer matches, or a weight is not finite.
+        InputError: no layer matches, a weight is not finite, or scales do not fit their layer.
     """
-    policy = policy or Policy()
+    policy, scales = policy or Policy(), scales or {}
     linears, skipped = choose_layers(model, policy)
     spiking: dict[int, nn.Module] = {}
-    quantized: dict[tuple[int, type], tuple[Tensor, Tensor]] = {}
+    quantized: dict[tuple[int, type], tuple[Tensor, Tensor, int | None]] = {}
     for name, layer in linears.items():
         linear, key = _as_linear(layer), (id(layer.weight), type(layer))
         if key not in quantized:
-            weight, scale = quantize(linear.weight.detach(), policy.group_size, name)
-            quantized[key] = (rows_together(weight), scale)
+            weight, group_size = linear.weight.detach(), policy.group_size
+            if name in scales:
+                integers, scale, group_size = quantize_with(weight, scales[name], name)
+            else:
+                integers, scale = quantize(weight, group_size, name)
+            quantized[key] = (rows_together(integers), scale, group_size)
+        integers, scale, group_size = quantized[key]
         spike_linear = SpikeLinear(
-            *quantized[key],
+            integers,
+            scale,
             copied(linear.bias),
-            group_size=policy.group_size,
+            group_size=group_size,
             neuron=policy.neuron,
             encoder=policy.encoder,
             backend=policy.backend,

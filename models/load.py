@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import re
@@ -22,6 +21,8 @@ from transformers.utils import logging as transformers_logging
 from ..errors import CheckpointError
 from . import smollm2
 from .checkpoint import check_safetensors, read
+from .shards import find_shards
+from .spikingbrain.checkpoint import is_spikingbrain, read_folder
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -120,29 +121,16 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> Loaded:
 def _load_folder(path: Path, dtype: torch.dtype) -> Loaded:
     if not (path / "config.json").is_file():
         raise CheckpointError(f"{path}: expected a Hugging Face model folder, but it has no config.json.")
-    shards = _shards(path)
+    shards = find_shards(path)
     if not shards:
         pickles = sorted(p.name for p in path.iterdir() if p.suffix in _PICKLES)
         found = f"only pickles ({', '.join(pickles)}), which are never opened" if pickles else "none"
         raise CheckpointError(f"{path}: expected safetensors weights, found {found}. {_CONVERT_IT}")
     for shard in shards:
         check_safetensors(shard)
+    if is_spikingbrain(path):
+        return Loaded(read_folder(path, dtype=dtype), _tokenizer_beside(path), str(path))
     return _from_pretrained(str(path), dtype, local=True)
-
-
-def _shards(path: Path) -> list[Path]:
-    """Return the weight files of a folder; those of its index, if it has one."""
-    index = path / "model.safetensors.index.json"
-    if not index.is_file():
-        return sorted(path.glob("*.safetensors"))
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{index}: expected JSON with a weight_map ({error}). Fetch it again.") from error
-    missing = sorted(name for name in names if not (path / name).is_file())
-    if missing:
-        raise CheckpointError(f"{path}: {len(missing)} weight files of its index are missing: {', '.join(missing)}.")
-    return sorted(path / name for name in names)
 
 
 def _load_hub(name: str, dtype: torch.dtype) -> Loaded:
@@ -191,6 +179,14 @@ def _tokenizer(name: str, local: bool) -> PreTrainedTokenizerBase | None:
     if local and not list(Path(name).glob("*token*")):
         return None
     return AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False)
+
+
+def _tokenizer_beside(path: Path) -> PreTrainedTokenizerBase | None:
+    try:
+        with _quiet():
+            return _tokenizer(str(path), local=True)
+    except Exception as error:  # of many kinds, as in _from_pretrained
+        raise CheckpointError(f"{path}: its tokenizer cannot be read. ({type(error).__name__}: {error})") from error
 
 
 @contextmanager

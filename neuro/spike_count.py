@@ -43,4 +43,9 @@ class SpikeCount:
         Where gradients are recorded, the gradient passes to the counted activation unchanged (straight-through).
         """
         value = self.count * self.threshold
-        return value if self.source is None else _StraightThrough.apply(self.source, value)  # pyright: ignore[reportReturnType]
+        return value if self.source is None else straight_through(self.source, value)
+
+
+def straight_through(source: Tensor, value: Tensor) -> Tensor:
+    """Return value, with the gradient of the identity to source, which it is a rounded form of."""
+    return _StraightThrough.apply(source, value)  # pyright: ignore[reportReturnType]

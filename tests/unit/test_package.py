@@ -76,7 +76,7 @@ def test_every_plug_in_is_registered_and_exported(package, registry, contract):
     assert {cls.__name__ for cls in defined} <= set(exported)
 
 
-@pytest.mark.parametrize("package", ["", *FLOW])
+@pytest.mark.parametrize("package", ["", *FLOW, "models.spikingbrain"])
 def test_exports(package):
     module = importlib.import_module(f"spikebrain.{package}".rstrip("."))
     assert [name for name in module.__all__ if not hasattr(module, name)] == []
@@ -85,9 +85,10 @@ def test_exports(package):
 @pytest.mark.parametrize("package", FLOW)
 def test_a_folder_imports_only_from_its_left(package):
     allowed = {*FLOW[: FLOW.index(package)], "errors", "registry", "cache", package}
-    for file in (ROOT / package).glob("*.py"):
+    for file in (ROOT / package).rglob("*.py"):
+        to_the_root = len(file.relative_to(ROOT).parts)
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.level == 2:
+            if isinstance(node, ast.ImportFrom) and node.level == to_the_root:
                 names = [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
                 assert set(names) <= allowed, f"{file}:{node.lineno}"
 

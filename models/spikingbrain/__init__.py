@@ -1,0 +1,36 @@
+"""SpikingBrain: gated linear, window and softmax attention, their hybrids, mixtures of experts, on spikes or not."""
+
+from transformers import AutoConfig
+
+from .cache import SpikingBrainCache
+from .causal_lm import SpikingBrainForCausalLM
+from .checkpoint import read_folder, save_folder
+from .config import LayerPlan, SpikingBrainConfig
+from .layouts import layout, parse_layers, spikingbrain_7b, spikingbrain_76b, tiny_7b, tiny_76b
+from .model import SpikingBrainModel, SpikingBrainOutput
+from .released import from_released, to_released
+from .spiking import to_spiking
+from .transformers_config import SpikingBrainPretrainedConfig
+
+AutoConfig.register(SpikingBrainPretrainedConfig.model_type, SpikingBrainPretrainedConfig, exist_ok=True)
+
+__all__ = [
+    "LayerPlan",
+    "SpikingBrainCache",
+    "SpikingBrainConfig",
+    "SpikingBrainForCausalLM",
+    "SpikingBrainModel",
+    "SpikingBrainOutput",
+    "SpikingBrainPretrainedConfig",
+    "from_released",
+    "layout",
+    "parse_layers",
+    "read_folder",
+    "save_folder",
+    "spikingbrain_7b",
+    "spikingbrain_76b",
+    "tiny_7b",
+    "tiny_76b",
+    "to_released",
+    "to_spiking",
+]

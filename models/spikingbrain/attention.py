@@ -1,0 +1,173 @@
+"""The mixer of a layer: linear attention, softmax attention, or both side by side on the same queries, keys and values.
+
+Side by side (report, eq. 12 to 14), each branch is normalised per head and weighed by a learnt number:
+
+    o = w_1 * norm(o_linear) + w_2 * norm(o_softmax)
+
+Softmax attention alone is not normalised, as in the 7B.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...neuro import AdaptiveThreshold
+from ..spike_linear import SpikeLinear
+from . import swa
+from .cache import LayerState
+from .config import LayerPlan, SpikingBrainConfig
+from .gla import gla
+from .int8 import quantize_tokens, rounded_to_int8
+from .norm import RMSNorm
+from .rope import rotate
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all layers of one call share.
+
+    Attributes:
+        cos: of `rotary_angles`, [B, L, 1, D].
+        sin: of `rotary_angles`, [B, L, 1, D].
+        valid: bool, [B, L], False for padding; None if every token of these is text.
+        is_padded: whether these tokens or any before them are padding.
+        causal: whether a token sees earlier tokens only; sink tokens see each other.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    valid: Tensor | None = None
+    is_padded: bool = False
+    causal: bool = True
+
+
+class Attention(nn.Module):
+    """Mixes the tokens of a layer as its plan says. B batch, L tokens, H query and Hk key/value heads, D channels each.
+
+    In a spiking model the projections are `SpikeLinear` (see `to_spiking`), and softmax attention works on spike counts
+    of the rotated queries, one threshold per token and head, and on INT8 keys and values.
+
+    Args:
+        config: of the model.
+        plan: of the layer.
+    """
+
+    def __init__(self, config: SpikingBrainConfig, plan: LayerPlan) -> None:
+        super().__init__()
+        self.config, self.plan = config, plan
+        width, kv_width = config.num_heads * config.dim, config.num_kv_heads * config.dim
+        self.q_proj = nn.Linear(config.hidden_size, width, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.hidden_size, kv_width, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        if "gla" in plan.mixers:
+            if config.gate == "low-rank":
+                inner = nn.Linear(config.hidden_size, config.gate_rank, bias=False)
+                self.gk_proj = nn.Sequential(inner, nn.Linear(config.gate_rank, kv_width))
+            elif config.gate == "full":
+                self.gk_proj = nn.Linear(config.hidden_size, kv_width)
+            self.g_norm = RMSNorm(config.dim, config.norm_eps)
+        if plan.is_parallel:
+            self.s_norm = RMSNorm(config.dim, config.norm_eps)
+            self.branch_weight = nn.Parameter(torch.full((2,), 0.5))
+
+    def forward(
+        self, x: Float[Tensor, "B L hidden"], context: Context, state: LayerState | None = None
+    ) -> Float[Tensor, "B L hidden"]:
+        """Mix.
+
+        Args:
+            x: normalised activations.
+            context: what all layers of the call share.
+            state: what the layer carries, which is brought up to date; None for a text that starts and ends here.
+        """
+        q = self.q_proj(x).unflatten(-1, (-1, self.config.dim))  # [B, L, H, D]
+        k = self.k_proj(x).unflatten(-1, (-1, self.config.dim))  # [B, L, Hk, D]
+        v = self.v_proj(x).unflatten(-1, (-1, self.config.dim))
+        branches = []
+        if "gla" in self.plan.mixers:
+            branches.append(self.g_norm(self._linear(x, q, k, v, context, state)))
+        if self.plan.softmax:
+            o = self._softmax(q, k, v, context, state)
+            branches.append(self.s_norm(o) if self.plan.is_parallel else o)
+        if self.plan.is_parallel:
+            weight = self.branch_weight.to(x.dtype)
+            branches = [weight[0] * branches[0] + weight[1] * branches[1]]
+        return self.o_proj(branches[0].flatten(2))
+
+    @property
+    def spiking(self) -> str | None:
+        """How softmax attention spikes; None where the projections do not (`dequantize` makes them dense again)."""
+        return self.config.spiking if isinstance(self.q_proj, SpikeLinear) else None
+
+    def linear_inputs(self, x: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys and log-decay of linear attention: feature maps applied, no rotary embedding.
+
+        Args:
+            x: what the layer was given, [B, L, hidden].
+            q: projected queries, [B, L, H, D].
+            k: projected keys, [B, L, Hk, D].
+        Returns:
+            The same shapes; log-decay is [B, L, Hk, D].
+        """
+        if self.config.gate == "tied":
+            # Decay 1 - sigmoid(k) = sigmoid(-k), without the cancellation.
+            log_decay = F.logsigmoid(-k)
+        else:
+            log_decay = F.logsigmoid(self.gk_proj(x).unflatten(-1, (-1, self.config.dim))) / self.config.gate_divisor
+        if self.config.feature_map == "relu":
+            return q.relu(), k.relu(), log_decay
+        return q.sigmoid(), k.sigmoid(), log_decay
+
+    def _linear(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, context: Context, state: LayerState | None) -> Tensor:
+        q, k, log_decay = self.linear_inputs(x, q, k)
+        if context.valid is not None:
+            # Padding adds nothing to the state and does not let it decay.
+            valid = context.valid[:, :, None, None]
+            v, log_decay = v.masked_fill(~valid, 0), log_decay.masked_fill(~valid, 0)
+        before = None if state is None or state.linear is None else state.linear.expand(len(x), -1, -1, -1)
+        o, after = gla(q, k, v, log_decay, before, kernel=self.config.kernel, chunk_size=self.config.chunk_size)
+        if state is not None:
+            state.linear = after
+        return o
+
+    def _softmax(self, q: Tensor, k: Tensor, v: Tensor, context: Context, state: LayerState | None) -> Tensor:
+        dtype = q.dtype
+        q = rotate(q, context.cos, context.sin).transpose(1, 2)  # [B, H, L, D]
+        k = rotate(k, context.cos, context.sin).transpose(1, 2)
+        v = v.transpose(1, 2)
+        query, new, core = self._softmax_inputs(q, k, v)
+        columns, valid, num_sinks = new, context.valid, 0
+        if state is not None and state.columns is not None:
+            is_text = v.new_ones(len(v), 1, v.shape[2], 1, dtype=torch.bool)
+            if valid is not None:
+                is_text = valid[:, None, :, None]
+            *columns, seen = state.columns.append((*new, is_text))
+            valid = seen[:, 0, :, 0] if context.is_padded else None
+            num_sinks = state.columns.num_pinned
+        if self.spiking == "as-released":
+            columns = [rounded_to_int8(x) for x in columns]
+        window = self.config.max_window_keys if self.plan.softmax == "swa" else None
+        o = swa.attend(
+            query, tuple(columns), core, window=window, num_sinks=num_sinks, causal=context.causal, valid=valid
+        )
+        return o.transpose(1, 2).to(dtype)
+
+    def _softmax_inputs(
+        self, q: Tensor, k: Tensor, v: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], swa.Core]:
+        """Return query, columns to be kept, and how they meet."""
+        if self.spiking is None:
+            return (q,), (k, v), swa.float_attention
+        spikes = AdaptiveThreshold(self.config.k)(q)
+        if self.spiking == "as-described" and not (torch.is_grad_enabled() and q.requires_grad):
+            return (spikes.count, spikes.threshold), (*quantize_tokens(k), *quantize_tokens(v)), swa.integer_attention
+        query = (spikes.activation().to(q.dtype),)
+        if self.spiking == "as-described":  # in training: the same values as floats, which pass gradients
+            return query, (rounded_to_int8(k), rounded_to_int8(v)), swa.float_attention
+        return query, (k, v), swa.float_attention

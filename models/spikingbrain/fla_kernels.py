@@ -1,0 +1,49 @@
+"""Gated linear attention through the Triton kernels of flash-linear-attention, where that is installed.
+
+They want as many key/value heads as query heads, so keys, values and decays are repeated; the state is kept once per
+key/value head all the same.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import BackendUnavailableError
+
+
+def why_unavailable(device: torch.device) -> str | None:
+    """Return why the kernels cannot work on tensors of that device, or None if they can."""
+    if importlib.util.find_spec("fla") is None:
+        return "flash-linear-attention is not installed: pip install flash-linear-attention"
+    return None if device.type == "cuda" else f"its kernels need a CUDA GPU, and the tensors are on {device}"
+
+
+def gla(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Run gated linear attention; arguments and result are those of `gla.gla`.
+
+    Raises:
+        BackendUnavailableError: the library is missing or the tensors are not on a CUDA GPU.
+    """
+    reason = why_unavailable(q.device)
+    if reason is not None:
+        raise BackendUnavailableError(f'gla: kernel "fla" cannot run: {reason}. Use kernel="ours" or "auto".')
+    library: Any = importlib.import_module("fla.ops.gla")
+    shared = q.shape[2] // k.shape[2]
+    k, v, log_decay = (x.repeat_interleave(shared, 2) for x in (k, v, log_decay.float()))
+    initial_state = None if state is None else state.repeat_interleave(shared, 1)
+    if q.shape[1] == 1:
+        run, gate = library.fused_recurrent_gla, {"gk": log_decay}
+    else:
+        run, gate = library.chunk_gla, {"g": log_decay}
+    # The layout is [B, L, H, D]; early versions have another by default.
+    layout = {"head_first": False} if "head_first" in inspect.signature(run).parameters else {}
+    o, final_state = run(
+        q, k, v, **gate, scale=q.shape[-1] ** -0.5, initial_state=initial_state, output_final_state=True, **layout
+    )
+    return o.to(q.dtype), final_state[:, ::shared]

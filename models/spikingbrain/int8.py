@@ -1,0 +1,42 @@
+"""INT8 keys and values: one float scale per token and head."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int8
+from torch import Tensor
+
+from ...neuro.spike_count import straight_through
+
+
+def quantize_tokens(
+    x: Float[Tensor, "*tokens D"],
+) -> tuple[Int8[Tensor, "*tokens D"], Float[Tensor, "*tokens 1"]]:
+    """Return codes round(x / scale), half to even, and scale = max|x| / 127 over the last axis, within 1e-5 and 1e4.
+
+    Args:
+        x: keys or values; the last axis is the channels of one token and head. Scales are float32, or float64 for that.
+
+    Source:
+        The released W8ASpike code.
+
+    >>> codes, scale = quantize_tokens(torch.tensor([[1.27, -0.634, 0.0]]))
+    >>> codes.tolist(), round(scale.item(), 6)
+    ([[127, -63, 0]], 0.01)
+    """
+    wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+    largest = wide.abs().amax(-1, keepdim=True)
+    # By a tensor: on a GPU PyTorch divides by a number through its rounded reciprocal, which is not the same.
+    scale = (largest / torch.full_like(largest, 127)).clamp(1e-5, 1e4)
+    return (wide / scale).round_().clamp_(-128, 127).to(torch.int8), scale
+
+
+def rounded_to_int8(x: Float[Tensor, "*tokens D"]) -> Float[Tensor, "*tokens D"]:
+    """Return codes * scale, in the dtype of x; the gradient passes straight through.
+
+    Args:
+        x: keys or values, as for `quantize_tokens`.
+    """
+    codes, scale = quantize_tokens(x)
+    value = (codes * scale).to(x.dtype)
+    return straight_through(x, value) if torch.is_grad_enabled() and x.requires_grad else value

@@ -1,0 +1,29 @@
+"""The dense feed-forward part, which an expert is as well."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class SwiGLU(nn.Module):
+    """y = down(silu(gate(x)) * up(x)), without biases.
+
+    Args:
+        hidden_size: width of the residual stream.
+        intermediate_size: width in between.
+
+    Source:
+        Shazeer, GLU Variants Improve Transformer, arXiv:2002.05202.
+    """
+
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+
+    def forward(self, x: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens hidden"]:
+        """Run the feed-forward part; every token by itself."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

@@ -1,0 +1,59 @@
+"""Root-mean-square normalisation, alone and together with the residual that comes before it."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class RMSNorm(nn.Module):
+    """y = x / sqrt(mean(x^2) + eps) * weight over the last axis, in float32 at least, then one cast to x's dtype.
+
+    Args:
+        dim: channels.
+        eps: added to the mean square.
+
+    >>> RMSNorm(2, eps=0.0)(torch.tensor([[3.0, -3.0]])).tolist()
+    [[1.0, -1.0]]
+    """
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Float[Tensor, "*tokens dim"]) -> Float[Tensor, "*tokens dim"]:
+        """Normalise.
+
+        Args:
+            x: activations of any floating-point dtype.
+        """
+        return self._normalised(_wide(x)).to(x.dtype)
+
+    def after_residual(
+        self, x: Float[Tensor, "*tokens dim"], residual: Float[Tensor, "*tokens dim"]
+    ) -> tuple[Float[Tensor, "*tokens dim"], Float[Tensor, "*tokens dim"]]:
+        """Return norm(x + residual) and x + residual, both in the dtype of the residual.
+
+        The sum is taken in float32, and the norm sees it before it is rounded to that dtype: in bfloat16 that is not
+        the norm of the second result. The fused kernel of flash-linear-attention, which the released model uses, does
+        the same.
+
+        Args:
+            x: what a layer put out.
+            residual: the stream it is added to.
+        """
+        total = _wide(x) + _wide(residual)
+        return self._normalised(total).to(residual.dtype), total.to(residual.dtype)
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight.to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """Show the settings when the module is printed."""
+        return f"{self.weight.numel()}, eps={self.eps}"
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,139 @@
+"""Softmax attention, over a sliding window or over everything, with memory that grows with the window only.
+
+    scores_ij = D^-0.5 * q_i k_j, for j <= i and i - j < window        o_i = sum_j softmax(scores_i)_j v_j
+
+Letters: B batch, L query tokens, N key columns, H query heads, Hk key/value heads, r = H / Hk query heads that share
+one, D channels. Attention runs over blocks of queries, each of which is shown the columns of its window only.
+
+Source: SpikingBrain (arXiv:2509.05276), eq. 12 and 13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Queries whose scores are in memory at the same time.
+_BLOCK = 512
+# Largest integer up to which float32 holds every integer.
+_EXACT_FLOAT32 = 2**24
+
+# (query tensors [B, H, L, .], column tensors [B, Hk, N, .], mask of what each query sees or None) -> [B, H, L, D]
+Core: TypeAlias = Callable[[tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None], Tensor]
+
+
+def attend(
+    query: tuple[Tensor, ...],
+    columns: tuple[Tensor, ...],
+    core: Core,
+    *,
+    window: int | None = None,
+    num_sinks: int = 0,
+    causal: bool = True,
+    valid: Tensor | None = None,
+) -> Tensor:
+    """Let each query see the columns of its window.
+
+    The columns are sinks, which every query sees, and then tokens in their order, the last L of which are the queries'
+    own. A single query sees all columns that it is given, in whatever order they are.
+
+    Args:
+        query: tensors [B, H, L, .], given to core.
+        columns: tensors [B, Hk, N, .], given to core.
+        core: `float_attention` or `integer_attention`.
+        window: columns that a query sees, its own included; None for all before it.
+        num_sinks: how many of the first columns are sinks.
+        causal: False: every query sees every column.
+        valid: bool, [B, N], False for padding, which no other token sees; None if there is none.
+    Returns:
+        [B, H, L, D].
+    """
+    num_queries, num_columns = query[0].shape[2], columns[0].shape[2]
+    if num_queries == 1 or not causal:
+        return core(query, columns, None if valid is None else _never_empty(valid[:, None, None]))
+    whole = valid is None and num_queries == num_columns and (window is None or window >= num_columns)
+    if whole and core is float_attention:
+        (q,), (k, v) = query, columns
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    first_query = num_columns - num_queries
+    outputs = []
+    for begin in range(first_query, num_columns, _BLOCK):
+        end = min(begin + _BLOCK, num_columns)
+        oldest = num_sinks if window is None else max(num_sinks, begin - window + 1)
+        device = query[0].device
+        i = torch.arange(begin, end, device=device)[:, None]
+        j = torch.cat([torch.arange(num_sinks, device=device), torch.arange(oldest, end, device=device)])
+        near = j <= i if window is None else (j <= i) & (i - j < window)
+        mask = (near | (j < num_sinks))[None, None]
+        if valid is not None:
+            mask = (mask & valid[:, None, None, j]) | (i == j)
+        part = tuple(x[:, :, begin - first_query : end - first_query] for x in query)
+        outputs.append(core(part, tuple(_pick(x, num_sinks, oldest, end) for x in columns), mask))
+    return torch.cat(outputs, 2)
+
+
+def float_attention(query: tuple[Tensor, ...], columns: tuple[Tensor, ...], mask: Tensor | None) -> Tensor:
+    """Attend in floating point: query (q,), columns (k, v)."""
+    (q,), (k, v) = query, columns
+    folded, mask = _fold(q, k.shape[1], mask)
+    return F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).reshape(q.shape)
+
+
+def integer_attention(query: tuple[Tensor, ...], columns: tuple[Tensor, ...], mask: Tensor | None) -> Tensor:
+    """Attend with spike counts for queries and INT8 keys and values: the products of counts and keys are exact.
+
+    Args:
+        query: count, int32 [B, H, L, D], and threshold, float32 [B, H, L, 1].
+        columns: codes and scales of keys and values: int8 [B, Hk, N, D], float32 [B, Hk, N, 1], and again.
+        mask: bool, what each query sees, [B or 1, 1, L or 1, N]; None for everything.
+    Returns:
+        In the dtype of the threshold. The softmax and its product with the values are in floating point.
+    """
+    (count, threshold), (k, k_scale, v, v_scale) = query, columns
+    folded, mask = _fold(count, k.shape[1], mask)
+    scores = integer_product(folded, k).to(threshold.dtype) * _fold(threshold, k.shape[1], None)[0]
+    scores = scores * k_scale.transpose(-1, -2) * count.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    weight = scores.softmax(-1) * v_scale.transpose(-1, -2)
+    return (weight @ v.to(weight.dtype)).reshape(count.shape)
+
+
+def integer_product(count: Tensor, k: Tensor) -> Tensor:
+    """Return count @ k^T for integer tensors, exactly: in float32 if no partial sum can pass 2^24, else in float64.
+
+    Args:
+        count: spike counts, [..., L, D].
+        k: INT8 codes, [..., N, D].
+    """
+    if count.numel() == 0 or k.numel() == 0:
+        return torch.zeros(*count.shape[:-1], k.shape[-2], device=count.device)
+    bound = int(count.abs().sum(-1).max()) * 128
+    # On a GPU float32 products may be allowed to drop bits (TF32).
+    exact = count.device.type == "cpu" or torch.get_float32_matmul_precision() == "highest"
+    dtype = torch.float32 if bound <= _EXACT_FLOAT32 and exact else torch.float64
+    with torch.autocast(count.device.type, enabled=False):
+        return count.to(dtype) @ k.to(dtype).transpose(-1, -2)
+
+
+def _fold(q: Tensor, num_kv_heads: int, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Line the r query heads of a key/value head up as queries, [B, Hk, r * L, .], so that keys need no copies."""
+    shared = q.shape[1] // num_kv_heads
+    if mask is not None and mask.shape[-2] > 1:
+        mask = mask.repeat(1, 1, shared, 1)
+    return q.unflatten(1, (num_kv_heads, shared)).flatten(2, 3), mask
+
+
+def _pick(x: Tensor, num_sinks: int, oldest: int, end: int) -> Tensor:
+    if num_sinks == 0:
+        return x[:, :, oldest:end]
+    return torch.cat([x[:, :, :num_sinks], x[:, :, oldest:end]], 2)
+
+
+def _never_empty(mask: Tensor) -> Tensor:
+    """Return the mask, or everything for a row that would see nothing, whose softmax would not be a number."""
+    return mask | ~mask.any(-1, keepdim=True)

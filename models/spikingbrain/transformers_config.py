@@ -1,0 +1,59 @@
+"""The same configuration as transformers wants it: so that its save, load and Auto classes work."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from transformers import GenerationConfig, PretrainedConfig
+
+from ...errors import InputError
+from .config import SpikingBrainConfig
+from .layouts import spikingbrain_7b
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(SpikingBrainConfig))
+# Written by transformers into any config.json, beyond its own defaults.
+_GENERIC = {
+    *("model_type", "auto_map", "_name_or_path", "name_or_path", "torch_dtype", "use_cache", "num_labels"),
+    *("attn_implementation", "_attn_implementation", "bos_token_id", "eos_token_id", "pad_token_id", "_commit_hash"),
+    *("output_attentions", "experts_implementation", "generation_config", "quantization_config"),
+}
+
+
+class SpikingBrainPretrainedConfig(PretrainedConfig):
+    """Holds the fields of a `SpikingBrainConfig` side by side with those of transformers.
+
+    Args:
+        settings: the configuration; None to take its fields by name, or the 7B if there are none.
+        kwargs: fields of `SpikingBrainConfig` and of transformers' own configuration.
+    Raises:
+        InputError: a field is known to neither, or the values make no model.
+    """
+
+    model_type = "spikingbrain"
+    attribute_map = {"num_attention_heads": "num_heads", "num_key_value_heads": "num_kv_heads"}  # noqa: RUF012
+
+    def __init__(self, settings: SpikingBrainConfig | None = None, **kwargs: Any) -> None:
+        ours = {name: kwargs.pop(name) for name in _FIELDS if name in kwargs}
+        generic = {*PretrainedConfig().to_dict(), *GenerationConfig().to_dict(), *_GENERIC}
+        unknown = sorted(kwargs.keys() - generic)
+        if unknown:
+            raise InputError(f"SpikingBrainPretrainedConfig: unknown fields {unknown}. Known are {sorted(_FIELDS)}.")
+        if settings is None:
+            settings = SpikingBrainConfig.from_dict(ours) if ours else spikingbrain_7b()
+        elif ours:
+            settings = settings.replace(**ours)
+        self.use_cache = True
+        super().__init__(**{**kwargs, "tie_word_embeddings": settings.tie_word_embeddings})
+        for name, value in settings.to_dict().items():
+            setattr(self, name, value)
+
+    @property
+    def settings(self) -> SpikingBrainConfig:
+        """The configuration as the layers use it, checked."""
+        return SpikingBrainConfig.from_dict({name: getattr(self, name) for name in _FIELDS})
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Number of layers."""
+        return len(self.layers)
