@@ -39,9 +39,9 @@ class Layer(NamedTuple):
 
 
 def draw_layer(rng: random.Random, size: int) -> Layer:
-    shape = (rng.choice([rng.randrange(1, size), 16 * rng.randrange(1, size // 16)]) for _ in "io")
+    num_inputs, num_outputs = (rng.choice([rng.randrange(1, size), 16 * rng.randrange(1, size // 16)]) for _ in "io")
     dtype = rng.choice([torch.float32, torch.bfloat16, torch.float16])
-    return Layer(*shape, dtype, rng.random() < 0.3, rng.randrange(100))
+    return Layer(num_inputs, num_outputs, dtype, rng.random() < 0.3, rng.randrange(100))
 
 
 def activations(rng: random.Random, num_tokens: int, num_inputs: int, dtype: torch.dtype, device: str) -> Tensor:
@@ -61,7 +61,7 @@ def activations(rng: random.Random, num_tokens: int, num_inputs: int, dtype: tor
 def one_round(rng: random.Random, device: str, drawn: Layer) -> tuple[int, int]:
     """Return how many numbers were compared and how many differ."""
     num_inputs, num_outputs, dtype, bias, settings = drawn
-    triton.fastest = lambda key, candidates, run, device: candidates[settings % len(candidates)]
+    setattr(triton, "fastest", lambda key, candidates, run, device: candidates[settings % len(candidates)])  # noqa: B010
     num_tokens = rng.choice([1, 2, 3, 7, 33, 64, 100, 257])
     k = rng.choice([0.3, 1.0, 3.0, 3.0, 8.0, 30.0])
     x = activations(rng, num_tokens, num_inputs, dtype, device)

@@ -61,7 +61,8 @@ def main() -> None:
     models: dict[str, sb.SpikingBrainForCausalLM] = {}
     for name, plans in {"float pair": layout("7b", 2), "full attention": parse_layers("full,full")}.items():
         with torch.device(options.device):
-            models[name] = sb.SpikingBrainForCausalLM(preset(layers=plans, vocab_size=256)).to(torch.bfloat16).eval()
+            model = sb.SpikingBrainForCausalLM(preset(layers=plans, vocab_size=256))
+        models[name] = model.bfloat16().eval()
     models["spiking pair"] = sb.to_spiking(models["float pair"])
     rows = []
     for num_tokens in options.tokens:
