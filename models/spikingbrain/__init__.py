@@ -3,9 +3,11 @@
 from transformers import AutoConfig
 
 from .cache import SpikingBrainCache
+from .calibrate import calibrate
 from .causal_lm import SpikingBrainForCausalLM
 from .checkpoint import read_folder, save_folder
 from .config import LayerPlan, SpikingBrainConfig
+from .from_transformer import from_transformer
 from .layouts import layout, parse_layers, spikingbrain_7b, spikingbrain_76b, tiny_7b, tiny_76b
 from .model import SpikingBrainModel, SpikingBrainOutput
 from .released import from_released, to_released
@@ -22,7 +24,9 @@ __all__ = [
     "SpikingBrainModel",
     "SpikingBrainOutput",
     "SpikingBrainPretrainedConfig",
+    "calibrate",
     "from_released",
+    "from_transformer",
     "layout",
     "parse_layers",
     "read_folder",
