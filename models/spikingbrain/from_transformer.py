@@ -48,7 +48,7 @@ def from_transformer(
     layout: str | tuple[LayerPlan, ...] = "7b",
     *,
     calibration: Tensor | None = None,
-    fit: str = "o-proj",
+    fit: str = "columns",
     seed: int = 0,
     **choices: Any,
 ) -> SpikingBrainForCausalLM:

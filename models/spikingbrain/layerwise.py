@@ -90,8 +90,11 @@ class Surroundings:
         self._states: list[LayerState] | None = None
         if settings.num_sinks:
             cache = SpikingBrainCache(settings)
-            with torch.no_grad():
-                student.model.start(cache, student.model.embeddings(ids))
+            student.model.start(cache, student.model.embeddings(ids))
+            for state in cache.layers:  # which no gradient passes: layers run apart
+                state.linear = None if state.linear is None else state.linear.detach()
+                if state.columns is not None:
+                    state.columns.tensors = tuple(x.detach() for x in state.columns.tensors)
             self._states = cache.layers
 
     def state(self, layer: int) -> LayerState | None:

@@ -189,7 +189,7 @@ def test_calibration_lowers_the_error(plans, choices):
     teacher, texts = qwen(), torch.randint(0, 97, (4, 60))
     errors = [
         error_of(from_transformer(teacher, plans, **choices, **options), teacher, texts)
-        for options in ({}, {"calibration": texts, "fit": "columns"}, {"calibration": texts})
+        for options in ({}, {"calibration": texts}, {"calibration": texts, "fit": "o-proj"})
     ]
     assert errors[0] > errors[1] > errors[2]
     assert errors[1] < 1.0  # giving nothing at all has an error of 1
