@@ -1,4 +1,4 @@
-"""The command line: `spikebrain report` and `spikebrain doctor`."""
+"""The command line: `spikebrain report` and `spikebrain doctor` here, the others in `cli_spikingbrain`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.text import Text
 
 from .analysis import DEFINITIONS, ReportSettings, run_report
 from .backends import BACKENDS
+from .cli_spikingbrain import convert_command, distill_command, generate_command
 from .coding import ENCODERS
 from .doctor import examine
 from .errors import InputError, SpikebrainError
@@ -24,6 +25,11 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+app.command("convert")(convert_command)
+app.command("distill")(distill_command)
+app.command("generate")(generate_command)
 
 
 @app.callback()

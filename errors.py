@@ -29,3 +29,7 @@ class BackendUnavailableError(SpikebrainError, RuntimeError):
 
 class CheckpointError(SpikebrainError, RuntimeError):
     """A model file is missing, damaged, of a kind that is never opened, or could not be fetched."""
+
+
+class TrainingError(SpikebrainError, ArithmeticError):
+    """Training cannot go on: a loss is NaN or infinite."""

@@ -2,6 +2,7 @@
 
 from .exactness import ExactnessCheck
 from .histogram import plot_histogram
+from .losses import plot_losses
 from .perplexity import measure_perplexity, split_windows
 from .raster import plot_raster
 from .report import ReportSettings, run_report
@@ -24,6 +25,7 @@ __all__ = [
     "measure_perplexity",
     "merged_histogram",
     "plot_histogram",
+    "plot_losses",
     "plot_raster",
     "run_report",
     "spike_statistics",

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...neuro import AdaptiveThreshold
+from ..spike_aware import SpikeAwareLinear
 from ..spike_linear import SpikeLinear
 from . import swa
 from .cache import LayerState
@@ -103,7 +104,7 @@ class Attention(nn.Module):
     @property
     def spiking(self) -> str | None:
         """How softmax attention spikes; None where the projections do not (`dequantize` makes them dense again)."""
-        return self.config.spiking if isinstance(self.q_proj, SpikeLinear) else None
+        return self.config.spiking if isinstance(self.q_proj, SpikeLinear | SpikeAwareLinear) else None
 
     def linear_inputs(self, x: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and log-decay of linear attention: feature maps applied, no rotary embedding.

@@ -121,7 +121,7 @@ class SpikingBrainModel(SpikingBrainPreTrainedModel):
         if cache is None and (use_cache or self.sinks is not None):
             cache = SpikingBrainCache(self.settings)
         if cache is not None and cache.num_valid is None:
-            self._start(cache, x)
+            self.start(cache, x)
         context = self._context(x, attention_mask, position_ids, cache)
         hidden_states, losses = [x], []
         for i, layer in enumerate(self.layers):
@@ -140,7 +140,7 @@ class SpikingBrainModel(SpikingBrainPreTrainedModel):
             last_hidden_state=x,
         )
 
-    def _start(self, cache: SpikingBrainCache, x: Tensor) -> None:
+    def start(self, cache: SpikingBrainCache, x: Tensor) -> None:
         """Let a fresh cache begin with the sink tokens."""
         cache.num_valid = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         if self.sinks is None:

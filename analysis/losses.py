@@ -1,0 +1,37 @@
+"""The loss curve of a training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from ..errors import InputError
+from ..models.spikingbrain.training import DistillResult, Stage
+from .style import POSITIVE, save_figure
+
+
+def plot_losses(result: DistillResult, stages: tuple[Stage, ...], path: Path) -> None:
+    """Draw the loss of every step, one panel a stage, since their objectives have different units.
+
+    Args:
+        result: of `distill`.
+        stages: of its settings.
+        path: file to write, .png or .svg.
+    Raises:
+        InputError: there is no step to draw.
+    """
+    shown = [i for i in range(len(stages)) if any(point.stage == i for point in result.losses)]
+    if not shown:
+        raise InputError("plot_losses: expected at least one step, got none.")
+    figure = Figure(figsize=(4.2 * len(shown), 3.4), layout="constrained")
+    for axes, i in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        points = [point for point in result.losses if point.stage == i]
+        axes.plot([p.step + 1 for p in points], [p.loss for p in points], color=POSITIVE, linewidth=1.2)
+        axes.set_title(f"{i + 1}. {stages[i].objective}, {stages[i].context} tokens", loc="left", fontsize=10)
+        axes.set_xlabel("step")
+        unit = "relative squared error" if stages[i].objective == "attention" else "KL to the teacher (nats)"
+        axes.set_ylabel(unit if not stages[i].ce_weight else "KL + weighted cross-entropy (nats)")
+        axes.set_yscale("log")
+        axes.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, path)

@@ -1,0 +1,103 @@
+"""What a student is to match of its teacher: attention outputs and hidden states per layer, or the logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from .causal_lm import SpikingBrainForCausalLM
+from .layerwise import Surroundings, trace, watch
+
+# Tokens whose logits are in memory at the same time.
+_TOKENS = 1024
+
+
+def match_layers(student: SpikingBrainForCausalLM, teacher: Any, ids: Tensor, share: float) -> float:
+    """Add gradients of the layer-wise loss, and return the loss.
+
+    Each layer of the student is shown what the teacher's layer was given, so that layers learn by themselves. Its loss
+    is |a - a'|^2 / |a'|^2 for the attention output a' of the teacher, plus the same for what the whole layer adds to
+    the residual stream. The result is the mean over all layers that learn.
+
+    Args:
+        student: whose parameters that require gradients learn.
+        teacher: the Transformer.
+        ids: token ids, [B, L].
+        share: factor of the gradients: one over the number of batches that are accumulated.
+    """
+    traces = trace(teacher, ids)
+    around = Surroundings(student, ids, traces[0].normed.dtype)
+    learning = [i for i, layer in enumerate(student.model.layers) if any(p.requires_grad for p in layer.parameters())]
+    total = 0.0
+    for i in learning:
+        target, layer = traces[i], student.model.layers[i]
+        # Requires a gradient, so that spiking attention takes its differentiable form in every layer.
+        residual = target.residual.detach().clone().requires_grad_()
+        with watch({"attn": layer.get_submodule("attn")}) as seen:
+            result, _ = layer(residual, around.context, around.state(i))
+        attended = _relative_error(seen["attn"][1], target.attended)
+        loss = attended + _relative_error(result - residual, target.result - target.residual)
+        loss = loss / len(learning)
+        (loss * share).backward()
+        total += loss.item()
+    return total
+
+
+def match_logits(
+    student: SpikingBrainForCausalLM, teacher: Any, ids: Tensor, share: float, *, temperature: float, ce_weight: float
+) -> float:
+    """Add gradients of KL(teacher || student) * temperature^2 + ce_weight * cross-entropy, and return the loss.
+
+    Both are means over tokens. With experts, the load-balancing loss is added, weighed as the configuration says.
+
+    Args:
+        student: whose parameters that require gradients learn.
+        teacher: the Transformer.
+        ids: token ids, [B, L].
+        share: factor of the gradients: one over the number of batches that are accumulated.
+        temperature: both logits are divided by it in KL.
+        ce_weight: of the cross-entropy of the next token of the text.
+
+    Source:
+        Hinton et al., Distilling the Knowledge in a Neural Network, arXiv:1503.02531.
+    """
+    with torch.no_grad():
+        known = teacher.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+    embedded = student.model.embeddings(ids)
+    if not embedded.requires_grad:
+        # As above: spiking attention is to take one form, for sink tokens and text.
+        embedded.requires_grad_()
+    found = student.model(inputs_embeds=embedded, use_cache=False)
+    hidden = found.last_hidden_state[:, :-1].flatten(0, 1)
+    targets = ids[:, 1:].flatten()
+
+    def part(hidden: Tensor, known: Tensor, targets: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = teacher.lm_head(known).float()
+        logits = student.lm_head(hidden).float()
+        kl = F.kl_div(
+            (logits / temperature).log_softmax(-1),
+            (wanted / temperature).log_softmax(-1),
+            reduction="sum",
+            log_target=True,
+        )
+        loss = kl * temperature**2
+        return loss + ce_weight * F.cross_entropy(logits, targets, reduction="sum") if ce_weight else loss
+
+    loss = hidden.new_zeros((), dtype=torch.float32)
+    for pieces in zip(hidden.split(_TOKENS), known.split(_TOKENS), targets.split(_TOKENS), strict=True):
+        # Logits are computed again for the backward pass, which saves more memory than all else together.
+        loss = loss + checkpoint(part, *pieces, use_reentrant=False)  # pyright: ignore[reportOperatorIssue]
+    loss = loss / len(targets)
+    if found.aux_loss is not None:
+        loss = loss + student.settings.aux_loss_weight * found.aux_loss
+    (loss * share).backward()
+    return loss.item()
+
+
+def _relative_error(found: Tensor, wanted: Tensor) -> Tensor:
+    return (found.float() - wanted.float()).square().sum() / wanted.float().square().sum().clamp(min=1e-30)

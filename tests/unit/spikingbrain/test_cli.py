@@ -1,0 +1,100 @@
+"""Convert, distill, generate and report from the command line, on a tiny model."""
+
+import json
+import re
+import sys
+
+import pytest
+
+from spikebrain import load
+from spikebrain.cli import main
+from spikebrain.models.spikingbrain import SpikingBrainForCausalLM
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["spikebrain", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        found = capsys.readouterr()
+        return end.value.code, found.out, found.err
+
+    return run
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("A neuron fires when its potential passes the threshold, and rests. " * 12)
+    return path
+
+
+def test_from_transformer_to_text(run, model_folder, text, tmp_path):
+    ours, better = tmp_path / "ours", tmp_path / "better"
+    code, out, err = run("convert", model_folder, "--out", ours, "--window", 16, "--calibrate", text)
+    assert code == 0, err
+    assert "2 layers" in out
+    model = load(ours).model
+    assert isinstance(model, SpikingBrainForCausalLM)
+    assert [str(plan) for plan in model.settings.layers] == ["gla", "swa"]
+    assert model.settings.window == 16
+
+    options = ("--context", 32, "--batch-size", 2, "--attention-steps", 2, "--logits-steps", 2)
+    code, out, err = run("distill", model_folder, ours, "--text", text, "--out", better, *options)
+    assert code == 0, err
+    assert re.search(r"256 tokens, loss attention .* -> .*, logits .* -> .*; finished\.", out)
+    assert len(json.loads((better / "loss.json").read_text())) == 4
+    assert (better / "loss.png").stat().st_size > 3000
+
+    code, out, err = run("generate", better, "A neuron", "--max-new-tokens", 5)
+    assert code == 0, err
+    assert out.startswith("A Ġ n e u r o n")  # which is how the tokenizer of these tests decodes
+    # One state [2, 6, 6], and keys and values [2, 6] for the 12 tokens that ran (the last one written did not), with a
+    # byte each that says whether they are text; all float32.
+    assert "5 tokens" in out
+    assert f"state {4 * (72 + 12 * 24) + 12:,} bytes" in out
+    assert "spikes" not in out
+    code, _, err = run("report", better, "--text", text, "--num-tokens", 64, "--context", 32, "--out", tmp_path / "r")
+    assert code == 0, err
+    assert json.loads((tmp_path / "r" / "report.json").read_text())["exactness"]["num_mismatches"] == 0
+
+
+def test_on_spikes(run, model_folder, text, tmp_path):
+    code, _, err = run(
+        "convert", model_folder, "--layout", "gla+swa,full", "--spiking", "as-described", "--out", tmp_path / "s"
+    )
+    assert code == 0, err
+    code, out, err = run("generate", tmp_path / "s", "A neuron", "--max-new-tokens", 3, "--temperature", 1.0)
+    assert code == 0, err
+    assert re.search(r"\d spikes a token, [\d.]+ a channel", out)
+    code, _, err = run(
+        "report", tmp_path / "s", "--text", text, "--num-tokens", 64, "--context", 32, "--out", tmp_path / "r"
+    )
+    assert code == 0, err
+    assert json.loads((tmp_path / "r" / "report.json").read_text())["exactness"]["num_mismatches"] == 0
+
+
+def test_sampled_text_and_a_budget(run, model_folder, tmp_path):
+    assert run("convert", model_folder, "--out", tmp_path / "a")[0] == 0
+    options = ("--sample", 200, "--context", 20, "--minutes", 0, "--out", tmp_path / "b")
+    code, out, err = run("distill", model_folder, tmp_path / "a", *options)
+    assert code == 0, err
+    assert "stopped by --minutes" in out
+
+
+def test_errors_are_one_message_and_exit_code_2(run, model_folder, text, tmp_path):
+    out = ("--out", tmp_path / "o")
+    for arguments, message in [
+        (("convert", model_folder, "--spiking", "often", *out), "--spiking: expected none"),
+        (("convert", model_folder, "--layout", "gla", *out), "expected 2 plans"),
+        (("convert", model_folder, "--calibrate", tmp_path / "no.txt", *out), "cannot be read as UTF-8 text"),
+        (("generate", model_folder, "a"), "expected a SpikingBrain model, got LlamaForCausalLM"),
+        (("generate", tmp_path / "none", "a"), "no such file or folder"),
+        (("distill", model_folder, model_folder, *out), "either --text FILE or --sample N"),
+        (("distill", model_folder, model_folder, "--text", text, *out), "expected a SpikingBrain model"),
+    ]:
+        code, _, err = run(*arguments)
+        assert code == 2
+        assert message in err.replace("\n", " ")
+        assert "Traceback" not in err

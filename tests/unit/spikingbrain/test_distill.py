@@ -1,0 +1,316 @@
+"""Light training: losses fall, an interrupted run gives the same losses, spikes in the loop, refusals."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from spikebrain.analysis import plot_losses
+from spikebrain.errors import CheckpointError, InputError, TrainingError
+from spikebrain.models import Policy
+from spikebrain.models.spike_aware import SpikeAwareLinear, spike_aware
+from spikebrain.models.spikingbrain import (
+    DistillResult,
+    DistillSettings,
+    LossPoint,
+    Stage,
+    distill,
+    from_transformer,
+    sample_from,
+    to_spiking,
+)
+from spikebrain.models.spikingbrain.distill import batch_of
+from spikebrain.models.spikingbrain.objectives import match_layers, match_logits
+from spikebrain.models.spikingbrain.training_state import FILE_NAME
+
+
+def make_teacher():
+    torch.manual_seed(3)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=61,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            initializer_range=0.3,
+            tie_word_embeddings=True,
+        )
+    ).eval()
+
+
+@pytest.fixture
+def teacher():
+    return make_teacher()
+
+
+@pytest.fixture
+def tokens():
+    return torch.randint(0, 61, (600,), generator=torch.Generator().manual_seed(4))
+
+
+def stages(**changes):
+    common = {"context": 20, "learning_rate": 1e-2, "batch_size": 4, "warmup": 1, **changes}
+    return (
+        Stage(objective="attention", steps=3, trainable="attention", **common),
+        Stage(objective="logits", steps=4, accumulation=2, **common),
+    )
+
+
+SETTINGS = DistillSettings(stages=stages())
+
+
+def losses_of(result):
+    return [point.loss for point in result.losses]
+
+
+@pytest.mark.parametrize("trainable", ["new", "attention", "all"])
+@pytest.mark.parametrize("objective", ["attention", "logits"])
+def test_losses_fall_and_only_what_trains_changes(teacher, tokens, objective, trainable):
+    student = from_transformer(teacher, "gla,gla+full/moe", num_experts=3, num_sinks=2)
+    before = {name: p.detach().clone() for name, p in student.named_parameters()}
+    stage = Stage(objective=objective, steps=12, trainable=trainable, context=20, learning_rate=0.02, warmup=2)
+    result = distill(student, teacher, tokens, DistillSettings(stages=(stage,)))
+    found = losses_of(result)
+    assert sum(found[-3:]) < 0.99 * sum(found[:3])
+    assert result.finished
+    assert result.num_tokens == 12 * 8 * 20
+    changed = {name for name, p in student.named_parameters() if not torch.equal(p, before[name])}
+    attention = {name for name in before if ".attn." in name}
+    assert ("model.layers.0.attn.q_proj.weight" in changed) == (trainable != "new")
+    assert ("model.layers.0.mlp.up_proj.weight" in changed) == (trainable == "all")
+    assert "model.layers.0.attn.g_norm.weight" in changed
+    assert trainable == "all" or changed <= attention | {"model.sinks", "model.layers.1.mlp.router.weight"}
+    assert not student.training
+    assert all(p.requires_grad and p.grad is None for p in student.parameters())
+
+
+def test_a_model_equal_to_its_teacher_has_no_loss(teacher, tokens):
+    student, ids = from_transformer(teacher, "full,swa"), tokens[:60].view(2, 30)
+    assert match_layers(student, teacher, ids, 1.0) < 1e-10
+    assert abs(match_logits(student, teacher, ids, 1.0, temperature=2.0, ce_weight=0.0)) < 1e-6
+    with torch.no_grad():
+        nll = teacher(ids, labels=ids).loss.item()
+    found = match_logits(student, teacher, ids, 1.0, temperature=1.0, ce_weight=0.5)
+    assert found == pytest.approx(0.5 * nll, rel=1e-4)
+
+
+def test_loss_of_the_logits_against_its_formula(teacher, tokens):
+    student, ids = from_transformer(teacher, "7b"), tokens[:60].view(2, 30)
+    with torch.no_grad():
+        p, q = ((model(ids).logits[:, :-1] / 2.0).softmax(-1) for model in (teacher, student))
+    expected = 4.0 * (p * (p / q).log()).sum(-1).mean()  # temperature^2 is 4
+    found = match_logits(student, teacher, ids, 1.0, temperature=2.0, ce_weight=0.0)
+    assert found == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_loss_of_the_layers_against_its_formula(teacher, tokens):
+    student, ids = from_transformer(teacher, "gla,full"), tokens[:60].view(2, 30)
+    with torch.no_grad():
+        x = teacher.model.embed_tokens(ids)
+        target = teacher.model(ids, output_hidden_states=True).hidden_states[1]
+        found = student.model(ids, output_hidden_states=True).hidden_states[1]
+        wanted = {}
+        teacher.model.layers[0].self_attn.o_proj.register_forward_hook(lambda m, i, o: wanted.__setitem__("o", o))
+        student.model.layers[0].attn.register_forward_hook(lambda m, i, o: wanted.__setitem__("a", o))
+        teacher(ids), student(ids)
+    attended = (wanted["a"] - wanted["o"]).square().sum() / wanted["o"].square().sum()
+    hidden = (found - target).square().sum() / (target - x).square().sum()
+    # The second layer is the teacher's: its part of the mean is 0.
+    assert match_layers(student, teacher, ids, 1.0) == pytest.approx(float(attended + hidden) / 2, rel=1e-4)
+
+
+def test_batches_take_every_text_once_before_any_again():
+    tokens, stage = torch.arange(70), Stage(objective="logits", context=10, steps=1, learning_rate=1.0, batch_size=3)
+    firsts = torch.cat([batch_of(tokens, stage, 5, i)[:, 0] for i in range(7)]).tolist()
+    assert [sorted(firsts[i : i + 7]) for i in (0, 7, 14)] == [[0, 10, 20, 30, 40, 50, 60]] * 3
+    assert firsts[:7] != firsts[7:14]
+
+
+def test_learning_rate():
+    stage = Stage(objective="logits", context=10, steps=8, learning_rate=1.0, warmup=1)
+    assert stage.learning_rate_at(0) == pytest.approx(0.5)
+    assert stage.learning_rate_at(4) == pytest.approx(0.5)  # half way down the cosine
+    assert stage.learning_rate_at(7) == pytest.approx(0.5 * (1 + math.cos(math.pi * 7 / 8)))
+
+
+def test_accumulation_is_a_larger_batch(teacher, tokens):
+    def weights(**sizes):
+        student = from_transformer(teacher, "7b")
+        stage = Stage(objective="logits", steps=2, context=20, learning_rate=1e-2, **sizes)
+        distill(student, teacher, tokens, DistillSettings(stages=(stage,)))
+        return student.model.layers[0].attn.q_proj.weight
+
+    torch.testing.assert_close(weights(batch_size=6), weights(batch_size=2, accumulation=3), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("num_steps", [0, 2, 3, 5])
+def test_going_on_gives_the_same_losses(teacher, tokens, tmp_path, num_steps, monkeypatch):
+    expected = distill(whole := from_transformer(teacher, "7b"), teacher, tokens, SETTINGS)
+    # A clock that jumps over the budget after so many steps.
+    seen = []
+
+    def stop_after(title, total):
+        return seen.append
+
+    clock = SimpleNamespace(perf_counter=lambda: 1e9 if seen and sum(seen) >= num_steps else 0.0)
+    monkeypatch.setattr(sys.modules["spikebrain.models.spikingbrain.distill"], "time", clock)
+    budgeted = DistillSettings(stages=stages(), budget_s=1.0)
+    first = distill(from_transformer(teacher, "7b"), teacher, tokens, budgeted, tmp_path, stop_after)
+    monkeypatch.undo()
+    assert not first.finished
+    assert len(first.losses) == num_steps
+    student = from_transformer(teacher, "7b")
+    second = distill(student, teacher, tokens, SETTINGS, tmp_path)
+    assert second.finished
+    assert losses_of(second) == losses_of(expected)
+    assert all(torch.equal(p, q) for p, q in zip(student.parameters(), whole.parameters(), strict=True))
+    assert [p["loss"] for p in json.loads((tmp_path / "loss.json").read_text())] == losses_of(expected)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["loss.json", FILE_NAME]
+
+
+def test_a_killed_run_goes_on(teacher, tokens, tmp_path):
+    script = """
+        import os, signal, sys
+        from pathlib import Path
+        sys.path.insert(0, sys.argv[2])
+        from test_distill import SETTINGS, make_teacher, torch
+        import dataclasses
+        from spikebrain.models.spikingbrain import distill, from_transformer
+        teacher, steps = make_teacher(), []
+        tokens = torch.randint(0, 61, (600,), generator=torch.Generator().manual_seed(4))
+        def kill(title, total):
+            def advance(done):
+                steps.append(done)
+                if sum(steps) == 5:
+                    os.kill(os.getpid(), signal.SIGKILL)
+            return advance
+        settings = dataclasses.replace(SETTINGS, save_every_s=0.0)
+        distill(from_transformer(teacher, "7b"), teacher, tokens, settings, Path(sys.argv[1]), kill)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path), os.path.dirname(__file__)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    (tmp_path / f"{FILE_NAME}.77.partial").write_bytes(b"half a file")
+    result = distill(from_transformer(teacher, "7b"), teacher, tokens, SETTINGS, tmp_path)
+    expected = distill(from_transformer(teacher, "7b"), teacher, tokens, SETTINGS)
+    assert losses_of(result) == pytest.approx(losses_of(expected), rel=1e-6)
+
+
+@pytest.mark.parametrize("setting", ["as-described", "as-released"])
+@pytest.mark.parametrize("plans", ["gla,swa", "gla+swa/moe,gla+full"])
+def test_spike_aware_computes_what_the_spiking_model_does(teacher, tokens, setting, plans):
+    student = from_transformer(teacher, plans, num_sinks=2, num_experts=2).double()
+    spiking, ids = to_spiking(student, setting), tokens[:60].view(2, 30)
+    seen = []
+    student.model.layers[1].register_forward_hook(lambda m, i, o: seen.append(o[0].detach()))
+    stage = Stage(objective="logits", context=30, steps=1, batch_size=2, learning_rate=1e-3)
+    distill(student, teacher.double(), tokens[:60], DistillSettings(stages=(stage,), spiking=setting))
+    assert student.settings.spiking is None
+    assert not any(isinstance(module, SpikeAwareLinear) for module in student.modules())
+    ids = batch_of(tokens[:60], stage, 0, 0)
+    spiking.model.layers[1].register_forward_hook(lambda m, i, o: seen.append(o[0].detach()))
+    with torch.no_grad():
+        spiking(ids)
+    # Sink tokens run first; rounded weights are float32 in the one and exact in the other.
+    torch.testing.assert_close(seen[-1], seen[-3], atol=1e-4, rtol=1e-4)
+
+
+def test_training_on_spikes_lowers_the_loss(teacher, tokens):
+    for objective in ("attention", "logits"):
+        student = from_transformer(teacher, "gla,gla+swa", num_sinks=2)
+        stage = Stage(objective=objective, steps=12, context=20, learning_rate=0.02, trainable="all")
+        found = losses_of(
+            distill(student, teacher, tokens, DistillSettings(stages=(stage,), spiking="as-described", k=2.0))
+        )
+        assert sum(found[-3:]) < 0.95 * sum(found[:3])
+
+
+def test_gradients_pass_both_roundings():
+    linear = torch.nn.Linear(6, 3)
+    wrapped, x = torch.nn.Sequential(linear), torch.randn(4, 6, requires_grad=True)
+    with spike_aware(wrapped, Policy()):
+        wrapped(x).sum().backward()
+    assert wrapped[0] is linear
+    # As if y were linear: the gradient of x is the sum of the (rounded) rows, that of b the number of tokens.
+    torch.testing.assert_close(x.grad, linear.weight.sum(0).expand(4, -1), atol=0.02, rtol=0)
+    assert linear.bias.grad.tolist() == [4.0] * 3
+    assert bool((linear.weight.grad.abs() > 0).any())
+
+
+def test_precision_and_checkpointing(teacher, tokens):
+    plain = losses_of(distill(from_transformer(teacher, "7b"), teacher, tokens, SETTINGS))
+    student = from_transformer(teacher, "7b")
+    again = DistillSettings(stages=stages(), gradient_checkpointing=True)
+    assert losses_of(distill(student, teacher, tokens, again)) == pytest.approx(plain, rel=1e-5)
+    assert not student.model.gradient_checkpointing
+    half = DistillSettings(stages=stages(), precision="bfloat16")
+    found = losses_of(distill(from_transformer(teacher, "7b"), teacher, tokens, half))
+    assert found == pytest.approx(plain, rel=0.2)
+    assert found != plain
+
+
+def test_sampling_from_the_teacher(teacher):
+    text = sample_from(teacher, 50, length=12, batch_size=2, seed=1)
+    assert text.shape == (50,)
+    assert torch.equal(text, sample_from(teacher, 50, length=12, batch_size=2, seed=1))
+    assert not torch.equal(text, sample_from(teacher, 50, length=12, batch_size=2, seed=2))
+    # Close to greedy decoding at a low temperature.
+    cold = sample_from(teacher, 12, length=12, temperature=1e-4)[None]
+    written = teacher.generate(cold[:, :1], max_new_tokens=11, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert torch.equal(cold, written)
+    with pytest.raises(InputError, match=r"sample_from\.temperature: expected a finite number > 0, got 0"):
+        sample_from(teacher, 5, temperature=0.0)
+
+
+def test_curve(tmp_path):
+    result = DistillResult(tuple(LossPoint(0, i, 1.0 / (i + 1), 0.1) for i in range(5)), False, 1.0, 10)
+    plot_losses(result, stages(), tmp_path / "loss.png")
+    assert (tmp_path / "loss.png").stat().st_size > 3000
+    with pytest.raises(InputError, match="at least one step"):
+        plot_losses(DistillResult((), False, 0.0, 0), stages(), tmp_path / "loss.png")
+
+
+def test_not_a_number_ends_it(teacher, tokens):
+    student = from_transformer(teacher, "7b")
+    with torch.no_grad():
+        student.model.layers[0].attn.g_norm.weight[0] = math.nan
+    with pytest.raises(TrainingError, match=r"got nan at step 0 of stage 0 \(attention\)"):
+        distill(student, teacher, tokens, SETTINGS)
+    assert student.settings.spiking is None
+    assert not student.training
+
+
+def test_refusals(teacher, tokens, tmp_path):
+    student = from_transformer(teacher, "7b")
+    distill(student, teacher, tokens, SETTINGS, tmp_path)
+    for arguments, message in [
+        ((student, teacher, tokens[:-1], SETTINGS, tmp_path), "training with other settings, tokens or sizes"),
+        ((to_spiking(student), teacher, tokens, SETTINGS), "whose INT8 weights cannot learn"),
+        ((student, teacher, tokens[:10], SETTINGS), "at least 20 ids"),
+        ((student, teacher, tokens + 60, SETTINGS), "expected ids from 0 to 60"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            distill(*arguments)
+    (tmp_path / FILE_NAME).write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        distill(student, teacher, tokens, SETTINGS, tmp_path)
+    for fields, message in [
+        ({"objective": "both"}, "Stage.objective: expected one of"),
+        ({"context": 1}, "Stage.context: expected an integer >= 2, got 1"),
+        ({"learning_rate": math.nan}, "Stage.learning_rate"),
+        ({"trainable": "none"}, "Stage.trainable"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            Stage(**{"objective": "logits", "context": 8, "steps": 1, "learning_rate": 1.0, **fields})
+    with pytest.raises(InputError, match=r"DistillSettings\.stages"):
+        DistillSettings(stages=())
