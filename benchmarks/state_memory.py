@@ -4,10 +4,12 @@
 
 State depends on heads, channels a head, window and layers, not on the hidden size, which is small here so that a CPU
 runs it; heads, channels and window (4096) are the 7B's. Two layers of 7B and seven of 76B (one period of each) are
-filled by the model itself, in portions, and `num_bytes` of the cache is read; that is scaled to 28 layers, which is exact
-since periods are equal. Columns hold one byte more a token and layer, which says whether it is text; that is included.
-The Transformer is the same model with full attention in each layer, at two bytes a number as in float16; it is filled
-up to 8192 tokens and scaled beyond, since its bytes are proportional to the tokens (checked at each length that runs).
+filled by the model itself, in portions, and `num_bytes` of the cache is read; that is scaled to 28 layers, which is
+exact since periods are equal. Columns hold one byte more a token and layer, which says whether it is text; that is
+included.
+The Transformer is the same model with full attention in each layer, at two bytes a number as in float16. All are
+filled up to --measured tokens; beyond, the columns of full attention, one a token, are counted on from their measured
+size, and all else is constant, since windows are full then.
 Float states of linear attention are float32; keys and values of float models are bfloat16.
 """
 
@@ -30,7 +32,6 @@ from spikebrain.models.spikingbrain import (
 )
 
 _LAYERS = 28
-_MEASURED_FULL = 8192
 _PORTION = 512
 
 
@@ -38,6 +39,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 8192, 65536])
+    parser.add_argument("--measured", type=int, default=6144, help="tokens that run; more than the window")
     options = parser.parse_args()
     small = {"vocab_size": 16, "hidden_size": 16, "head_dim": 128, "intermediate_size": 16}
     # One query head a key/value head: queries leave no state.
@@ -53,7 +55,9 @@ def main() -> None:
             "as-described",
         ),
     }
-    found = {name: measure(config, setting, options.lengths) for name, (config, setting) in rows.items()}
+    found = {
+        name: measure(config, setting, options.lengths, options.measured) for name, (config, setting) in rows.items()
+    }
     print(f"{'bytes of state, 28 layers, 4 KV heads of 128':45}" + "".join(f"{n:>16,}" for n in options.lengths))
     for name, sizes in found.items():
         print(f"{name:45}" + "".join(f"{size:>16,}" for size in sizes.values()))
@@ -68,7 +72,7 @@ def _dense_76b() -> str:
 
 
 @torch.inference_mode()
-def measure(config: SpikingBrainConfig, setting: str | None, lengths: list[int]) -> dict[int, int]:
+def measure(config: SpikingBrainConfig, setting: str | None, lengths: list[int], measured: int) -> dict[int, int]:
     """Return bytes by length, for all layers."""
     model = SpikingBrainForCausalLM(config).eval()
     model = to_spiking(model, setting) if setting else model.bfloat16()
@@ -76,7 +80,7 @@ def measure(config: SpikingBrainConfig, setting: str | None, lengths: list[int])
     full = sum(plan.softmax == "full" for plan in config.layers)
     cache, sizes = SpikingBrainCache(config), {}
     for length in sorted(lengths):
-        wanted = min(length, _MEASURED_FULL) if full else length
+        wanted = min(length, measured)
         while cache.num_tokens < wanted:
             portion = min(_PORTION, wanted - cache.num_tokens)
             model(torch.randint(16, (1, portion)), cache=cache, logits_to_keep=1)
