@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -11,12 +12,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spikebrain import Binary, SpikeTrain, Ternary, decode
-from spikebrain.backends import BACKENDS, Backend, Cpu, Reference, Triton, auto, reference
+from spikebrain.backends import BACKENDS, Backend, Chip, Cpu, Reference, Triton, auto, reference
+from spikebrain.backends.chip import load_description
 from spikebrain.coding import ENCODERS
 from spikebrain.errors import AccumulatorOverflowError, BackendUnavailableError, InputError
 
+# A chip whose packets hold any count: the presets' refuse some that are tried here.
+ASYNC = load_description("async-45nm")
+WIDE = replace(ASYNC, packet=replace(ASYNC.packet, payload_bits=64))
 # Every registered backend, and the modes of those that have several.
 EVERY = {name: BACKENDS.create(name) for name in BACKENDS} | {
+    "chip": Chip(WIDE),
+    "chip-streamed": Chip(WIDE, stream=True),
     "cpu-count": Cpu("count"),
     "triton-count": Triton("count"),
 }

@@ -1,0 +1,31 @@
+"""The simulated asynchronous chip: exact integers, and how long, how much energy and where the bottleneck is."""
+
+from .activity import COMPONENTS, Activity
+from .backend import Chip
+from .description import Description, load_description
+from .layer import LayerSimulation, simulate_layer
+from .mapping import MAPPINGS, CoreTile, InOrder, Mapping, MinimalTraffic, Placement, num_packet_hops, plan
+from .ordering import ORDERS, AsGiven, ByRate, ChannelOrder, Together
+
+__all__ = [
+    "COMPONENTS",
+    "MAPPINGS",
+    "ORDERS",
+    "Activity",
+    "AsGiven",
+    "ByRate",
+    "ChannelOrder",
+    "Chip",
+    "CoreTile",
+    "Description",
+    "InOrder",
+    "LayerSimulation",
+    "Mapping",
+    "MinimalTraffic",
+    "Placement",
+    "Together",
+    "load_description",
+    "num_packet_hops",
+    "plan",
+    "simulate_layer",
+]

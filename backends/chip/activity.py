@@ -1,0 +1,159 @@
+"""What a chip did, in exact integers, and what that costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from .description import Description
+from .mapping import Placement
+from .network import ACCUMULATE, COLLECT, LINK, REDUCE, SEND, SOURCE, Network
+from .outcome import Outcome
+from .traffic import Traffic
+
+COMPONENTS = {
+    "compute": "additions and shifts of weights, partial sums included",
+    "accumulators": "sums read and written",
+    "weight fetch": "weights read, in blocks",
+    "routing": "packets on links",
+    "packets": "packets sent and received by cores",
+    "handshakes": "request and acknowledge from stage to stage",
+    "encoding": "mean |x|, threshold, rounding, spikes",
+    "dense rest": "rescaling, and norms, softmax, gates, attention where they are simulated",
+    "leakage": "power of idle transistors, for the time that the simulation takes",
+}
+
+
+@dataclass(frozen=True)
+class Activity:
+    """Events of one or more layers; add them with `+`. Energy is a sum of these times the chip's energies.
+
+    Attributes:
+        num_macs: multiply-accumulates of the dense layer on the same tokens, for comparison.
+        num_synops: additions of a weight.
+        num_shifts: those of them of a shifted weight.
+        num_partial_adds: additions where partial sums meet.
+        num_updates: accumulators read and written.
+        num_sram_blocks, num_dram_blocks: accesses to weights.
+        num_east_west, num_north_south: packets times links.
+        num_sent, num_received: packets that leave and reach cores and digital units.
+        num_handshakes: packets handed from stage to stage.
+        num_means, num_rounded: channels that were summed up, and divided by the threshold.
+        num_thresholds: tokens encoded.
+        num_spikes: packets that encoders made; copies for several cores count once.
+        num_neurons: neurons accessed and updated, per timestep; with a barrier only.
+        num_adds, num_multiplies, num_exponentials, num_divisions, num_square_roots, num_integer_macs, num_bytes: of digital
+            units.
+        leaking_core_ps: cores times time.
+    """
+
+    num_macs: int = 0
+    num_synops: int = 0
+    num_shifts: int = 0
+    num_partial_adds: int = 0
+    num_updates: int = 0
+    num_sram_blocks: int = 0
+    num_dram_blocks: int = 0
+    num_east_west: int = 0
+    num_north_south: int = 0
+    num_sent: int = 0
+    num_received: int = 0
+    num_handshakes: int = 0
+    num_means: int = 0
+    num_thresholds: int = 0
+    num_rounded: int = 0
+    num_spikes: int = 0
+    num_neurons: int = 0
+    num_adds: int = 0
+    num_multiplies: int = 0
+    num_exponentials: int = 0
+    num_divisions: int = 0
+    num_square_roots: int = 0
+    num_integer_macs: int = 0
+    num_bytes: int = 0
+    leaking_core_ps: int = 0
+
+    def __add__(self, other: Activity) -> Activity:
+        return Activity(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def energy_pj(self, chip: Description) -> dict[str, float]:
+        """Return picojoules by component; the total is their sum."""
+        core, encoder, digital = chip.core, chip.encoder, chip.digital
+        found = {
+            "compute": self.num_synops * core.add_pj
+            + self.num_shifts * core.shift_pj
+            + self.num_partial_adds * core.partial_add_pj,
+            "accumulators": self.num_updates * core.accumulator_pj,
+            "weight fetch": self.num_sram_blocks * core.access_pj + self.num_dram_blocks * chip.dram.block_pj,
+            "routing": self.num_east_west * chip.link.east_west_pj + self.num_north_south * chip.link.north_south_pj,
+            "packets": self.num_sent * core.send_pj + self.num_received * core.receive_pj,
+            "handshakes": self.num_handshakes * chip.handshake.phases * chip.handshake.transition_pj,
+            "encoding": self.num_means * encoder.mean_pj
+            + self.num_thresholds * encoder.threshold_pj
+            + self.num_rounded * encoder.round_pj
+            + self.num_spikes * encoder.spike_pj
+            + self.num_neurons * (encoder.access_pj + encoder.update_pj),
+            "dense rest": self.num_adds * digital.add_pj
+            + self.num_multiplies * digital.multiply_pj
+            + self.num_exponentials * digital.exponential_pj
+            + self.num_divisions * digital.divide_pj
+            + self.num_square_roots * digital.square_root_pj
+            + self.num_integer_macs * digital.integer_mac_pj
+            + self.num_bytes * digital.byte_pj,
+            "leakage": self.leaking_core_ps * core.leakage_mw * 1e-3,  # mW times ps is 1e-15 J
+        }
+        assert list(found) == list(COMPONENTS)
+        return found
+
+
+def activity_of(
+    outcome: Outcome, network: Network, traffic: Traffic, placement: Placement, chip: Description, num_tokens: int
+) -> Activity:
+    """Count what a simulated layer did, without what it leaked.
+
+    Args:
+        outcome: of the simulation.
+        network, traffic, placement, chip: what was simulated.
+        num_tokens: tokens, of which a chip with a barrier makes several.
+    """
+    kind = network.kind
+    # The end of a timestep costs nothing where a barrier tells it.
+    served = outcome.num_served - outcome.num_ends if network.free_ends else outcome.num_served
+    links = network.of_kind(LINK)
+    vertical = network.north_south[links]
+    copies = 0 if chip.packet.multicast else int(served[kind == SOURCE].sum())
+    sums = int(served[kind == SEND].sum()) if chip.core.sums_travel else 0
+    collected = int(served[kind == COLLECT].sum())
+    num_inputs, num_outputs = placement.cores[-1].inputs.stop, placement.cores[-1].outputs.stop
+    by_barrier = bool(chip.barrier.tiles)
+    blocks = int(outcome.num_blocks.sum())
+    return Activity(
+        num_macs=num_tokens * num_inputs * num_outputs,
+        num_synops=int(outcome.num_synops.sum()),
+        num_shifts=int(outcome.num_shifts.sum()),
+        num_partial_adds=int(served[kind == REDUCE].sum()),
+        num_updates=int(outcome.num_updates.sum()),
+        num_sram_blocks=0 if placement.streamed else blocks,
+        num_dram_blocks=blocks if placement.streamed else 0,
+        num_east_west=int(served[links[~vertical]].sum()),
+        num_north_south=int(served[links[vertical]].sum()),
+        num_sent=copies + sums,
+        num_received=int(served[kind == ACCUMULATE].sum())
+        + (int(served[kind == REDUCE].sum()) + collected if sums else 0),
+        num_handshakes=int(served[kind != SOURCE].sum()),
+        num_means=0 if by_barrier else num_tokens * num_inputs,
+        num_thresholds=0 if by_barrier else num_tokens,
+        num_rounded=0 if by_barrier else num_tokens * num_inputs,
+        num_spikes=traffic.num_packets,
+        num_neurons=traffic.num_tokens * num_inputs if by_barrier else 0,
+        # A sum is multiplied by the scale of its weights and by the threshold.
+        num_multiplies=2 * collected,
+    )
+
+
+def utilization(outcome: Outcome, network: Network) -> np.ndarray:
+    """Return the share of the time in which each core was adding, [C]."""
+    cores = network.of_kind(ACCUMULATE)
+    order = np.argsort(network.unit[cores])
+    return outcome.busy_ps[cores][order] / max(int(outcome.end_ps.max(initial=0)), 1)

@@ -1,0 +1,269 @@
+"""A placed layer as stations: each takes packets from its queue, one at a time, and hands them on.
+
+    source -> links -> accumulate -> send -> links -> reduce -> links -> collect
+
+Spikes, partial sums and results travel on links of their own, and XY routes never turn back, so no station can wait for
+itself: the graph of stations has no cycle, hence no deadlock (DESIGN.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from .description import Description
+from .mapping import Placement, Tile, route
+
+# Kinds of stations; `reference.py` says what each does.
+SOURCE, LINK, ACCUMULATE, SEND, REDUCE, COLLECT = range(6)
+KIND_NAMES = ("encode", "link", "accumulate", "send", "reduce", "collect")
+
+
+@dataclass(frozen=True)
+class Network:
+    """Stations of one layer, as arrays: S stations, R routes, C cores.
+
+    Attributes:
+        names: of the stations. The number of a station is also its turn among those that act at the same instant.
+        kind: what each does, int8 [S].
+        depth: packets that fit its queue; one more is in service. int64 [S].
+        service_ps: time of a packet in this station, but for what depends on the packet; int64 [S].
+        latency_ps: from leaving this station to being there for the next, int64 [S].
+        unit: number of the core (accumulate, send), block of outputs (reduce) or sender (source); int64 [S].
+        next_first, next_num, next_station: a packet of route r goes from station s to the `next_num[s, r]` stations from
+            `next_station[next_first[s, r]]` on; int64.
+        north_south: whether a link runs along a column, bool [S].
+        spike_routes: for each sender and block of inputs, the routes on which one packet each carries a spike.
+        end_routes: for each sender, the routes on which it says that a token is done.
+        num_ends: senders of which a core has to hear that, int64 [C].
+        core_inputs, core_outputs: first and last (exclusive) input position and output of each core, int64 [C, 2].
+        block_outputs: the same of each block of outputs, int64 [blocks, 2].
+        num_partial: cores that share a block of outputs.
+        sum_route: route of the sums of each core, int64 [C].
+        result_route: route of finished sums.
+        lanes, add_ps: additions at a time of a core, and their duration.
+        block_bytes, block_ps: what one access to weights reads, and its duration.
+        free_ends: the end of a token is a barrier's, not a packet's.
+        num_banks: tokens that may be under way.
+    """
+
+    names: list[str]
+    kind: np.ndarray
+    depth: np.ndarray
+    service_ps: np.ndarray
+    latency_ps: np.ndarray
+    unit: np.ndarray
+    next_first: np.ndarray
+    next_num: np.ndarray
+    next_station: np.ndarray
+    north_south: np.ndarray
+    spike_routes: list[list[list[int]]]
+    end_routes: list[list[int]]
+    num_ends: np.ndarray
+    core_inputs: np.ndarray
+    core_outputs: np.ndarray
+    block_outputs: np.ndarray
+    num_partial: int
+    sum_route: np.ndarray
+    result_route: int
+    lanes: int
+    add_ps: int
+    block_bytes: int
+    block_ps: int
+    free_ends: bool
+    num_banks: int
+
+    @property
+    def num_stations(self) -> int:
+        """S."""
+        return len(self.names)
+
+    def of_kind(self, kind: int) -> np.ndarray:
+        """Return the numbers of all stations of a kind."""
+        return np.flatnonzero(self.kind == kind)
+
+
+def build_network(placement: Placement, chip: Description) -> Network:
+    """Return the stations of a placed layer."""
+    graph = _Graph()
+    cores, num_in = placement.cores, placement.num_input_blocks
+    home = ("collect", placement.home)
+    graph.add(home)
+    spike_routes, end_routes = _spread_spikes(graph, placement, chip)
+
+    result_route = graph.new_route()
+    sum_route = []
+    for o in range(len(placement.output_blocks)):
+        block = cores[o * num_in : (o + 1) * num_in]
+        gathers = ("reduce", o)
+        at_home = block[0].tile if chip.core.sums_travel else None
+        if num_in > 1:
+            partial_route = graph.new_route()
+            for c in range(o * num_in, (o + 1) * num_in):
+                graph.connect(("send", c), cores[c].tile, gathers, block[0].tile, "partial", partial_route)
+            graph.connect(gathers, at_home or placement.home, home, placement.home, "result", result_route)
+            sum_route += [partial_route] * num_in
+        else:
+            graph.connect(("send", o), at_home or placement.home, home, placement.home, "result", result_route)
+            sum_route.append(result_route)
+    # A core hands the finished token to its own sender.
+    for c in range(len(cores)):
+        for r in range(graph.num_routes):
+            graph.next.setdefault((("accumulate", c), r), {})[("send", c)] = None
+
+    stations = sorted(graph.stations, key=_turn)
+    number = {key: i for i, key in enumerate(stations)}
+    next_first = np.zeros((len(stations), graph.num_routes), np.int64)
+    next_num = np.zeros_like(next_first)
+    next_station: list[int] = []
+    for (key, r), targets in graph.next.items():
+        next_first[number[key], r], next_num[number[key], r] = len(next_station), len(targets)
+        next_station += [number[target] for target in targets]
+    block_ps = _ps(chip.core.access_ns)
+    if placement.streamed:
+        share = chip.dram.bandwidth_bytes_per_ns / len(cores)
+        block_ps = _ps(chip.dram.latency_ns) + math.ceil(1000 * chip.dram.block_bytes / share)
+    senders = placement.senders
+    return Network(
+        names=[_name(key) for key in stations],
+        kind=np.array([_KINDS[key[0]] for key in stations], np.int8),
+        depth=np.array([_depth(key[0], chip) for key in stations], np.int64),
+        service_ps=np.array([_service(key, chip) for key in stations], np.int64),
+        latency_ps=np.array([_latency(key, chip) for key in stations], np.int64),
+        unit=np.array([key[1] if isinstance(key[1], int) else 0 for key in stations], np.int64),
+        next_first=next_first,
+        next_num=next_num,
+        next_station=np.array(next_station, np.int64),
+        north_south=np.array([key[0] == "link" and _is_north_south(*key[2:]) for key in stations]),
+        spike_routes=spike_routes,
+        end_routes=end_routes,
+        num_ends=np.array([sum(_overlap(c.inputs, sent) for _, sent in senders) for c in cores], np.int64),
+        core_inputs=np.array([(c.inputs.start, c.inputs.stop) for c in cores], np.int64),
+        core_outputs=np.array([(c.outputs.start, c.outputs.stop) for c in cores], np.int64),
+        block_outputs=np.array([(b.start, b.stop) for b in placement.output_blocks], np.int64),
+        num_partial=num_in,
+        sum_route=np.array(sum_route, np.int64),
+        result_route=result_route,
+        lanes=chip.core.lanes,
+        add_ps=_ps(chip.core.add_ns),
+        block_bytes=chip.dram.block_bytes if placement.streamed else chip.core.block_bytes,
+        block_ps=block_ps,
+        free_ends=bool(chip.barrier.tiles),
+        num_banks=chip.core.accumulator_banks,
+    )
+
+
+class _Graph:
+    """Stations, named by what and where they are, and where packets go from them on each route."""
+
+    def __init__(self) -> None:
+        self.stations: dict[tuple, None] = {}
+        self.next: dict[tuple[tuple, int], dict[tuple, None]] = {}
+        self.num_routes = 0
+
+    def new_route(self) -> int:
+        self.num_routes += 1
+        return self.num_routes - 1
+
+    def add(self, station: tuple) -> None:
+        self.stations.setdefault(station)
+
+    def connect(self, start: tuple, start_tile: Tile, end: tuple, end_tile: Tile, network: str, r: int) -> None:
+        """Lead route r from a station to another, over the links between their tiles."""
+        links = [("link", network, *link) for link in route(start_tile, end_tile)]
+        chain = [start, *links, end]
+        for station in chain:
+            self.add(station)
+        for a, b in zip(chain, chain[1:], strict=False):
+            self.next.setdefault((a, r), {})[b] = None
+
+
+def _spread_spikes(graph: _Graph, placement: Placement, chip: Description) -> tuple[list, list]:
+    """Lead routes from senders to cores; return Network.spike_routes and Network.end_routes."""
+    cores, num_in = placement.cores, placement.num_input_blocks
+
+    def lead(source: tuple, tile: Tile, targets: Iterable[int]) -> int:
+        r = graph.new_route()
+        for c in targets:
+            graph.connect(source, tile, ("accumulate", c), cores[c].tile, "spike", r)
+        return r
+
+    spike_routes, end_routes = [], []
+    for s, (tile, sent) in enumerate(placement.senders):
+        source = ("source", s)
+        graph.add(source)
+        reached = [[c for c in range(i, len(cores), num_in) if _overlap(cores[c].inputs, sent)] for i in range(num_in)]
+        if chip.packet.multicast:
+            spike_routes.append([[lead(source, tile, targets)] if targets else [] for targets in reached])
+            end_routes.append([lead(source, tile, sorted(c for targets in reached for c in targets))])
+        else:
+            spike_routes.append([[lead(source, tile, [c]) for c in targets] for targets in reached])
+            end_routes.append([r for routes in spike_routes[-1] for r in routes])
+    return spike_routes, end_routes
+
+
+def _overlap(a: range, b: range) -> bool:
+    return max(a.start, b.start) < min(a.stop, b.stop)
+
+
+_KINDS = {"source": SOURCE, "link": LINK, "accumulate": ACCUMULATE, "send": SEND, "reduce": REDUCE, "collect": COLLECT}
+_NETWORKS = ("result", "partial", "spike")
+
+
+def _turn(key: tuple) -> tuple:
+    """Sort stations from the end of the line to its start, so that who makes room acts before who needs it."""
+    if key[0] == "link":
+        return (1 + 2 * _NETWORKS.index(key[1]), *key[2:])
+    return ({"collect": 0, "reduce": 2, "send": 4, "accumulate": 4.5, "source": 6}[key[0]], key[1])
+
+
+def _name(key: tuple) -> str:
+    if key[0] == "link":
+        return f"{key[1]} link {key[2][0]},{key[2][1]}-{key[3][0]},{key[3][1]}"
+    return f"{key[0]} {key[1][0]},{key[1][1]}" if key[0] == "collect" else f"{key[0]} {key[1]}"
+
+
+def _depth(kind: str, chip: Description) -> int:
+    if kind == "link":
+        return chip.link.queue_packets
+    if kind == "accumulate":
+        return chip.core.queue_packets
+    return 1 if kind == "send" else chip.digital.queue_packets
+
+
+def _service(key: tuple, chip: Description) -> int:
+    """Return the time of a packet that does not depend on what it holds, in ps."""
+    core, digital = chip.core, chip.digital
+    handshake = _ps(chip.handshake.transition_ns) * chip.handshake.phases
+    if key[0] == "link":
+        payload = chip.packet.payload_bits if key[1] == "spike" else chip.packet.sum_bits
+        bits, bandwidth = chip.packet.address_bits + payload, chip.link.bandwidth_bits_per_ns
+        return handshake + (math.ceil(1000 * bits / bandwidth) if bandwidth else 0)
+    if key[0] == "accumulate":
+        return handshake + _ps(core.receive_ns)
+    if key[0] == "send":
+        return handshake + _ps(core.send_ns) if core.sums_travel else 0
+    if key[0] == "reduce":
+        return handshake + _ps(core.receive_ns) + _ps(core.add_ns)
+    if key[0] == "collect":
+        # One product with scale and threshold per output; a unit of several lanes works on as many outputs at a time.
+        return handshake + math.ceil(_ps(digital.operation_ns) / digital.lanes) if core.sums_travel else 0
+    return 0
+
+
+def _latency(key: tuple, chip: Description) -> int:
+    if key[0] != "link":
+        return 0
+    return _ps(chip.link.north_south_ns if _is_north_south(*key[2:]) else chip.link.east_west_ns)
+
+
+def _is_north_south(a: Tile, b: Tile) -> bool:
+    """Return whether a link runs along a column."""
+    return a[0] == b[0]
+
+
+def _ps(ns: float) -> int:
+    return round(1000 * ns)

@@ -1,0 +1,1 @@
+"""Chips that come with the package: one TOML file each."""

@@ -1,0 +1,260 @@
+"""The simulation, short and readable, on SimPy: what stations are and when they act. `engine.py` is its fast copy.
+
+A station takes the packet at the head of its queue, serves it, and hands it to the queue of each next station. Where there
+is no room it waits, first come first served, and serves nothing meanwhile: back-pressure. A place that becomes free goes at
+once to who has waited longest. Of stations whose service ends at the same picosecond, the one with the lowest number acts
+first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict, deque
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import simpy
+
+from .network import ACCUMULATE, LINK, REDUCE, SEND, SOURCE, Network
+from .outcome import Outcome, Trace
+from .traffic import Traffic
+
+
+@dataclass(frozen=True)
+class _Packet:
+    """A spike (number in the traffic), a finished token (its number) or a sum (token * outputs + output, and value)."""
+
+    word: int
+    token: int
+    route: int
+    value: int = 0
+
+
+def simulate(
+    network: Network,
+    traffic: Traffic,
+    weight: np.ndarray,
+    arrival_ps: np.ndarray,
+    *,
+    jitter: float = 0.0,
+    seed: int = 0,
+    trace: bool = False,
+) -> Outcome:
+    """Run the tokens of a layer through its stations; arguments and result are those of `engine.simulate`."""
+    simulation = _Simulation(network, traffic, weight, arrival_ps, round(jitter * 65536), seed)
+    return simulation.run(trace)
+
+
+class _EndOfService(simpy.Event):
+    """Happens after a delay, in the turn of its station; whatever else happens at that instant was caused by an earlier one."""
+
+    def __init__(self, env: simpy.Environment, station: int, delay: int) -> None:
+        super().__init__(env)
+        self._ok, self._value = True, None
+        env.schedule(self, priority=2 + station, delay=delay)
+
+
+class _Simulation:
+    def __init__(self, network, traffic, weight, arrival_ps, jitter, seed) -> None:
+        self.network, self.traffic, self.arrival_ps = network, traffic, arrival_ps.tolist()
+        self.weight = weight.astype(np.int64)
+        self.jitter, self.seed = jitter, seed
+        self.env = simpy.Environment(0)
+        num_stations, num_cores = network.num_stations, len(network.core_inputs)
+        self.num_tokens, self.num_outputs = traffic.num_tokens, weight.shape[1]
+        # Queues hold packets with the time at which they are there; `waiting`, senders with packets that found no room.
+        self.queues = [deque() for _ in range(num_stations)]
+        self.waiting = [deque() for _ in range(num_stations)]
+        self.pending = [0] * num_stations  # copies that a sender could not hand on yet
+        self.arrived: list[simpy.Event | None] = [None] * num_stations  # what an idle station waits for
+        self.room: list[simpy.Event | None] = [None] * num_stations  # what a blocked one waits for
+        self.accumulator = defaultdict(lambda: np.zeros(self.num_outputs, np.int64))  # by core and token
+        self.ends_heard = Counter()  # by core and token
+        self.last_block = [-1] * num_cores
+        self.met = defaultdict(list)  # partial sums by token * outputs + output
+        self.collected = Counter()  # sums by token
+        self.completed = 0
+        self.sums = np.zeros((self.num_tokens, self.num_outputs), np.int64)
+        self.begin_ps = np.full(self.num_tokens, np.iinfo(np.int64).max)
+        self.end_ps = np.zeros(self.num_tokens, np.int64)
+        self.served, self.ends, self.busy, self.blocked, self.queue_ps, self.most = np.zeros(
+            (6, num_stations), np.int64
+        )
+        self.changed = [0] * num_stations  # when the length of a queue changed last
+        self.counters = np.zeros((4, num_cores), np.int64)
+        self.synops, self.shifts, self.updates, self.blocks = self.counters
+        self.records = []
+
+    def run(self, trace: bool) -> Outcome:
+        for s in range(self.network.num_stations):
+            self.env.process(self._station(s))
+        self.env.run()
+        assert self.completed == self.num_tokens, f"{self.num_tokens - self.completed} tokens never ended"
+        found = None
+        if trace:
+            columns = np.array(self.records, np.int64).reshape(-1, 4).T
+            found = Trace(*columns, cause=np.full(len(self.records), -1), last=-1)
+        results = (self.sums, self.begin_ps, self.end_ps, self.served, self.ends, self.busy, self.blocked)
+        return Outcome(*results, self.queue_ps, self.most, *self.counters, found)
+
+    def _station(self, s: int) -> Generator:
+        """Take, serve, hand on, for ever."""
+        token = 0
+        while True:
+            if self.network.kind[s] == SOURCE:
+                packet, there_ps = yield from self._next_token(s, token)
+                token += 1
+            else:
+                packet, there_ps = yield from self._take(s)
+            for step in self._steps(s, packet):
+                begin = max(self.env.now, there_ps)
+                duration = self._duration(s, step)
+                self._note_service(s, step, begin, duration)
+                yield _EndOfService(self.env, s, begin + duration - self.env.now)
+                result = self._result(s, step)
+                if result is not None:
+                    yield from self._hand_on(s, result)
+
+    def _next_token(self, s: int, token: int) -> Generator:
+        """Wait until few enough tokens are under way; return the next one and when its input is there."""
+        while token >= self.num_tokens or token - self.completed >= self.network.num_banks:
+            self.arrived[s] = self.env.event()
+            yield self.arrived[s]
+            self.arrived[s] = None
+        begin = max(self.env.now, self.arrival_ps[token])
+        self.begin_ps[token] = min(self.begin_ps[token], begin)
+        return _Packet(token, token, -1), begin
+
+    def _take(self, s: int) -> Generator:
+        """Wait for a packet and take it; its place goes to the sender that has waited longest."""
+        if not self.queues[s]:
+            self.arrived[s] = self.env.event()
+            yield self.arrived[s]
+            self.arrived[s] = None
+        self._note_length(s)
+        item = self.queues[s].popleft()
+        if self.waiting[s]:
+            sender, packet = self.waiting[s].popleft()
+            self._push(sender, s, packet)
+            self.pending[sender] -= 1
+            if self.pending[sender] == 0:
+                self.room[sender].succeed()
+        return item
+
+    def _hand_on(self, s: int, packet: _Packet) -> Generator:
+        """Put a packet into the queue of each next station, or wait for room there."""
+        network = self.network
+        first, num = network.next_first[s, packet.route], network.next_num[s, packet.route]
+        for d in network.next_station[first : first + num].tolist():
+            if len(self.queues[d]) < network.depth[d]:
+                self._push(s, d, packet)
+                if self.arrived[d] is not None and not self.arrived[d].triggered:
+                    self.arrived[d].succeed()
+            else:
+                self.waiting[d].append((s, packet))
+                self.pending[s] += 1
+        if self.pending[s]:
+            since = self.env.now
+            self.room[s] = self.env.event()
+            yield self.room[s]
+            self.blocked[s] += self.env.now - since
+
+    def _push(self, sender: int, s: int, packet: _Packet) -> None:
+        self._note_length(s)
+        self.queues[s].append((packet, int(self.env.now + self.network.latency_ps[sender])))
+        self.most[s] = max(self.most[s], len(self.queues[s]))
+
+    def _steps(self, s: int, packet: _Packet) -> Iterator[_Packet]:
+        """Yield what a station serves for a packet: the packet, or one after the other what a sender emits."""
+        kind, unit = self.network.kind[s], self.network.unit[s]
+        if kind == SOURCE:
+            for e in range(*self.traffic.first[unit, packet.token : packet.token + 2].tolist()):
+                yield _Packet(e, packet.token, int(self.traffic.route[e]))
+        elif kind == SEND:
+            for o in range(*self.network.core_outputs[unit].tolist()):
+                word = packet.token * self.num_outputs + o
+                yield _Packet(word, packet.token, int(self.network.sum_route[unit]))
+        else:
+            yield packet
+
+    def _duration(self, s: int, packet: _Packet) -> int:
+        """Return how long a station serves a packet, in ps; an access to memory happens now."""
+        network, traffic = self.network, self.traffic
+        kind, c = network.kind[s], network.unit[s]
+        duration = int(network.service_ps[s])
+        if kind == SOURCE:
+            duration = int(traffic.service_ps[packet.word])
+        elif self._carries_spike(s, packet) and traffic.num_adds[packet.word] < 0:
+            duration = 0 if network.free_ends else duration
+        elif kind == ACCUMULATE:
+            columns = int(network.core_outputs[c, 1] - network.core_outputs[c, 0])
+            row = int(traffic.position[packet.word] - network.core_inputs[c, 0])
+            touched = range(row * columns // network.block_bytes, ((row + 1) * columns - 1) // network.block_bytes + 1)
+            num_blocks = len(touched) - (touched[0] == self.last_block[c])  # the block read last is still there
+            self.last_block[c] = touched[-1]
+            self.blocks[c] += num_blocks
+            adding = int(traffic.num_adds[packet.word]) * -(-columns // network.lanes) * network.add_ps
+            duration += max(num_blocks * network.block_ps, adding)
+        if self.jitter:
+            random = _mix(self.seed, s, int(self.served[s]))
+            duration += (((duration * self.jitter) >> 16) * random) >> 16
+        return duration
+
+    def _result(self, s: int, packet: _Packet) -> _Packet | None:
+        """Do what the end of a service does; return the packet to hand on, if there is one."""
+        network, traffic = self.network, self.traffic
+        kind, unit = network.kind[s], int(network.unit[s])
+        if kind in (SOURCE, LINK):
+            return packet
+        if kind == ACCUMULATE:
+            if traffic.num_adds[packet.word] >= 0:
+                outputs = slice(*network.core_outputs[unit])
+                row = self.weight[traffic.position[packet.word], outputs]
+                self.accumulator[unit, packet.token][outputs] += traffic.value[packet.word] * row
+                self.synops[unit] += traffic.num_adds[packet.word] * len(row)
+                self.shifts[unit] += traffic.num_shifts[packet.word] * len(row)
+                self.updates[unit] += len(row)
+                return None
+            self.ends_heard[unit, packet.token] += 1
+            return packet if self.ends_heard[unit, packet.token] == network.num_ends[unit] else None
+        if kind == SEND:
+            value = self.accumulator[unit, packet.token][packet.word % self.num_outputs]
+            return _Packet(packet.word, packet.token, packet.route, int(value))
+        if kind == REDUCE:
+            self.met[packet.word].append(packet.value)
+            if len(self.met[packet.word]) < network.num_partial:
+                return None
+            return _Packet(packet.word, packet.token, network.result_route, sum(self.met.pop(packet.word)))
+        self.sums[packet.token, packet.word % self.num_outputs] = packet.value
+        self.collected[packet.token] += 1
+        if self.collected[packet.token] == self.num_outputs:
+            self.end_ps[packet.token] = self.env.now
+            self.completed += 1
+            for source in network.of_kind(SOURCE).tolist():
+                if self.arrived[source] is not None and not self.arrived[source].triggered:
+                    self.arrived[source].succeed()
+        return None
+
+    def _carries_spike(self, s: int, packet: _Packet) -> bool:
+        return self.network.kind[s] in (LINK, ACCUMULATE) and packet.route < self.network.result_route
+
+    def _note_service(self, s: int, packet: _Packet, begin: int, duration: int) -> None:
+        spike = self.network.kind[s] == SOURCE or self._carries_spike(s, packet)
+        self.served[s] += 1
+        self.ends[s] += bool(spike and self.traffic.num_adds[packet.word] < 0)
+        self.busy[s] += duration
+        word = packet.token if self.network.kind[s] == SEND else packet.word
+        self.records.append((s, word, begin, begin + duration))
+
+    def _note_length(self, s: int) -> None:
+        self.queue_ps[s] += len(self.queues[s]) * (self.env.now - self.changed[s])
+        self.changed[s] = self.env.now
+
+
+def _mix(seed: int, station: int, serial: int) -> int:
+    """Return 16 random bits for a service: splitmix64 of seed, station and the number of the service there."""
+    mask = 2**64 - 1
+    x = (seed * 0x9E3779B97F4A7C15 + station * 0xD1342543DE82EF95 + serial) & mask
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+    return (x ^ (x >> 31)) >> 48
