@@ -77,6 +77,9 @@ class Activity:
     def __add__(self, other: Activity) -> Activity:
         return Activity(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
+    def __mul__(self, times: int) -> Activity:
+        return Activity(*(getattr(self, f.name) * times for f in fields(self)))
+
     def energy_pj(self, chip: Description) -> dict[str, float]:
         """Return picojoules by component; the total is their sum."""
         core, encoder, digital = chip.core, chip.encoder, chip.digital
