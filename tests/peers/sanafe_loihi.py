@@ -79,8 +79,35 @@ architecture:
 """
 
 
-def load_chip(
-    chip_yaml: str,
+def load_chip(chip_yaml: str, weight: np.ndarray, spikes: np.ndarray, *layers: Any, **more: Any) -> Any:
+    """Build chip and net and load one onto the other. Arguments after the first as those of `build_net`."""
+    architecture = read_architecture(chip_yaml)
+    return load(empty_chip(architecture), build_net(architecture, weight, spikes, *layers, **more))
+
+
+def read_architecture(chip_yaml: str) -> Any:
+    """Let SANA-FE read a description, which it takes from files only."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "chip.yaml")
+        path.write_text(chip_yaml)
+        return importlib.import_module("sanafe").load_arch(path)
+
+
+def empty_chip(architecture: Any) -> Any:
+    """Build all tiles, cores and units."""
+    with silenced():
+        return importlib.import_module("sanafe").SpikingChip(architecture)
+
+
+def load(chip: Any, net: Any) -> Any:
+    """Put the net on the chip, which keeps a copy of it."""
+    with silenced():
+        chip.load(net)
+    return chip
+
+
+def build_net(
+    architecture: Any,
     weight: np.ndarray,
     spikes: np.ndarray,
     source_core: Sequence[int],
@@ -89,14 +116,9 @@ def load_chip(
     threshold: float = np.inf,
     sources_cost: bool = False,
 ) -> Any:
-    """Build chip and net and load one onto the other. Arguments as those of `loihi_expected`."""
-    sanafe: Any = importlib.import_module("sanafe")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "chip.yaml")
-        path.write_text(chip_yaml)
-        architecture = sanafe.load_arch(path)
+    """Build groups `sources` and `outputs`, connect them and map them. Arguments as those of `loihi_expected`."""
+    net = importlib.import_module("sanafe").Network()
     units = {"default_synapse_hw_name": "synapses", "default_dendrite_hw_name": "dendrites"}
-    net = sanafe.Network()
     # A neuron that costs fires at once when a bias of 1 is switched on, and rests at 0 after it.
     sources = net.create_neuron_group("sources", len(source_core), **units, model_attributes={"threshold": 0.5})
     # The largest threshold stands for none: 2**53 is beyond every sum of a test.
@@ -115,10 +137,7 @@ def load_chip(
     for j, core in enumerate(output_core):
         outputs[j].map_to_core(cores[core])
     sources.connect_neurons_dense(outputs, {"weight": weight.astype(float).ravel().tolist()})
-    with silenced():
-        chip = sanafe.SpikingChip(architecture)
-        chip.load(net)
-    return chip
+    return net
 
 
 def simulate(chip: Any, spikes: np.ndarray, *, sources_cost: bool = False) -> list[dict[str, Any]]:
