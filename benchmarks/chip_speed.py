@@ -60,8 +60,15 @@ def random_layer(rate: float, num_runs: int) -> Layer:
 def measure_sana_fe(layer: Layer, num_threads: int) -> dict[str, Any]:
     """Build and run the layer in SANA-FE; each run goes on with the next timesteps of the train."""
     sys.path.insert(0, str(PEERS))
-    from loihi_equations import LoihiCosts
-    from sanafe_loihi import build_net, description, empty_chip, load, read_architecture, silenced
+    from loihi_equations import LoihiCosts  # noqa: PLC0415 - the tests' folder is no package
+    from sanafe_loihi import (  # noqa: PLC0415
+        build_net,
+        description,
+        empty_chip,
+        load,
+        read_architecture,
+        silenced,
+    )
 
     architecture = read_architecture(description(LoihiCosts(), **MESH, num_inputs=SIZE))
     chip = empty_chip(architecture)
