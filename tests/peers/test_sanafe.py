@@ -14,7 +14,7 @@ import yaml
 from loihi_equations import LoihiCosts, LoihiExpectation, loihi_expected
 from sanafe_loihi import description, load_chip, silenced, simulate
 
-sanafe = pytest.importorskip("sanafe", reason="pip install 'spikebrain[chip]'")
+sanafe = pytest.importorskip("sanafe", reason="pip install 'spikebrain[snn]'")
 
 PARTS = ("synapse", "dendrite", "soma", "network", "total")
 ENERGY_TOLERANCE, TIME_TOLERANCE = 1e-3, 1e-2  # asked for; they agree to 1e-9
