@@ -42,7 +42,7 @@ class Activity:
         num_means, num_rounded: channels that were summed up, and divided by the threshold.
         num_thresholds: tokens encoded.
         num_spikes: packets that encoders made; copies for several cores count once.
-        num_neurons: neurons accessed and updated, per timestep; with a barrier only.
+        num_accesses, num_updated: neurons (outputs) visited and changed in a timestep; with a barrier only.
         num_adds, num_multiplies, num_exponentials, num_divisions, num_square_roots, num_integer_macs, num_bytes: of digital
             units.
         leaking_core_ps: cores times time.
@@ -64,7 +64,8 @@ class Activity:
     num_thresholds: int = 0
     num_rounded: int = 0
     num_spikes: int = 0
-    num_neurons: int = 0
+    num_accesses: int = 0
+    num_updated: int = 0
     num_adds: int = 0
     num_multiplies: int = 0
     num_exponentials: int = 0
@@ -96,7 +97,8 @@ class Activity:
             + self.num_thresholds * encoder.threshold_pj
             + self.num_rounded * encoder.round_pj
             + self.num_spikes * encoder.spike_pj
-            + self.num_neurons * (encoder.access_pj + encoder.update_pj),
+            + self.num_accesses * encoder.access_pj
+            + self.num_updated * encoder.update_pj,
             "dense rest": self.num_adds * digital.add_pj
             + self.num_multiplies * digital.multiply_pj
             + self.num_exponentials * digital.exponential_pj
@@ -149,7 +151,7 @@ def activity_of(
         num_thresholds=0 if by_barrier else num_tokens,
         num_rounded=0 if by_barrier else num_tokens * num_inputs,
         num_spikes=traffic.num_packets,
-        num_neurons=traffic.num_tokens * num_inputs if by_barrier else 0,
+        num_accesses=traffic.num_tokens * num_outputs if by_barrier else 0,
         # A sum is multiplied by the scale of its weights and by the threshold.
         num_multiplies=2 * collected,
     )

@@ -140,8 +140,8 @@ class Encoder:
         threshold_pj, threshold_ns: the division by k, per token.
         round_pj, round_ns: division by the threshold and rounding, per channel, or per `lanes` of them.
         spike_pj, spike_ns: per spike or count that is sent.
-        access_pj, access_ns: per neuron and timestep where a barrier divides time, else 0.
-        update_pj, update_ns: per neuron that was updated in a timestep, likewise.
+        access_pj, access_ns: per output and timestep where a barrier divides time, else 0.
+        update_pj, update_ns: per output that changes in a timestep, likewise.
     """
 
     lanes: int

@@ -10,6 +10,7 @@ import numpy as np
 from ...errors import InputError
 from . import engine, reference
 from .activity import Activity, activity_of, utilization
+from .barrier import barrier_ps, simple_ps, updated
 from .description import Description
 from .mapping import Placement
 from .network import KIND_NAMES, LINK, Network, build_network
@@ -28,6 +29,7 @@ class LayerSimulation:
         sums: exact, int64 [tokens, out_features].
         begin_ps, end_ps: of each token, from encoding to the last collected sum, int64 [tokens].
         activity: what it did in all, with the leakage of its own cores.
+        simple_ps: on a chip with a barrier, the time of each timestep by SANA-FE's `simple` timing, int64 [tokens, T].
     """
 
     chip: Description
@@ -39,6 +41,7 @@ class LayerSimulation:
     begin_ps: np.ndarray
     end_ps: np.ndarray
     activity: Activity
+    simple_ps: np.ndarray | None = None
 
     @property
     def latency_ps(self) -> np.ndarray:
@@ -139,22 +142,20 @@ def simulate_layer(
     simulate = IMPLEMENTATIONS[implementation]
     outcome = simulate(network, traffic, weight, arrival.repeat(parts), jitter=jitter, seed=seed, trace=trace)
     # Barriers come between the timesteps, which do not overlap.
-    barrier = barrier_ps(chip, len(placement.tiles))
+    barrier = barrier_ps(chip, placement.num_tiles)
     begin = outcome.begin_ps[::parts] + barrier * parts * np.arange(num_tokens)
     end = outcome.end_ps[parts - 1 :: parts] + barrier * parts * np.arange(1, num_tokens + 1)
-    sums = outcome.sums.reshape(num_tokens, parts, -1).sum(1)
+    by_part = outcome.sums.reshape(num_tokens, parts, -1)
+    sums = by_part.sum(1)
     activity = activity_of(outcome, network, traffic, placement, chip, num_tokens)
+    simple = None
+    if chip.barrier.tiles:
+        changes = updated(spikes, by_part)
+        activity += Activity(num_updated=int(changes.sum()))
+        simple = simple_ps(changes, traffic, network, chip, placement.num_tiles)
     duration = int(end.max(initial=0)) - int(begin.min(initial=0) if num_tokens else 0)
     activity += Activity(leaking_core_ps=len(placement.cores) * duration)
-    return LayerSimulation(chip, placement, network, traffic, outcome, sums, begin, end, activity)
-
-
-def barrier_ps(chip: Description, num_tiles: int) -> int:
-    """Return how long the barrier of a chip takes for that many mapped tiles; 0 without one."""
-    if not chip.barrier.tiles:
-        return 0
-    reached = [ns for tiles, ns in zip(chip.barrier.tiles, chip.barrier.ns, strict=True) if tiles <= num_tiles]
-    return round(1000 * (reached[-1] if reached else chip.barrier.ns[0]))
+    return LayerSimulation(chip, placement, network, traffic, outcome, sums, begin, end, activity, simple)
 
 
 def _check(spikes, weight, placement, num_tokens, arrival_ps, jitter, seed, implementation) -> None:

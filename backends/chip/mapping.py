@@ -67,9 +67,9 @@ class Placement:
         return [core.inputs for core in self.cores[: self.num_input_blocks]]
 
     @property
-    def tiles(self) -> list[Tile]:
-        """Tiles that hold weights, without repetition, in order."""
-        return list(dict.fromkeys(core.tile for core in self.cores))
+    def num_tiles(self) -> int:
+        """Tiles that hold weights or send."""
+        return len({core.tile for core in self.cores} | {tile for tile, _ in self.senders})
 
 
 def route(start: Tile, end: Tile) -> list[tuple[Tile, Tile]]:

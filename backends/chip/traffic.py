@@ -110,7 +110,7 @@ def _of_sender(columns, s, sent, num_rows, placement, network, chip) -> tuple[li
     group = (position - sent.start) // encoder.lanes + 1
     new_row = np.diff(row, prepend=-1) != 0
     looked_at = group - np.where(new_row, 0, np.concatenate([[0], group[:-1]]) if len(group) else group)
-    round_ps = round(1000 * (encoder.round_ns + encoder.access_ns + encoder.update_ns))
+    round_ps = round(1000 * encoder.round_ns)
     spike_ps = round(1000 * encoder.spike_ns)
     num_groups = -(-len(sent) // encoder.lanes)
     mean_ps = num_groups * round(1000 * encoder.mean_ns) + round(1000 * encoder.threshold_ns)

@@ -6,6 +6,7 @@ Where the two differ on purpose, or by a fault of theirs, it is a test with a se
 from __future__ import annotations
 
 from dataclasses import asdict, fields, replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ import pytest
 import yaml
 from loihi_equations import LoihiCosts, LoihiExpectation, loihi_expected
 from sanafe_loihi import description, load_chip, silenced, simulate
+
+from spikebrain.backends.chip import CoreTile, Placement, load_description, simulate_layer
 
 sanafe = pytest.importorskip("sanafe", reason="pip install 'spikebrain[snn]'")
 
@@ -223,3 +226,61 @@ def test_known_fault_a_latency_trace_holds_energy():
     assert np.sum(list(energies.values())) > 0
     for key, energy in energies.items():
         assert trace[key.replace(".energy", ".latency")] == energy
+
+
+@pytest.mark.parametrize("seed", range(200, 230))
+def test_our_chip_equals_sanafe_on_random_two_layer_nets(seed):
+    """Our event-driven Loihi takes SANA-FE's energy, and what it calls `simple` time.
+
+    The sources are inputs, which cost their packets only; ours would charge their spikes to them. Ours has no core that
+    both sends and adds. SANA-FE runs each timestep of the one token by itself.
+    """
+    rng = np.random.default_rng(seed)
+    columns, rows, cores_per_tile = 4, 3, int(rng.integers(1, 5))
+    num_sources, num_outputs, num_timesteps = (int(rng.integers(1, high)) for high in (13, 21, 8))
+    cores = rng.permutation(columns * rows * cores_per_tile)
+    num_senders, num_receivers = int(rng.integers(1, min(4, num_sources) + 1)), int(rng.integers(1, min(5, num_outputs) + 1))
+    sending, receiving = cores[:num_senders], cores[num_senders : num_senders + num_receivers]
+    weight = rng.integers(-127, 128, (num_sources, num_outputs))
+    spikes = rng.random((num_timesteps, num_sources)) < rng.choice([0.1, 0.5, 0.9])
+
+    def tile(core):
+        return divmod(int(core) // cores_per_tile, rows)
+
+    sent, held = _blocks(num_sources, num_senders), _blocks(num_outputs, num_receivers)
+    net = {
+        "mesh": {"columns": columns, "rows": rows, "cores_per_tile": cores_per_tile},
+        "weight": weight,
+        "spikes": spikes,
+        "source_core": [int(core) for core, block in zip(sending, sent, strict=True) for _ in block],
+        "output_core": [int(core) for core, block in zip(receiving, held, strict=True) for _ in block],
+        "threshold": np.inf,
+        "sources_cost": False,
+    }
+    _, theirs = both(net, LOIHI)
+
+    loihi = load_description("loihi")
+    chip = replace(loihi, encoder=replace(loihi.encoder, spike_pj=0.0, spike_ns=0.0))
+    chip = replace(chip, mesh=replace(chip.mesh, columns=columns, rows=rows, cores_per_tile=cores_per_tile))
+    placement = Placement(
+        origin=(0, 0),
+        columns=columns,
+        rows=rows,
+        home=(0, 0),
+        cores=tuple(CoreTile(tile(c), range(num_sources), block) for c, block in zip(receiving, held, strict=True)),
+        num_input_blocks=1,
+        sources=tuple((tile(c), block) for c, block in zip(sending, sent, strict=True)),
+    )
+    found = simulate_layer(
+        spikes[:, None].astype(np.int8), np.ones(num_timesteps), weight.astype(np.int8), chip, placement
+    )
+    np.testing.assert_array_equal(found.sums[0], spikes.sum(0) @ weight)
+    assert sum(found.energy_pj.values()) == pytest.approx(energy_pj(theirs).sum(), rel=ENERGY_TOLERANCE)
+    np.testing.assert_allclose(found.simple_ps[0] / 1000, time_ns(theirs), rtol=TIME_TOLERANCE)
+    # What events take is never less than the busiest core and the barrier, but for visits to neurons.
+    assert found.latency_ps[0] >= num_timesteps * 600_000
+
+
+def _blocks(total: int, num: int) -> list[range]:
+    ends = [i * total // num for i in range(num + 1)]
+    return [range(a, b) for a, b in pairwise(ends)]
