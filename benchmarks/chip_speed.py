@@ -17,7 +17,7 @@ import os
 import statistics
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ PEERS = Path(__file__).parents[1] / "tests" / "peers"
 SIZE = 512
 OUTPUT_CORES = (1, 2, 3, 4)
 MESH = {"columns": 2, "rows": 2, "cores_per_tile": 4}
-TIMESTEPS_PER_RUN = 16
+TIMESTEPS_PER_RUN = 128
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,51 @@ def measure_sana_fe(layer: Layer, num_threads: int) -> dict[str, Any]:
     }
 
 
+def measure_ours(layer: Layer, num_threads: int) -> dict[str, Any]:
+    """Build and run the layer on our Loihi, event by event with queues and routes, on as many threads as simulations."""
+    from spikebrain.backends.chip import CoreTile, Placement, load_description, simulate_layer  # noqa: PLC0415
+    from spikebrain.backends.chip.network import build_network  # noqa: PLC0415
+
+    chip = load_description("loihi")
+    before, start = resident_bytes(), time.perf_counter()
+    weight = layer.weight.astype(np.int8)
+    outputs = [[j for j, core in enumerate(layer.output_core) if core == c] for c in OUTPUT_CORES]
+    tiles = [(core // MESH["cores_per_tile"], 0) for core in OUTPUT_CORES]
+    held = [CoreTile(t, range(SIZE), range(o[0], o[-1] + 1)) for t, o in zip(tiles, outputs, strict=True)]
+    placement = Placement((0, 0), 2, 2, (0, 0), tuple(held), 1)
+    network = build_network(placement, chip)
+    built_at = time.perf_counter()
+
+    def run(first: int) -> int:
+        spikes = layer.spikes[first : first + TIMESTEPS_PER_RUN, None].astype(np.int8)
+        ones = np.ones(TIMESTEPS_PER_RUN, np.int64)
+        return simulate_layer(spikes, ones, weight, chip, placement, network=network).activity.num_synops
+
+    run(0)  # compiles, or reads what was compiled before
+    after = resident_bytes()
+    rates = []
+    with ThreadPoolExecutor(num_threads) as pool:
+        for first in range(0, len(layer.spikes), TIMESTEPS_PER_RUN):
+            expected = layer.num_synops(first, first + TIMESTEPS_PER_RUN)
+            began = time.perf_counter()
+            found = list(pool.map(run, [first] * num_threads))
+            seconds = time.perf_counter() - began
+            if found != [expected] * num_threads:
+                raise RuntimeError(f"chip_speed: expected {expected} synaptic operations, ours made {found}")
+            rates.append(num_threads * expected / seconds)
+    return {
+        "simulator": f"spikebrain {importlib.metadata.version('spikebrain')}",
+        "num_threads": num_threads,
+        **spread(rates[1:]),
+        "build_s": built_at - start,
+        "load_s": 0.0,
+        "net_bytes_per_synapse": weight.nbytes / weight.size,
+        "chip_bytes_per_synapse": 0.0,
+        "bytes_per_synapse": weight.nbytes / weight.size,
+        "resident_bytes": after - before,
+    }
+
+
 def spread(rates: list[float]) -> dict[str, Any]:
     """Return median and extremes of synaptic operations per second."""
     return {
@@ -123,13 +168,13 @@ def compare(num_threads: int = 1, num_runs: int = 7, rate: float = 0.25) -> dict
 
     Args:
         num_threads: threads of each simulator.
-        num_runs: runs of 16 timesteps after one to warm up; medians are over these.
+        num_runs: runs of 128 timesteps after one to warm up; medians are over these.
         rate: share of the sources that fire in a timestep.
     """
     os.environ["OMP_NUM_THREADS"] = str(num_threads)  # inherited by the processes below
     layer = random_layer(rate, num_runs)
     results = {}
-    for name, measure in {"sana_fe": measure_sana_fe}.items():
+    for name, measure in {"sana_fe": measure_sana_fe, "spikebrain": measure_ours}.items():
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
             results[name] = process.submit(measure, layer, num_threads).result()
     return results
@@ -152,6 +197,8 @@ def main() -> None:
             f"{result['bytes_per_synapse']:.0f} bytes a synapse "
             f"(net {result['net_bytes_per_synapse']:.0f}, chip {result['chip_bytes_per_synapse']:.0f})"
         )
+    ratio = results["spikebrain"]["synops_per_s"] / results["sana_fe"]["synops_per_s"]
+    print(f"spikebrain / SANA-FE: {ratio:.1f}x")
     write_json(options.out, list(results.values()), rate=options.rate, size=SIZE)
 
 

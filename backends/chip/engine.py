@@ -79,11 +79,11 @@ def _run(network, traffic, weight, arrival_ps, jitter, seed, num_records) -> tup
         network.sum_route,
         network.result_route,
         network.num_partial,
-        network.lanes,
-        network.add_ps,
+        -(-np.diff(network.core_outputs)[:, 0] // network.lanes) * network.add_ps,
         network.block_bytes,
         network.block_ps,
         network.free_ends,
+        network.keeps_sums,
         network.num_banks,
         traffic.first,
         traffic.position,
@@ -92,7 +92,7 @@ def _run(network, traffic, weight, arrival_ps, jitter, seed, num_records) -> tup
         traffic.num_shifts,
         traffic.route,
         traffic.service_ps,
-        np.ascontiguousarray(weight),
+        np.ascontiguousarray(weight).reshape(-1),
         arrival_ps.astype(np.int64),
         round(jitter * 65536),
         np.uint64(seed),
@@ -101,7 +101,7 @@ def _run(network, traffic, weight, arrival_ps, jitter, seed, num_records) -> tup
         queue_at,
         np.zeros(int(wait_at[-1]), np.int64),
         wait_at,
-        np.zeros((num_cores, network.num_banks, int(np.diff(network.core_outputs).max())), wide),
+        np.zeros(num_cores * network.num_banks * int(np.diff(network.core_outputs).max()), wide),
         sums,
         times,
         counters,
@@ -123,6 +123,13 @@ def _mix(seed, station, serial):
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return np.int64((x ^ (x >> np.uint64(31))) >> np.uint64(48))
+
+
+@numba.njit(cache=True)
+def _add_row(total, row, value):
+    """Add value times the row: the sum of its additions of shifted rows."""
+    for j in range(len(row)):
+        total[j] += value * row[j]
 
 
 @numba.njit(cache=True)
@@ -152,11 +159,11 @@ def _loop(
     sum_route,
     result_route,
     num_partial,
-    lanes,
-    add_ps,
+    row_ps,
     block_bytes,
     block_ps,
     free_ends,
+    keeps_sums,
     num_banks,
     first,
     position,
@@ -181,7 +188,8 @@ def _loop(
     records,
 ):
     """Run until no station has anything to do; return the number of completed tokens."""
-    num_stations, num_tokens, num_outputs = len(kind), len(arrival_ps), weight.shape[1]
+    num_stations, num_tokens, num_outputs = len(kind), len(arrival_ps), sums.shape[1]
+    most_columns = len(accumulator) // (len(num_ends) * num_banks)
     num_records, recorded = len(records) - 1, 0
     size = 1
     while size < num_stations:
@@ -210,6 +218,7 @@ def _loop(
         num_going += 1
     now = 0
     cause = -1
+    acting = -1
     while True:
         # Stations that are free take their next packet; room in their queue may free the station before them.
         i = 0
@@ -217,50 +226,49 @@ def _loop(
             s = going[i]
             i += 1
             while s >= 0:
-                here = state[s]
                 k = kind[s]
                 begin = now
                 began_by = cause
                 freed = False
-                if k == SOURCE and here[_CURSOR] >= here[_STOP]:
-                    token = here[_TOKEN]
+                if k == SOURCE and state[s, _CURSOR] >= state[s, _STOP]:
+                    token = state[s, _TOKEN]
                     if token >= num_tokens or token - completed >= num_banks:
-                        here[_IDLE] = 1
+                        state[s, _IDLE] = 1
                         break
-                    here[_TOKEN] = token + 1
-                    here[_CURSOR] = first[unit[s], token]
-                    here[_STOP] = first[unit[s], token + 1]
+                    state[s, _TOKEN] = token + 1
+                    state[s, _CURSOR] = first[unit[s], token]
+                    state[s, _STOP] = first[unit[s], token + 1]
                     if arrival_ps[token] > begin:
                         begin = arrival_ps[token]
                         began_by = -1
                     times[0, token] = min(times[0, token], begin)
-                elif k != SOURCE and (k != SEND or here[_CURSOR] >= here[_STOP]):
-                    if here[_LEN] == 0:
-                        here[_IDLE] = 1
+                elif k != SOURCE and (k != SEND or state[s, _CURSOR] >= state[s, _STOP]):
+                    if state[s, _LEN] == 0:
+                        state[s, _IDLE] = 1
                         break
-                    slot = queue_at[s] + here[_HEAD]
-                    here[_WORD], here[_VALUE] = queue[slot, _Q_WORD], queue[slot, _Q_VALUE]
-                    here[_ROUTE] = queue[slot, _Q_ROUTE]
+                    slot = queue_at[s] + state[s, _HEAD]
+                    state[s, _WORD], state[s, _VALUE] = queue[slot, _Q_WORD], queue[slot, _Q_VALUE]
+                    state[s, _ROUTE] = queue[slot, _Q_ROUTE]
                     if queue[slot, _Q_THERE] > begin:
                         begin = queue[slot, _Q_THERE]
                         began_by = queue[slot, _Q_RECORD]
-                    here[_QUEUE] += here[_LEN] * (now - here[_CHANGED])
-                    here[_CHANGED] = now
-                    here[_HEAD] = here[_HEAD] + 1 if here[_HEAD] + 1 < depth[s] else 0
-                    here[_LEN] -= 1
+                    state[s, _QUEUE] += state[s, _LEN] * (now - state[s, _CHANGED])
+                    state[s, _CHANGED] = now
+                    state[s, _HEAD] = state[s, _HEAD] + 1 if state[s, _HEAD] + 1 < depth[s] else 0
+                    state[s, _LEN] -= 1
                     freed = True
                     if k == SEND:
-                        here[_CURSOR], here[_STOP] = core_outputs[unit[s], 0], core_outputs[unit[s], 1]
+                        state[s, _CURSOR], state[s, _STOP] = core_outputs[unit[s], 0], core_outputs[unit[s], 1]
 
                 # How long it takes.
                 is_end = False
                 service = service_ps[s]
                 if k == SOURCE:
-                    is_end = num_adds[here[_CURSOR]] < 0
-                    service = packet_ps[here[_CURSOR]]
+                    is_end = num_adds[state[s, _CURSOR]] < 0
+                    service = packet_ps[state[s, _CURSOR]]
                 elif k == LINK or k == ACCUMULATE:
-                    if here[_ROUTE] < result_route:  # it carries a spike
-                        e = here[_WORD]
+                    if state[s, _ROUTE] < result_route:  # it carries a spike
+                        e = state[s, _WORD]
                         is_end = num_adds[e] < 0
                         if is_end and free_ends:
                             service = 0
@@ -275,145 +283,153 @@ def _loop(
                                 blocks -= 1
                             last_block[c] = to_block
                             counters[c, 3] += blocks
-                            adding = num_adds[e] * ((columns + lanes - 1) // lanes) * add_ps
-                            service += max(blocks * block_ps, adding)
+                            service += max(blocks * block_ps, num_adds[e] * row_ps[c])
                 if jitter:
-                    service += (((service * jitter) >> 16) * _mix(seed, s, here[_SERIAL])) >> 16
-                here[_SERIAL] += 1
-                here[_IDLE] = 0
-                here[_SERVED] += 1
-                here[_ENDS] += is_end
-                here[_BUSY] += service
+                    service += (((service * jitter) >> 16) * _mix(seed, s, state[s, _SERIAL])) >> 16
+                state[s, _SERIAL] += 1
+                state[s, _IDLE] = 0
+                state[s, _SERVED] += 1
+                state[s, _ENDS] += is_end
+                state[s, _BUSY] += service
                 if num_records:
                     records[recorded, 0] = s
-                    records[recorded, 1] = here[_CURSOR] if k == SOURCE else here[_WORD]
+                    records[recorded, 1] = state[s, _CURSOR] if k == SOURCE else state[s, _WORD]
                     records[recorded, 2] = begin
                     records[recorded, 3] = begin + service
                     records[recorded, 4] = began_by
-                    here[_RECORD] = recorded
+                    state[s, _RECORD] = recorded
                     recorded += 1
                 _set_time(s, begin + service, when, winner, size)
+                if s == acting:
+                    acting = -1
 
                 # The freed place goes to who has waited longest, which may have nothing else to wait for.
                 after = -1
-                if freed and here[_WAIT_LEN]:
+                if freed and state[s, _WAIT_LEN]:
                     num_waiting = wait_at[s + 1] - wait_at[s]
-                    w = waiting[wait_at[s] + here[_WAIT_HEAD]]
-                    here[_WAIT_HEAD] = here[_WAIT_HEAD] + 1 if here[_WAIT_HEAD] + 1 < num_waiting else 0
-                    here[_WAIT_LEN] -= 1
-                    sender = state[w]
-                    place = here[_HEAD] + here[_LEN]
+                    w = waiting[wait_at[s] + state[s, _WAIT_HEAD]]
+                    state[s, _WAIT_HEAD] = state[s, _WAIT_HEAD] + 1 if state[s, _WAIT_HEAD] + 1 < num_waiting else 0
+                    state[s, _WAIT_LEN] -= 1
+                    place = state[s, _HEAD] + state[s, _LEN]
                     slot = queue_at[s] + (place if place < depth[s] else place - depth[s])
-                    queue[slot, _Q_WORD], queue[slot, _Q_VALUE] = sender[_OUT_WORD], sender[_OUT_VALUE]
-                    queue[slot, _Q_ROUTE] = sender[_OUT_ROUTE]
-                    queue[slot, _Q_THERE], queue[slot, _Q_RECORD] = now + latency_ps[w], sender[_RECORD]
-                    here[_LEN] += 1
-                    sender[_PENDING] -= 1
-                    if sender[_PENDING] == 0:
-                        sender[_BLOCKED] += now - sender[_SINCE]
+                    queue[slot, _Q_WORD], queue[slot, _Q_VALUE] = state[w, _OUT_WORD], state[w, _OUT_VALUE]
+                    queue[slot, _Q_ROUTE] = state[w, _OUT_ROUTE]
+                    queue[slot, _Q_THERE], queue[slot, _Q_RECORD] = now + latency_ps[w], state[w, _RECORD]
+                    state[s, _LEN] += 1
+                    state[w, _PENDING] -= 1
+                    if state[w, _PENDING] == 0:
+                        state[w, _BLOCKED] += now - state[w, _SINCE]
                         after = w
                 s = after
 
+        if acting >= 0:  # it has nothing more to do for now
+            _set_time(acting, _NEVER, when, winner, size)
         s = winner[1]
         if when[s] == _NEVER:
             break
         now = when[s]
-        _set_time(s, _NEVER, when, winner, size)
-        here = state[s]
+        acting = s
         k = kind[s]
-        cause = here[_RECORD] if num_records else -1
+        cause = state[s, _RECORD] if num_records else -1
         num_going = 0
         goes_out = True
+        ended = -1
         # What the end of a service does, by kind.
         if k == SOURCE:
-            e = here[_CURSOR]
-            here[_CURSOR] += 1
-            here[_OUT_WORD], here[_OUT_VALUE], here[_OUT_ROUTE] = e, -here[_TOKEN], packet_route[e]
+            e = state[s, _CURSOR]
+            state[s, _CURSOR] += 1
+            state[s, _OUT_WORD], state[s, _OUT_VALUE], state[s, _OUT_ROUTE] = e, -state[s, _TOKEN], packet_route[e]
         elif k == LINK:
-            here[_OUT_WORD], here[_OUT_VALUE], here[_OUT_ROUTE] = here[_WORD], here[_VALUE], here[_ROUTE]
+            state[s, _OUT_WORD], state[s, _OUT_VALUE], state[s, _OUT_ROUTE] = state[s, _WORD], state[s, _VALUE], state[s, _ROUTE]
         elif k == ACCUMULATE:
-            c, e, token = unit[s], here[_WORD], -here[_VALUE] - 1
+            c, e, token = unit[s], state[s, _WORD], -state[s, _VALUE] - 1
             bank = token % num_banks
             if num_adds[e] >= 0:
                 goes_out = False
                 o0 = core_outputs[c, 0]
                 columns = core_outputs[c, 1] - o0
-                _add_row(accumulator[c, bank], weight[position[e], o0 : o0 + columns], packet_value[e])
+                at = (c * num_banks + bank) * most_columns
+                row = position[e] * num_outputs + o0
+                _add_row(accumulator[at : at + columns], weight[row : row + columns], packet_value[e])
                 counters[c, 0] += num_adds[e] * columns
                 counters[c, 1] += num_shifts[e] * columns
                 counters[c, 2] += columns
             else:
                 ends_heard[c, bank] += 1
                 goes_out = ends_heard[c, bank] == num_ends[c]
-                if goes_out:
+                if goes_out and keeps_sums:
+                    goes_out = False
                     ends_heard[c, bank] = 0
-                    here[_OUT_WORD], here[_OUT_VALUE], here[_OUT_ROUTE] = token, 0, here[_ROUTE]
+                    at = (c * num_banks + bank) * most_columns
+                    o0, o1 = core_outputs[c, 0], core_outputs[c, 1]
+                    for o in range(o0, o1):
+                        sums[token, o] = accumulator[at + o - o0]
+                        accumulator[at + o - o0] = 0
+                    left[token] -= o1 - o0
+                    ended = token
+                elif goes_out:
+                    ends_heard[c, bank] = 0
+                    state[s, _OUT_WORD], state[s, _OUT_VALUE], state[s, _OUT_ROUTE] = token, 0, state[s, _ROUTE]
         elif k == SEND:
-            c, o, token = unit[s], here[_CURSOR], here[_WORD]
+            c, o, token = unit[s], state[s, _CURSOR], state[s, _WORD]
             bank = token % num_banks
-            here[_CURSOR] += 1
-            here[_OUT_WORD], here[_OUT_ROUTE] = token * num_outputs + o, sum_route[c]
-            here[_OUT_VALUE] = accumulator[c, bank, o - core_outputs[c, 0]]
-            accumulator[c, bank, o - core_outputs[c, 0]] = 0
+            state[s, _CURSOR] += 1
+            state[s, _OUT_WORD], state[s, _OUT_ROUTE] = token * num_outputs + o, sum_route[c]
+            at = (c * num_banks + bank) * most_columns + o - core_outputs[c, 0]
+            state[s, _OUT_VALUE] = accumulator[at]
+            accumulator[at] = 0
         else:
-            token, o = here[_WORD] // num_outputs, here[_WORD] % num_outputs
+            token, o = state[s, _WORD] // num_outputs, state[s, _WORD] % num_outputs
             if k == REDUCE:
                 bank = token % num_banks
                 met[bank, o] += 1
-                met_sum[bank, o] += here[_VALUE]
+                met_sum[bank, o] += state[s, _VALUE]
                 goes_out = met[bank, o] == num_partial
                 if goes_out:
-                    here[_OUT_WORD], here[_OUT_VALUE], here[_OUT_ROUTE] = here[_WORD], met_sum[bank, o], result_route
+                    state[s, _OUT_WORD], state[s, _OUT_VALUE], state[s, _OUT_ROUTE] = state[s, _WORD], met_sum[bank, o], result_route
                     met[bank, o] = 0
                     met_sum[bank, o] = 0
             else:
                 goes_out = False
-                sums[token, o] = here[_VALUE]
+                sums[token, o] = state[s, _VALUE]
                 left[token] -= 1
-                if left[token] == 0:
-                    times[1, token] = now
-                    completed += 1
-                    records[num_records, 0] = cause
-                    for source in sources:
-                        if state[source, _IDLE]:
-                            going[num_going] = source
-                            num_going += 1
+                ended = token
 
+        if ended >= 0 and left[ended] == 0:
+            times[1, ended] = now
+            completed += 1
+            records[num_records, 0] = cause
+            for source in sources:
+                if state[source, _IDLE]:
+                    going[num_going] = source
+                    num_going += 1
         if goes_out:
-            r = here[_OUT_ROUTE]
+            r = state[s, _OUT_ROUTE]
             for j in range(next_first[s, r], next_first[s, r] + next_num[s, r]):
                 d = next_station[j]
-                there = state[d]
-                if there[_LEN] < depth[d]:
-                    there[_QUEUE] += there[_LEN] * (now - there[_CHANGED])
-                    there[_CHANGED] = now
-                    place = there[_HEAD] + there[_LEN]
+                if state[d, _LEN] < depth[d]:
+                    state[d, _QUEUE] += state[d, _LEN] * (now - state[d, _CHANGED])
+                    state[d, _CHANGED] = now
+                    place = state[d, _HEAD] + state[d, _LEN]
                     slot = queue_at[d] + (place if place < depth[d] else place - depth[d])
-                    queue[slot, _Q_WORD], queue[slot, _Q_VALUE] = here[_OUT_WORD], here[_OUT_VALUE]
+                    queue[slot, _Q_WORD], queue[slot, _Q_VALUE] = state[s, _OUT_WORD], state[s, _OUT_VALUE]
                     queue[slot, _Q_ROUTE] = r
                     queue[slot, _Q_THERE], queue[slot, _Q_RECORD] = now + latency_ps[s], cause
-                    there[_LEN] += 1
-                    there[_MOST] = max(there[_MOST], there[_LEN])
-                    if there[_IDLE]:
-                        there[_IDLE] = 0
+                    state[d, _LEN] += 1
+                    state[d, _MOST] = max(state[d, _MOST], state[d, _LEN])
+                    if state[d, _IDLE]:
+                        state[d, _IDLE] = 0
                         going[num_going] = d
                         num_going += 1
                 else:
                     num_waiting = wait_at[d + 1] - wait_at[d]
-                    place = there[_WAIT_HEAD] + there[_WAIT_LEN]
+                    place = state[d, _WAIT_HEAD] + state[d, _WAIT_LEN]
                     waiting[wait_at[d] + (place if place < num_waiting else place - num_waiting)] = s
-                    there[_WAIT_LEN] += 1
-                    here[_PENDING] += 1
-        if here[_PENDING]:
-            here[_SINCE] = now
+                    state[d, _WAIT_LEN] += 1
+                    state[s, _PENDING] += 1
+        if state[s, _PENDING]:
+            state[s, _SINCE] = now
         else:
             going[num_going] = s
             num_going += 1
     return completed
-
-
-@numba.njit(cache=True)
-def _add_row(total, row, value):
-    """Add value times the row: the sum of its additions of shifted rows."""
-    for j in range(len(row)):
-        total[j] += value * row[j]

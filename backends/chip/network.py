@@ -47,6 +47,7 @@ class Network:
         lanes, add_ps: additions at a time of a core, and their duration.
         block_bytes, block_ps: what one access to weights reads, and its duration.
         free_ends: the end of a token is a barrier's, not a packet's.
+        keeps_sums: a core that has heard all ends keeps its sums, instead of sending them.
         num_banks: tokens that may be under way.
     """
 
@@ -74,6 +75,7 @@ class Network:
     block_bytes: int
     block_ps: int
     free_ends: bool
+    keeps_sums: bool
     num_banks: int
 
     @property
@@ -91,7 +93,7 @@ def build_network(placement: Placement, chip: Description) -> Network:
     graph = _Graph()
     cores, num_in = placement.cores, placement.num_input_blocks
     home = ("collect", placement.home)
-    graph.add(home)
+    keeps_sums = num_in == 1 and not chip.core.sums_travel
     spike_routes, end_routes = _spread_spikes(graph, placement, chip)
 
     result_route = graph.new_route()
@@ -106,11 +108,13 @@ def build_network(placement: Placement, chip: Description) -> Network:
                 graph.connect(("send", c), cores[c].tile, gathers, block[0].tile, "partial", partial_route)
             graph.connect(gathers, at_home or placement.home, home, placement.home, "result", result_route)
             sum_route += [partial_route] * num_in
-        else:
+        elif not keeps_sums:
             graph.connect(("send", o), at_home or placement.home, home, placement.home, "result", result_route)
             sum_route.append(result_route)
+        else:
+            sum_route.append(result_route)
     # A core hands the finished token to its own sender.
-    for c in range(len(cores)):
+    for c in range(0 if keeps_sums else len(cores)):
         for r in range(graph.num_routes):
             graph.next.setdefault((("accumulate", c), r), {})[("send", c)] = None
 
@@ -152,6 +156,7 @@ def build_network(placement: Placement, chip: Description) -> Network:
         block_bytes=chip.dram.block_bytes if placement.streamed else chip.core.block_bytes,
         block_ps=block_ps,
         free_ends=bool(chip.barrier.tiles),
+        keeps_sums=keeps_sums,
         num_banks=chip.core.accumulator_banks,
     )
 

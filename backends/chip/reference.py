@@ -216,7 +216,14 @@ class _Simulation:
                 self.updates[unit] += len(row)
                 return None
             self.ends_heard[unit, packet.token] += 1
-            return packet if self.ends_heard[unit, packet.token] == network.num_ends[unit] else None
+            if self.ends_heard[unit, packet.token] < network.num_ends[unit]:
+                return None
+            if not network.keeps_sums:
+                return packet
+            outputs = slice(*network.core_outputs[unit])
+            self.sums[packet.token, outputs] = self.accumulator[unit, packet.token][outputs]
+            self._collect(packet.token, outputs.stop - outputs.start)
+            return None
         if kind == SEND:
             value = self.accumulator[unit, packet.token][packet.word % self.num_outputs]
             return _Packet(packet.word, packet.token, packet.route, int(value))
@@ -226,14 +233,18 @@ class _Simulation:
                 return None
             return _Packet(packet.word, packet.token, network.result_route, sum(self.met.pop(packet.word)))
         self.sums[packet.token, packet.word % self.num_outputs] = packet.value
-        self.collected[packet.token] += 1
-        if self.collected[packet.token] == self.num_outputs:
-            self.end_ps[packet.token] = self.env.now
+        self._collect(packet.token, 1)
+        return None
+
+    def _collect(self, token: int, num_sums: int) -> None:
+        """Note that sums are where they should be; after the last of a token, sources may go on."""
+        self.collected[token] += num_sums
+        if self.collected[token] == self.num_outputs:
+            self.end_ps[token] = self.env.now
             self.completed += 1
-            for source in network.of_kind(SOURCE).tolist():
+            for source in self.network.of_kind(SOURCE).tolist():
                 if self.arrived[source] is not None and not self.arrived[source].triggered:
                     self.arrived[source].succeed()
-        return None
 
     def _carries_spike(self, s: int, packet: _Packet) -> bool:
         return self.network.kind[s] in (LINK, ACCUMULATE) and packet.route < self.network.result_route

@@ -63,12 +63,15 @@ def build_traffic(
         InputError: address or payload have too few bits.
     """
     num_timesteps, num_tokens, num_inputs = spikes.shape
+    # A spike of weight 6 takes two additions of shifted rows, for the binary ones of 6.
+    ones = np.array([abs(w).bit_count() for w in timestep_weight.tolist()], np.int64)
     if chip.barrier.tiles:
         rows = spikes.transpose(1, 0, 2).reshape(num_tokens * num_timesteps, num_inputs)
         row, position = rows.nonzero()
-        weight = np.tile(timestep_weight, num_tokens)[row]
+        t = row % num_timesteps
+        weight = timestep_weight[t]
         value = weight * rows[row, position]
-        adds = _num_ones(weight)
+        adds = ones[t]
         shifts = adds - (weight & 1)
         num_rows = len(rows)
     elif chip.packet.payload == "spike":
@@ -76,14 +79,14 @@ def build_traffic(
         row, position, t = spikes.transpose(1, 2, 0).nonzero()
         weight = timestep_weight[t]
         value = weight * spikes[t, row, position]
-        adds = _num_ones(weight)
+        adds = ones[t]
         shifts = adds - (weight & 1)
         num_rows = num_tokens
     else:
         row, position = spikes.any(0).nonzero()
         fired = spikes[:, row, position].astype(np.int64)  # [T, active]
         value = timestep_weight @ fired
-        adds = _num_ones(timestep_weight) @ np.abs(fired)
+        adds = ones @ np.abs(fired)
         shifts = adds - (timestep_weight & 1) @ np.abs(fired)
         num_rows = num_tokens
     _check_bits(value, timestep_weight, num_inputs, chip)
@@ -156,11 +159,6 @@ def _of_sender(columns, s, sent, num_rows, placement, network, chip) -> tuple[li
     ]
     per_row = np.bincount(row, minlength=num_rows) + num_ends
     return merged, np.concatenate([[0], per_row.cumsum()])
-
-
-def _num_ones(weight: np.ndarray) -> np.ndarray:
-    """Return the binary ones of |weight|: as many additions of shifted rows a spike of that weight takes."""
-    return np.array([abs(int(w)).bit_count() for w in weight.reshape(-1)], np.int64).reshape(weight.shape)
 
 
 def _check_bits(value: np.ndarray, timestep_weight: np.ndarray, num_inputs: int, chip: Description) -> None:
