@@ -55,7 +55,7 @@ def _embedding(n: int, pairs: int, sizes: Mapping[str, int]) -> OperationCounts:
 
 
 def _rms_norm(n: int, pairs: int, sizes: Mapping[str, int]) -> OperationCounts:
-    """d squares, d - 1 additions, a division for the mean, eps, root and reciprocal; then two products per channel."""
+    """Of d channels: d squares, d - 1 additions, a division, eps, root, reciprocal; then two products each."""
     d = sizes["dim"]
     return OperationCounts(
         num_add_fp32=n * d,
@@ -97,10 +97,10 @@ def _softmax(n: int, pairs: int, sizes: Mapping[str, int]) -> OperationCounts:
     largest, D MACs with the value. For each query and head, over its m columns: m - 1 comparisons for the largest, m
     subtractions, m - 1 additions, m divisions. Keys and values are read once per pair and key/value head.
 
-    On spikes (integer): the queries' D channels become counts (as in `count_spiking_layer`, D channels a head), keys and
-    values INT8 (as dense activations there, with limits to the scale); D INT8 MACs give a score, whose product is with
-    threshold and scale, too, and weights are multiplied with the scale of the value. As released, the counts and codes
-    are multiplied out again, a product per channel, and all that follows is in floats.
+    On spikes (integer): the queries' D channels become counts (as in `count_spiking_layer`, D channels a head), keys
+    and values INT8 (as dense activations there, with limits to the scale); D INT8 MACs give a score, whose product is
+    with threshold and scale, too, and weights are multiplied with the scale of the value. As released, the counts and
+    codes are multiplied out again, a product per channel, and all that follows is in floats.
     """
     heads, kv_heads, d = sizes["heads"], sizes["kv_heads"], sizes["dim"]
     scores, queries, rotated = pairs * heads, n * heads, n * (heads + kv_heads) * d

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
 
 from ..errors import InputError
 
@@ -181,6 +183,52 @@ class ModelCounts:
         """
         chosen = (layer for layer in self.layers.values() if kind in (None, layer.kind))
         return sum((getattr(layer, system) for layer in chosen), OperationCounts())
+
+    def grouped(self) -> ModelCounts:
+        """Return the same counts with like layers added up: `layers.0.q_proj` and so on become `layers.*.q_proj`."""
+        groups: dict[str, LayerCounts] = {}
+        for name, layer in self.layers.items():
+            group = re.sub(r"\.\d+(?=\.|$| )", ".*", name)
+            known = groups.get(group)
+            if known is None:
+                groups[group] = layer
+                continue
+            added = replace(known, weight_count=0) + replace(layer, weight_count=0)
+            groups[group] = replace(added, weight_count=known.weight_count + layer.weight_count)
+        return replace(self, layers=groups)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON can hold it, without operations that did not occur."""
+        layers = {
+            name: {
+                "kind": layer.kind,
+                "weight_count": layer.weight_count,
+                "accumulator_bits": layer.accumulator_bits,
+                **{s: {k: n for k, n in vars(getattr(layer, s)).items() if n} for s in SYSTEMS},
+            }
+            for name, layer in self.layers.items()
+        }
+        return {**asdict(replace(self, layers={})), "layers": layers}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> ModelCounts:
+        """Read what `to_dict` gave.
+
+        Raises:
+            InputError: it is something else.
+        """
+        try:
+            layers = {
+                name: LayerCounts(**{**layer, **{s: OperationCounts(**layer[s]) for s in SYSTEMS}})
+                for name, layer in content["layers"].items()
+            }
+            rest: dict[str, Any] = {name: content[name] for name in ("num_tokens", "model", "neuron", "encoder")}
+            rest |= {name: tuple(content[name]) for name in ("unsupported", "assumptions")}
+            return cls(layers, **rest)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"ModelCounts.from_dict: expected what to_dict wrote, got another content: {error}."
+            ) from error
 
     def __add__(self, other: ModelCounts) -> ModelCounts:
         for what in ("model", "neuron", "encoder"):

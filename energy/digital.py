@@ -1,4 +1,4 @@
-"""A digital chip with every cost that can be counted: arithmetic as wide as it must be, memory, and what stays dense."""
+"""A digital chip with every cost that can be counted: arithmetic as wide as it must be, memory, what stays dense."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class DigitalEnergy(EnergyModel):
 
     All three pay for the same things: INT8 products go into sums of 32 bits and FP16 ones into FP32, INT8 activations
     are quantised per token, weights and activations come from memory, norms and attention are computed. The parts of a
-    projection are "additions" (as eq. 24 and its comparison have them: 8-bit additions, MACs with additions as narrow as
-    the factors), "accumulator" (what wider sums cost beyond that), "shifts", "encode", "rescale", "weights" and
+    projection are "additions" (as eq. 24 and its comparison have them: 8-bit additions, MACs with additions as narrow
+    as the factors), "accumulator" (what wider sums cost beyond that), "shifts", "encode", "rescale", "weights" and
     "activations"; of everything else "rest arithmetic" and "rest memory".
 
     Attributes:
@@ -35,7 +35,7 @@ class DigitalEnergy(EnergyModel):
         fetch: which weights are read: a row for each "spike", for each active "channel", or each memory "block" that
             holds a byte of an active row (of the size that the counts are for). Dense layers read all.
         shift: digits are shifted once a "timestep" (the sums) or for each "spike" (the weights).
-        sums: where sums are kept while spikes are added: a "register" costs nothing, "sram" is read and written each time.
+        sums: where sums are kept while spikes are added: a "register" costs nothing, "sram" is read and written.
         accumulator_width: 8, 16 or 32, for integer sums of spikes; None derives it for each layer from the bound of its
             sums.
         sram_bytes: size of an SRAM bank, which decides what a byte costs.

@@ -18,8 +18,8 @@ Parts = Mapping[str, float]
 class EnergyReport:
     """Modelled energy of a spiking run, beside the dense models it replaces. Nothing in it is measured.
 
-    An energy model fills it in; so can anything else that knows the energy of parts of layers, such as a simulated chip,
-    which leaves out the dense models.
+    An energy model fills it in; so can anything else that knows the energy of parts of layers, such as a simulated
+    chip, which leaves out the dense models.
 
     Attributes:
         model: which estimate this is, with its equation or options.
@@ -132,7 +132,7 @@ class EnergyReport:
             InputError: pandas is not installed.
         """
         try:
-            import pandas  # noqa: PLC0415 - not a dependency
+            import pandas  # noqa: PLC0415  # pyright: ignore[reportMissingImports] - not a dependency
         except ImportError as error:
             raise InputError(
                 "EnergyReport.to_dataframe: needs pandas (pip install pandas); rows() does not."
@@ -166,7 +166,7 @@ class EnergyReport:
         missing = [name for name in names if name not in content]
         if missing:
             raise InputError(f"EnergyReport.from_dict: fields {missing} are missing. Write it with to_dict.")
-        values = {name: tuple(v) if isinstance(v := content[name], list) else v for name in names}
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v := content[name], list) else v for name in names}
         return cls(**values)
 
 

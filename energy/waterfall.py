@@ -69,7 +69,7 @@ def waterfall(counts: ModelCounts, model: DigitalEnergy) -> tuple[WaterfallStep,
     name = "eq. 24: one 8-bit addition a spike"
     macs = paper.num_macs
     steps = [WaterfallStep(name, paper.spike_mac_pj * macs, paper.int8_mac_pj * macs, paper.fp16_mac_pj * macs)]
-    sums = dict.fromkeys(SYSTEMS, 0.0)
+    sums: dict[str, float] = dict.fromkeys(SYSTEMS, 0.0)
     for name, added, systems in _COSTS:
         if name == "leakage" and not model.leakage_w:
             continue

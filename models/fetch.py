@@ -78,7 +78,7 @@ def blocks_needed(active: Bool[Tensor, "tokens channels"], row_bytes: int, block
         num_blocks = int((active.sum(0) * (last - first + 1)).sum())
         begins_inside = first[1:] == last[:-1]
         return num_blocks - int((active[:, 1:] & active[:, :-1] & begins_inside).count_nonzero())
-    # Blocks that hold several rows: block b has the rows from the first that ends in it or later to the last that begins.
+    # Blocks that hold several rows: b has rows from the first that ends in it or later to the last that begins.
     block = torch.arange(int(last[-1]) + 1, device=active.device)
     low = torch.searchsorted(last, block)
     high = torch.searchsorted(first, block, right=True)

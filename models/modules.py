@@ -74,7 +74,7 @@ def _is_silent(module: nn.Module, model: nn.Module) -> bool:
     return whole and bool(list(module.children()))
 
 
-def _parts(name: str, module: nn.Module) -> list[tuple[ModuleRecord, Measure]]:
+def _parts(name: str, module: nn.Module) -> list[tuple[ModuleRecord, Measure]]:  # noqa: PLR0911 - one per kind
     if isinstance(module, SpikeLinear):
         return []
     if isinstance(module, nn.Linear | Conv1D):

@@ -179,7 +179,7 @@ def record(
 ) -> Iterator[Recording]:
     """Record the spiking layers of a model inside a `with` block; afterwards the model is as it was.
 
-    The rest of the model (norms, attention, dense layers) is recorded by how many tokens passed, whatever `layers` says.
+    Norms, attention and dense layers are recorded whatever `layers` says, by the tokens that passed.
 
     Threads that run the model at the same time may share a recording. What runs twice is recorded twice: under
     gradient checkpointing, once forward and once on the way back.

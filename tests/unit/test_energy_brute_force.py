@@ -1,4 +1,4 @@
-"""Every operation counted by a loop over scalars that computes the layer: the counts must equal it, and so the result."""
+"""Every operation counted by a loop over scalars that computes the layer: counts and results must be equal."""
 
 import math
 from collections import Counter
@@ -89,7 +89,7 @@ def encoded(x, k, tally):
     return [round(v / threshold) for v in numbers(x, tally)], threshold
 
 
-def run_layer(layer, x, encoder):
+def run_layer(layer, x, encoder):  # noqa: PLR0915 - one loop, as it should be read
     """Run a spiking layer as scalars: outputs, and operations by name."""
     tally = Counter()
     counts = []
