@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -102,12 +103,14 @@ def steps(counts: ModelCounts) -> None:
     both = [waterfall(counts, DigitalEnergy(load_table(name))) for name in ("horowitz_45nm", "jouppi_7nm")]
     for a, b in zip(*both, strict=True):
         print(
-            f"| {a.name} | {a.ratio_vs_int8:.2f} | {a.ratio_vs_fp16:.2f} | {b.ratio_vs_int8:.2f} | {b.ratio_vs_fp16:.2f} |"
+            f"| {a.name} | {a.ratio_vs_int8:.2f} | {a.ratio_vs_fp16:.2f} "
+            f"| {b.ratio_vs_int8:.2f} | {b.ratio_vs_fp16:.2f} |"
         )
     for name in ("horowitz_45nm", "jouppi_7nm"):
         for s in sensitivity(counts.grouped(), DigitalEnergy(load_table(name)))[:4]:
             print(
-                f"{name}: {s.entry} doubled {s.ratio_if_doubled:.3f}, halved {s.ratio_if_halved:.3f} of {s.ratio_vs_int8:.3f}"
+                f"{name}: {s.ratio_vs_int8:.3f}; {s.entry} doubled {s.ratio_if_doubled:.3f}, "
+                f"halved {s.ratio_if_halved:.3f}"
             )
 
 
@@ -115,6 +118,7 @@ def fetches(recording: Recording) -> None:
     print("\n## Options, k = 3, 45 nm: INT8 / spiking, projections and whole model\n")
     print("| option | whole model | projections only |")
     print("| --- | --- | --- |")
+    rows: list[tuple[str, dict[str, Any], dict[str, Any]]]
     rows = [(f"weights per {fetch}", {"fetch": fetch}, {}) for fetch in ("spike", "channel", "block")]
     rows += [("blocks of 2048 bytes", {"fetch": "block"}, {"block_bytes": 2048})]
     rows += [(f"per channel, shared by {n} tokens", {}, {"shared_tokens": n}) for n in SHARED[1:]]
@@ -142,7 +146,8 @@ def points(counts: ModelCounts, out: Path | None) -> None:
         found = [break_even(counts, model, name) for model in models]
         row = [f"{v:.2f}" for p in found for v in (p.even_spikes, p.even_spikes_without_memory)]
         print(
-            f"| {name.rpartition('*.')[2]} | {found[0].spikes:.2f} | {found[0].silent_fraction:.1%} | {' | '.join(row)} |"
+            f"| {name.rpartition('*.')[2]} | {found[0].spikes:.2f} | {found[0].silent_fraction:.1%} "
+            f"| {' | '.join(row)} |"
         )
     if out is not None:
         title = "SmolLM2-135M, k = 3, Horowitz 45 nm, weights read per channel"

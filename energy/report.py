@@ -85,7 +85,7 @@ class EnergyReport:
     @property
     def by_layer_pj(self) -> dict[str, float]:
         """Energy of the spiking model by layer."""
-        return {name: sum(parts.values()) for name, parts in self.layers.items()}
+        return {name: sum(parts.values(), 0.0) for name, parts in self.layers.items()}
 
     @property
     def ratio_vs_int8(self) -> float | None:
@@ -172,7 +172,7 @@ class EnergyReport:
 
 def total(layers: Mapping[str, Parts]) -> float:
     """Return the energy of all layers."""
-    return sum(sum(parts.values()) for parts in layers.values())
+    return sum((sum(parts.values(), 0.0) for parts in layers.values()), 0.0)
 
 
 def by_part(layers: Mapping[str, Parts]) -> dict[str, float]:
