@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..energy import BreakEven, WaterfallStep
-from .style import NEGATIVE, NEUTRAL, POSITIVE, plain, save_figure
+from .style import NEGATIVE, NEUTRAL, POSITIVE, SHADE, plain, save_figure
 
 
 def plot_waterfall(steps: Sequence[WaterfallStep], path: str | os.PathLike, title: str = "") -> None:
@@ -51,30 +51,43 @@ def plot_break_even(points: Sequence[BreakEven], path: str | os.PathLike, title:
     """
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    silent = np.linspace(0, 1, 101)
-    colors = (POSITIVE, NEGATIVE, "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
-    for point, color in zip(points, colors * len(points), strict=False):
-        line = [point.spikes_at(float(z)) for z in silent]
-        name = ".".join(part for part in point.layer.split(".") if not part.isdigit() and part != "*")
-        name = name.rpartition("layers.")[2]
-        axes.plot(100 * silent, line, color=color, linewidth=1.5, label=f"{name}: even")
-        axes.axhline(point.even_spikes_without_memory, color=color, linewidth=0.8, linestyle=":")
-        axes.plot(100 * point.silent_fraction, point.spikes, "o", color=color, markersize=7)
-    highest = max(max(p.spikes_at(1.0), p.spikes, p.even_spikes_without_memory) for p in points)
-    axes.set_ylim(0, 1.08 * highest)
-    axes.set_xlim(0, 100)
+    right = min(1.0, 1.6 * max([0.3, *(p.silent_fraction for p in points)]))
+    silent = np.linspace(0, right, 51)
+    lines = [[p.spikes_at(float(z)) for z in silent] for p in points]
+    axes.fill_between(100 * silent, 0, np.clip(np.min(lines, 0), 0, None), color=SHADE, zorder=0)
+    for point, line in zip(points, lines, strict=True):
+        axes.plot(100 * silent, line, color=NEUTRAL, linewidth=1.2)
+        axes.axhline(point.even_spikes_without_memory, color=NEUTRAL, linewidth=0.8, linestyle=":")
+        axes.plot(100 * point.silent_fraction, point.spikes, "o", color=POSITIVE, markersize=6)
+        name = point.layer.rpartition("*.")[2] or "layer"
+        axes.annotate(
+            name,
+            (100 * point.silent_fraction, point.spikes),
+            xytext=(6, -9),
+            textcoords="offset points",
+            rotation=-30,
+            va="top",
+            fontsize=8,
+            color=POSITIVE,
+        )
+    highest = max(max(line[-1], p.spikes, p.even_spikes_without_memory) for p, line in zip(points, lines, strict=True))
+    axes.set_ylim(-0.12 * highest, 1.08 * highest)  # room for names below the dots
+    axes.set_xlim(0, 100 * right)
+    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 1.08 * highest])
+    middle = len(silent) // 2
+    text = {"fontsize": 9, "color": "#444444"}
+    axes.text(
+        100 * silent[middle],
+        lines[0][middle],
+        "with memory: dense INT8 costs the same  ",
+        ha="right",
+        va="bottom",
+        **text,
+    )
+    axes.text(99 * right, points[0].even_spikes_without_memory, "arithmetic alone", ha="right", va="bottom", **text)
+    axes.text(70 * right, 0.62 * lines[0][round(0.7 * 50)], "cheaper on spikes", ha="center", **text)
     axes.set_xlabel("channels without a spike, %")
     axes.set_ylabel("spikes per channel")
     axes.set_title(plain(title), loc="left", fontsize=10)
-    axes.text(
-        0.98,
-        0.03,
-        "dots: this model; below its line a layer\ncosts less on spikes; dotted: arithmetic alone",
-        transform=axes.transAxes,
-        ha="right",
-        va="bottom",
-        fontsize=9,
-    )
-    axes.legend(fontsize=8, loc="upper left", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     save_figure(figure, Path(path))

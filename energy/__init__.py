@@ -5,6 +5,7 @@ from .break_even import BreakEven, break_even
 from .count import count_operations
 from .counts import LayerCounts, ModelCounts, OperationCounts
 from .digital import DigitalEnergy
+from .measured import MeasuredEnergy, Meter, NvmlMeter, RaplMeter, measure_energy
 from .paper import PaperEnergy, PaperReport
 from .recode import Recoded, as_run, recode
 from .report import EnergyReport
@@ -21,10 +22,14 @@ __all__ = [
     "EnergyReport",
     "EnergyTable",
     "LayerCounts",
+    "MeasuredEnergy",
+    "Meter",
     "ModelCounts",
+    "NvmlMeter",
     "OperationCounts",
     "PaperEnergy",
     "PaperReport",
+    "RaplMeter",
     "Recoded",
     "Sensitivity",
     "SynopEnergy",
@@ -34,6 +39,7 @@ __all__ = [
     "break_even",
     "count_operations",
     "load_table",
+    "measure_energy",
     "recode",
     "sensitivity",
     "table_names",
