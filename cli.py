@@ -1,4 +1,4 @@
-"""The command line: `spikebrain report` and `spikebrain doctor` here, the others in `cli_spikingbrain`."""
+"""The command line: `spikebrain report` and `spikebrain doctor` here, the others in `cli_*`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.text import Text
 
 from .analysis import DEFINITIONS, ReportSettings, run_report
 from .backends import BACKENDS
+from .cli_energy import energy_command
 from .cli_spikingbrain import convert_command, distill_command, generate_command
 from .coding import ENCODERS
 from .doctor import examine
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command("convert")(convert_command)
 app.command("distill")(distill_command)
 app.command("generate")(generate_command)
+app.command("energy")(energy_command)
 
 
 @app.callback()
@@ -133,7 +135,8 @@ def _print_report(found: dict[str, Any], settings: ReportSettings, out: Path) ->
         f"This is the estimate of the SpikingBrain report (eq. 24), nothing is measured. Energies: "
         f"{energy['table']['source']} ({energy['table']['process']})."
     )
-    console.print("Left out: " + "; ".join(energy["left_out"]) + ".\n")
+    console.print("Left out: " + "; ".join(energy["left_out"]) + ".")
+    _print_full_energy(console, found["energy"])
 
     exact = found["exactness"]
     console.print(
@@ -141,8 +144,23 @@ def _print_report(found: dict[str, Any], settings: ReportSettings, out: Path) ->
         f"integer product{': ' + exact['first_mismatch'] if exact['first_mismatch'] else '.'}"
     )
     console.print(
-        f"Written to {out}: report.json, layers.csv, histogram.png, raster.png ({found['seconds']['total']:.0f} s)"
+        f"Written to {out}: report.json, layers.csv, histogram.png, raster.png, waterfall.png "
+        f"({found['seconds']['total']:.0f} s)"
     )
+
+
+def _print_full_energy(console: Console, energy: dict[str, Any]) -> None:
+    """Print what becomes of the ratio when the other costs are counted."""
+    steps, digital = energy["waterfall"], energy["digital"]
+    first, last = steps[0]["ratio_vs_int8"], steps[-1]["ratio_vs_int8"]
+    if last is not None:
+        console.print(
+            f"With all that is counted (sums as wide as they must be, encoding, weights, activations, what stays "
+            f"dense) the ratio to INT8 is {last:.2f}x instead of {first:.2f}x: waterfall.png, and `spikebrain energy`."
+        )
+    if digital["unverified"]:
+        console.print("Not verified in their source: " + ", ".join(digital["unverified"]) + ".")
+    console.print()
 
 
 @app.command()

@@ -1,9 +1,10 @@
 """Analysis: numbers first, plots second."""
 
+from .energy_plots import plot_break_even, plot_waterfall
 from .exactness import ExactnessCheck
 from .histogram import plot_histogram
 from .losses import plot_losses
-from .perplexity import measure_perplexity, split_windows
+from .perplexity import measure_perplexity, split_windows, window_nlls
 from .raster import plot_raster
 from .report import ReportSettings, run_report
 from .stats import (
@@ -24,10 +25,13 @@ __all__ = [
     "code_statistics",
     "measure_perplexity",
     "merged_histogram",
+    "plot_break_even",
     "plot_histogram",
     "plot_losses",
     "plot_raster",
+    "plot_waterfall",
     "run_report",
     "spike_statistics",
     "split_windows",
+    "window_nlls",
 ]

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 
 from ..backends import BACKENDS, Backend
 from ..coding import ENCODERS, BidirectionalBitwise, Encoder
-from ..energy import EnergyReport, PaperEnergy, count_operations
+from ..energy import DigitalEnergy, count_operations, waterfall
 from ..errors import InputError
 from ..models import (
     LayerRecord,
@@ -38,6 +38,8 @@ from ..models import (
     record,
 )
 from ..neuro import AdaptiveThreshold
+from .energy import describe_energy
+from .energy_plots import plot_waterfall
 from .exactness import ExactnessCheck
 from .histogram import plot_histogram
 from .perplexity import one_thread, perplexity_of, split_windows, window_nlls
@@ -48,7 +50,7 @@ from .stats import code_statistics, merged_histogram, spike_statistics
 
 DEFAULT_TEXT = "pydoc_data.topics"
 _RASTER_TOKENS = 12
-_WRITTEN = ("report.json", "layers.csv", "histogram.png", "raster.png")
+_WRITTEN = ("report.json", "layers.csv", "histogram.png", "raster.png", "waterfall.png")
 
 
 @dataclass(frozen=True)
@@ -83,8 +85,8 @@ class ReportSettings:
 def run_report(settings: ReportSettings, out: Path, console: Console | None = None) -> dict[str, Any]:
     """Run the model in float, with INT8 weights and spiking, and write what was found.
 
-    Writes report.json, layers.csv, histogram.png and raster.png into `out`. A run that was interrupted goes on after
-    its last finished windows when it is started again with the same arguments.
+    Writes report.json, layers.csv, histogram.png, raster.png and waterfall.png into `out`. A run that was interrupted
+    goes on after its last finished windows when it is started again with the same arguments.
 
     Args:
         settings: what to run.
@@ -97,15 +99,15 @@ def run_report(settings: ReportSettings, out: Path, console: Console | None = No
     """
     console = console or Console(stderr=True, markup=False)
     start = time.perf_counter()
-    policy = _policy(settings)
-    text, text_source = _read_text(settings.text)
+    policy = policy_of(settings)
+    text, text_source = read_text(settings.text)
     _require_writable(out)
     console.print(f"Loading {settings.model}")
     loaded = load(settings.model, console=console)
     converted = any(isinstance(module, SpikeLinear) for module in loaded.model.modules())
     if not converted:
         choose_layers(loaded.model, policy)  # a pattern that matches nothing is told now, not after the float model ran
-    ids = _tokenize(loaded, text, settings, console)
+    ids = tokenize(loaded, text, settings, console)
     unfinished = Unfinished.of_job(out, _job(settings, loaded, text))
     windows = split_windows(ids, settings.context)
     seconds = {"load": time.perf_counter() - start}
@@ -116,6 +118,7 @@ def run_report(settings: ReportSettings, out: Path, console: Console | None = No
     codes = {name: code_statistics(records, ENCODERS.create(name)) for name in ENCODERS}
     layers = [_layer_row(layer) for layer in records]
     num_tokens = sum(len(window) for window in windows)
+    counts = count_operations(run.recording)
     report = {
         "model": {
             "name": settings.model,
@@ -129,7 +132,7 @@ def run_report(settings: ReportSettings, out: Path, console: Console | None = No
         "spikes": dataclasses.asdict(statistics),
         "codes": {name: dataclasses.asdict(code) if code else None for name, code in codes.items()},
         "layers": layers,
-        "energy": {"paper": _describe_energy(PaperEnergy().estimate(count_operations(run.recording)))},
+        "energy": describe_energy(counts, DigitalEnergy()),
         "exactness": run.check.state(),
         "environment": _environment(),
         "seconds": seconds | run.seconds,
@@ -141,6 +144,7 @@ def run_report(settings: ReportSettings, out: Path, console: Console | None = No
     try:
         plot_histogram(merged_histogram(records), out / "histogram.png", title)
         _draw_raster(run.model, loaded, windows[0][:_RASTER_TOKENS], typical, out / "raster.png")
+        plot_waterfall(waterfall(counts, DigitalEnergy()), out / "waterfall.png", title)
         _write_csv(layers, out / "layers.csv")
         report["seconds"]["total"] = time.perf_counter() - start
         (out / "report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -200,7 +204,8 @@ def _measure(
     return _Run(model, perplexity, recording, check, seconds)
 
 
-def _policy(settings: ReportSettings) -> Policy:
+def policy_of(settings: ReportSettings) -> Policy:
+    """Return which layers spike, and how."""
     if settings.seed < 0:
         raise InputError(f"seed: expected an integer >= 0, got {settings.seed}.")
     if settings.num_tokens < settings.context:
@@ -217,7 +222,7 @@ def _policy(settings: ReportSettings) -> Policy:
     )
 
 
-def _read_text(path: Path | None) -> tuple[str, str]:
+def read_text(path: Path | None) -> tuple[str, str]:
     """Return the text and where it is from."""
     if path is None:
         topics = pydoc_data.topics.topics
@@ -241,7 +246,8 @@ def _require_writable(out: Path) -> None:
         raise InputError(f"--out {out}: cannot be written: {error.strerror}. Name another folder.") from error
 
 
-def _tokenize(loaded: Loaded, text: str, settings: ReportSettings, console: Console) -> Tensor:
+def tokenize(loaded: Loaded, text: str, settings: ReportSettings, console: Console) -> Tensor:
+    """Return the ids of the first tokens of a text, checked against the model."""
     if loaded.tokenizer is None:
         raise InputError(f"{loaded.source}: expected a model with a tokenizer. Put its tokenizer files beside it.")
     config: Any = loaded.model.config
@@ -313,25 +319,6 @@ def _describe_settings(settings: ReportSettings, model: nn.Module, converted: bo
         "layers": "as converted" if converted else settings.layers,
         "group_size": layer.group_size,
         "seed": settings.seed,
-    }
-
-
-def _describe_energy(energy: EnergyReport) -> dict[str, Any]:
-    return {
-        "average_spikes": energy.average_spikes,
-        "fp16_mac_pj": energy.fp16_mac_pj,
-        "int8_mac_pj": energy.int8_mac_pj,
-        "spike_mac_pj": energy.spike_mac_pj,
-        "saving_vs_fp16": energy.saving_vs_fp16,
-        "saving_vs_int8": energy.saving_vs_int8,
-        "ratio_vs_fp16": energy.ratio_vs_fp16,
-        "ratio_vs_int8": energy.ratio_vs_int8,
-        "fp16_total_pj": energy.fp16_total_pj,
-        "int8_total_pj": energy.int8_total_pj,
-        "spike_total_pj": energy.spike_total_pj,
-        "table": {"name": energy.table.name, "process": energy.table.process, "source": energy.table.source},
-        "assumptions": list(energy.assumptions),
-        "left_out": list(energy.left_out),
     }
 
 

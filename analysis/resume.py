@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..models import LayerRecord, Recording
+from ..models import Recording
 from .exactness import ExactnessCheck
 
 FILE_NAME = "unfinished.json"
@@ -62,7 +61,7 @@ class Unfinished:
     def save(self, recording: Recording | None = None, check: ExactnessCheck | None = None) -> None:
         """Write the progress, and with it the state of the recording and the check; in one step."""
         if recording is not None and check is not None:
-            self.recorded = {name: dict(vars(layer)) for name, layer in recording.layers.items()}
+            self.recorded = recording.state()
             self.checked = check.state()
         content = {"key": self.key, "nlls": self.nlls, "recorded": self.recorded, "checked": self.checked}
         partial = self.path.with_suffix(f".{os.getpid()}.partial")
@@ -77,11 +76,7 @@ class Unfinished:
 
     def restore(self, recording: Recording, check: ExactnessCheck) -> None:
         """Put the stored state into a recording and a check that are about to go on."""
-        for name, stored in self.recorded.items():
-            layer: LayerRecord = recording.layers[name]
-            for attribute, value in stored.items():
-                setattr(layer, attribute, value)
-            layer.count_histogram = Counter({int(c): n for c, n in stored["count_histogram"].items()})
+        recording.restore(self.recorded)
         if self.checked:
             check.restore(self.checked)
 

@@ -6,9 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-
 from ..coding import Encoder
+from ..energy import recode
 from ..errors import InputError
 from ..models import LayerRecord
 
@@ -89,29 +88,19 @@ class CodeStatistics:
     num_timesteps: int
 
 
-# Trains are unrolled this many bytes at a time to count their spikes, and not at all if they are longer than that.
-_PORTION_BYTES = 2**24
-_LONGEST_TRAIN = 2**16
-
-
 def code_statistics(layers: Iterable[LayerRecord], encoder: Encoder) -> CodeStatistics | None:
     """Return what the recorded counts of some layers would take in another code than they ran in.
 
     The code is fitted to each layer once: its timesteps (and zero point) hold all counts of the recording. None if
     that takes trains of more than 65,536 timesteps, as rate codes of counts in the millions do.
     """
-    num_activations = num_spikes = num_slots = longest = 0
+    num_spikes = num_slots = num_activations = longest = 0
     for layer in layers:
-        counts = torch.tensor(sorted(layer.count_histogram), dtype=torch.int32)
-        frequency = torch.tensor([layer.count_histogram[int(c)] for c in counts], dtype=torch.int64)
-        suited, num_timesteps = encoder.fitted(int(counts[0]), int(counts[-1]))
-        if num_timesteps > _LONGEST_TRAIN:
+        recoded = recode(layer, encoder)
+        if recoded is None:
             return None
-        portion = max(1, _PORTION_BYTES // num_timesteps)
-        for some, times in zip(counts.split(portion), frequency.split(portion), strict=True):
-            spikes_of_each = suited.encode(some, num_timesteps).spikes.abs().sum(0, dtype=torch.int64)
-            num_spikes += int((spikes_of_each * times).sum())
-        num_activations += int(frequency.sum())
-        num_slots += num_timesteps * int(frequency.sum())
-        longest = max(longest, num_timesteps)
+        num_spikes += recoded.num_spikes
+        num_slots += recoded.num_slots
+        num_activations += layer.count_histogram.total()
+        longest = max(longest, recoded.num_timesteps)
     return CodeStatistics(num_spikes / num_activations, 1 - num_spikes / num_slots, longest)

@@ -1,17 +1,47 @@
 """Energy: a recording becomes operation counts, and a model turns those into joules."""
 
-from .base import EnergyModel
-from .counts import OperationCounts, count_operations
-from .paper import PaperEnergy
+from .base import ENERGY_MODELS, EnergyModel
+from .break_even import BreakEven, break_even
+from .count import count_operations
+from .counts import LayerCounts, ModelCounts, OperationCounts
+from .digital import DigitalEnergy
+from .measured import MeasuredEnergy, Meter, NvmlMeter, RaplMeter, measure_energy
+from .paper import PaperEnergy, PaperReport
+from .recode import Recoded, as_run, recode
 from .report import EnergyReport
-from .table import EnergyTable, load_table
+from .sensitivity import Sensitivity, sensitivity
+from .synops import SynopEnergy
+from .table import EnergyTable, TableEntry, load_table, table_names
+from .waterfall import WaterfallStep, waterfall
 
 __all__ = [
+    "ENERGY_MODELS",
+    "BreakEven",
+    "DigitalEnergy",
     "EnergyModel",
     "EnergyReport",
     "EnergyTable",
+    "LayerCounts",
+    "MeasuredEnergy",
+    "Meter",
+    "ModelCounts",
+    "NvmlMeter",
     "OperationCounts",
     "PaperEnergy",
+    "PaperReport",
+    "RaplMeter",
+    "Recoded",
+    "Sensitivity",
+    "SynopEnergy",
+    "TableEntry",
+    "WaterfallStep",
+    "as_run",
+    "break_even",
     "count_operations",
     "load_table",
+    "measure_energy",
+    "recode",
+    "sensitivity",
+    "table_names",
+    "waterfall",
 ]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 
-from .counts import OperationCounts
+from ..registry import Registry
+from .counts import ModelCounts
 from .report import EnergyReport
 
 
@@ -13,9 +13,12 @@ class EnergyModel(ABC):
     """Turns operation counts into energy. Zero counts give zero, and the layers' energies sum to the total."""
 
     @abstractmethod
-    def estimate(self, counts: Mapping[str, OperationCounts]) -> EnergyReport:
+    def estimate(self, counts: ModelCounts) -> EnergyReport:
         """Estimate the energy of the counted operations.
 
         Args:
-            counts: operations per layer, by name, as `count_operations` returns them.
+            counts: what `count_operations` returns.
         """
+
+
+ENERGY_MODELS: Registry[EnergyModel] = Registry("energy model")

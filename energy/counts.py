@@ -2,48 +2,255 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
 
 from ..errors import InputError
-from ..models import LayerRecord, Recording
+
+SYSTEMS = ("spiking", "int8", "fp16")
 
 
 @dataclass(frozen=True)
 class OperationCounts:
-    """Operations of one or more layers; add them with `+`.
+    """Operations of one or more layers; add them with `+`, repeat them with `* integer`.
+
+    Where the same work can be done in several ways (which weights are read, when digits are shifted), each way has its
+    own field, and the energy model takes one of them. Every other field is part of the work.
 
     Attributes:
         num_activations: channels encoded, over all tokens.
         num_spikes: spikes of either sign that left the encoder.
-        num_synops: spikes times the synapses they reach, zero weights included: one accumulate (AC) each.
-        num_macs: multiply-accumulates of the dense layers on the same tokens.
+        num_synops: spikes times the synapses they reach, zero weights included: one accumulate (AC) each. They are
+            among the integer additions.
+        num_macs: multiply-accumulates of products with weights, in any format. They are among the MACs by format.
+        num_add_int8: integer additions whose operands and sum fit 8 bits.
+        num_add_int16: integer additions that need 16 bits.
+        num_add_int32: integer additions that need 32 bits.
+        num_mul_int32: integer multiplications (of a zero point with a row sum).
+        num_shifts_per_spike: shifts, if each added weight is shifted by the digit of its spike.
+        num_shifts_per_timestep: shifts, if each sum is shifted once between two timesteps.
+        num_mac_int8: INT8 multiplications, each with an addition to a 32-bit sum.
+        num_mac_fp16: FP16 multiplications, each with an addition.
+        num_mac_fp32: FP32 multiplications, each with an addition.
+        num_encoded_tokens: vectors that became integers, each with a threshold or scale of its own.
+        num_encode_abs: magnitudes taken to find thresholds or scales.
+        num_encode_add: additions to find them.
+        num_encode_compare: comparisons to find or limit them.
+        num_encode_div: divisions, to find them and by them.
+        num_encode_round: roundings to integers.
+        num_rescale_convert: integer sums turned into floats.
+        num_rescale_mul: multiplications of those with scales and thresholds.
+        num_rescale_add: additions of groups and biases.
+        num_add_fp32: other FP32 additions.
+        num_mul_fp32: other FP32 multiplications.
+        num_div_fp32: other FP32 divisions.
+        num_exp_fp32: exponentials, logarithms, sines and cosines.
+        num_sqrt_fp32: square roots.
+        num_compare_fp32: other comparisons.
+        weight_spike_bytes: weights read, if each spike reads its row.
+        weight_channel_bytes: weights read, if each active channel's row is read once.
+        weight_block_bytes: weights read, if memory gives whole blocks.
+        weight_bytes: weights that dense layers read.
+        parameter_bytes: scales, biases, norm weights and embedding rows read.
+        activation_bytes: activations read and written.
+        accumulator_bytes: sums read and written, if they do not stay where they are added.
+        state_bytes: states of linear attention read and written.
+        kv_bytes: keys and values read and written.
+        dram_bytes: what is known to go to DRAM, whatever the capacity of the SRAM; of a simulated chip.
+        num_routed_events: spikes that travel from encoder to accumulators.
+        num_hops: routers that they pass; of a simulated chip.
     """
 
     num_activations: int = 0
     num_spikes: int = 0
     num_synops: int = 0
     num_macs: int = 0
+    num_add_int8: int = 0
+    num_add_int16: int = 0
+    num_add_int32: int = 0
+    num_mul_int32: int = 0
+    num_shifts_per_spike: int = 0
+    num_shifts_per_timestep: int = 0
+    num_mac_int8: int = 0
+    num_mac_fp16: int = 0
+    num_mac_fp32: int = 0
+    num_encoded_tokens: int = 0
+    num_encode_abs: int = 0
+    num_encode_add: int = 0
+    num_encode_compare: int = 0
+    num_encode_div: int = 0
+    num_encode_round: int = 0
+    num_rescale_convert: int = 0
+    num_rescale_mul: int = 0
+    num_rescale_add: int = 0
+    num_add_fp32: int = 0
+    num_mul_fp32: int = 0
+    num_div_fp32: int = 0
+    num_exp_fp32: int = 0
+    num_sqrt_fp32: int = 0
+    num_compare_fp32: int = 0
+    weight_spike_bytes: int = 0
+    weight_channel_bytes: int = 0
+    weight_block_bytes: int = 0
+    weight_bytes: int = 0
+    parameter_bytes: int = 0
+    activation_bytes: int = 0
+    accumulator_bytes: int = 0
+    state_bytes: int = 0
+    kv_bytes: int = 0
+    dram_bytes: int = 0
+    num_routed_events: int = 0
+    num_hops: int = 0
 
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            if not isinstance(value, int) or value < 0:
+            if type(value) is not int or value < 0:
                 raise InputError(f"OperationCounts.{f.name}: expected an integer >= 0, got {value!r}.")
 
     def __add__(self, other: OperationCounts) -> OperationCounts:
         return OperationCounts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
+    def __mul__(self, times: int) -> OperationCounts:
+        if type(times) is not int or times < 0:
+            raise InputError(f"OperationCounts * n: expected an integer n >= 0, got {times!r}.")
+        return OperationCounts(*(getattr(self, f.name) * times for f in fields(self)))
 
-def count_operations(recording: Recording) -> dict[str, OperationCounts]:
-    """Return the operations of each recorded layer, by name. `sum(counts.values(), OperationCounts())` adds them."""
-    return {name: _count_layer(layer) for name, layer in recording.layers.items()}
+    __rmul__ = __mul__
 
 
-def _count_layer(layer: LayerRecord) -> OperationCounts:
-    num_activations = layer.num_tokens * layer.in_features
-    return OperationCounts(
-        num_activations=num_activations,
-        num_spikes=layer.num_spikes,
-        num_synops=layer.num_spikes * layer.out_features,
-        num_macs=num_activations * layer.out_features,
-    )
+@dataclass(frozen=True)
+class LayerCounts:
+    """One part of a model in three systems, for the same tokens.
+
+    Attributes:
+        kind: "projection" for a layer that spikes; else what it is, as in `ModuleRecord`.
+        spiking: what this run did.
+        int8: the same part in a model of INT8 weights and activations, without spikes.
+        fp16: the same part in a model of FP16 weights and activations.
+        weight_count: weights of the part.
+        accumulator_bits: that hold every sum of a spiking layer, sign included; 0 without spikes.
+    """
+
+    kind: str
+    spiking: OperationCounts = field(default_factory=OperationCounts)
+    int8: OperationCounts = field(default_factory=OperationCounts)
+    fp16: OperationCounts = field(default_factory=OperationCounts)
+    weight_count: int = 0
+    accumulator_bits: int = 0
+
+    def __add__(self, other: LayerCounts) -> LayerCounts:
+        if (self.kind, self.weight_count) != (other.kind, other.weight_count):
+            raise InputError(
+                f"LayerCounts: expected the same part twice, got {self.kind} of {self.weight_count} weights and "
+                f"{other.kind} of {other.weight_count}. Add recordings of one model."
+            )
+        systems = (getattr(self, s) + getattr(other, s) for s in SYSTEMS)
+        bits = max(self.accumulator_bits, other.accumulator_bits)
+        return LayerCounts(self.kind, *systems, weight_count=self.weight_count, accumulator_bits=bits)
+
+
+@dataclass(frozen=True)
+class ModelCounts:
+    """What a model computed for some tokens; runs of the same model and settings add with `+`.
+
+    Attributes:
+        layers: parts by name.
+        num_tokens: tokens that passed the model: the most that passed any of its spiking layers.
+        model: class of the model.
+        neuron: of the spiking layers, with k.
+        encoder: that the counts are for.
+        unsupported: parts of the model that are not counted.
+        assumptions: what the counts take for granted.
+    """
+
+    layers: Mapping[str, LayerCounts]
+    num_tokens: int = 0
+    model: str = ""
+    neuron: str = ""
+    encoder: str = ""
+    unsupported: tuple[str, ...] = ()
+    assumptions: tuple[str, ...] = ()
+
+    def total(self, system: str, *, kind: str | None = None) -> OperationCounts:
+        """Return the sum over all parts, or over those of one kind.
+
+        Args:
+            system: "spiking", "int8" or "fp16".
+            kind: as in `LayerCounts`; None for all.
+        """
+        chosen = (layer for layer in self.layers.values() if kind in (None, layer.kind))
+        return sum((getattr(layer, system) for layer in chosen), OperationCounts())
+
+    def grouped(self) -> ModelCounts:
+        """Return the same counts with like layers added up: `layers.0.q_proj` and so on become `layers.*.q_proj`."""
+        groups: dict[str, LayerCounts] = {}
+        for name, layer in self.layers.items():
+            group = re.sub(r"\.\d+(?=\.|$| )", ".*", name)
+            known = groups.get(group)
+            if known is None:
+                groups[group] = layer
+                continue
+            added = replace(known, weight_count=0) + replace(layer, weight_count=0)
+            groups[group] = replace(added, weight_count=known.weight_count + layer.weight_count)
+        return replace(self, layers=groups)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON can hold it, without operations that did not occur."""
+        layers = {
+            name: {
+                "kind": layer.kind,
+                "weight_count": layer.weight_count,
+                "accumulator_bits": layer.accumulator_bits,
+                **{s: {k: n for k, n in vars(getattr(layer, s)).items() if n} for s in SYSTEMS},
+            }
+            for name, layer in self.layers.items()
+        }
+        return {**asdict(replace(self, layers={})), "layers": layers}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> ModelCounts:
+        """Read what `to_dict` gave.
+
+        Raises:
+            InputError: it is something else.
+        """
+        try:
+            layers = {
+                name: LayerCounts(**{**layer, **{s: OperationCounts(**layer[s]) for s in SYSTEMS}})
+                for name, layer in content["layers"].items()
+            }
+            rest: dict[str, Any] = {name: content[name] for name in ("num_tokens", "model", "neuron", "encoder")}
+            rest |= {name: tuple(content[name]) for name in ("unsupported", "assumptions")}
+            return cls(layers, **rest)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"ModelCounts.from_dict: expected what to_dict wrote, got another content: {error}."
+            ) from error
+
+    def __add__(self, other: ModelCounts) -> ModelCounts:
+        for what in ("model", "neuron", "encoder"):
+            mine, theirs = getattr(self, what), getattr(other, what)
+            if mine != theirs:
+                raise InputError(
+                    f"ModelCounts: expected counts of the same {what}, got {mine!r} and {theirs!r}. "
+                    "Compare them side by side instead of adding."
+                )
+        if self.layers.keys() != other.layers.keys():
+            differing = sorted(self.layers.keys() ^ other.layers.keys())
+            raise InputError(
+                f"ModelCounts: expected recordings of one model, got another with different layers, such as "
+                f"{differing[0]!r}. Add recordings of one model."
+            )
+        layers = {name: layer + other.layers[name] for name, layer in self.layers.items()}
+        return ModelCounts(
+            layers,
+            self.num_tokens + other.num_tokens,
+            self.model,
+            self.neuron,
+            self.encoder,
+            tuple(dict.fromkeys(self.unsupported + other.unsupported)),
+            tuple(dict.fromkeys(self.assumptions + other.assumptions)),
+        )

@@ -2,16 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ..errors import InputError
-from .base import EnergyModel
-from .counts import OperationCounts
+from .base import ENERGY_MODELS, EnergyModel
+from .counts import ModelCounts
 from .report import EnergyReport
 from .table import EnergyTable, load_table
 
 
+@dataclass(frozen=True)
+class PaperReport(EnergyReport):
+    """What eq. 24 gives, also per MAC; of the layers that spike only.
+
+    Attributes:
+        average_spikes: spikes of either sign per channel and token; 0 where nothing was recorded.
+        fp16_mac_pj: one MAC of a dense FP16 layer.
+        int8_mac_pj: one MAC of a dense INT8 layer.
+        spike_mac_pj: what takes the place of one MAC when the layer spikes.
+    """
+
+    average_spikes: float = 0.0
+    fp16_mac_pj: float = 0.0
+    int8_mac_pj: float = 0.0
+    spike_mac_pj: float = 0.0
+
+    @property
+    def saving_vs_fp16(self) -> float:
+        """Share of the FP16 energy per MAC that spiking saves; negative if it costs more."""
+        return 1 - self.spike_mac_pj / self.fp16_mac_pj
+
+    @property
+    def saving_vs_int8(self) -> float:
+        """Share of the INT8 energy per MAC that spiking saves; negative if it costs more."""
+        return 1 - self.spike_mac_pj / self.int8_mac_pj
+
+    @property
+    def ratio_vs_fp16(self) -> float | None:
+        """FP16 energy per MAC over the spiking one; None without spikes."""
+        return self.fp16_mac_pj / self.spike_mac_pj if self.spike_mac_pj else None
+
+    @property
+    def ratio_vs_int8(self) -> float | None:
+        """INT8 energy per MAC over the spiking one; None without spikes."""
+        return self.int8_mac_pj / self.spike_mac_pj if self.spike_mac_pj else None
+
+    def __add__(self, other: EnergyReport) -> EnergyReport:
+        raise InputError("PaperReport: averages don't add. Add the counts and estimate again.")
+
+
+@ENERGY_MODELS.register("paper")
 @dataclass(frozen=True)
 class PaperEnergy(EnergyModel):
     """E per MAC = average_spikes * energy of an INT8 addition (eq. 24), against dense FP16 and INT8 MACs.
@@ -29,32 +69,41 @@ class PaperEnergy(EnergyModel):
 
     table: EnergyTable = field(default_factory=load_table)
 
-    def estimate(self, counts: Mapping[str, OperationCounts]) -> EnergyReport:
+    def estimate(self, counts: ModelCounts) -> PaperReport:
         """Estimate the energy per MAC from the average spikes, and totals from the synaptic operations."""
-        total = sum(counts.values(), OperationCounts())
-        average_spikes = total.num_spikes / total.num_activations if total.num_activations else 0.0
         for operation in ("fp16_mac", "int8_mac"):
             if self.table[operation] == 0:
                 raise InputError(f"energy table {self.table.name}: expected {operation} > 0 to compare with, got 0.")
         add, fp16_mac, int8_mac = self.table["int8_add"], self.table["fp16_mac"], self.table["int8_mac"]
-        return EnergyReport(
+        layers = {name: layer for name, layer in counts.layers.items() if layer.kind == "projection"}
+        total = counts.total("spiking", kind="projection")
+        average_spikes = total.num_spikes / total.num_activations if total.num_activations else 0.0
+        used = ("int8_add", "fp16_mac", "int8_mac")
+        wide = f" (an INT32 addition is {self.table['int32_add']} pJ)" if "int32_add" in self.table else ""
+        return PaperReport(
             model="SpikingBrain report, eq. 24",
+            layers={name: {"additions": layer.spiking.num_synops * add} for name, layer in layers.items()},
+            int8_layers={name: {"additions": layer.int8.num_macs * int8_mac} for name, layer in layers.items()},
+            fp16_layers={name: {"additions": layer.fp16.num_macs * fp16_mac} for name, layer in layers.items()},
+            num_tokens=counts.num_tokens,
+            num_macs=counts.total("int8", kind="projection").num_macs,
+            table=self.table.name,
+            table_version=self.table.version,
+            process=self.table.process,
+            source=self.table.source,
+            unverified=tuple(name for name in used if not self.table.entry(name).verified),
+            run=f"{counts.model}, {counts.neuron}, {counts.encoder}",
             average_spikes=average_spikes,
             fp16_mac_pj=fp16_mac,
             int8_mac_pj=int8_mac,
             spike_mac_pj=average_spikes * add,
-            fp16_total_pj=total.num_macs * fp16_mac,
-            int8_total_pj=total.num_macs * int8_mac,
-            spike_total_pj=total.num_synops * add,
-            by_layer_pj={name: layer.num_synops * add for name, layer in counts.items()},
-            table=self.table,
             assumptions=(
                 "every spike costs one INT8 addition per output, whatever its digit weighs",
                 "energy per MAC averages over channels; totals weigh each layer by its outputs",
                 "the dense layers it is compared with cost their arithmetic alone, too",
             ),
             left_out=(
-                f"accumulators wider than 8 bits (an INT32 addition is {self.table['int32_add']} pJ)",
+                f"accumulators wider than 8 bits{wide}",
                 "shifts for digit weights",
                 "encoding: mean, division and rounding per token",
                 "reading weights and activations, which decides the energy of real hardware",

@@ -2,60 +2,193 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from .table import EnergyTable
+from ..errors import InputError
+
+# Energy by part ("additions", "weights", ...) in picojoules.
+Parts = Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class EnergyReport:
-    """Modelled energy of a spiking run, beside the dense layers it replaces. Nothing in it is measured.
+    """Modelled energy of a spiking run, beside the dense models it replaces. Nothing in it is measured.
+
+    An energy model fills it in; so can anything else that knows the energy of parts of layers, such as a simulated
+    chip, which leaves out the dense models.
 
     Attributes:
-        model: which estimate this is, with its equation.
-        average_spikes: spikes of either sign per channel and token; 0 where nothing was recorded.
-        fp16_mac_pj: one MAC of a dense FP16 layer.
-        int8_mac_pj: one MAC of a dense INT8 layer.
-        spike_mac_pj: what takes the place of one MAC when the layer spikes.
-        fp16_total_pj: all recorded layers and tokens, dense FP16.
-        int8_total_pj: the same, dense INT8.
-        spike_total_pj: the same, spiking; the sum of `by_layer_pj`.
-        by_layer_pj: spiking energy per layer, by name.
-        table: the energies per operation that were used.
+        model: which estimate this is, with its equation or options.
+        layers: spiking energy by layer and part, in picojoules.
+        int8_layers: the same of dense INT8 layers; empty if not estimated.
+        fp16_layers: the same of dense FP16 layers; empty if not estimated.
+        num_tokens: that the energies are for.
+        num_macs: of products with weights in the dense models, or 0.
+        table: name of the energies per operation.
+        table_version: of the table.
+        process: of the table.
+        source: of the table.
         assumptions: what the estimate takes for granted.
         left_out: costs that it does not count.
+        unverified: energies that were used and whose source was not seen.
+        run: model, neuron and code that ran, so that only equals are added.
     """
 
     model: str
-    average_spikes: float
-    fp16_mac_pj: float
-    int8_mac_pj: float
-    spike_mac_pj: float
-    fp16_total_pj: float
-    int8_total_pj: float
-    spike_total_pj: float
-    by_layer_pj: Mapping[str, float]
-    table: EnergyTable
-    assumptions: tuple[str, ...] = field(repr=False)
-    left_out: tuple[str, ...] = field(repr=False)
+    layers: Mapping[str, Parts]
+    int8_layers: Mapping[str, Parts] = field(default_factory=dict)
+    fp16_layers: Mapping[str, Parts] = field(default_factory=dict)
+    num_tokens: int = 0
+    num_macs: int = 0
+    table: str = ""
+    table_version: str = ""
+    process: str = ""
+    source: str = ""
+    assumptions: tuple[str, ...] = field(default=(), repr=False)
+    left_out: tuple[str, ...] = field(default=(), repr=False)
+    unverified: tuple[str, ...] = field(default=(), repr=False)
+    run: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "int8_layers", "fp16_layers"):
+            for layer, parts in getattr(self, name).items():
+                for part, value in parts.items():
+                    if not 0 <= value < float("inf"):
+                        raise InputError(
+                            f"EnergyReport.{name}[{layer!r}][{part!r}]: expected picojoules >= 0, got {value!r}."
+                        )
 
     @property
-    def saving_vs_fp16(self) -> float:
-        """Share of the FP16 energy per MAC that spiking saves; negative if it costs more."""
-        return 1 - self.spike_mac_pj / self.fp16_mac_pj
+    def total_pj(self) -> float:
+        """Energy of the spiking model."""
+        return total(self.layers)
 
     @property
-    def saving_vs_int8(self) -> float:
-        """Share of the INT8 energy per MAC that spiking saves; negative if it costs more."""
-        return 1 - self.spike_mac_pj / self.int8_mac_pj
+    def int8_total_pj(self) -> float:
+        """Energy of the dense INT8 model."""
+        return total(self.int8_layers)
 
     @property
-    def ratio_vs_fp16(self) -> float | None:
-        """FP16 energy per MAC over the spiking one; None without spikes."""
-        return self.fp16_mac_pj / self.spike_mac_pj if self.spike_mac_pj else None
+    def fp16_total_pj(self) -> float:
+        """Energy of the dense FP16 model."""
+        return total(self.fp16_layers)
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Energy of the spiking model by part, summed over layers."""
+        return by_part(self.layers)
+
+    @property
+    def by_layer_pj(self) -> dict[str, float]:
+        """Energy of the spiking model by layer."""
+        return {name: sum(parts.values(), 0.0) for name, parts in self.layers.items()}
 
     @property
     def ratio_vs_int8(self) -> float | None:
-        """INT8 energy per MAC over the spiking one; None without spikes."""
-        return self.int8_mac_pj / self.spike_mac_pj if self.spike_mac_pj else None
+        """INT8 energy over the spiking one; None if either was not estimated or is nothing."""
+        return ratio(self.int8_total_pj, self.total_pj)
+
+    @property
+    def ratio_vs_fp16(self) -> float | None:
+        """FP16 energy over the spiking one; None if either was not estimated or is nothing."""
+        return ratio(self.fp16_total_pj, self.total_pj)
+
+    def __add__(self, other: EnergyReport) -> EnergyReport:
+        same = ("model", "table", "table_version", "run")
+        for name in same:
+            if getattr(self, name) != getattr(other, name):
+                raise InputError(
+                    f"EnergyReport: expected reports of the same {name} to add, got {getattr(self, name)!r} and "
+                    f"{getattr(other, name)!r}."
+                )
+        merged = {
+            name: merge(getattr(self, name), getattr(other, name)) for name in ("layers", "int8_layers", "fp16_layers")
+        }
+        texts = {
+            name: tuple(dict.fromkeys(getattr(self, name) + getattr(other, name)))
+            for name in ("assumptions", "left_out", "unverified")
+        }
+        sums = {name: getattr(self, name) + getattr(other, name) for name in ("num_tokens", "num_macs")}
+        return dataclasses.replace(self, **merged, **texts, **sums)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one row per system, layer and part: what `to_dataframe` holds."""
+        systems = {"spiking": self.layers, "int8": self.int8_layers, "fp16": self.fp16_layers}
+        return [
+            {"system": system, "layer": layer, "part": part, "energy_pj": value}
+            for system, layers in systems.items()
+            for layer, parts in layers.items()
+            for part, value in parts.items()
+        ]
+
+    def to_dataframe(self) -> Any:
+        """Return the rows as a pandas DataFrame.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        try:
+            import pandas  # noqa: PLC0415  # pyright: ignore[reportMissingImports] - not a dependency
+        except ImportError as error:
+            raise InputError(
+                "EnergyReport.to_dataframe: needs pandas (pip install pandas); rows() does not."
+            ) from error
+        return pandas.DataFrame(self.rows(), columns=["system", "layer", "part", "energy_pj"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything, and the totals, as JSON can hold it."""
+        totals = {
+            "total_pj": self.total_pj,
+            "int8_total_pj": self.int8_total_pj,
+            "fp16_total_pj": self.fp16_total_pj,
+            "ratio_vs_int8": self.ratio_vs_int8,
+            "ratio_vs_fp16": self.ratio_vs_fp16,
+            "parts": self.parts,
+        }
+        return {**dataclasses.asdict(self), **totals}
+
+    def to_json(self) -> str:
+        """Return the report as JSON."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> EnergyReport:
+        """Read what `to_dict` gave.
+
+        Raises:
+            InputError: a field is missing.
+        """
+        names = [f.name for f in dataclasses.fields(cls)]
+        missing = [name for name in names if name not in content]
+        if missing:
+            raise InputError(f"EnergyReport.from_dict: fields {missing} are missing. Write it with to_dict.")
+        values: dict[str, Any] = {name: tuple(v) if isinstance(v := content[name], list) else v for name in names}
+        return cls(**values)
+
+
+def total(layers: Mapping[str, Parts]) -> float:
+    """Return the energy of all layers."""
+    return sum((sum(parts.values(), 0.0) for parts in layers.values()), 0.0)
+
+
+def by_part(layers: Mapping[str, Parts]) -> dict[str, float]:
+    """Return the energy by part, summed over layers; parts in order of first appearance."""
+    sums: dict[str, float] = {}
+    for parts in layers.values():
+        for part, value in parts.items():
+            sums[part] = sums.get(part, 0.0) + value
+    return sums
+
+
+def ratio(dense_pj: float, spiking_pj: float) -> float | None:
+    """Return how many times the spiking energy goes into the dense one; None if either is 0."""
+    return dense_pj / spiking_pj if dense_pj and spiking_pj else None
+
+
+def merge(mine: Mapping[str, Parts], others: Mapping[str, Parts]) -> dict[str, dict[str, float]]:
+    """Return the sums of two sets of layers."""
+    return {name: by_part({"a": mine.get(name, {}), "b": others.get(name, {})}) for name in {**mine, **others}}

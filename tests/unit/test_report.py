@@ -73,6 +73,7 @@ def test_files_and_keys(run, tmp_path):
         "layers.csv",
         "raster.png",
         "report.json",
+        "waterfall.png",
     ]
     keys = "model settings text perplexity spikes codes layers energy exactness environment seconds"
     assert list(found) == keys.split()

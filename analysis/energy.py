@@ -1,0 +1,100 @@
+"""Energy figures as reports hold them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ..energy import (
+    DigitalEnergy,
+    EnergyReport,
+    ModelCounts,
+    PaperEnergy,
+    PaperReport,
+    break_even,
+    sensitivity,
+    waterfall,
+)
+from ..energy.report import by_part
+
+
+def describe_energy(counts: ModelCounts, model: DigitalEnergy) -> dict[str, Any]:
+    """Return all energy figures of a run: both models, the waterfall, break-even, sensitivity, and the counts.
+
+    Args:
+        counts: of the run.
+        model: the digital model; eq. 24 is taken with its table.
+    """
+    groups = counts.grouped()
+    spiking = [name for name, layer in groups.layers.items() if layer.spiking.num_spikes]
+    points = [break_even(groups, model, name) for name in spiking]
+    return {
+        "paper": _describe_paper(PaperEnergy(model.table).estimate(counts), model),
+        "digital": _describe_digital(model.estimate(groups)),
+        "waterfall": [
+            {**dataclasses.asdict(s), "ratio_vs_int8": s.ratio_vs_int8, "ratio_vs_fp16": s.ratio_vs_fp16}
+            for s in waterfall(counts, model)
+        ],
+        "break_even": [
+            {
+                "layer": p.layer,
+                "spikes": p.spikes,
+                "silent_fraction": p.silent_fraction,
+                "even_spikes": p.even_spikes,
+                "even_spikes_without_memory": p.even_spikes_without_memory,
+                "even_silent_fraction": p.even_silent_fraction,
+                "wins": p.wins,
+            }
+            for p in points
+        ],
+        "sensitivity": [dataclasses.asdict(s) for s in sensitivity(groups, model)],
+        "counts": groups.to_dict(),
+    }
+
+
+def _describe_paper(energy: PaperReport, model: DigitalEnergy) -> dict[str, Any]:
+    return {
+        "average_spikes": energy.average_spikes,
+        "fp16_mac_pj": energy.fp16_mac_pj,
+        "int8_mac_pj": energy.int8_mac_pj,
+        "spike_mac_pj": energy.spike_mac_pj,
+        "saving_vs_fp16": energy.saving_vs_fp16,
+        "saving_vs_int8": energy.saving_vs_int8,
+        "ratio_vs_fp16": energy.ratio_vs_fp16,
+        "ratio_vs_int8": energy.ratio_vs_int8,
+        "fp16_total_pj": energy.fp16_total_pj,
+        "int8_total_pj": energy.int8_total_pj,
+        "spike_total_pj": energy.total_pj,
+        "table": _describe_table(energy),
+        "assumptions": list(energy.assumptions),
+        "left_out": list(energy.left_out),
+    }
+
+
+def _describe_digital(energy: EnergyReport) -> dict[str, Any]:
+    return {
+        "model": energy.model,
+        "num_tokens": energy.num_tokens,
+        "spiking_total_pj": energy.total_pj,
+        "int8_total_pj": energy.int8_total_pj,
+        "fp16_total_pj": energy.fp16_total_pj,
+        "ratio_vs_int8": energy.ratio_vs_int8,
+        "ratio_vs_fp16": energy.ratio_vs_fp16,
+        "spiking_parts_pj": energy.parts,
+        "int8_parts_pj": by_part(energy.int8_layers),
+        "fp16_parts_pj": by_part(energy.fp16_layers),
+        "spiking_by_layer_pj": energy.by_layer_pj,
+        "table": _describe_table(energy),
+        "unverified": list(energy.unverified),
+        "assumptions": list(energy.assumptions),
+        "left_out": list(energy.left_out),
+    }
+
+
+def _describe_table(energy: EnergyReport) -> dict[str, str]:
+    return {
+        "name": energy.table,
+        "version": energy.table_version,
+        "process": energy.process,
+        "source": energy.source,
+    }

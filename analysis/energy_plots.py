@@ -1,0 +1,93 @@
+"""Plots of energy: the waterfall of costs, and where layers break even."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..energy import BreakEven, WaterfallStep
+from .style import NEGATIVE, NEUTRAL, POSITIVE, SHADE, plain, save_figure
+
+
+def plot_waterfall(steps: Sequence[WaterfallStep], path: str | os.PathLike, title: str = "") -> None:
+    """Draw how many times less energy spikes take than dense INT8, as one cost after the other is counted.
+
+    Args:
+        steps: from `waterfall`.
+        path: *.png or *.svg to write.
+        title: what was recorded.
+    """
+    figure = Figure(figsize=(9.5, 0.52 * len(steps) + 1.5), layout="constrained")
+    axes = figure.subplots()
+    ratios = [step.ratio_vs_int8 or 0.0 for step in steps]
+    places = range(len(steps))
+    colors = [POSITIVE if r >= 1 else NEGATIVE for r in ratios]
+    axes.barh(places, ratios, color=colors, height=0.66)
+    for place, r, step in zip(places, ratios, steps, strict=True):
+        text = f"{r:.2f}×" if step.ratio_vs_int8 else "no spikes"
+        axes.text(r, place, f" {text}", va="center", fontsize=9)
+    axes.axvline(1, color=NEUTRAL, linewidth=1)
+    labels = [step.name if i == 0 else f"+ {step.name}" for i, step in enumerate(steps)]
+    axes.set_yticks(list(places), labels)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.12 * max([1.0, *ratios]))
+    axes.set_xlabel("energy of dense INT8 / energy on spikes (1: no difference; modelled)")
+    axes.set_title(plain(title), loc="left", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, Path(path))
+
+
+def plot_break_even(points: Sequence[BreakEven], path: str | os.PathLike, title: str = "") -> None:
+    """Draw where layers stand, and the lines on which they would cost as much as dense INT8.
+
+    Args:
+        points: from `break_even`, a few layers of one model.
+        path: *.png or *.svg to write.
+        title: model, table and options.
+    """
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    right = min(1.0, 1.6 * max([0.3, *(p.silent_fraction for p in points)]))
+    silent = np.linspace(0, right, 51)
+    lines = [[p.spikes_at(float(z)) for z in silent] for p in points]
+    axes.fill_between(100 * silent, 0, np.clip(np.min(lines, 0), 0, None), color=SHADE, zorder=0)
+    for point, line in zip(points, lines, strict=True):
+        axes.plot(100 * silent, line, color=NEUTRAL, linewidth=1.2)
+        axes.axhline(point.even_spikes_without_memory, color=NEUTRAL, linewidth=0.8, linestyle=":")
+        axes.plot(100 * point.silent_fraction, point.spikes, "o", color=POSITIVE, markersize=6)
+        name = point.layer.rpartition("*.")[2] or "layer"
+        axes.annotate(
+            name,
+            (100 * point.silent_fraction, point.spikes),
+            xytext=(6, -9),
+            textcoords="offset points",
+            rotation=-30,
+            va="top",
+            fontsize=8,
+            color=POSITIVE,
+        )
+    highest = max(max(line[-1], p.spikes, p.even_spikes_without_memory) for p, line in zip(points, lines, strict=True))
+    axes.set_ylim(-0.12 * highest, 1.08 * highest)  # room for names below the dots
+    axes.set_xlim(0, 100 * right)
+    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 1.08 * highest])
+    middle = len(silent) // 2
+    text = {"fontsize": 9, "color": "#444444"}
+    axes.text(
+        100 * silent[middle],
+        lines[0][middle],
+        "with memory: dense INT8 costs the same  ",
+        ha="right",
+        va="bottom",
+        **text,
+    )
+    axes.text(99 * right, points[0].even_spikes_without_memory, "arithmetic alone", ha="right", va="bottom", **text)
+    axes.text(70 * right, 0.62 * lines[0][round(0.7 * 50)], "cheaper on spikes", ha="center", **text)
+    axes.set_xlabel("channels without a spike, %")
+    axes.set_ylabel("spikes per channel")
+    axes.set_title(plain(title), loc="left", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, Path(path))

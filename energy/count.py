@@ -1,0 +1,71 @@
+"""From a recording to the operations of a whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..coding import Encoder
+from ..errors import InputError
+from ..models import Recording
+from .count_dense import count_dense_part
+from .count_spiking import count_spiking_layer
+from .counts import ModelCounts
+from .recode import as_run, recode
+
+
+def count_operations(
+    recording: Recording,
+    *,
+    encoder: Encoder | None = None,
+    block_bytes: int = 64,
+    shared_tokens: int = 1,
+) -> ModelCounts:
+    """Count what a recorded run did, and what dense INT8 and FP16 models do on the same tokens.
+
+    Args:
+        recording: of a model that ran.
+        encoder: count as if the layers had run in this code; None for the code that ran.
+        block_bytes: bytes that the weight memory gives at a time; one for which reads were recorded.
+        shared_tokens: tokens for which a read of weights serves; one for which reads were recorded.
+    Raises:
+        InputError: reads were not recorded for these numbers, or the code takes more than 65,536 timesteps.
+    """
+    records = list(recording.layers.values())
+    counts, same_channels = {}, True
+    for layer in records:
+        spikes = as_run(layer) if encoder is None else recode(layer, encoder)
+        if spikes is None:
+            raise InputError(
+                f"{layer.name}: its largest count takes too long a train in {encoder}. Use a bitwise code."
+            )
+        same_channels &= spikes.num_active_channels == layer.num_active_channels
+        counts[layer.name] = count_spiking_layer(layer, spikes, block_bytes, shared_tokens)
+    for name, part in recording.modules.items():
+        if part.num_tokens or part.kind == "linear":
+            counts[name] = count_dense_part(part, shared_tokens)
+    assumptions = [
+        "the INT8 model quantises activations per token (largest magnitude), as the spiking one counts them per token",
+        "norms, attention, gates, embedding and head are the same in all three models, matrix products there in FP16",
+        "keys and values are read once for each token that sees them, states of linear attention once a token",
+    ]
+    if any(part.sizes.get("integer") for part in recording.modules.values()):
+        assumptions.append("spike counts of queries inside attention are priced as INT8 factors, whatever their size")
+    if encoder is not None:
+        ran = _names(layer.encoder for layer in records)
+        assumptions.append(f"spikes are those of {encoder}, fitted to each layer once; the run had {ran}")
+    if not same_channels:
+        assumptions.append("other channels fire than in the run: every memory block is taken to be read")
+    return ModelCounts(
+        counts,
+        num_tokens=max((layer.num_tokens for layer in records), default=0),
+        model=recording.model,
+        neuron=_names(layer.neuron for layer in records),
+        encoder=repr(encoder) if encoder is not None else _names(layer.encoder for layer in records),
+        unsupported=recording.unsupported,
+        assumptions=tuple(assumptions),
+    )
+
+
+def _names(values: Iterable[str]) -> str:
+    """Return the different values, in order; layers of a model may have different neurons and codes."""
+    return ", ".join(dict.fromkeys(values))

@@ -1,0 +1,224 @@
+"""A digital chip with every cost that can be counted: arithmetic as wide as it must be, memory, what stays dense."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from ..errors import InputError
+from .base import ENERGY_MODELS, EnergyModel
+from .count_spiking import WIDTHS, adder_width
+from .counts import SYSTEMS, LayerCounts, ModelCounts, OperationCounts
+from .prices import Prices
+from .report import EnergyReport
+from .table import EnergyTable, load_table
+
+Fetch = Literal["spike", "channel", "block"]
+Shift = Literal["timestep", "spike"]
+Sums = Literal["register", "sram"]
+_NEEDED = ("int8_add", "int32_add", "int8_mul", "fp16_add", "fp16_mul", "fp32_add", "fp32_mul")
+
+
+@ENERGY_MODELS.register("digital")
+@dataclass(frozen=True)
+class DigitalEnergy(EnergyModel):
+    """Energy of the counted operations and bytes, in the spiking model and in dense INT8 and FP16 ones.
+
+    All three pay for the same things: INT8 products go into sums of 32 bits and FP16 ones into FP32, INT8 activations
+    are quantised per token, weights and activations come from memory, norms and attention are computed. The parts of a
+    projection are "additions" (as eq. 24 and its comparison have them: 8-bit additions, MACs with additions as narrow
+    as the factors), "accumulator" (what wider sums cost beyond that), "shifts", "encode", "rescale", "weights" and
+    "activations"; of everything else "rest arithmetic" and "rest memory".
+
+    Attributes:
+        table: energies per operation.
+        fetch: which weights are read: a row for each "spike", for each active "channel", or each memory "block" that
+            holds a byte of an active row (of the size that the counts are for). Dense layers read all.
+        shift: digits are shifted once a "timestep" (the sums) or for each "spike" (the weights).
+        sums: where sums are kept while spikes are added: a "register" costs nothing, "sram" is read and written.
+        accumulator_width: 8, 16 or 32, for integer sums of spikes; None derives it for each layer from the bound of its
+            sums.
+        sram_bytes: size of an SRAM bank, which decides what a byte costs.
+        on_chip_bytes: weights come from DRAM if the model has more; None for a chip that holds them.
+        leakage_w: power of the idle chip.
+        token_s: time of a token, in which it leaks; the same for all three models.
+        function_macs: MACs that an exponential, division or square root takes, if the table does not have it.
+    """
+
+    table: EnergyTable = field(default_factory=load_table)
+    fetch: Fetch = "channel"
+    shift: Shift = "timestep"
+    sums: Sums = "register"
+    accumulator_width: int | None = None
+    sram_bytes: int = 32768
+    on_chip_bytes: int | None = None
+    leakage_w: float = 0.0
+    token_s: float = 0.0
+    function_macs: int = 6
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("fetch", Fetch), ("shift", Shift), ("sums", Sums)):
+            self._require(getattr(self, name) in get_args(allowed), name, f"one of {get_args(allowed)}")
+        self._require(self.accumulator_width in (None, *WIDTHS), "accumulator_width", f"None or one of {WIDTHS}")
+        self._require(type(self.sram_bytes) is int and self.sram_bytes >= 1, "sram_bytes", "an integer >= 1")
+        capacity = self.on_chip_bytes
+        self._require(capacity is None or (type(capacity) is int and capacity >= 0), "on_chip_bytes", "None or >= 0")
+        for name in ("leakage_w", "token_s"):
+            self._require(0 <= getattr(self, name) < float("inf"), name, "a finite number >= 0")
+        whole = type(self.function_macs) is int and self.function_macs >= 0
+        self._require(whole, "function_macs", "an integer >= 0")
+        missing = [name for name in _NEEDED if name not in self.table]
+        if missing:
+            raise InputError(
+                f"energy table {self.table.name}: lacks {', '.join(missing)}, which the digital model needs. Tables of "
+                "chips go with SynopEnergy; horowitz_45nm and jouppi_7nm have all."
+            )
+        self.table.sram(self.sram_bytes)
+
+    def _require(self, fine: bool, name: str, expected: str) -> None:
+        if not fine:
+            raise InputError(f"DigitalEnergy.{name}: expected {expected}, got {getattr(self, name)!r}.")
+
+    def estimate(self, counts: ModelCounts) -> EnergyReport:
+        """Estimate the energy of all parts of a model in the three systems."""
+        prices = Prices(self.table, self.function_macs)
+        systems: dict[str, dict[str, dict[str, float]]] = {}
+        for system in SYSTEMS:
+            memory = self._weight_memory(counts, system)
+            systems[system] = {
+                name: self._price(layer, getattr(layer, system), memory, prices)
+                for name, layer in counts.layers.items()
+            }
+            if self.leakage_w and self.token_s:
+                leaked = self.leakage_w * self.token_s * counts.num_tokens * 1e12
+                systems[system]["(whole chip)"] = {"leakage": leaked}
+        return EnergyReport(
+            model=f"digital, {self.describe()}",
+            layers=systems["spiking"],
+            int8_layers=systems["int8"],
+            fp16_layers=systems["fp16"],
+            num_tokens=counts.num_tokens,
+            num_macs=counts.total("int8", kind="projection").num_macs,
+            table=self.table.name,
+            table_version=self.table.version,
+            process=self.table.process,
+            source=self.table.source,
+            assumptions=self._assumptions(counts, prices),
+            left_out=self._left_out(counts),
+            unverified=tuple(name for name in prices.used if not self.table.entry(name).verified),
+            run=f"{counts.model}, {counts.neuron}, {counts.encoder}",
+        )
+
+    def describe(self) -> str:
+        """Return the options in words."""
+        width = f"{self.accumulator_width}-bit" if self.accumulator_width else "derived"
+        place = "on chip" if self.on_chip_bytes is None else f"on chip up to {self.on_chip_bytes:,} bytes"
+        return (
+            f"weights read per {self.fetch} from SRAM banks of {self.sram_bytes:,} bytes ({place}), sums {width} in "
+            f"{self.sums}, shifts per {self.shift}, {self.leakage_w:g} W leakage x {self.token_s:g} s a token"
+        )
+
+    def _weight_memory(self, counts: ModelCounts, system: str) -> str:
+        """Return the memory that weights come from: dense layers keep two bytes a weight, projections one in INT8."""
+        stored = 0
+        for layer in counts.layers.values():
+            is_narrow = system != "fp16" and layer.kind == "projection"
+            stored += layer.weight_count * (1 if is_narrow else 2)
+        fits = self.on_chip_bytes is None or stored <= self.on_chip_bytes
+        return self.table.sram(self.sram_bytes) if fits else "dram"
+
+    def _price(self, layer: LayerCounts, done: OperationCounts, memory: str, prices: Prices) -> dict[str, float]:
+        if done == OperationCounts():
+            return {}
+        chosen = {"spike": done.weight_spike_bytes, "channel": done.weight_channel_bytes}
+        weights = chosen.get(self.fetch, done.weight_block_bytes) + done.weight_bytes + done.parameter_bytes
+        sram = prices.byte(self.table.sram(self.sram_bytes))
+        moved = done.activation_bytes + done.state_bytes + done.kv_bytes
+        data = sram * moved + (prices.byte("dram") * done.dram_bytes if done.dram_bytes else 0.0)
+        if self.sums == "sram":
+            data += sram * done.accumulator_bytes
+        if done.num_hops:
+            data += done.num_hops * prices.of("hop")
+        weight_pj = prices.byte(memory) * weights if weights else 0.0
+        parts = self._integers(layer, done, prices)
+        parts["encode"] = self._encode(done, prices)
+        parts["rescale"] = self._rescale(done, prices)
+        if layer.kind == "projection":
+            return {**parts, "weights": weight_pj, "activations": data}
+        arithmetic = sum(parts.values()) + self._functions(done, prices)
+        return {"rest arithmetic": arithmetic, "rest memory": weight_pj + data}
+
+    def _integers(self, layer: LayerCounts, done: OperationCounts, prices: Prices) -> dict[str, float]:
+        """Return the energy of additions and MACs at the width of their factors, and what wide sums add to it."""
+        by_width = {width: getattr(done, f"num_add_int{width}") for width in WIDTHS}
+        if self.accumulator_width:
+            by_width = {self.accumulator_width: sum(by_width.values())}
+        narrow = wide = 0.0
+        for width, number in by_width.items():
+            if number:
+                if prices.add(width) < prices.add(8):
+                    raise InputError(f"energy table {self.table.name}: expected int{width}_add >= int8_add.")
+                narrow += number * prices.add(8)
+                wide += number * (prices.add(width) - prices.add(8))
+        if done.num_mac_int8:
+            narrow += done.num_mac_int8 * (prices.of("int8_mul") + prices.add(8))
+            wide += done.num_mac_int8 * (prices.add(32) - prices.add(8))
+        if done.num_mac_fp16:
+            narrow += done.num_mac_fp16 * (prices.of("fp16_mul") + prices.of("fp16_add"))
+            wide += done.num_mac_fp16 * (prices.of("fp32_add") - prices.of("fp16_add"))
+        num_shifts = done.num_shifts_per_spike if self.shift == "spike" else done.num_shifts_per_timestep
+        width = self.accumulator_width or adder_width(max(layer.accumulator_bits, 1))
+        return {
+            "additions": narrow,
+            "accumulator": wide,
+            "shifts": num_shifts * prices.shift(width) if num_shifts else 0.0,
+        }
+
+    def _encode(self, done: OperationCounts, prices: Prices) -> float:
+        """Comparing and rounding cost an addition; divisions by one number cost a reciprocal and a product each."""
+        if not done.num_encoded_tokens:
+            return 0.0
+        additions = done.num_encode_add + done.num_encode_compare + done.num_encode_round
+        return (
+            additions * prices.of("fp32_add")
+            + done.num_encode_div * prices.of("fp32_mul")
+            + done.num_encoded_tokens * prices.function("div")
+        )
+
+    def _rescale(self, done: OperationCounts, prices: Prices) -> float:
+        energy = done.num_mul_int32 * prices.of("int32_mul") if done.num_mul_int32 else 0.0
+        if done.num_rescale_mul:
+            energy += done.num_rescale_mul * prices.of("fp32_mul")
+        additions = done.num_rescale_convert + done.num_rescale_add
+        return energy + (additions * prices.of("fp32_add") if additions else 0.0)
+
+    def _functions(self, done: OperationCounts, prices: Prices) -> float:
+        mac = prices.mac_fp32()
+        return (
+            done.num_mac_fp32 * mac
+            + (done.num_add_fp32 + done.num_compare_fp32) * prices.of("fp32_add")
+            + done.num_mul_fp32 * prices.of("fp32_mul")
+            + done.num_div_fp32 * prices.function("div")
+            + done.num_exp_fp32 * prices.function("exp")
+            + done.num_sqrt_fp32 * prices.function("sqrt")
+        )
+
+    def _assumptions(self, counts: ModelCounts, prices: Prices) -> tuple[str, ...]:
+        return (
+            *counts.assumptions,
+            "INT8 products are added in 32 bits, FP16 products in FP32",
+            "taking a magnitude is free; comparing, rounding and converting cost an FP32 addition",
+            "divisions by the same number cost one reciprocal and a multiplication each",
+            f"a byte costs as in the table for banks of {self.sram_bytes:,} bytes ({self.table.convention})",
+            "leakage and its time are the same in all three models" if self.leakage_w else "no leakage",
+            *prices.notes,
+        )
+
+    def _left_out(self, counts: ModelCounts) -> tuple[str, ...]:
+        routed = any(layer.spiking.num_hops for layer in counts.layers.values())
+        return (
+            *(f"not counted: {what}" for what in counts.unsupported),
+            *(() if routed else ("routing of spikes, which needs a chip and a mapping",)),
+            *(("sums are in registers, whose energy is not counted",) if self.sums == "register" else ()),
+            "control, instruction fetch, clock and handshakes",
+        )
