@@ -14,6 +14,7 @@ from rich.text import Text
 
 from .analysis import DEFINITIONS, ReportSettings, run_report
 from .backends import BACKENDS
+from .cli_chip import simulate_command
 from .cli_energy import energy_command
 from .cli_spikingbrain import convert_command, distill_command, generate_command
 from .coding import ENCODERS
@@ -32,6 +33,7 @@ app.command("convert")(convert_command)
 app.command("distill")(distill_command)
 app.command("generate")(generate_command)
 app.command("energy")(energy_command)
+app.command("simulate")(simulate_command)
 
 
 @app.callback()

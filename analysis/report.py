@@ -101,7 +101,7 @@ def run_report(settings: ReportSettings, out: Path, console: Console | None = No
     start = time.perf_counter()
     policy = policy_of(settings)
     text, text_source = read_text(settings.text)
-    _require_writable(out)
+    require_writable(out)
     console.print(f"Loading {settings.model}")
     loaded = load(settings.model, console=console)
     converted = any(isinstance(module, SpikeLinear) for module in loaded.model.modules())
@@ -237,7 +237,7 @@ def read_text(path: Path | None) -> tuple[str, str]:
         raise InputError(f"--text {path}: expected UTF-8 text, got {error.reason} at byte {error.start}.") from error
 
 
-def _require_writable(out: Path) -> None:
+def require_writable(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):

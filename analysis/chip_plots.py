@@ -1,0 +1,106 @@
+"""Plots of a simulated chip: where energy and time go, and how busy the mesh is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from .chip_simulation import ModelOnChip
+from .style import NEUTRAL, POSITIVE, plain, save_figure
+
+
+def plot_chip_energy(found: ModelOnChip, path: Path, title: str = "") -> None:
+    """Draw the energy of a token by component, largest first.
+
+    Args:
+        found: a simulated model.
+        path: *.png or *.svg to write.
+        title: what was simulated.
+    """
+    parts = sorted(found.energy_pj.items(), key=lambda part: -part[1])
+    total = sum(value for _, value in parts)
+    values = [value / 1e6 / found.num_tokens for _, value in parts]
+    figure = Figure(figsize=(8, 0.42 * len(parts) + 1.3), layout="constrained")
+    axes = figure.subplots()
+    axes.barh(range(len(parts)), values, color=POSITIVE, height=0.66)
+    for place, (name, value) in enumerate(parts):
+        share = value / total if total else 0.0
+        axes.text(values[place], place, f" {values[place]:.1f} µJ, {share:.1%}", va="center", fontsize=9)
+        assert name
+    axes.set_yticks(range(len(parts)), [name for name, _ in parts])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.3 * max(values[0], 1e-12))
+    axes.set_xlabel(f"µJ per token (simulated; {total / 1e6 / found.num_tokens:.1f} µJ in all)")
+    axes.set_title(plain(title), loc="left", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, path)
+
+
+def plot_mesh(found: ModelOnChip, path: Path, title: str = "") -> None:
+    """Draw the mesh: how busy the cores of each tile are while their layer runs, and which tiles belong to a layer.
+
+    Args:
+        found: a simulated model.
+        path: *.png or *.svg to write.
+        title: what was simulated.
+    """
+    mesh = found.chip.mesh
+    busy = np.full((mesh.rows, mesh.columns), np.nan)
+    figure = Figure(figsize=(8.5, 1.2 + 7.0 * mesh.rows / mesh.columns), layout="constrained")
+    axes = figure.subplots()
+    for layer in found.layers.values():
+        for core, share in zip(layer.placement.cores, layer.busy.tolist(), strict=True):
+            x, y = core.tile
+            busy[y, x] = share if np.isnan(busy[y, x]) else max(busy[y, x], share)
+        p = layer.placement
+        axes.add_patch(Rectangle((p.origin[0] - 0.5, p.origin[1] - 0.5), p.columns, p.rows, fill=False, edgecolor="white"))
+    image = axes.imshow(100 * busy, cmap="viridis", norm=Normalize(0, 100))
+    axes.set_facecolor("#dddddd")
+    figure.colorbar(image, ax=axes, label="% of its layer's time in which a core adds (busiest of a tile)", shrink=0.85)
+    axes.set_xlabel("column of tiles (white: borders of layers; grey: no layer)")
+    axes.set_ylabel("row of tiles")
+    axes.set_title(plain(title), loc="left", fontsize=10)
+    save_figure(figure, path)
+
+
+def plot_chip_time(found: ModelOnChip, path: Path, title: str = "") -> None:
+    """Draw what a token waits for, by kind of layer and between layers, in the order of a block.
+
+    Args:
+        found: a simulated model that was decoded.
+        path: *.png or *.svg to write.
+        title: what was simulated.
+    """
+    parts = time_by_kind(found)
+    figure = Figure(figsize=(8, 0.42 * len(parts) + 1.3), layout="constrained")
+    axes = figure.subplots()
+    values = [value / 1e6 for value in parts.values()]
+    colors = [NEUTRAL if name in ("transfers", "dense rest") else POSITIVE for name in parts]
+    axes.barh(range(len(parts)), values, color=colors, height=0.66)
+    total = sum(values)
+    for place, value in enumerate(values):
+        axes.text(value, place, f" {value:.1f} µs, {value / total if total else 0:.0%}", va="center", fontsize=9)
+    axes.set_yticks(range(len(parts)), list(parts))
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.25 * max([*values, 1e-12]))
+    axes.set_xlabel(f"µs per token, all stages of that kind together (simulated; {total:.1f} µs in all)")
+    axes.set_title(plain(title), loc="left", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, path)
+
+
+def time_by_kind(found: ModelOnChip) -> dict[str, float]:
+    """Return the mean time of a token in ps, by the kind of the slowest layers of its stages, transfers and dense rest."""
+    parts: dict[str, float] = {}
+    for stage in found.stages:
+        if stage.layers:
+            names = " ".join(dict.fromkeys(name.rpartition(".")[2] for name in stage.layers))
+            slowest = np.max([found.layers[name].latency_ps for name in stage.layers], axis=0)
+            parts[names] = parts.get(names, 0.0) + float(slowest.mean())
+    parts["transfers"] = float(sum(stage.transfer_ps for stage in found.stages))
+    parts["dense rest"] = float(sum(stage.rest_ps for stage in found.stages))
+    return parts
