@@ -25,7 +25,9 @@ from .models import SpikeLinear, convert, load
 
 def simulate_command(
     model: Annotated[str, typer.Argument(help="A model, as of `spikebrain report`.")] = "smollm2",
-    chip: Annotated[str, typer.Option(help="ideal-45nm, async-45nm, loihi, or the path of a .toml file.")] = "async-45nm",
+    chip: Annotated[
+        str, typer.Option(help="ideal-45nm, async-45nm, loihi, or the path of a .toml file.")
+    ] = "async-45nm",
     text: Annotated[Path | None, typer.Option(help="UTF-8 text file.", show_default="pydoc_data.topics")] = None,
     num_tokens: Annotated[int, typer.Option(help="Tokens from the start of the text, as one window.")] = 16,
     mode: Annotated[str, typer.Option(help="decode: token after token; prefill: tokens follow each other.")] = "decode",
@@ -105,16 +107,19 @@ def _print(report: dict, title: str, out: Path) -> None:
     table.add_row("total", f"{energy['total'] / 1e6:.2f}", "", f"{per_mac['simulated']:.4g} pJ per dense MAC")
     console.print(table, "")
     console.print(
-        f"The paper's estimate (eq. 24) of the same spikes: {per_mac['paper']:.4f} pJ per MAC; simulated, without leakage "
-        f"and dense rest: {per_mac['spiking layers without leakage and dense rest']:.4g} pJ."
+        f"The paper's estimate (eq. 24) of the same spikes: {per_mac['paper']:.4f} pJ per MAC; simulated, without "
+        f"leakage and dense rest: {per_mac['spiking layers without leakage and dense rest']:.4g} pJ."
     )
     rate = report["tokens_per_s"]
     console.print(
-        f"Time of a token: {report['token_s']['mean'] * 1e6:.1f} µs; {'no time' if rate is None else f'{rate:,.0f}'} tokens/s"
+        f"Time of a token: {report['token_s']['mean'] * 1e6:.1f} µs"
+        + ("" if rate is None else f"; {rate:,.0f} tokens/s in the second half of the tokens")
     )
     console.print(
         f"Exactness: {exact['num_mismatches']:,} of {exact['num_checked']:,} sums differ from those of the model. "
         f"{report['activity']['num_synops'] / report['seconds'] / 1e6:,.0f} M synaptic operations simulated a second."
     )
-    files = "simulation.json, energy.png, time.png, mesh.png" + (", timeline.json" if "num_timeline_events" in report else "")
+    files = "simulation.json, energy.png, time.png, mesh.png" + (
+        ", timeline.json" if "num_timeline_events" in report else ""
+    )
     console.print(f"Written to {out}: {files} ({report['seconds']:.1f} s)")

@@ -152,7 +152,7 @@ def _table(*columns: str) -> Table:
 
 
 def _write(found: dict[str, Any], counts: ModelCounts, model: DigitalEnergy, out: Path) -> None:
-    title = f"{counts.model}, {counts.neuron}, {model.table.process}, weights read per {model.fetch}"
+    title = f"{counts.model}, table {model.table.name}, weights read per {model.fetch}"
     groups = counts.grouped()
     points = [break_even(groups, model, name) for name, layer in groups.layers.items() if layer.spiking.num_spikes]
     try:

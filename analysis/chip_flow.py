@@ -129,10 +129,10 @@ def stage_of_part(name: str, kind: str, stages: Sequence[Stage]) -> int:
 def place_rest(
     parts: Mapping[str, tuple[str, OperationCounts]], stages: list[Stage], num_tokens: int, chip: Description
 ) -> Stage:
-    """Enter the dense parts of a model into its stages; return what comes after the last one, as a stage without layers.
+    """Enter the dense parts of a model into its stages; return what comes after them, as a stage without layers.
 
-    Dense projections (the output head) are spread over the digital units of all tiles; everything else of a stage runs on
-    one. Times are means over the tokens: attention takes less of them for the first tokens, and more for the last.
+    Dense projections (the output head) are spread over the digital units of all tiles; everything else of a stage runs
+    on one. Times are means over the tokens: attention takes less of them for the first tokens, and more for the last.
     """
     last = Stage([])
     num_units = chip.mesh.columns * chip.mesh.rows

@@ -57,7 +57,9 @@ def plot_mesh(found: ModelOnChip, path: Path, title: str = "") -> None:
             x, y = core.tile
             busy[y, x] = share if np.isnan(busy[y, x]) else max(busy[y, x], share)
         p = layer.placement
-        axes.add_patch(Rectangle((p.origin[0] - 0.5, p.origin[1] - 0.5), p.columns, p.rows, fill=False, edgecolor="white"))
+        axes.add_patch(
+            Rectangle((p.origin[0] - 0.5, p.origin[1] - 0.5), p.columns, p.rows, fill=False, edgecolor="white")
+        )
     image = axes.imshow(100 * busy, cmap="viridis", norm=Normalize(0, 100))
     axes.set_facecolor("#dddddd")
     figure.colorbar(image, ax=axes, label="% of its layer's time in which a core adds (busiest of a tile)", shrink=0.85)
@@ -94,7 +96,7 @@ def plot_chip_time(found: ModelOnChip, path: Path, title: str = "") -> None:
 
 
 def time_by_kind(found: ModelOnChip) -> dict[str, float]:
-    """Return the mean time of a token in ps, by the kind of the slowest layers of its stages, transfers and dense rest."""
+    """Return the mean time of a token in ps, by kind of stage, and between stages."""
     parts: dict[str, float] = {}
     for stage in found.stages:
         if stage.layers:

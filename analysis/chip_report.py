@@ -13,7 +13,8 @@ from .chip_plots import time_by_kind
 from .chip_simulation import LayerOnChip, ModelOnChip
 
 ASSUMPTIONS = (
-    "each layer has tiles of its own, and its packets never leave them; results go from home to home on links of their own",
+    "each layer has tiles of its own, which its packets never leave",
+    "results go from home to home on links of their own",
     "layers that share an input each encode it; they run at the same time",
     "what stays dense of a stage runs on one digital unit, the output head on those of all tiles",
     "the time of attention is its mean over the tokens",
@@ -22,7 +23,7 @@ ASSUMPTIONS = (
 
 
 def describe_simulation(found: ModelOnChip) -> dict[str, Any]:
-    """Return totals per token, energy by component, time by kind, a row for every layer, and the chip with its sources."""
+    """Return totals per token, energy by component, time by kind, a row a layer, and the chip with its sources."""
     n = found.num_tokens
     energy = found.energy_pj
     total = sum(energy.values())
@@ -32,7 +33,9 @@ def describe_simulation(found: ModelOnChip) -> dict[str, Any]:
     cores = sum(len(layer.placement.cores) for layer in found.layers.values())
     add_pj = load_table()["int8_add"]
     end_ps = int(found.end_ps[-1])
-    steady = found.end_ps[-1] - found.end_ps[n // 2 - 1] if n >= 2 else found.end_ps[-1]  # the second half of the tokens
+    steady = (
+        found.end_ps[-1] - found.end_ps[n // 2 - 1] if n >= 2 else found.end_ps[-1]
+    )  # the second half of the tokens
     return {
         "chip": found.chip.name,
         "process": found.chip.process,
@@ -65,7 +68,11 @@ def describe_simulation(found: ModelOnChip) -> dict[str, Any]:
         "assumptions": list(ASSUMPTIONS),
         "unsupported": list(found.unsupported),
         "description": {
-            key: {"value": getattr(getattr(found.chip, key.split(".")[0]), key.split(".")[1]), "process": p, "source": s}
+            key: {
+                "value": getattr(getattr(found.chip, key.split(".")[0]), key.split(".")[1]),
+                "process": p,
+                "source": s,
+            }
             for key, (p, s) in found.chip.sources.items()
         },
     }

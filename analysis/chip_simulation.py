@@ -119,8 +119,8 @@ def simulate_model(
         chip: the chip.
         mapping: cuts layers into cores; `InOrder()` if None.
         stream: weights stream from DRAM, so that the model need not fit.
-        mode: "decode": a token begins when the one before has left the model; "prefill": tokens follow each other through
-            the layers.
+        mode: "decode": a token begins when the one before has left the model; "prefill": tokens follow each other
+            through the layers.
         orders: channels of a layer in the order in which they lie in memory, by the name of the layer.
         jitter: services last up to this share longer, at random; changes times, never sums.
         seed: of the jitter.
@@ -129,7 +129,8 @@ def simulate_model(
         num_threads: layers that are simulated at a time.
         progress: called with the number of layers that were simulated since the last call.
     Raises:
-        InputError: the model has no spiking layers, weight groups, or layers that only some tokens reach; or it does not
+        InputError: the model has no spiking layers, weight groups, or layers that only some tokens reach; or it does
+        not
             fit the chip.
     """
     if mode not in MODES:
@@ -185,10 +186,11 @@ def _survey(
     def see(name: str, step: Step) -> None:
         if len(step.count) != len(ids) or step.first_token:
             raise InputError(
-                f"{name}: expected all {len(ids)} tokens at once, got {len(step.count)}. Experts, sink tokens and texts whose "
-                "spikes take more than 64 MiB a layer are not simulated; take fewer tokens or another model."
+                f"{name}: expected all {len(ids)} tokens at once, got {len(step.count)}. Experts, sinks and texts "
+                "whose spikes take more than 64 MiB a layer are not simulated; take fewer tokens or another model."
             )
-        # The same input gives the same counts; different layers with the same counts by chance run side by side as well.
+        # The same input gives the same counts; different layers with the same counts by chance run side by side as
+        # well.
         if shared and torch.equal(shared[0], step.count):
             stages[-1].layers.append(name)
         else:
@@ -281,7 +283,9 @@ class _Replay:
         return row, found
 
 
-def _summary(chip: Description, mode: str, num_tokens: int, replay: _Replay, unsupported: tuple[str, ...]) -> ModelOnChip:
+def _summary(
+    chip: Description, mode: str, num_tokens: int, replay: _Replay, unsupported: tuple[str, ...]
+) -> ModelOnChip:
     """Put layers and what lies between them together."""
     stages = replay.stages
     if mode == "prefill":

@@ -59,19 +59,11 @@ def plot_break_even(points: Sequence[BreakEven], path: str | os.PathLike, title:
         axes.plot(100 * silent, line, color=NEUTRAL, linewidth=1.2)
         axes.axhline(point.even_spikes_without_memory, color=NEUTRAL, linewidth=0.8, linestyle=":")
         axes.plot(100 * point.silent_fraction, point.spikes, "o", color=POSITIVE, markersize=6)
-        name = point.layer.rpartition("*.")[2] or "layer"
-        axes.annotate(
-            name,
-            (100 * point.silent_fraction, point.spikes),
-            xytext=(6, -9),
-            textcoords="offset points",
-            rotation=-30,
-            va="top",
-            fontsize=8,
-            color=POSITIVE,
-        )
     highest = max(max(line[-1], p.spikes, p.even_spikes_without_memory) for p, line in zip(points, lines, strict=True))
-    axes.set_ylim(-0.12 * highest, 1.08 * highest)  # room for names below the dots
+    axes.set_ylim(-0.22 * highest, 1.08 * highest)  # room for names below the dots
+    for i, (silent_fraction, spikes, names) in enumerate(_near(points)):
+        place, offset = (100 * silent_fraction, spikes), (4, -16 - 13 * (i % 3))
+        axes.annotate(names, place, xytext=offset, textcoords="offset points", va="top", fontsize=8, color=POSITIVE)
     axes.set_xlim(0, 100 * right)
     axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 1.08 * highest])
     middle = len(silent) // 2
@@ -91,3 +83,16 @@ def plot_break_even(points: Sequence[BreakEven], path: str | os.PathLike, title:
     axes.set_title(plain(title), loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     save_figure(figure, Path(path))
+
+
+def _near(points: Sequence[BreakEven]) -> list[tuple[float, float, str]]:
+    """Return silent share, spikes and names of layers, those together that would lie on each other."""
+    groups: list[tuple[float, float, str]] = []
+    for point in sorted(points, key=lambda p: p.silent_fraction):
+        name = point.layer.rpartition(".")[2] or "layer"
+        if groups and point.silent_fraction - groups[-1][0] < 0.01 and abs(point.spikes - groups[-1][1]) < 0.1:
+            silent_fraction, spikes, names = groups[-1]
+            groups[-1] = (silent_fraction, spikes, f"{names}, {name}")
+        else:
+            groups.append((point.silent_fraction, point.spikes, name))
+    return groups

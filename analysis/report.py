@@ -238,6 +238,7 @@ def read_text(path: Path | None) -> tuple[str, str]:
 
 
 def require_writable(out: Path) -> None:
+    """Make a folder to write to; raise an InputError if nothing can be written there."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):

@@ -104,7 +104,7 @@ def measure_sana_fe(layer: Layer, num_threads: int) -> dict[str, Any]:
 
 
 def measure_ours(layer: Layer, num_threads: int) -> dict[str, Any]:
-    """Build and run the layer on our Loihi, event by event with queues and routes, on as many threads as simulations."""
+    """Build and run the layer on our Loihi, event by event with queues and routes, a simulation per thread."""
     from spikebrain.backends.chip import CoreTile, Placement, load_description, simulate_layer  # noqa: PLC0415
     from spikebrain.backends.chip.network import build_network  # noqa: PLC0415
 

@@ -84,7 +84,7 @@ def main() -> None:
 
         def decode(model: Any = model, cache: Any = cache, name: str = name, one: Tensor = one) -> None:
             model(one, use_cache=True, **{name: cache})
-            cache.crop(64)  # so that every token sees the same columns
+            cache.crop(-1)  # so that every token sees the same columns
 
         def prefill(model: Any = model) -> None:
             model(ids, use_cache=False)

@@ -151,8 +151,7 @@ def points(counts: ModelCounts, out: Path | None) -> None:
         )
     if out is not None:
         title = "SmolLM2-135M, k = 3, Horowitz 45 nm, weights read per channel"
-        chosen = [name for name in names if name.endswith(("q_proj", "gate_proj", "down_proj"))]
-        plot_break_even([break_even(counts, models[0], name) for name in chosen], out / "energy_break_even.png", title)
+        plot_break_even([break_even(counts, models[0], name) for name in names], out / "energy_break_even.png", title)
         plot_waterfall(waterfall(counts, models[0]), out / "energy_waterfall.png", title)
 
 

@@ -6,6 +6,7 @@ from .count import count_operations
 from .counts import LayerCounts, ModelCounts, OperationCounts
 from .digital import DigitalEnergy
 from .measured import MeasuredEnergy, Meter, NvmlMeter, RaplMeter, measure_energy
+from .neurobench import NeuroBenchCounts, neurobench_counts
 from .paper import PaperEnergy, PaperReport
 from .recode import Recoded, as_run, recode
 from .report import EnergyReport
@@ -25,6 +26,7 @@ __all__ = [
     "MeasuredEnergy",
     "Meter",
     "ModelCounts",
+    "NeuroBenchCounts",
     "NvmlMeter",
     "OperationCounts",
     "PaperEnergy",
@@ -40,6 +42,7 @@ __all__ = [
     "count_operations",
     "load_table",
     "measure_energy",
+    "neurobench_counts",
     "recode",
     "sensitivity",
     "table_names",

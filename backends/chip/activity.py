@@ -43,8 +43,8 @@ class Activity:
         num_thresholds: tokens encoded.
         num_spikes: packets that encoders made; copies for several cores count once.
         num_accesses, num_updated: neurons (outputs) visited and changed in a timestep; with a barrier only.
-        num_adds, num_multiplies, num_exponentials, num_divisions, num_square_roots, num_integer_macs, num_bytes: of digital
-            units.
+        num_adds, num_multiplies, num_exponentials, num_divisions, num_square_roots, num_integer_macs, num_bytes: of
+            digital units.
         leaking_core_ps: cores times time.
     """
 
@@ -119,7 +119,10 @@ def activity_of(
 
     Args:
         outcome: of the simulation.
-        network, traffic, placement, chip: what was simulated.
+        network: its stations.
+        traffic: its packets.
+        placement: where it lies.
+        chip: the chip.
         num_tokens: tokens, of which a chip with a barrier makes several.
     """
     kind = network.kind

@@ -1,4 +1,4 @@
-"""Chips with a global barrier: neurons that are visited in every timestep, and the time that such chips are said to take."""
+"""Chips with a global barrier: neurons that are visited in every timestep, and SANA-FE's time of a timestep."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .traffic import Traffic
 
 
 def barrier_ps(chip: Description, num_tiles: int) -> int:
-    """Return how long the barrier takes for that many mapped tiles: that of the largest number up to it; 0 without one."""
+    """Return how long the barrier takes for that many mapped tiles; 0 without one."""
     if not chip.barrier.tiles:
         return 0
     reached = [ns for tiles, ns in zip(chip.barrier.tiles, chip.barrier.ns, strict=True) if tiles <= num_tiles]
@@ -36,14 +36,12 @@ def updated(spikes: np.ndarray, sums: np.ndarray) -> np.ndarray:
     return changes
 
 
-def simple_ps(
-    changes: np.ndarray, traffic: Traffic, network: Network, chip: Description, num_tiles: int
-) -> np.ndarray:
+def simple_ps(changes: np.ndarray, traffic: Traffic, network: Network, chip: Description, num_tiles: int) -> np.ndarray:
     """Return the time of each timestep as SANA-FE's `simple` timing has it, int64 [tokens, T].
 
-    The longest that a core takes to send or to receive, plus the barrier; neither queues nor links count. A sender takes
-    `spike_ns` per spike and `send_ns` per packet; a core, `access_ns` per output and `update_ns` per output that changes,
-    or `receive_ns` per packet and `add_ns` per `lanes` additions, whichever is longer.
+    The longest that a core takes to send or to receive, plus the barrier; neither queues nor links count. A sender
+    takes `spike_ns` per spike and `send_ns` per packet; a core, `access_ns` per output and `update_ns` per output that
+    changes, or `receive_ns` per packet and `add_ns` per `lanes` additions, whichever is longer.
 
     Args:
         changes: which outputs change, bool [tokens, T, M].

@@ -319,7 +319,9 @@ def _read_part(part, kind, section, process, sources, faults) -> dict[str, typin
     return values
 
 
-def _as_type(value: object, kind: object, key: str) -> tuple[typing.Any, str | None]:
+def _as_type(  # noqa: PLR0911 - a return for each type
+    value: object, kind: object, key: str
+) -> tuple[typing.Any, str | None]:
     """Return the value as the type of its field, and what is wrong with it."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if kind is bool:

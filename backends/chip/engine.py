@@ -144,7 +144,7 @@ def _set_time(s, time, when, winner, size):
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _loop(
+def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; reference.py says the same in parts
     kind,
     depth,
     service_ps,
@@ -266,24 +266,23 @@ def _loop(
                 if k == SOURCE:
                     is_end = num_adds[state[s, _CURSOR]] < 0
                     service = packet_ps[state[s, _CURSOR]]
-                elif k == LINK or k == ACCUMULATE:
-                    if state[s, _ROUTE] < result_route:  # it carries a spike
-                        e = state[s, _WORD]
-                        is_end = num_adds[e] < 0
-                        if is_end and free_ends:
-                            service = 0
-                        elif k == ACCUMULATE and not is_end:
-                            c = unit[s]
-                            columns = core_outputs[c, 1] - core_outputs[c, 0]
-                            at = (position[e] - core_inputs[c, 0]) * columns
-                            from_block = at // block_bytes
-                            to_block = (at + columns - 1) // block_bytes
-                            blocks = to_block - from_block + 1
-                            if from_block == last_block[c]:
-                                blocks -= 1
-                            last_block[c] = to_block
-                            counters[c, 3] += blocks
-                            service += max(blocks * block_ps, num_adds[e] * row_ps[c])
+                elif k in (LINK, ACCUMULATE) and state[s, _ROUTE] < result_route:  # it carries a spike
+                    e = state[s, _WORD]
+                    is_end = num_adds[e] < 0
+                    if is_end and free_ends:
+                        service = 0
+                    elif k == ACCUMULATE and not is_end:
+                        c = unit[s]
+                        columns = core_outputs[c, 1] - core_outputs[c, 0]
+                        at = (position[e] - core_inputs[c, 0]) * columns
+                        from_block = at // block_bytes
+                        to_block = (at + columns - 1) // block_bytes
+                        blocks = to_block - from_block + 1
+                        if from_block == last_block[c]:
+                            blocks -= 1
+                        last_block[c] = to_block
+                        counters[c, 3] += blocks
+                        service += max(blocks * block_ps, num_adds[e] * row_ps[c])
                 if jitter:
                     service += (((service * jitter) >> 16) * _mix(seed, s, state[s, _SERIAL])) >> 16
                 state[s, _SERIAL] += 1
@@ -340,7 +339,11 @@ def _loop(
             state[s, _CURSOR] += 1
             state[s, _OUT_WORD], state[s, _OUT_VALUE], state[s, _OUT_ROUTE] = e, -state[s, _TOKEN], packet_route[e]
         elif k == LINK:
-            state[s, _OUT_WORD], state[s, _OUT_VALUE], state[s, _OUT_ROUTE] = state[s, _WORD], state[s, _VALUE], state[s, _ROUTE]
+            state[s, _OUT_WORD], state[s, _OUT_VALUE], state[s, _OUT_ROUTE] = (
+                state[s, _WORD],
+                state[s, _VALUE],
+                state[s, _ROUTE],
+            )
         elif k == ACCUMULATE:
             c, e, token = unit[s], state[s, _WORD], -state[s, _VALUE] - 1
             bank = token % num_banks
@@ -386,7 +389,11 @@ def _loop(
                 met_sum[bank, o] += state[s, _VALUE]
                 goes_out = met[bank, o] == num_partial
                 if goes_out:
-                    state[s, _OUT_WORD], state[s, _OUT_VALUE], state[s, _OUT_ROUTE] = state[s, _WORD], met_sum[bank, o], result_route
+                    state[s, _OUT_WORD], state[s, _OUT_VALUE], state[s, _OUT_ROUTE] = (
+                        state[s, _WORD],
+                        met_sum[bank, o],
+                        result_route,
+                    )
                     met[bank, o] = 0
                     met_sum[bank, o] = 0
             else:

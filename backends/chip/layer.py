@@ -71,7 +71,7 @@ class LayerSimulation:
     def critical_path_ps(self) -> dict[str, int]:
         """Return how long each kind of station held up the last token, from its beginning or arrival to its end.
 
-        Walks back from the end of the last token: each service began because another one ended. "wire" is the latency of
+        Walks back from the end of the last token: each service began because another ended. "wire" is the latency of
         links; "wait" is what lies before the first service (an arrival). The parts add up to the end of the simulation.
 
         Raises:
@@ -126,7 +126,7 @@ def simulate_layer(
     Raises:
         InputError: arguments that don't match, or packets that can't hold what they have to.
     """
-    num_timesteps, num_tokens, num_inputs = spikes.shape
+    _num_timesteps, num_tokens, num_inputs = spikes.shape
     _check(spikes, weight, placement, num_tokens, arrival_ps, jitter, seed, implementation)
     network = network or build_network(placement, chip)
     if not overlap:
@@ -162,7 +162,7 @@ def _check(spikes, weight, placement, num_tokens, arrival_ps, jitter, seed, impl
     expected = (placement.cores[-1].inputs.stop, placement.cores[-1].outputs.stop)
     if weight.shape != expected or spikes.shape[2] != expected[0]:
         raise InputError(
-            f"simulate_layer: expected weights {expected} and spikes [T, tokens, {expected[0]}] for this placement, got "
+            f"simulate_layer: expected weights {expected} and spikes [T, tokens, {expected[0]}] here, got "
             f"{weight.shape} and {spikes.shape}."
         )
     if num_tokens == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping as MappingOf
 from collections.abc import Sequence
@@ -35,7 +36,8 @@ class Placement:
 
     Attributes:
         origin, columns, rows: the rectangle of tiles that belongs to the layer.
-        home: tile whose digital unit receives the sums, and whose encoder sends the input unless `sources` says otherwise.
+        home: tile whose digital unit receives the sums, and whose encoder sends the input unless `sources` says
+            otherwise.
         cores: output-major: the cores of one block of outputs follow each other, by rising inputs.
         num_input_blocks: cores that share a block of outputs; their partial sums meet at the first one.
         streamed: weights come from DRAM, block by block.
@@ -82,13 +84,14 @@ def route(start: Tile, end: Tile) -> list[tuple[Tile, Tile]]:
     while tiles[-1] != end:
         x, y = tiles[-1]
         tiles.append((x + (1 if end[0] > x else -1), y) if x != end[0] else (x, y + (1 if end[1] > y else -1)))
-    return list(zip(tiles, tiles[1:], strict=False))
+    return list(itertools.pairwise(tiles))
 
 
 class Mapping(ABC):
     """Cuts a layer into blocks that fit the cores, and places them.
 
-    To add one, write `cut` and `home`; `place` does the rest, and the floor plan moves the result to its part of the mesh.
+    To add one, write `cut` and `home`; `place` does the rest, and the floor plan moves the result to its part of the
+    mesh.
     """
 
     @abstractmethod
@@ -121,8 +124,8 @@ class Mapping(ABC):
         if num_cores > chip.num_cores:
             raise InputError(
                 f"{chip.name}: a layer of {out_features} x {in_features} needs {num_cores:,} cores of "
-                f"{chip.core.sram_bytes:,} bytes, the chip has {chip.num_cores:,}. Enlarge [mesh] or sram_bytes, or stream "
-                "weights from DRAM (stream=True, --stream)."
+                f"{chip.core.sram_bytes:,} bytes, the chip has {chip.num_cores:,}. Enlarge [mesh] or sram_bytes, or "
+                "stream weights from DRAM (stream=True, --stream)."
             )
         num_tiles = -(-num_cores // chip.mesh.cores_per_tile)
         rows = min(height, num_tiles, chip.mesh.rows)
@@ -220,9 +223,9 @@ def plan(
             return planned
     needed = sum(len(p.cores) for p in placed.values())
     raise InputError(
-        f"{chip.name}: {len(layers)} layers need {needed:,} cores of {chip.core.sram_bytes:,} bytes and whole rectangles of "
-        f"tiles; the chip has {chip.num_cores:,} cores. Enlarge [mesh] or sram_bytes, take fewer layers, or stream weights "
-        "from DRAM (stream=True, --stream)."
+        f"{chip.name}: {len(layers)} layers need {needed:,} cores of {chip.core.sram_bytes:,} bytes and whole "
+        f"rectangles of tiles; the chip has {chip.num_cores:,} cores. Enlarge [mesh] or sram_bytes, take fewer layers, "
+        "or stream weights from DRAM (stream=True, --stream)."
     )
 
 
@@ -279,7 +282,7 @@ def _cuts(in_features: int, out_features: int, chip: Description) -> Sequence[tu
 
 
 def _streamed_cut(in_features: int, out_features: int, chip: Description) -> tuple[int, int]:
-    """Return a division whose accumulators and one block of weights fit, over all cores but no narrower than a block."""
+    """Return a division whose accumulators fit beside one block of weights, no narrower than a block."""
     room = chip.core.sram_bytes - chip.dram.block_bytes
     columns = room // accumulator_bytes(1, chip) if room > 0 else 0
     if columns == 0:
@@ -299,4 +302,4 @@ def _blocks(total: int, num: int) -> list[range]:
     """
     length, rest = divmod(total, num)
     ends = [i * length + min(i, rest) for i in range(num + 1)]
-    return [range(a, b) for a, b in zip(ends, ends[1:], strict=False)]
+    return [range(a, b) for a, b in itertools.pairwise(ends)]

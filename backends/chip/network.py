@@ -8,6 +8,7 @@ itself: the graph of stations has no cycle, hence no deadlock (DESIGN.md).
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -33,8 +34,8 @@ class Network:
         service_ps: time of a packet in this station, but for what depends on the packet; int64 [S].
         latency_ps: from leaving this station to being there for the next, int64 [S].
         unit: number of the core (accumulate, send), block of outputs (reduce) or sender (source); int64 [S].
-        next_first, next_num, next_station: a packet of route r goes from station s to the `next_num[s, r]` stations from
-            `next_station[next_first[s, r]]` on; int64.
+        next_first, next_num, next_station: a packet of route r goes from station s to the `next_num[s, r]` stations
+            from `next_station[next_first[s, r]]` on; int64.
         north_south: whether a link runs along a column, bool [S].
         spike_routes: for each sender and block of inputs, the routes on which one packet each carries a spike.
         end_routes: for each sender, the routes on which it says that a token is done.
@@ -182,7 +183,7 @@ class _Graph:
         chain = [start, *links, end]
         for station in chain:
             self.add(station)
-        for a, b in zip(chain, chain[1:], strict=False):
+        for a, b in itertools.pairwise(chain):
             self.next.setdefault((a, r), {})[b] = None
 
 

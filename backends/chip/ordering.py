@@ -48,7 +48,8 @@ class ByRate(ChannelOrder):
 class Together(ChannelOrder):
     """Channels that fire for the same tokens side by side: each next one is the most similar of those that are left.
 
-    Similar means that the fewest tokens tell the two apart. The first channel is the most active. Takes time and memory of N^2.
+    Similar means that the fewest tokens tell the two apart. The first channel is the most active. Takes time and
+    memory of N^2.
     """
 
     def order(self, active: np.ndarray) -> np.ndarray:

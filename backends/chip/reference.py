@@ -1,9 +1,9 @@
 """The simulation, short and readable, on SimPy: what stations are and when they act. `engine.py` is its fast copy.
 
-A station takes the packet at the head of its queue, serves it, and hands it to the queue of each next station. Where there
-is no room it waits, first come first served, and serves nothing meanwhile: back-pressure. A place that becomes free goes at
-once to who has waited longest. Of stations whose service ends at the same picosecond, the one with the lowest number acts
-first.
+A station takes the packet at the head of its queue, serves it, and hands it to the queue of each next station. Where
+there is no room it waits, first come first served, and serves nothing meanwhile: back-pressure. A place that becomes
+free goes at once to who has waited longest. Of stations whose service ends at the same picosecond, the one with the
+lowest number acts first.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def simulate(
 
 
 class _EndOfService(simpy.Event):
-    """Happens after a delay, in the turn of its station; whatever else happens at that instant was caused by an earlier one."""
+    """Happens after a delay, in the turn of its station and after all that an earlier end caused at that instant."""
 
     def __init__(self, env: simpy.Environment, station: int, delay: int) -> None:
         super().__init__(env)
@@ -200,7 +200,7 @@ class _Simulation:
             duration += (((duration * self.jitter) >> 16) * random) >> 16
         return duration
 
-    def _result(self, s: int, packet: _Packet) -> _Packet | None:
+    def _result(self, s: int, packet: _Packet) -> _Packet | None:  # noqa: PLR0911 - a return for each kind
         """Do what the end of a service does; return the packet to hand on, if there is one."""
         network, traffic = self.network, self.traffic
         kind, unit = network.kind[s], int(network.unit[s])

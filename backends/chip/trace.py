@@ -28,7 +28,9 @@ def write_timeline(simulation: LayerSimulation, path: Path, name: str) -> int:
     trace, network, traffic = simulation.outcome.trace, simulation.network, simulation.traffic
     if trace is None:
         raise InputError("write_timeline: expected a simulation with trace=True.")
-    events: list[dict] = [{"ph": "M", "pid": 0, "name": "process_name", "args": {"name": f"{name} on {simulation.chip.name}"}}]
+    events: list[dict] = [
+        {"ph": "M", "pid": 0, "name": "process_name", "args": {"name": f"{name} on {simulation.chip.name}"}}
+    ]
     for s, station in enumerate(network.names):
         events.append({"ph": "M", "pid": 0, "tid": s, "name": "thread_name", "args": {"name": station}})
         order = network.num_stations - s  # from the encoder down

@@ -17,7 +17,8 @@ class Traffic:
     """Packets of all senders, E in all; a sender's packets of a token follow each other and end with its end packets.
 
     Attributes:
-        first: where the packets of a token begin; those of the last token end at the last entry. int64 [senders, tokens + 1].
+        first: where the packets of a token begin; those of the last token end at the last entry. int64 [senders,
+            tokens + 1].
         position: input position, int64 [E].
         value: what the row of weights is worth, int64 [E].
         num_adds: additions per output that this takes, int64 [E]; -1 for the end of a token.
@@ -178,5 +179,6 @@ def _check_bits(value: np.ndarray, timestep_weight: np.ndarray, num_inputs: int,
         what = f"sign and digit of {len(timestep_weight)} timesteps" if digits > 1 else "the sign of a spike"
     if chip.packet.payload_bits < needed:
         raise InputError(
-            f"{chip.name}: packet.payload_bits = {chip.packet.payload_bits} can't hold {what}. Set it to {needed} or more."
+            f"{chip.name}: packet.payload_bits = {chip.packet.payload_bits} can't hold {what}. "
+            f"Set it to {needed} or more."
         )

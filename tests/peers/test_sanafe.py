@@ -239,7 +239,10 @@ def test_our_chip_equals_sanafe_on_random_two_layer_nets(seed):
     columns, rows, cores_per_tile = 4, 3, int(rng.integers(1, 5))
     num_sources, num_outputs, num_timesteps = (int(rng.integers(1, high)) for high in (13, 21, 8))
     cores = rng.permutation(columns * rows * cores_per_tile)
-    num_senders, num_receivers = int(rng.integers(1, min(4, num_sources) + 1)), int(rng.integers(1, min(5, num_outputs) + 1))
+    num_senders, num_receivers = (
+        int(rng.integers(1, min(4, num_sources) + 1)),
+        int(rng.integers(1, min(5, num_outputs) + 1)),
+    )
     sending, receiving = cores[:num_senders], cores[num_senders : num_senders + num_receivers]
     weight = rng.integers(-127, 128, (num_sources, num_outputs))
     spikes = rng.random((num_timesteps, num_sources)) < rng.choice([0.1, 0.5, 0.9])

@@ -25,7 +25,7 @@ def changed(chip, **parts):
 
 @st.composite
 def chips(draw):
-    """Small chips of every kind: tiny queues, little memory, several cores a tile, times that tie and times that don't."""
+    """Small chips of every kind: tiny queues, little memory, several cores a tile, times that tie."""
     chip = draw(st.sampled_from(list(PRESETS.values())))
     depth = st.integers(1, 3)
     time = st.sampled_from([0.0, 0.001, 0.5, 1.0, 3.7])
@@ -113,7 +113,7 @@ def test_both_implementations_agree_event_for_event(job):
 @given(jobs())
 def test_exact_and_accounted_for(job):
     arguments, options = job
-    spikes, timestep_weight, weight, chip, placement = arguments
+    spikes, timestep_weight, weight, chip, _placement = arguments
     found = simulate_layer(*arguments, **options, trace=True)
     np.testing.assert_array_equal(found.sums, exact(spikes, timestep_weight, weight))
     outcome, network = found.outcome, found.network
@@ -126,7 +126,8 @@ def test_exact_and_accounted_for(job):
     assert (outcome.busy_ps + outcome.blocked_ps <= duration).all()
     assert (outcome.queue_ps <= network.depth * duration).all()
     # A token begins when its input is there, and tokens end in order; without overlap one after the other.
-    assert (np.diff(outcome.end_ps) >= 0).all() and (outcome.end_ps >= outcome.begin_ps).all()
+    assert (np.diff(outcome.end_ps) >= 0).all()
+    assert (outcome.end_ps >= outcome.begin_ps).all()
     if options["arrival_ps"] is not None and not chip.barrier.tiles:
         assert (found.begin_ps >= options["arrival_ps"]).all()
     if not options["overlap"]:
@@ -193,7 +194,7 @@ def test_minimal_traffic_has_no_more_hops_than_in_order():
 
 
 def test_one_queue_in_closed_form():
-    """One sender, one core, one queue. 5 packets, one every 2 ns, 3 ns each in the core: the n-th ends at 2 + 3 n ns."""
+    """One sender, one core, one queue. 5 packets, one every 2 ns, 3 ns each in the core: the n-th ends at 2 + 3 n."""
     zero = {f.name: 0.0 for f in dataclasses.fields(PRESETS["ideal-45nm"].encoder) if f.name.endswith("_ns")}
     chip = changed(
         PRESETS["ideal-45nm"], encoder={**zero, "spike_ns": 2.0}, core={"receive_ns": 3.0, "queue_packets": 100}

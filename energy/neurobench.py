@@ -1,0 +1,67 @@
+"""The counts of a run under the names that NeuroBench uses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..errors import InputError
+from ..models import Recording, SpikeLinear
+
+
+@dataclass(frozen=True)
+class NeuroBenchCounts:
+    """Totals over a recording; NeuroBench divides them by the number of samples.
+
+    Attributes:
+        effective_acs: additions of weights for spikes of either sign; weights that are 0 do not count.
+        effective_macs: products with weights in layers that do not spike, zeros included.
+        dense: the same layers if every channel fired in every timestep and no weight were 0.
+        activation_sparsity: share of places without a spike, of all trains.
+        membrane_updates: outputs times timesteps: sums that a spike may change.
+
+    Source:
+        Yik et al., The NeuroBench framework, Nature Communications 16 (2025).
+    """
+
+    effective_acs: int
+    effective_macs: int
+    dense: int
+    activation_sparsity: float
+    membrane_updates: int
+
+
+def neurobench_counts(model: nn.Module, recording: Recording) -> NeuroBenchCounts:
+    """Count a recorded run as NeuroBench would, from its trains.
+
+    NeuroBench itself takes a tensor for spikes if it holds only -1, 0 and 1; here the layers say what spikes.
+
+    Args:
+        model: that ran.
+        recording: of that model, with its trains: record(model, keep_trains=True).
+    Raises:
+        InputError: a layer ran without its trains being kept, or is not in the model.
+    """
+    modules = dict(model.named_modules())
+    acs = dense = num_slots = num_spikes = updates = 0
+    for name, layer in recording.layers.items():
+        module, trains = modules.get(name), recording.trains.get(name, [])
+        if not isinstance(module, SpikeLinear) or sum(t.spikes.shape[1] for t in trains) != layer.num_tokens:
+            raise InputError(
+                f"neurobench_counts: expected the model that was recorded, with the trains of {name!r}. Use "
+                "record(model, keep_trains=True)."
+            )
+        synapses = module.weight.count_nonzero(0)  # of each input channel
+        for train in trains:
+            acs += int((train.spikes.count_nonzero((0, 1)) * synapses).sum())
+        slots = layer.num_slots
+        dense += slots * layer.out_features
+        updates += slots // max(layer.in_features, 1) * layer.out_features
+        num_slots, num_spikes = num_slots + slots, num_spikes + layer.num_spikes
+    macs = 0
+    for part in recording.modules.values():
+        if part.kind == "linear":
+            macs += part.num_tokens * part.sizes["in_features"] * part.sizes["out_features"]
+    sparsity = 1 - num_spikes / num_slots if num_slots else 0.0
+    return NeuroBenchCounts(acs, macs, dense + macs, sparsity, updates)

@@ -1,0 +1,271 @@
+"""The chip by hand: descriptions and their faults, mapping, a layer in numbers, a whole small model, the command."""
+
+import json
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import spikebrain
+from spikebrain.analysis.chip_report import describe_simulation
+from spikebrain.analysis.chip_simulation import simulate_model
+from spikebrain.backends import Chip
+from spikebrain.backends.chip import (
+    InOrder,
+    MinimalTraffic,
+    Together,
+    load_description,
+    num_packet_hops,
+    plan,
+    simulate_layer,
+)
+from spikebrain.backends.chip.description import PARTS, parse_description
+from spikebrain.backends.chip.mapping import route
+from spikebrain.cli import app
+from spikebrain.energy import PaperEnergy, count_operations
+from spikebrain.errors import InputError
+from spikebrain.models import Policy, SpikeLinear, convert, record
+
+PRESETS = Path(spikebrain.__file__).parent / "backends" / "chip" / "presets"
+ASYNC = load_description("async-45nm")
+
+
+def content(name="async-45nm"):
+    return tomllib.loads((PRESETS / f"{name}.toml").read_text())
+
+
+def changed(chip, **parts):
+    return replace(chip, **{part: replace(getattr(chip, part), **values) for part, values in parts.items()})
+
+
+@pytest.mark.parametrize("name", ["ideal-45nm", "async-45nm", "loihi"])
+def test_every_number_of_a_preset_has_a_source(name):
+    chip = load_description(name)
+    for part in PARTS:
+        for key in vars(getattr(chip, part)):
+            process, source = chip.sources[f"{part}.{key}"]
+            assert process.endswith("nm"), key
+            assert source.strip(), key
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "entry", "message"),
+    [
+        ("core", "add_nj", {"value": 1.0, "source": "x"}, "core.add_nj: unknown; the unit is wrong: expected add_"),
+        ("core", "lane", {"value": 1, "source": "x"}, "core.lane: unknown; did you mean lanes?"),
+        ("core", "add_pj", None, "core.add_pj: missing"),
+        ("core", "add_pj", {"value": -0.1, "source": "x"}, "core.add_pj: expected a number >= 0, got -0.1"),
+        ("core", "add_pj", {"value": True, "source": "x"}, "core.add_pj: expected a number >= 0, got True"),
+        ("core", "add_pj", {"value": 0.1, "source": " "}, "core.add_pj: expected a source, got ' '"),
+        ("core", "add_pj", 0.1, "core.add_pj: expected { value = ..., source ="),
+        ("core", "add_ns", {"value": 0.0001, "source": "x"}, "core.add_ns: expected a multiple of 0.001 ns"),
+        ("core", "lanes", {"value": 0, "source": "x"}, "core.lanes: expected an integer in [1, 2^31), got 0"),
+        ("packet", "payload", {"value": "float", "source": "x"}, "packet.payload: expected one of spike, count"),
+        ("handshake", "phases", {"value": 3, "source": "x"}, "handshake.phases: expected one of 2, 4, got 3"),
+        ("barrier", "tiles", {"value": [1], "source": "x"}, "barrier: expected rising tiles and as many ns"),
+    ],
+)
+def test_faults_of_a_description_name_key_and_file(part, key, entry, message):
+    given = content()
+    if entry is None:
+        del given[part][key]
+    else:
+        given[part][key] = entry
+    with pytest.raises(InputError) as error:
+        parse_description(given, "mine", "mine.toml")
+    assert "mine.toml" in str(error.value)
+    assert message in str(error.value)
+
+
+def test_all_faults_at_once_and_unknown_parts():
+    given = content()
+    del given["dram"]
+    given["fpga"] = {}
+    given["core"]["lanes"]["value"] = 1.5
+    with pytest.raises(InputError, match=r"3 fault\(s\)"):
+        parse_description(given, "mine", "mine.toml")
+    with pytest.raises(InputError, match="expected one of async-45nm, ideal-45nm, loihi, or the path"):
+        load_description("truenorth")
+
+
+def test_routes_go_along_rows_first():
+    assert route((2, 0), (0, 1)) == [((2, 0), (1, 0)), ((1, 0), (0, 0)), ((0, 0), (0, 1))]
+
+
+def test_cuts_by_hand():
+    # A core holds 100 rows of columns with 4 + 4 bytes of sums a bank, 2 banks: 2000 // (100 + 16) = 17 columns.
+    chip = changed(ASYNC, core={"sram_bytes": 2000})
+    placement = InOrder().place(100, 40, chip)
+    assert [len(block) for block in placement.output_blocks] == [14, 13, 13]
+    assert placement.num_input_blocks == 1
+    # One core a tile, at most 4 rows: a column of 3 tiles; home in the corner.
+    assert (placement.columns, placement.rows, placement.home) == (1, 3, (0, 0))
+    # 100 channels cross both links of the tree; 13 sums one link, 13 two.
+    assert num_packet_hops(placement) == 200 + 13 + 26
+    # From the tile in the middle: two links for spikes as well, 14 + 13 sums over one link each.
+    assert num_packet_hops(replace(placement, home=(0, 1))) == 200 + 14 + 13
+    # Least traffic: three blocks of inputs are 100 + 40 * 3 packets, three blocks of outputs 100 * 3 + 40.
+    assert MinimalTraffic().cut(100, 40, chip) == (3, 1)
+
+
+def test_a_plan_gives_every_layer_tiles_of_its_own():
+    chip = changed(ASYNC, core={"sram_bytes": 2000}, mesh={"columns": 6, "rows": 5})
+    layers = {f"layer {i}": shape for i, shape in enumerate([(100, 40), (100, 10), (30, 100), (100, 60), (10, 10)])}
+    placed = plan(layers, chip, InOrder())
+    used = [core.tile for p in placed.values() for core in p.cores]
+    assert len(set(used)) == len(used)
+    assert all(0 <= x < 6 and 0 <= y < 5 for x, y in used)
+    needed = sum(len(p.cores) for p in placed.values())
+    with pytest.raises(InputError, match=rf"5 layers need {needed} cores of 2,000 bytes.*the chip has 4 cores"):
+        plan(layers, changed(chip, mesh={"columns": 2, "rows": 2}), InOrder())
+    with pytest.raises(InputError, match="needs 26 cores of 2,000 bytes, the chip has 4"):
+        InOrder().place(100, 440, changed(chip, mesh={"columns": 2, "rows": 2}))
+    assert plan(layers, changed(chip, mesh={"columns": 2, "rows": 2}), InOrder(), stream=True).keys() == layers.keys()
+
+
+def test_blocks_of_memory_by_hand():
+    # Rows of 3 bytes in blocks of 4: row 0 in block 0, row 1 in blocks 0 and 1, row 2 in 1 and 2, row 3 in 2.
+    chip = changed(ASYNC, core={"block_bytes": 4})
+    placement = InOrder().place(4, 3, chip)
+    weight = np.ones((4, 3), np.int8)
+    for active, expected in (([1, 1, 1, 1], 3), ([0, 1, 0, 0], 2), ([1, 0, 0, 1], 2), ([0, 0, 0, 0], 0)):
+        spikes = np.array([[active]], np.int8)
+        found = simulate_layer(spikes, np.ones(1), weight, chip, placement)
+        assert found.activity.num_sram_blocks == expected
+    # Streamed, the same blocks come from DRAM.
+    chip = changed(chip, dram={"block_bytes": 4})
+    placement = InOrder().place(4, 3, chip, streamed=True)
+    found = simulate_layer(np.array([[[0, 1, 0, 0]]], np.int8), np.ones(1), weight, chip, placement)
+    assert (found.activity.num_dram_blocks, found.activity.num_sram_blocks) == (2, 0) or len(placement.cores) > 1
+
+
+def test_a_layer_in_numbers():
+    """Two channels with counts 3 (two spikes, weights 2 and 1) and -1, two outputs, one core."""
+    spikes = np.array([[[1, 0]], [[1, -1]]], np.int8)
+    weight = np.array([[10, 1], [20, 2]], np.int8)
+    placement = InOrder().place(2, 2, ASYNC)
+    found = simulate_layer(spikes, np.array([2, 1]), weight, ASYNC, placement)
+    assert found.sums.tolist() == [[10, 1]]
+    a = found.activity
+    # Three spikes of two outputs; one of them shifted. Two packets read and write two sums each.
+    assert (a.num_synops, a.num_shifts, a.num_updates) == (6, 2, 4)
+    # Two rows of two bytes in one block of 32. Packets at the core: two and an end; two sums to the digital unit.
+    assert (a.num_sram_blocks, a.num_received, a.num_sent, a.num_spikes) == (1, 3 + 2, 2, 2)
+    assert (a.num_east_west, a.num_north_south, a.num_partial_adds) == (0, 0, 0)
+    # Handed on: 3 packets to the core, 2 sums sent, 2 collected.
+    assert a.num_handshakes == 3 + 2 + 2
+    energy = found.energy_pj
+    assert energy["compute"] == pytest.approx(6 * 0.1 + 2 * 0.03)
+    assert energy["accumulators"] == pytest.approx(4 * 10)
+    assert energy["weight fetch"] == pytest.approx(80)
+    assert energy["encoding"] == pytest.approx(2 * 0.9 + 14.8 + 2 * 4.6 + 2 * 0.1)
+    # Spike by spike: three packets, and the row of the first channel is still there for its second spike.
+    chip = changed(ASYNC, packet={"payload": "spike"})
+    found = simulate_layer(spikes, np.array([2, 1]), weight, chip, placement)
+    assert (found.activity.num_synops, found.activity.num_updates, found.activity.num_spikes) == (6, 6, 3)
+
+
+def test_bits_of_packets():
+    spikes = np.ones((1, 1, 4), np.int8)
+    placement = InOrder().place(4, 1, ASYNC)
+    for packet, message in (
+        ({"address_bits": 1}, "can't address 4 channels. Set it to 2"),
+        ({"payload_bits": 3}, "Set it to 4"),
+    ):
+        with pytest.raises(InputError, match=message):
+            simulate_layer(spikes, np.array([7]), np.ones((4, 1), np.int8), changed(ASYNC, packet=packet), placement)
+
+
+def test_channels_that_fire_together_share_blocks():
+    # Channels 0 and 2 fire for even tokens, 1 and 3 for odd ones; two rows a block.
+    active = np.array([[1, 0, 1, 0], [0, 1, 0, 1]] * 3, bool)
+    chip = changed(ASYNC, core={"block_bytes": 2})
+    placement = InOrder().place(4, 1, chip)
+    run = (active[None].astype(np.int8), np.ones(1), np.ones((4, 1), np.int8), chip, placement)
+    assert simulate_layer(*run, overlap=False).activity.num_sram_blocks == 12
+    order = Together().order(active)
+    assert sorted(order[:2].tolist()) in ([0, 2], [1, 3])
+    assert simulate_layer(*run, order=order, overlap=False).activity.num_sram_blocks == 6
+
+
+@pytest.fixture
+def spiking(tiny_llama):
+    return convert(tiny_llama, Policy(), inplace=True).model.eval()
+
+
+def test_ideal_chip_equals_the_papers_estimate(spiking):
+    ids = torch.arange(6)
+    with record(spiking) as recording, torch.inference_mode():
+        spiking(input_ids=ids[None], use_cache=False)
+    paper = PaperEnergy().estimate(count_operations(recording))
+    found = simulate_model(spiking, ids, load_description("ideal-45nm"))
+    for name, layer in found.layers.items():
+        assert sum(layer.activity.energy_pj(found.chip).values()) == paper.layers[name]["additions"]
+    assert sum(found.energy_pj.values()) == found.activity.num_synops * 0.03 == pytest.approx(paper.total_pj, rel=1e-14)
+    assert describe_simulation(found)["energy_per_mac_pj"]["paper"] == paper.spike_mac_pj
+    assert int(found.end_ps[-1]) == 0
+
+
+@pytest.mark.parametrize("mode", ["decode", "prefill"])
+def test_a_whole_model(spiking, mode):
+    ids = torch.arange(5)
+    found = simulate_model(spiking, ids, ASYNC, mode=mode, trace=True, timeline="model.layers.0.mlp.up_proj")
+    report = json.loads(json.dumps(describe_simulation(found)))
+    outputs = sum(m.out_features for m in spiking.modules() if isinstance(m, SpikeLinear))
+    assert report["exactness"] == {"num_checked": 5 * outputs, "num_mismatches": 0}
+    # q, k and v; o; gate and up; down; of two blocks, and what comes after them.
+    assert [len(stage.layers) for stage in found.stages] == [3, 1, 2, 1] * 2 + [0]
+    assert sum(report["energy_per_token_pj"].values()) == pytest.approx(2 * report["energy_per_token_pj"]["total"])
+    assert (np.diff(found.end_ps) > 0).all()
+    if mode == "decode":
+        between = sum(stage.transfer_ps + stage.rest_ps for stage in found.stages)
+        slowest = sum(max(found.layers[n].latency_ps[0] for n in stage.layers) for stage in found.stages[:-1])
+        assert found.end_ps[0] == between + slowest
+    else:
+        alone = simulate_model(spiking, ids, ASYNC, mode="decode")
+        assert found.end_ps[-1] < alone.end_ps[-1]
+        assert found.end_ps[0] == alone.end_ps[0]
+    assert found.timeline is not None
+    assert found.timeline.outcome.trace is not None
+
+
+def test_what_is_refused(spiking, tiny_llama):
+    ids = torch.arange(3)
+    with pytest.raises(InputError, match="expected one of decode, prefill"):
+        simulate_model(spiking, ids, ASYNC, mode="train")
+    with pytest.raises(InputError, match="timeline: expected a spiking layer such as"):
+        simulate_model(spiking, ids, ASYNC, timeline="nowhere")
+    with pytest.raises(InputError, match="has none"):
+        simulate_model(torch.nn.Linear(2, 2), ids, ASYNC)
+    with pytest.raises(InputError, match="permutation"):
+        simulate_model(spiking, ids, ASYNC, orders={"model.layers.0.mlp.up_proj": np.zeros(24, np.int64)})
+    with pytest.raises(InputError, match="expected a Mapping"):
+        Chip(mapping="in-order")
+
+
+def test_spike_linear_on_a_chip():
+    layer = torch.nn.Linear(8, 4)
+    x = torch.randn(3, 8)
+    seen = []
+    on_chip = SpikeLinear.from_linear(layer, backend=Chip("async-45nm", on_simulation=seen.append))
+    assert torch.equal(on_chip(x), SpikeLinear.from_linear(layer)(x))
+    assert len(seen) == 1
+    assert seen[0].latency_ps.min() > 0
+    with pytest.raises(spikebrain.SpikebrainError, match="payload_bits = 2"):
+        SpikeLinear.from_linear(layer, backend=Chip(changed(ASYNC, packet={"payload_bits": 2})))(10 * x)
+
+
+def test_command_refuses_bad_input(tmp_path):
+    for arguments, message in (
+        (["--mode", "train"], "--mode: expected one of"),
+        (["--chip", "truenorth"], "chip: expected one of"),
+        (["--mapping", "best"], "--mapping: expected one of"),
+        (["--encoder", "morse"], "--encoder: expected one of"),
+    ):
+        result = CliRunner().invoke(app, ["simulate", *arguments, "--out", str(tmp_path)])
+        assert result.exit_code != 0
+        assert message in str(result.exception)
