@@ -203,7 +203,7 @@ def _survey(
     rest = {name: (part.kind, part.spiking) for name, part in counts.layers.items() if part.kind != "projection"}
     for before, after in pairwise(stages):
         homes = [[placements[name] for name in stage.layers] for stage in (before, after)]
-        after.transfer, after.transfer_ps = transfer_between(*homes, chip)
+        after.transfer, after.transfer_ps = transfer_between(homes[0], homes[1], chip)
     stages.append(place_rest(rest, stages, len(ids), chip))
     return stages, counts.unsupported
 

@@ -29,7 +29,7 @@ def updated(spikes: np.ndarray, sums: np.ndarray) -> np.ndarray:
     Source:
         SANA-FE's soma of Loihi, in which what arrives in a timestep is used in the next one (tests/peers).
     """
-    came = spikes.any(2).T  # [tokens, T]
+    came = (spikes != 0).any(axis=2).transpose()  # [tokens, T]
     changes = np.zeros(sums.shape, bool)
     changes[:, 2:] = sums.cumsum(1)[:, :-2] != 0  # what the timesteps before the last one left
     changes[:, 1:] |= came[:, :-1, None]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numba
 import numpy as np
 
 from .network import ACCUMULATE, LINK, REDUCE, SEND, SOURCE, Network
-from .outcome import Outcome, Trace
+from .outcome import Outcome, Trace, outcome_of
 from .traffic import Traffic
 
 _NEVER = np.iinfo(np.int64).max
@@ -46,7 +48,7 @@ def simulate(
     outcome, records = _run(network, traffic, weight, arrival_ps, jitter, seed, int(outcome.num_served.sum()))
     columns = np.ascontiguousarray(records[:-1].T)
     found = Trace(*columns, last=int(records[-1, 0]))
-    return Outcome(**{**vars(outcome), "trace": found})
+    return replace(outcome, trace=found)
 
 
 def _run(network, traffic, weight, arrival_ps, jitter, seed, num_records) -> tuple[Outcome, np.ndarray]:
@@ -108,12 +110,11 @@ def _run(network, traffic, weight, arrival_ps, jitter, seed, num_records) -> tup
         records,
     )
     assert completed == num_tokens, f"{num_tokens - completed} tokens never ended"
-    return Outcome(
-        sums,
-        *times,
-        *np.ascontiguousarray(state[:, _SERVED:].T),
-        *np.ascontiguousarray(counters.T),
-    ), records
+    served, ends, busy, blocked, queued, most = np.ascontiguousarray(state[:, _SERVED:].T)
+    synops, shifts, updates, blocks = np.ascontiguousarray(counters.T)
+    begin, end = times
+    columns = (begin, end, served, ends, busy, blocked, queued, most, synops, shifts, updates, blocks)
+    return outcome_of(sums, columns), records
 
 
 @numba.njit(cache=True)

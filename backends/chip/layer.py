@@ -80,7 +80,7 @@ class LayerSimulation:
         trace = self.outcome.trace
         if trace is None or trace.last < 0:
             raise InputError("critical_path_ps: expected a simulation with trace=True by the engine.")
-        parts = dict.fromkeys((*KIND_NAMES, "wire", "wait"), 0)
+        parts: dict[str, int] = dict.fromkeys((*KIND_NAMES, "wire", "wait"), 0)
         record, upper = trace.last, int(trace.end_ps[trace.last])
         while record >= 0:
             begin, end = int(trace.begin_ps[record]), int(trace.end_ps[record])

@@ -215,6 +215,7 @@ def plan(
     """
     if stream:
         return {n: mapping.place(*shape, chip, height=chip.mesh.rows, streamed=True) for n, shape in layers.items()}
+    placed: dict[str, Placement] = {}
     heights = dict.fromkeys(h for h in (4, 8, 2, 6, 3, 5, 12, 16, 1, 32) if h <= chip.mesh.rows)
     for height in heights:
         placed = {name: mapping.place(*shape, chip, height=height) for name, shape in layers.items()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -61,3 +62,9 @@ class Outcome:
     num_updates: np.ndarray
     num_blocks: np.ndarray
     trace: Trace | None = None
+
+
+def outcome_of(sums: np.ndarray, columns: Sequence[np.ndarray], trace: Trace | None = None) -> Outcome:
+    """Return an outcome from its arrays, in the order of their fields."""
+    names = [f.name for f in fields(Outcome) if f.name not in ("sums", "trace")]
+    return Outcome(sums=sums, trace=trace, **dict(zip(names, columns, strict=True)))

@@ -16,7 +16,7 @@ import numpy as np
 import simpy
 
 from .network import ACCUMULATE, LINK, REDUCE, SEND, SOURCE, Network
-from .outcome import Outcome, Trace
+from .outcome import Outcome, Trace, outcome_of
 from .traffic import Traffic
 
 
@@ -51,7 +51,7 @@ class _EndOfService(simpy.Event):
     def __init__(self, env: simpy.Environment, station: int, delay: int) -> None:
         super().__init__(env)
         self._ok, self._value = True, None
-        env.schedule(self, priority=2 + station, delay=delay)
+        env.schedule(self, priority=2 + station, delay=delay)  # pyright: ignore[reportArgumentType]
 
 
 class _Simulation:
@@ -94,8 +94,22 @@ class _Simulation:
         if trace:
             columns = np.array(self.records, np.int64).reshape(-1, 4).T
             found = Trace(*columns, cause=np.full(len(self.records), -1), last=-1)
-        results = (self.sums, self.begin_ps, self.end_ps, self.served, self.ends, self.busy, self.blocked)
-        return Outcome(*results, self.queue_ps, self.most, *self.counters, found)
+        columns = (
+            self.begin_ps,
+            self.end_ps,
+            self.served,
+            self.ends,
+            self.busy,
+            self.blocked,
+            self.queue_ps,
+            self.most,
+        )
+        return outcome_of(self.sums, (*columns, *self.counters), found)
+
+    @property
+    def now(self) -> int:
+        """Time in whole picoseconds."""
+        return int(self.env.now)
 
     def _station(self, s: int) -> Generator:
         """Take, serve, hand on, for ever."""
@@ -107,29 +121,29 @@ class _Simulation:
             else:
                 packet, there_ps = yield from self._take(s)
             for step in self._steps(s, packet):
-                begin = max(self.env.now, there_ps)
+                begin = max(self.now, there_ps)
                 duration = self._duration(s, step)
                 self._note_service(s, step, begin, duration)
-                yield _EndOfService(self.env, s, begin + duration - self.env.now)
+                yield _EndOfService(self.env, s, begin + duration - self.now)
                 result = self._result(s, step)
                 if result is not None:
                     yield from self._hand_on(s, result)
 
-    def _next_token(self, s: int, token: int) -> Generator:
+    def _next_token(self, s: int, token: int) -> Generator[simpy.Event, None, tuple[_Packet, int]]:
         """Wait until few enough tokens are under way; return the next one and when its input is there."""
         while token >= self.num_tokens or token - self.completed >= self.network.num_banks:
-            self.arrived[s] = self.env.event()
-            yield self.arrived[s]
+            event = self.arrived[s] = self.env.event()
+            yield event
             self.arrived[s] = None
-        begin = max(self.env.now, self.arrival_ps[token])
+        begin = max(self.now, self.arrival_ps[token])
         self.begin_ps[token] = min(self.begin_ps[token], begin)
         return _Packet(token, token, -1), begin
 
-    def _take(self, s: int) -> Generator:
+    def _take(self, s: int) -> Generator[simpy.Event, None, tuple[_Packet, int]]:
         """Wait for a packet and take it; its place goes to the sender that has waited longest."""
         if not self.queues[s]:
-            self.arrived[s] = self.env.event()
-            yield self.arrived[s]
+            event = self.arrived[s] = self.env.event()
+            yield event
             self.arrived[s] = None
         self._note_length(s)
         item = self.queues[s].popleft()
@@ -154,14 +168,14 @@ class _Simulation:
                 self.waiting[d].append((s, packet))
                 self.pending[s] += 1
         if self.pending[s]:
-            since = self.env.now
+            since = self.now
             self.room[s] = self.env.event()
             yield self.room[s]
-            self.blocked[s] += self.env.now - since
+            self.blocked[s] += self.now - since
 
     def _push(self, sender: int, s: int, packet: _Packet) -> None:
         self._note_length(s)
-        self.queues[s].append((packet, int(self.env.now + self.network.latency_ps[sender])))
+        self.queues[s].append((packet, int(self.now + self.network.latency_ps[sender])))
         self.most[s] = max(self.most[s], len(self.queues[s]))
 
     def _steps(self, s: int, packet: _Packet) -> Iterator[_Packet]:
@@ -240,7 +254,7 @@ class _Simulation:
         """Note that sums are where they should be; after the last of a token, sources may go on."""
         self.collected[token] += num_sums
         if self.collected[token] == self.num_outputs:
-            self.end_ps[token] = self.env.now
+            self.end_ps[token] = self.now
             self.completed += 1
             for source in self.network.of_kind(SOURCE).tolist():
                 if self.arrived[source] is not None and not self.arrived[source].triggered:
@@ -258,8 +272,8 @@ class _Simulation:
         self.records.append((s, word, begin, begin + duration))
 
     def _note_length(self, s: int) -> None:
-        self.queue_ps[s] += len(self.queues[s]) * (self.env.now - self.changed[s])
-        self.changed[s] = self.env.now
+        self.queue_ps[s] += len(self.queues[s]) * (self.now - self.changed[s])
+        self.changed[s] = self.now
 
 
 def _mix(seed: int, station: int, serial: int) -> int:

@@ -84,7 +84,7 @@ def build_traffic(
         shifts = adds - (weight & 1)
         num_rows = num_tokens
     else:
-        row, position = spikes.any(0).nonzero()
+        row, position = (spikes != 0).any(axis=0).nonzero()
         fired = spikes[:, row, position].astype(np.int64)  # [T, active]
         value = timestep_weight @ fired
         adds = ones @ np.abs(fired)
@@ -99,8 +99,11 @@ def build_traffic(
         first.append(num_sent + ends)
         num_sent += len(part[0])
         parts.append(part)
-    merged = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-    return Traffic(np.stack(first), *merged, num_rows * num_inputs, len(row), num_sent)
+    names = ("position", "value", "num_adds", "num_shifts", "route", "service_ps")
+    merged = {name: np.concatenate(arrays) for name, arrays in zip(names, zip(*parts, strict=True), strict=True)}
+    return Traffic(
+        first=np.stack(first), num_rounded=num_rows * num_inputs, num_packets=len(row), num_sent=num_sent, **merged
+    )
 
 
 def _of_sender(columns, s, sent, num_rows, placement, network, chip) -> tuple[list[np.ndarray], np.ndarray]:
