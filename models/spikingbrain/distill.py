@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from .training_state import SavedState, save_state
 # Parameters that the Transformer has not, and those of attention, by a part of their name.
 _NEW = (".gk_proj.", ".g_norm.", ".s_norm.", ".branch_weight", "model.sinks", ".router.")
 _ATTENTION = (*_NEW, ".attn.")
+# Steps after which losses are looked at: to read one, a GPU must have finished all before it.
+_LOOK_EVERY = 16
 
 
 def distill(
@@ -84,16 +87,21 @@ def distill(
                 saved.restore_optimizer(student, optimizer)
             advance = progress(f"{number + 1} {stage.objective}", stage.steps) if progress else lambda steps: None
             advance(done)
-            last_save = time.perf_counter()
+            last_save, fresh = time.perf_counter(), list[Tensor]()
             for step in range(done, stage.steps):
                 finished = settings.budget_s is None or time.perf_counter() - start < settings.budget_s
                 if not finished:
                     break
-                losses.append(_step(student, teacher, tokens, settings, number, step, optimizer))
+                fresh.append(_step(student, teacher, tokens, settings, number, step, optimizer))
                 advance(1)
-                if out is not None and time.perf_counter() - last_save > settings.save_every_s:
+                is_due = out is not None and time.perf_counter() - last_save > settings.save_every_s
+                if is_due or len(fresh) == _LOOK_EVERY:
+                    losses += _read(fresh, stage, number, step + 1)
+                    fresh.clear()
+                if out is not None and is_due:
                     save_state(out, key, student, optimizer, _progress(losses))
                     last_save = time.perf_counter()
+            losses += _read(fresh, stage, number, sum(point.stage == number for point in losses) + len(fresh))
             if out is not None:
                 save_state(out, key, student, optimizer, _progress(losses))
             if not finished:
@@ -117,10 +125,14 @@ def batch_of(tokens: Tensor, stage: Stage, seed: int, index: int) -> Tensor:
     num_texts = len(tokens) // stage.context
     rows = []
     for i in range(index * stage.batch_size, (index + 1) * stage.batch_size):
-        generator = torch.Generator().manual_seed(seed + i // num_texts)
-        text = int(torch.randperm(num_texts, generator=generator)[i % num_texts])
+        text = _order(num_texts, seed + i // num_texts)[i % num_texts]
         rows.append(tokens[text * stage.context : (text + 1) * stage.context])
     return torch.stack(rows)
+
+
+@lru_cache(maxsize=2)  # a batch may end one order and begin the next
+def _order(num_texts: int, seed: int) -> list[int]:
+    return torch.randperm(num_texts, generator=torch.Generator().manual_seed(seed)).tolist()
 
 
 def _step(
@@ -131,10 +143,10 @@ def _step(
     number: int,
     step: int,
     optimizer: torch.optim.Optimizer,
-) -> LossPoint:
-    """Take one step of the optimiser."""
+) -> Tensor:
+    """Take one step of the optimiser, and return the loss, which a GPU may still be computing."""
     stage, device = settings.stages[number], student.device
-    share, loss = 1 / stage.accumulation, 0.0
+    share, loss = 1 / stage.accumulation, torch.zeros((), device=device)
     for i in range(stage.accumulation):
         ids = batch_of(tokens, stage, settings.seed + 1000 * number, step * stage.accumulation + i).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
@@ -143,32 +155,46 @@ def _step(
             else:
                 options = {"temperature": stage.temperature, "ce_weight": stage.ce_weight}
                 loss += share * match_logits(student, teacher, ids, share, **options)
-    if not math.isfinite(loss):
-        raise TrainingError(
-            f"distill: expected a finite loss, got {loss} at step {step} of stage {number} ({stage.objective}). "
-            "Use a lower learning rate, a longer warm-up or float32."
-        )
     learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     nn.utils.clip_grad_norm_(learning, settings.max_norm)
-    rate = stage.learning_rate_at(step)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = stage.learning_rate_at(step) * group["rate"]
     optimizer.step()
     optimizer.zero_grad()
-    return LossPoint(number, step, loss, rate)
+    return loss
+
+
+def _read(fresh: list[Tensor], stage: Stage, number: int, end: int) -> list[LossPoint]:
+    """Return the points of the steps before `end`, for which a GPU must be waited for.
+
+    Raises:
+        TrainingError: a loss is NaN or infinite.
+    """
+    points = []
+    for step, loss in enumerate(torch.stack(fresh).tolist() if fresh else [], end - len(fresh)):
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"distill: expected a finite loss, got {loss} at step {step} of stage {number} ({stage.objective}). "
+                "Use a lower learning rate, a longer warm-up or float32."
+            )
+        points.append(LossPoint(number, step, loss, stage.learning_rate_at(step)))
+    return points
 
 
 def _optimizer(student: nn.Module, stage: Stage, settings: DistillSettings) -> torch.optim.Optimizer:
     """Let the stage's parameters require gradients, and no others, and return their optimiser."""
     parts = {"new": _NEW, "attention": _ATTENTION, "all": ("",)}[stage.trainable]
-    learning = []
+    new, old = list[nn.Parameter](), list[nn.Parameter]()
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(any(part in name for part in parts))
         parameter.grad = None
-        learning += [parameter] if parameter.requires_grad else []
-    if not learning:
+        if parameter.requires_grad:
+            (new if any(part in name for part in _NEW) else old).append(parameter)
+    groups = [{"params": new, "rate": stage.new_rate}, {"params": old, "rate": 1.0}]
+    groups = [group for group in groups if group["params"]]
+    if not groups:
         raise InputError(f"distill: the model has no parameters of the kind {stage.trainable!r}. Train others.")
-    return torch.optim.AdamW(learning, lr=stage.learning_rate, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(groups, lr=stage.learning_rate, weight_decay=settings.weight_decay, fused=True)
 
 
 @contextmanager

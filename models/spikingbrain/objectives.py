@@ -16,12 +16,13 @@ from .layerwise import Surroundings, trace, watch
 _TOKENS = 1024
 
 
-def match_layers(student: SpikingBrainForCausalLM, teacher: Any, ids: Tensor, share: float) -> float:
-    """Add gradients of the layer-wise loss, and return the loss.
+def match_layers(student: SpikingBrainForCausalLM, teacher: Any, ids: Tensor, share: float) -> Tensor:
+    """Add gradients of the layer-wise loss, and return the loss, without gradient.
 
     Each layer of the student is shown what the teacher's layer was given, so that layers learn by themselves. Its loss
     is |a - a'|^2 / |a'|^2 for the attention output a' of the teacher, plus the same for what the whole layer adds to
-    the residual stream. The result is the mean over all layers that learn.
+    the residual stream. The result is the mean over all layers that learn, which those that are the teacher's are not
+    (`is_the_teachers`).
 
     Args:
         student: whose parameters that require gradients learn.
@@ -31,8 +32,12 @@ def match_layers(student: SpikingBrainForCausalLM, teacher: Any, ids: Tensor, sh
     """
     traces = trace(teacher, ids)
     around = Surroundings(student, ids, traces[0].normed.dtype)
-    learning = [i for i, layer in enumerate(student.model.layers) if any(p.requires_grad for p in layer.parameters())]
-    total = 0.0
+    learning = [
+        i
+        for i, layer in enumerate(student.model.layers)
+        if any(p.requires_grad for p in layer.parameters()) and not is_the_teachers(student, i, ids.shape[1])
+    ]
+    total = torch.zeros((), device=ids.device)
     for i in learning:
         target, layer = traces[i], student.model.layers[i]
         # Requires a gradient, so that spiking attention takes its differentiable form in every layer.
@@ -43,14 +48,25 @@ def match_layers(student: SpikingBrainForCausalLM, teacher: Any, ids: Tensor, sh
         loss = attended + _relative_error(result - residual, target.result - target.residual)
         loss = loss / len(learning)
         (loss * share).backward()
-        total += loss.item()
+        total += loss.detach()
     return total
+
+
+def is_the_teachers(student: SpikingBrainForCausalLM, layer: int, length: int) -> bool:
+    """Return whether a converted layer computes what the Transformer's does, on texts of that length.
+
+    Its layer-wise loss is rounding noise, which Adam would scale up to full steps.
+    """
+    settings, plan = student.settings, student.settings.layers[layer]
+    sees_all = plan.softmax == "full" or settings.max_window_keys >= length
+    same = settings.spiking is None and settings.num_sinks == 0 and plan.ffn != "moe"
+    return same and "gla" not in plan.mixers and sees_all
 
 
 def match_logits(
     student: SpikingBrainForCausalLM, teacher: Any, ids: Tensor, share: float, *, temperature: float, ce_weight: float
-) -> float:
-    """Add gradients of KL(teacher || student) * temperature^2 + ce_weight * cross-entropy, and return the loss.
+) -> Tensor:
+    """Add gradients of KL(teacher || student) * temperature^2 + ce_weight * cross-entropy; return it without gradient.
 
     Both are means over tokens. With experts, the load-balancing loss is added, weighed as the configuration says.
 
@@ -96,7 +112,7 @@ def match_logits(
     if found.aux_loss is not None:
         loss = loss + student.settings.aux_loss_weight * found.aux_loss
     (loss * share).backward()
-    return loss.item()
+    return loss.detach()
 
 
 def _relative_error(found: Tensor, wanted: Tensor) -> Tensor:

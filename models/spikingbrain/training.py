@@ -27,6 +27,7 @@ class Stage:
         accumulation: batches whose gradients make a step.
         trainable: "new": what the Transformer has not (gates, norms and weights of branches, sink tokens, routers);
             "attention": all of attention as well; "all".
+        new_rate: learning rate of what the Transformer has not, as a multiple of learning_rate.
         warmup: steps in which the learning rate rises from 0.
         temperature: of both logits; only for "logits".
         ce_weight: of the text's own next token; only for "logits".
@@ -41,6 +42,7 @@ class Stage:
     batch_size: int = 8
     accumulation: int = 1
     trainable: str = "all"
+    new_rate: float = 1.0
     warmup: int = 10
     temperature: float = 1.0
     ce_weight: float = 0.0
@@ -51,7 +53,7 @@ class Stage:
         for name, least in (("context", 2), ("steps", 1), ("batch_size", 1), ("accumulation", 1), ("warmup", 0)):
             value = getattr(self, name)
             _require(type(value) is int and value >= least, f"Stage.{name}", f"an integer >= {least}", value)
-        for name in ("learning_rate", "temperature"):
+        for name in ("learning_rate", "new_rate", "temperature"):
             value = getattr(self, name)
             _require(0 < value < math.inf, f"Stage.{name}", "a finite number > 0", value)
         _require(0 <= self.ce_weight < math.inf, "Stage.ce_weight", "a finite number >= 0", self.ce_weight)

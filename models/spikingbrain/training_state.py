@@ -95,6 +95,4 @@ class SavedState:
             if kind == "optimizer":
                 owner, _, field = rest.rpartition(":")
                 parameter = parameters[owner]
-                # AdamW counts its steps on the CPU.
-                value = tensor if field == "step" else tensor.to(parameter.device)
-                optimizer.state[parameter][field] = value.clone()
+                optimizer.state[parameter][field] = tensor.to(parameter.device, copy=True)

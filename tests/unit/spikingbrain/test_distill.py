@@ -28,7 +28,7 @@ from spikebrain.models.spikingbrain import (
     to_spiking,
 )
 from spikebrain.models.spikingbrain.distill import batch_of
-from spikebrain.models.spikingbrain.objectives import match_layers, match_logits
+from spikebrain.models.spikingbrain.objectives import is_the_teachers, match_layers, match_logits
 from spikebrain.models.spikingbrain.training_state import FILE_NAME
 
 
@@ -125,8 +125,38 @@ def test_loss_of_the_layers_against_its_formula(teacher, tokens):
         teacher(ids), student(ids)
     attended = (wanted["a"] - wanted["o"]).square().sum() / wanted["o"].square().sum()
     hidden = (found - target).square().sum() / (target - x).square().sum()
-    # The second layer is the teacher's: its part of the mean is 0.
-    assert match_layers(student, teacher, ids, 1.0) == pytest.approx(float(attended + hidden) / 2, rel=1e-4)
+    # The second layer is the teacher's: it is no part of the mean.
+    loss = match_layers(student, teacher, ids, 1.0)
+    assert loss.item() == pytest.approx(float(attended + hidden), rel=1e-4)
+    # Nor does it get gradients, which would be noise that Adam scales up.
+    got = [[p.grad is not None for p in layer.parameters()] for layer in student.model.layers]
+    assert all(got[0])
+    assert not any(got[1])
+
+
+def test_which_layers_are_the_teachers(teacher):
+    student = from_transformer(teacher, "gla,swa", window=9)  # a token sees itself and 9 before it
+    assert not is_the_teachers(student, 0, 5)
+    assert is_the_teachers(student, 1, 10)
+    assert not is_the_teachers(student, 1, 11)
+    assert not is_the_teachers(from_transformer(teacher, "gla,swa", num_sinks=1), 1, 5)
+    assert not is_the_teachers(from_transformer(teacher, "gla,full/moe", num_experts=2), 1, 5)
+
+
+def test_what_is_new_may_learn_faster(teacher, tokens):
+    def change(new_rate):
+        student = from_transformer(teacher, "7b")
+        before = [x.detach().clone() for x in (student.model.layers[0].attn.g_norm.weight, student.model.norm.weight)]
+        stage = Stage(
+            objective="logits", steps=1, context=20, learning_rate=1e-3, new_rate=new_rate, warmup=0, batch_size=2
+        )
+        distill(student, teacher, tokens, DistillSettings(stages=(stage,)))
+        after = (student.model.layers[0].attn.g_norm.weight, student.model.norm.weight)
+        return [(x.detach() - y).abs().mean().item() for x, y in zip(after, before, strict=True)]
+
+    # Adam's first step is the learning rate itself.
+    assert change(1.0) == pytest.approx([1e-3, 1e-3], rel=0.02)
+    assert change(5.0) == pytest.approx([5e-3, 1e-3], rel=0.02)
 
 
 def test_batches_take_every_text_once_before_any_again():
@@ -309,6 +339,7 @@ def test_refusals(teacher, tokens, tmp_path):
         ({"context": 1}, "Stage.context: expected an integer >= 2, got 1"),
         ({"learning_rate": math.nan}, "Stage.learning_rate"),
         ({"trainable": "none"}, "Stage.trainable"),
+        ({"new_rate": 0.0}, "Stage.new_rate"),
     ]:
         with pytest.raises(InputError, match=message):
             Stage(**{"objective": "logits", "context": 8, "steps": 1, "learning_rate": 1.0, **fields})
