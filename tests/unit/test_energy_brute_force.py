@@ -538,4 +538,4 @@ def test_pairs_of_transformers_models(tiny_llama):
 
 
 def test_adder_width():
-    assert [adder_width(bits) for bits in (1, 8, 9, 16, 17, 32)] == [8, 8, 16, 16, 32, 32]
+    assert [adder_width(bits) for bits in (1, 8, 9, 16, 17, 32, 40)] == [8, 8, 16, 16, 32, 32, 32]

@@ -189,7 +189,7 @@ def test_converted_model(run, tiny_llama, tokenizer, tmp_path):
 
 
 def test_default_text():
-    text, source = report._read_text(None)
+    text, source = report.read_text(None)
     assert len(text) > 100_000
     assert source.startswith("pydoc_data.topics of Python 3.")
 
