@@ -29,7 +29,7 @@ class LayerSimulation:
         sums: exact, int64 [tokens, out_features].
         begin_ps, end_ps: of each token, from encoding to the last collected sum, int64 [tokens].
         activity: what it did in all, with the leakage of its own cores.
-        simple_ps: on a chip with a barrier, the time of each timestep by SANA-FE's `simple` timing, int64 [tokens, T].
+        changes: on a chip with a barrier, which outputs change in each timestep, bool [tokens, T, out_features].
     """
 
     chip: Description
@@ -41,7 +41,7 @@ class LayerSimulation:
     begin_ps: np.ndarray
     end_ps: np.ndarray
     activity: Activity
-    simple_ps: np.ndarray | None = None
+    changes: np.ndarray | None = None
 
     @property
     def latency_ps(self) -> np.ndarray:
@@ -52,6 +52,17 @@ class LayerSimulation:
     def energy_pj(self) -> dict[str, float]:
         """Picojoules by component; see `activity.COMPONENTS`."""
         return self.activity.energy_pj(self.chip)
+
+    @property
+    def simple_ps(self) -> np.ndarray:
+        """Time of each timestep by SANA-FE's `simple` timing, int64 [tokens, T]; see `barrier.simple_ps`.
+
+        Raises:
+            InputError: the chip has no barrier.
+        """
+        if self.changes is None:
+            raise InputError(f"simple_ps: expected a chip with a barrier, {self.chip.name} has none.")
+        return simple_ps(self.changes, self.traffic, self.network, self.chip, self.placement.num_tiles)
 
     @property
     def utilization(self) -> np.ndarray:
@@ -148,14 +159,13 @@ def simulate_layer(
     by_part = outcome.sums.reshape(num_tokens, parts, -1)
     sums = by_part.sum(1)
     activity = activity_of(outcome, network, traffic, placement, chip, num_tokens)
-    simple = None
+    changes = None
     if chip.barrier.tiles:
         changes = updated(spikes, by_part)
         activity += Activity(num_updated=int(changes.sum()))
-        simple = simple_ps(changes, traffic, network, chip, placement.num_tiles)
     duration = int(end.max(initial=0)) - int(begin.min(initial=0) if num_tokens else 0)
     activity += Activity(leaking_core_ps=len(placement.cores) * duration)
-    return LayerSimulation(chip, placement, network, traffic, outcome, sums, begin, end, activity, simple)
+    return LayerSimulation(chip, placement, network, traffic, outcome, sums, begin, end, activity, changes)
 
 
 def _check(spikes, weight, placement, num_tokens, arrival_ps, jitter, seed, implementation) -> None:
