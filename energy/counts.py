@@ -185,10 +185,16 @@ class ModelCounts:
         return sum((getattr(layer, system) for layer in chosen), OperationCounts())
 
     def grouped(self) -> ModelCounts:
-        """Return the same counts with like layers added up: `layers.0.q_proj` and so on become `layers.*.q_proj`."""
+        """Return the same counts with like layers added up: `layers.0.q_proj` and so on become `layers.*.q_proj`.
+
+        Layers that have a name in common but are of another kind than the first (experts among dense parts) are a group
+        of their own, with the kind behind the name.
+        """
         groups: dict[str, LayerCounts] = {}
         for name, layer in self.layers.items():
             group = re.sub(r"\.\d+(?=\.|$| )", ".*", name)
+            if group in groups and groups[group].kind != layer.kind:
+                group = f"{group} ({layer.kind})"
             known = groups.get(group)
             if known is None:
                 groups[group] = layer
