@@ -25,7 +25,8 @@ def plot_curves(content: dict[str, Any], losses: list[list[float]], teacher: flo
     """
     stages, curve = content["stages"], content["curve"]
     figure = Figure(figsize=(3.0 * len(stages), 6.4), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.35, 1))
+    parts: Any = figure.subfigures(2, 1, height_ratios=(1.35, 1))
+    top, bottom = parts
     axes = top.subplots()
     begin = 0
     for i, stage in enumerate(stages):

@@ -1,15 +1,15 @@
-"""SmolLM2 becomes a 7B-style hybrid, half of its layers linear, and is trained lightly: perplexity before, after, on spikes.
+"""SmolLM2 becomes a hybrid, half of its layers linear, and is trained lightly: perplexity before and after, on spikes.
 
     python benchmarks/distill_smollm2.py --text BOOK.txt [BOOK.txt ...] --test wiki.test.raw --out DIR
         [--model smollm2] [--samples N] [--minutes M] [--save DIR] [--learning-rate R ...]
     python benchmarks/distill_smollm2.py --smoke --out DIR
 
-The teacher writes --samples tokens (bfloat16, temperature 1); they and the books are what is trained on, and the test text
-never is. The converted model is calibrated on --calibrate of those tokens, then trained in the stages of `STAGES`, each of
-which has a share of what is left of --minutes: its number of steps follows from the time of a few steps of a copy. The last
-stage has spikes in its forward pass. Perplexity is taken of the test text in windows of --window tokens without overlap,
-the first token of each not predicted, in float32; and of its first --watched tokens a few times in each stage. Training is
-bfloat16 autocast on a GPU, float32 on a CPU; parameters and optimiser are float32.
+The teacher writes --samples tokens (bfloat16, temperature 1); they and the books are what is trained on, and the test
+text never is. The converted model is calibrated on --calibrate of those tokens, then trained in the stages of `STAGES`,
+each of which has a share of what is left of --minutes: its number of steps follows from the time of a few steps of a
+copy. The last stage has spikes in its forward pass. Perplexity is taken of the test text in windows of --window tokens
+without overlap, the first token of each not predicted, in float32; and of its first --watched tokens a few times in
+each stage. Training is bfloat16 autocast on a GPU, float32 on a CPU; parameters and optimiser are float32.
 
 Writes result.json (every figure with its conditions), losses.json and curve.png.
 """
@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
 import json
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,102 +55,131 @@ LOOKS = 6
 
 def main() -> None:
     options = parse()
-    start, seconds = time.perf_counter(), {}
     options.out.mkdir(parents=True, exist_ok=True)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    teacher, encode, tokenizer = load_teacher(options)
-    teacher = teacher.float().to(device)
-    books = torch.cat([encode(text) for text in texts_of(options)])
-    test = encode(test_of(options))[: options.test_tokens]
+    run = Run(options)
+    run.convert()
+    for number in range(len(STAGES)):
+        run.train(number)
+    run.found["after spike-aware training"] = run.measure(run.student)
+    run.found["after spike-aware training, spiking"] = run.measure(sb.to_spiking(run.student))
+    run.write()
+    for name, value in run.found.items():
+        print(f"{name:40} {value:10.3f}  {value / run.found['teacher'] - 1:+.1%}")
 
-    def timed(name: str, call: Callable[[], Any]) -> Any:
+
+class Run:
+    """The experiment: what it has found so far."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options, self.start = options, time.perf_counter()
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.seconds: dict[str, float] = {}
+        self.found: dict[str, float] = {}
+        self.curve: list[dict[str, Any]] = []
+        self.stages: list[dict[str, Any]] = []
+        self.losses: list[list[float]] = []
+        self.num_tokens = 0
+        teacher, encode, self.tokenizer = load_teacher(options)
+        self.teacher = teacher.float().to(self.device)
+        self.books = torch.cat([encode(text) for text in texts_of(options)])
+        self.test = encode(test_of(options))[: options.test_tokens]
+        self.student: Any = None
+        self.tokens = self.books
+
+    def say(self, text: str) -> None:
+        print(f"{time.perf_counter() - self.start:7.0f} s  {text}", flush=True)
+
+    def timed(self, name: str, call: Callable[[], Any]) -> Any:
         begin = time.perf_counter()
-        found = call()
-        seconds[name] = time.perf_counter() - begin
-        print(f"{time.perf_counter() - start:7.0f} s  {name}: {seconds[name]:.1f} s", flush=True)
-        return found
+        result = call()
+        self.seconds[name] = time.perf_counter() - begin
+        self.say(f"{name}: {self.seconds[name]:.1f} s")
+        return result
 
-    def measure(model: nn.Module, ids: Tensor = test) -> float:
-        return perplexity(model, ids, options.window, options.batch_tokens // 2)
+    def measure(self, model: nn.Module, num_tokens: int | None = None) -> float:
+        return perplexity(model, self.test[:num_tokens], self.options.window, self.options.batch_tokens // 2)
 
-    found = {"teacher": timed("perplexity of the teacher", lambda: measure(teacher))}
-    found["teacher, spiking"] = timed("the same on spikes", lambda: measure(sb.convert(teacher, sb.Policy()).model))
-    samples = timed("sampling", lambda: written_by(teacher, options))
-    tokens = torch.cat([samples, books])
-    student: Any = timed("conversion without calibration", lambda: from_transformer(teacher, "7b"))
-    found["converted"] = measure(student)
-    rows = calibration_rows(tokens, options)
-    student = timed("conversion, calibrated", lambda: from_transformer(teacher, "7b", calibration=rows))
-    found["calibrated"] = measure(student)
-    print(found, flush=True)
+    def convert(self) -> None:
+        """Measure the teacher, let it write, convert it, calibrate."""
+        found, teacher = self.found, self.teacher
+        found["teacher"] = self.timed("perplexity of the teacher", lambda: self.measure(teacher))
+        spiking = sb.convert(teacher, sb.Policy()).model
+        found["teacher, spiking"] = self.timed("the same on spikes", lambda: self.measure(spiking))
+        samples = self.timed("sampling", lambda: written_by(teacher, self.options))
+        self.tokens = torch.cat([samples, self.books])
+        found["converted"] = self.measure(from_transformer(teacher, "7b"))
+        rows = calibration_rows(self.tokens, self.options)
+        self.student = self.timed("calibration", lambda: from_transformer(teacher, "7b", calibration=rows))
+        found["calibrated"] = self.measure(self.student)
+        self.say(str(found))
+        first = self.measure(self.student, self.options.watched)
+        self.curve.append({"tokens": 0, "stage": None, "perplexity": first})
+        # Evaluations to come also take their time; those on spikes are two.
+        used = time.perf_counter() - self.start
+        used += 6 * self.seconds["perplexity of the teacher"] + 3 * self.seconds["the same on spikes"]
+        self.left = max(60 * self.options.minutes - used, 0)
 
-    curve: list[dict[str, Any]] = [
-        {"tokens": 0, "stage": None, "perplexity": measure(student, test[: options.watched])}
-    ]
-    stages, losses, num_tokens = [], [], 0
-    left = 60 * options.minutes - (time.perf_counter() - start)
-    # What evaluations at the end will take, the spiking ones longest.
-    left -= 3 * seconds["perplexity of the teacher"] + 3 * seconds["the same on spikes"]
-    for number, (objective, share, context, rate, spiking) in enumerate(STAGES):
-        if spiking is not None:
-            found["trained"] = timed("perplexity after float training", lambda: measure(student))
-            found["trained, spiking"] = timed("the same model on spikes", lambda: measure(sb.to_spiking(student)))
-        stage, settings = settings_of(objective, context, rate, spiking, options, device)
-        fitted = fit_steps(student, teacher, tokens, settings, max(left, 0), (share,))
-        stage = replace(stage, steps=max(fitted.stages[0].steps, LOOKS))
-        settings = replace(settings, stages=(stage,))
-        size = stage.batch_size * stage.context
+    def train(self, number: int) -> None:
+        """Train for the share of a stage."""
+        objective, share, _, _, spiking = STAGES[number]
+        if spiking is not None and STAGES[number - 1][-1] is None:
+            self.found["trained"] = self.measure(self.student)
+            self.found["trained, spiking"] = self.measure(sb.to_spiking(self.student))
+        settings = settings_of(number, self.options, self.device)
+        settings = fit_steps(self.student, self.teacher, self.tokens, settings, self.left, (share,))
+        (stage,) = settings.stages
+        before = self.num_tokens
 
-        def progress(title: str, total: int, size: int = size, number: int = number) -> Callable[[int], None]:
+        def progress(title: str, total: int) -> Callable[[int], None]:
             done = 0
 
             def advance(steps: int) -> None:
                 nonlocal done
                 done += steps
                 if steps and done % max(total // LOOKS, 1) == 0:
-                    value = measure(student, test[: options.watched])
-                    curve.append({"tokens": num_tokens + done * size, "stage": number, "perplexity": value})
-                    print(f"{time.perf_counter() - start:7.0f} s  {curve[-1]}", flush=True)
+                    value = self.measure(self.student, self.options.watched)
+                    num_tokens = before + done * stage.batch_size * stage.context
+                    self.curve.append({"tokens": num_tokens, "stage": number, "perplexity": value})
+                    self.say(str(self.curve[-1]))
 
             return advance
 
-        result = distill(student, teacher, tokens, settings, None, progress)
-        num_tokens += result.num_tokens
-        name = objective if spiking is None else f"{objective}, spiking"
-        after = measure(student)
-        stages.append({"name": name, **vars(stage), "spiking": spiking, "seconds": result.seconds, "perplexity": after})
-        stages[-1] |= {"tokens": result.num_tokens, "tokens_per_second": result.num_tokens / result.seconds}
-        losses.append([point.loss for point in result.losses])
-        print(f"{time.perf_counter() - start:7.0f} s  {stages[-1]}", flush=True)
-    found["after spike-aware training"] = measure(student)
-    found["after spike-aware training, spiking"] = measure(sb.to_spiking(student))
-    seconds["all"] = time.perf_counter() - start
-    content = {
-        "environment": environment(),
-        "device": where,
-        "options": {name: str(value) for name, value in vars(options).items()},
-        "seconds": seconds,
-        "num_sampled": len(samples),
-        "num_book_tokens": len(books),
-        "num_test_tokens": len(test),
-        "trained_tokens": num_tokens,
-        "perplexity": found,
-        "stages": stages,
-        "curve": curve,
-    }
-    (options.out / "result.json").write_text(json.dumps(content, indent=1) + "\n")
-    (options.out / "losses.json").write_text(json.dumps(losses) + "\n")
-    plot_curves(content, losses, measure(teacher, test[: options.watched]), options.out / "curve.png")
-    if options.save:
-        save_folder(student, options.save, tokenizer)
-    for name, value in found.items():
-        print(f"{name:40} {value:10.3f}  {value / found['teacher'] - 1:+.1%}")
+        result = distill(self.student, self.teacher, self.tokens, settings, None, progress)
+        self.num_tokens += result.num_tokens
+        name = objective if spiking is None else f"{objective}, spikes"
+        row = {"name": name, **vars(stage), "spiking": spiking, "seconds": result.seconds}
+        row |= {"tokens": result.num_tokens, "tokens_per_second": result.num_tokens / result.seconds}
+        self.stages.append({**row, "perplexity": self.measure(self.student)})
+        self.losses.append([point.loss for point in result.losses])
+        self.say(str(self.stages[-1]))
+
+    def write(self) -> None:
+        options = self.options
+        self.seconds["all"] = time.perf_counter() - self.start
+        content = {
+            "environment": environment(),
+            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU",
+            "fla": importlib.util.find_spec("fla") is not None,
+            "options": {name: str(value) for name, value in vars(options).items()},
+            "seconds": self.seconds,
+            "num_sampled": len(self.tokens) - len(self.books),
+            "num_book_tokens": len(self.books),
+            "num_test_tokens": len(self.test),
+            "trained_tokens": self.num_tokens,
+            "perplexity": self.found,
+            "stages": self.stages,
+            "curve": self.curve,
+        }
+        (options.out / "result.json").write_text(json.dumps(content, indent=1) + "\n")
+        (options.out / "losses.json").write_text(json.dumps(self.losses) + "\n")
+        plot_curves(content, self.losses, self.measure(self.teacher, options.watched), options.out / "curve.png")
+        if options.save:
+            save_folder(self.student, options.save, self.tokenizer)
 
 
 @torch.no_grad()
 def perplexity(model: Any, ids: Tensor, window: int, batch_tokens: int) -> float:
-    """Return exp of the mean negative log-likelihood over windows of equal length; a rest of 2 or more is one as well."""
+    """Return exp of the mean negative log-likelihood over windows without overlap; a rest of 2 or more is one too."""
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     whole = len(ids) // window * window
@@ -163,16 +192,14 @@ def perplexity(model: Any, ids: Tensor, window: int, batch_tokens: int) -> float
         logits = model(input_ids=rows, use_cache=False).logits[:, :-1]
         for some, targets in zip(logits, rows[:, 1:], strict=True):
             total += nn.functional.cross_entropy(some.float(), targets, reduction="sum").double()
-        count += targets.numel() * len(rows)
+            count += len(targets)
     model.train(was_training)
     return float((total / count).exp())
 
 
-def settings_of(
-    objective: str, context: int, rate: float, spiking: str | None, options: argparse.Namespace, device: torch.device
-) -> tuple[Stage, DistillSettings]:
+def settings_of(number: int, options: argparse.Namespace, device: torch.device) -> DistillSettings:
     """Return a stage whose steps are not known yet."""
-    is_layers = objective == "attention"
+    objective, _, context, rate, spiking = STAGES[number]
     context = min(context, options.window)
     stage = Stage(
         objective=objective,
@@ -180,12 +207,12 @@ def settings_of(
         steps=1,
         learning_rate=rate * options.learning_rate,
         batch_size=max(options.batch_tokens // context, 1),
-        trainable="attention" if is_layers else "all",
+        trainable="attention" if objective == "attention" else "all",
         new_rate=options.new_rate,
         warmup=20,
     )
     precision = "bfloat16" if device.type == "cuda" else "float32"
-    return stage, DistillSettings(stages=(stage,), spiking=spiking, precision=precision)
+    return DistillSettings(stages=(stage,), spiking=spiking, precision=precision)
 
 
 def written_by(teacher: Any, options: argparse.Namespace) -> Tensor:
@@ -249,7 +276,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="a tiny random model, half a minute on a CPU")
     options = parser.parse_args()
     if options.smoke:
-        small = {"minutes": 0.5, "samples": 2000, "sample_length": 50, "sample_batch": 20, "window": 128}
+        small = {"minutes": 0.4, "samples": 2000, "sample_length": 50, "sample_batch": 20, "window": 128}
         small |= {"calibrate": 512, "test_tokens": 1500, "watched": 512, "batch_tokens": 512}
         vars(options).update(small)
     elif not options.text or options.test is None:
