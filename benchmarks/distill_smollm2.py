@@ -11,25 +11,28 @@ copy. The last stage has spikes in its forward pass. Perplexity is taken of the 
 without overlap, the first token of each not predicted, in float32; and of its first --watched tokens a few times in
 each stage. Training is bfloat16 autocast on a GPU, float32 on a CPU; parameters and optimiser are float32.
 
-Writes result.json (every figure with its conditions), losses.json and curve.png.
+Writes result.json (every figure with its conditions), losses.json and curve.png. The state of the training is kept in
+--state (about 1.6 GB a stage): where a command may not run for long, --pause-after SECONDS ends it cleanly, and the
+same command goes on.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import importlib.util
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from distill_parts import calibration_rows, load_teacher, perplexity, test_of, texts_of, written_by
 from distill_plot import plot_curves
+from safetensors.torch import load_file, save_file
 from timing import environment
-from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch import nn
 
 import spikebrain as sb
 from spikebrain.models.spikingbrain import (
@@ -38,7 +41,6 @@ from spikebrain.models.spikingbrain import (
     distill,
     fit_steps,
     from_transformer,
-    sample_from,
     save_folder,
 )
 
@@ -55,13 +57,14 @@ LOOKS = 6
 
 def main() -> None:
     options = parse()
-    options.out.mkdir(parents=True, exist_ok=True)
     run = Run(options)
     run.convert()
     for number in range(len(STAGES)):
-        run.train(number)
-    run.found["after spike-aware training"] = run.measure(run.student)
-    run.found["after spike-aware training, spiking"] = run.measure(sb.to_spiking(run.student))
+        if not run.train(number):
+            run.say("paused; the same command goes on")
+            return
+    run.figure("after spike-aware training", lambda: run.student)
+    run.figure("after spike-aware training, spiking", lambda: sb.to_spiking(run.student))
     run.write()
     for name, value in run.found.items():
         print(f"{name:40} {value:10.3f}  {value / run.found['teacher'] - 1:+.1%}")
@@ -73,12 +76,15 @@ class Run:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.start = options, time.perf_counter()
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.seconds: dict[str, float] = {}
+        self.state: Path = options.state or options.out / "state"
+        for folder in (options.out, self.state):
+            folder.mkdir(parents=True, exist_ok=True)
         self.found: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
         self.curve: list[dict[str, Any]] = []
         self.stages: list[dict[str, Any]] = []
+        self.left = 0.0  # seconds for all stages
         self.losses: list[list[float]] = []
-        self.num_tokens = 0
         teacher, encode, self.tokenizer = load_teacher(options)
         self.teacher = teacher.float().to(self.device)
         self.books = torch.cat([encode(text) for text in texts_of(options)])
@@ -89,6 +95,9 @@ class Run:
     def say(self, text: str) -> None:
         print(f"{time.perf_counter() - self.start:7.0f} s  {text}", flush=True)
 
+    def measure(self, model: nn.Module, num_tokens: int | None = None) -> float:
+        return perplexity(model, self.test[:num_tokens], self.options.window, self.options.batch_tokens // 2)
+
     def timed(self, name: str, call: Callable[[], Any]) -> Any:
         begin = time.perf_counter()
         result = call()
@@ -96,39 +105,59 @@ class Run:
         self.say(f"{name}: {self.seconds[name]:.1f} s")
         return result
 
-    def measure(self, model: nn.Module, num_tokens: int | None = None) -> float:
-        return perplexity(model, self.test[:num_tokens], self.options.window, self.options.batch_tokens // 2)
+    def figure(self, name: str, make: Callable[[], nn.Module]) -> None:
+        """Take a perplexity of the whole test text, unless an earlier call has."""
+        if name not in self.found:
+            model = make()
+            self.found[name] = self.timed(f"perplexity, {name}", lambda: self.measure(model))
+            self.say(f"{name}: {self.found[name]:.3f}")
+            self.keep()
+
+    def keep(self) -> None:
+        """Write down what an interrupted run must know."""
+        fields = {name: getattr(self, name) for name in ("found", "seconds", "curve", "stages", "left")}
+        partial = self.state / "progress.partial"
+        partial.write_text(json.dumps(fields))
+        partial.replace(self.state / "progress.json")
 
     def convert(self) -> None:
         """Measure the teacher, let it write, convert it, calibrate."""
-        found, teacher = self.found, self.teacher
-        found["teacher"] = self.timed("perplexity of the teacher", lambda: self.measure(teacher))
-        spiking = sb.convert(teacher, sb.Policy()).model
-        found["teacher, spiking"] = self.timed("the same on spikes", lambda: self.measure(spiking))
-        samples = self.timed("sampling", lambda: written_by(teacher, self.options))
-        self.tokens = torch.cat([samples, self.books])
-        found["converted"] = self.measure(from_transformer(teacher, "7b"))
+        if (self.state / "progress.json").exists():
+            vars(self).update(json.loads((self.state / "progress.json").read_text()))
+        teacher, samples = self.teacher, self.state / "samples.safetensors"
+        self.figure("teacher", lambda: teacher)
+        self.figure("teacher, spiking", lambda: sb.convert(teacher, sb.Policy()).model)
+        if not samples.exists():
+            save_file({"ids": self.timed("sampling", lambda: written_by(teacher, self.options))}, samples)
+        self.tokens = torch.cat([load_file(samples)["ids"], self.books])
+        self.figure("converted", lambda: from_transformer(teacher, "7b"))
         rows = calibration_rows(self.tokens, self.options)
         self.student = self.timed("calibration", lambda: from_transformer(teacher, "7b", calibration=rows))
-        found["calibrated"] = self.measure(self.student)
-        self.say(str(found))
-        first = self.measure(self.student, self.options.watched)
-        self.curve.append({"tokens": 0, "stage": None, "perplexity": first})
-        # Evaluations to come also take their time; those on spikes are two.
-        used = time.perf_counter() - self.start
-        used += 6 * self.seconds["perplexity of the teacher"] + 3 * self.seconds["the same on spikes"]
-        self.left = max(60 * self.options.minutes - used, 0)
+        self.figure("calibrated", lambda: self.student)
+        if not self.curve:
+            first = self.measure(self.student, self.options.watched)
+            self.curve.append({"tokens": 0, "stage": None, "perplexity": first})
+            # Figures to come also take their time: four in float and two on spikes.
+            used = time.perf_counter() - self.start
+            used += 6 * self.seconds["perplexity, teacher"] + 3 * self.seconds["perplexity, teacher, spiking"]
+            self.left = max(60 * self.options.minutes - used, 0)
+            self.keep()
 
-    def train(self, number: int) -> None:
-        """Train for the share of a stage."""
+    def train(self, number: int) -> bool:
+        """Train for the share of a stage, and return whether it is finished."""
         objective, share, _, _, spiking = STAGES[number]
         if spiking is not None and STAGES[number - 1][-1] is None:
-            self.found["trained"] = self.measure(self.student)
-            self.found["trained, spiking"] = self.measure(sb.to_spiking(self.student))
+            self.figure("trained", lambda: self.student)
+            self.figure("trained, spiking", lambda: sb.to_spiking(self.student))
         settings = settings_of(number, self.options, self.device)
-        settings = fit_steps(self.student, self.teacher, self.tokens, settings, self.left, (share,))
-        (stage,) = settings.stages
-        before = self.num_tokens
+        if number == len(self.stages):
+            settings = fit_steps(self.student, self.teacher, self.tokens, settings, self.left, (share,))
+            name = objective if spiking is None else f"{objective}, spikes"
+            self.stages.append({"name": name, **vars(settings.stages[0]), "spiking": spiking, "seconds": 0.0})
+            self.keep()
+        row = self.stages[number]
+        stage = replace(settings.stages[0], steps=row["steps"])
+        before = sum(earlier["tokens"] for earlier in self.stages[:number])
 
         def progress(title: str, total: int) -> Callable[[int], None]:
             done = 0
@@ -136,7 +165,7 @@ class Run:
             def advance(steps: int) -> None:
                 nonlocal done
                 done += steps
-                if steps and done % max(total // LOOKS, 1) == 0:
+                if steps == 1 and done % max(total // LOOKS, 1) == 0:
                     value = self.measure(self.student, self.options.watched)
                     num_tokens = before + done * stage.batch_size * stage.context
                     self.curve.append({"tokens": num_tokens, "stage": number, "perplexity": value})
@@ -144,18 +173,22 @@ class Run:
 
             return advance
 
-        result = distill(self.student, self.teacher, self.tokens, settings, None, progress)
-        self.num_tokens += result.num_tokens
-        name = objective if spiking is None else f"{objective}, spikes"
-        row = {"name": name, **vars(stage), "spiking": spiking, "seconds": result.seconds}
-        row |= {"tokens": result.num_tokens, "tokens_per_second": result.num_tokens / result.seconds}
-        self.stages.append({**row, "perplexity": self.measure(self.student)})
+        pause = self.options.pause_after
+        budget = None if pause is None else max(pause - (time.perf_counter() - self.start), 0.0)
+        settings = replace(settings, stages=(stage,), budget_s=budget)
+        result = distill(self.student, self.teacher, self.tokens, settings, self.state / f"stage{number}", progress)
+        if "perplexity" not in row:
+            row["seconds"] += result.seconds
+        if result.finished and "perplexity" not in row:
+            row |= {"tokens": result.num_tokens, "tokens_per_second": result.num_tokens / row["seconds"]}
+            row["perplexity"] = self.measure(self.student)
+            self.say(str(row))
         self.losses.append([point.loss for point in result.losses])
-        self.say(str(self.stages[-1]))
+        self.keep()
+        return result.finished
 
     def write(self) -> None:
         options = self.options
-        self.seconds["all"] = time.perf_counter() - self.start
         content = {
             "environment": environment(),
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU",
@@ -165,7 +198,7 @@ class Run:
             "num_sampled": len(self.tokens) - len(self.books),
             "num_book_tokens": len(self.books),
             "num_test_tokens": len(self.test),
-            "trained_tokens": self.num_tokens,
+            "trained_tokens": sum(stage["tokens"] for stage in self.stages),
             "perplexity": self.found,
             "stages": self.stages,
             "curve": self.curve,
@@ -175,26 +208,6 @@ class Run:
         plot_curves(content, self.losses, self.measure(self.teacher, options.watched), options.out / "curve.png")
         if options.save:
             save_folder(self.student, options.save, self.tokenizer)
-
-
-@torch.no_grad()
-def perplexity(model: Any, ids: Tensor, window: int, batch_tokens: int) -> float:
-    """Return exp of the mean negative log-likelihood over windows without overlap; a rest of 2 or more is one too."""
-    was_training, device = model.training, next(model.parameters()).device
-    model.eval()
-    whole = len(ids) // window * window
-    batches = [*ids[:whole].view(-1, window).split(max(batch_tokens // window, 1)), ids[None, whole:]]
-    total, count = torch.zeros((), dtype=torch.float64, device=device), 0
-    for batch in batches:
-        if batch.shape[0] == 0 or batch.shape[1] < 2:
-            continue
-        rows = batch.to(device)
-        logits = model(input_ids=rows, use_cache=False).logits[:, :-1]
-        for some, targets in zip(logits, rows[:, 1:], strict=True):
-            total += nn.functional.cross_entropy(some.float(), targets, reduction="sum").double()
-            count += len(targets)
-    model.train(was_training)
-    return float((total / count).exp())
 
 
 def settings_of(number: int, options: argparse.Namespace, device: torch.device) -> DistillSettings:
@@ -215,46 +228,6 @@ def settings_of(number: int, options: argparse.Namespace, device: torch.device) 
     return DistillSettings(stages=(stage,), spiking=spiking, precision=precision)
 
 
-def written_by(teacher: Any, options: argparse.Namespace) -> Tensor:
-    """Return tokens that the teacher writes, in bfloat16 on a GPU."""
-    if options.samples == 0:
-        return torch.zeros(0, dtype=torch.int64)
-    writer = copy.deepcopy(teacher)
-    writer = writer.bfloat16() if writer.device.type == "cuda" else writer
-    sizes = {"length": options.sample_length, "batch_size": options.sample_batch}
-    return sample_from(writer, options.samples, **sizes)
-
-
-def calibration_rows(tokens: Tensor, options: argparse.Namespace) -> Tensor:
-    """Return texts of 512 tokens from the beginning and the end: samples and books."""
-    size, half = min(512, options.window), options.calibrate // 2
-    some = torch.cat([tokens[:half], tokens[-half:]])
-    return some[: len(some) // size * size].view(-1, size)
-
-
-def load_teacher(options: argparse.Namespace) -> tuple[Any, Callable[[str], Tensor], Any]:
-    """Return the Transformer, what makes ids of a text, and its tokenizer."""
-    if options.smoke:
-        torch.manual_seed(0)
-        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4}
-        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}
-        model = LlamaForCausalLM(LlamaConfig(vocab_size=256, tie_word_embeddings=True, **sizes, **heads)).eval()
-        return model, lambda text: torch.tensor(list(text.encode())), None
-    model, tokenizer, _ = sb.load(options.model)
-    assert tokenizer is not None
-    return model, lambda text: torch.tensor(tokenizer.encode(text, verbose=False)), tokenizer
-
-
-def texts_of(options: argparse.Namespace) -> list[str]:
-    if options.smoke:
-        return [Path(__file__).read_text()]
-    return [path.read_text(encoding="utf-8") for path in options.text]
-
-
-def test_of(options: argparse.Namespace) -> str:
-    return (Path(__file__).parent / "timing.py").read_text() if options.smoke else options.test.read_text("utf-8")
-
-
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write to")
@@ -272,6 +245,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-tokens", type=int, default=16384, help="of a step")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--new-rate", type=float, default=5.0, help="of what is new, as a multiple")
+    parser.add_argument("--state", type=Path, help="folder for what an interrupted run goes on from; OUT/state")
+    parser.add_argument("--pause-after", type=float, help="seconds after which this call ends")
     parser.add_argument("--save", type=Path, help="folder for the trained model")
     parser.add_argument("--smoke", action="store_true", help="a tiny random model, half a minute on a CPU")
     options = parser.parse_args()
