@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +26,7 @@ from .models.spikingbrain import (
     SpikingBrainForCausalLM,
     Stage,
     distill,
+    fit_steps,
     from_transformer,
     sample_from,
     save_folder,
@@ -30,6 +34,9 @@ from .models.spikingbrain import (
 )
 from .models.spikingbrain.config import SPIKING
 
+# Parts of --minutes, and how much faster the few new parameters learn.
+_SHARES = {"attention": 0.2, "logits": 0.8}
+_NEW_RATE = 5.0
 _OUT = typer.Option(help="Folder to write to.")
 
 
@@ -73,64 +80,118 @@ def distill_command(
     out: Annotated[Path, _OUT],
     text: Annotated[Path | None, typer.Option(help="UTF-8 text to train on.")] = None,
     sample: Annotated[int | None, typer.Option(help="Train on so many tokens that the teacher writes.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Stop after so long; the same command goes on.")] = None,
+    minutes: Annotated[float, typer.Option(help="As many steps as take about so long.")] = 10.0,
     context: Annotated[int, typer.Option(help="Tokens of a text.")] = 512,
     batch_size: Annotated[int, typer.Option(help="Texts at the same time.")] = 8,
-    attention_steps: Annotated[int, typer.Option(help="Steps that match attention outputs; 0 for none.")] = 500,
-    logits_steps: Annotated[int, typer.Option(help="Steps that match logits; 0 for none.")] = 1000,
-    learning_rate: Annotated[float, typer.Option(help="Of the logits; that of attention is three times it.")] = 3e-4,
+    attention_steps: Annotated[int | None, typer.Option(help="Steps that match attention outputs; 0: none.")] = None,
+    logits_steps: Annotated[int | None, typer.Option(help="Steps that match logits; 0: none.")] = None,
+    learning_rate: Annotated[float, typer.Option(help="For attention outputs; for logits half of it.")] = 1e-3,
     spiking: Annotated[str, typer.Option(help="Train with spikes in the forward pass: a setting, or none.")] = "none",
     precision: Annotated[str, typer.Option(help="float32, or bfloat16 for autocast.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     seed: Annotated[int, typer.Option(help="Of the order of texts, and of samples.")] = 0,
 ) -> None:
-    """Train a converted model lightly, so that it recovers what it lost."""
+    """Train a converted model lightly, so that it recovers what it lost. Interrupted, the same command goes on."""
     if (text is None) == (sample is None):
         raise InputError("spikebrain distill: expected either --text FILE or --sample N, got both or neither.")
-    common: dict[str, Any] = {"context": context, "batch_size": batch_size}
-    stages = (
-        [
-            Stage(
-                objective="attention",
-                steps=attention_steps,
-                learning_rate=3 * learning_rate,
-                trainable="attention",
-                **common,
-            )
-        ]
-        if attention_steps
-        else []
-    ) + ([Stage(objective="logits", steps=logits_steps, learning_rate=learning_rate, **common)] if logits_steps else [])
+    if not 0 < minutes < float("inf"):
+        raise InputError(f"--minutes: expected a number > 0, got {minutes:g}.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: there is no GPU that PyTorch can use. Leave the option out.")
+    wanted = {"attention": attention_steps, "logits": logits_steps}
+    stages = {
+        name: Stage(
+            objective=name,
+            context=context,
+            steps=wanted[name] or 1,
+            batch_size=batch_size,
+            learning_rate=learning_rate * (1.0 if name == "attention" else 0.5),
+            trainable="attention" if name == "attention" else "all",
+            new_rate=_NEW_RATE,
+        )
+        for name in wanted
+        if wanted[name] != 0
+    }
     settings = DistillSettings(
-        stages=tuple(stages),
-        spiking=None if spiking == "none" else spiking,
-        precision=precision,
-        seed=seed,
-        budget_s=None if minutes is None else 60 * minutes,
+        stages=tuple(stages.values()), spiking=None if spiking == "none" else spiking, precision=precision, seed=seed
     )
     console = _console()
     old, tokenizer, source = load(teacher, console=console)
     new: Any = _load_ours(student, console)[0]
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: there is no GPU that PyTorch can use. Leave the option out.")
     old, new = old.to(device), new.to(device)
     if text is not None:
         tokens = _tokens(text, tokenizer, source)
     else:
-        console.print(f"Sampling {sample:,} tokens")
-        tokens = sample_from(old, sample or 0, length=context, seed=seed)
+        tokens = _sampled(old, sample or 0, context, seed, out, console)
+    if None in [wanted[name] for name in stages]:
+        settings = _planned(new, old, tokens, settings, wanted, minutes, out, console)
     with progress_bars(console, "steps") as add:
         result = distill(new, old, tokens, settings, out, add)
     save_folder(new, out, tokenizer)
-    if result.losses:
-        plot_losses(result, settings.stages, out / "loss.png")
+    plot_losses(result, settings.stages, out / "loss.png")
     losses = ", ".join(
-        f"{stage.objective} {found[0]:.4g} -> {found[-1]:.4g}"
+        f"{stage.objective} {_mean(found[:10]):.4g} -> {_mean(found[-10:]):.4g}"
         for i, stage in enumerate(settings.stages)
         if (found := [point.loss for point in result.losses if point.stage == i])
     )
-    state = "finished" if result.finished else "stopped by --minutes; the same command goes on"
-    _print(f"Written to {out}: {result.num_tokens:,} tokens, loss {losses or 'unknown'}; {state}.")
+    _print(f"Written to {out}: {result.num_tokens:,} tokens, loss {losses}; {result.seconds / 60:.1f} minutes.")
+
+
+def _planned(
+    student: Any,
+    teacher: Any,
+    tokens: Tensor,
+    settings: DistillSettings,
+    wanted: dict[str, int | None],
+    minutes: float,
+    out: Path,
+    console: Console,
+) -> DistillSettings:
+    """Return the settings with steps that fit the time: those of plan.json, if an earlier call wrote one."""
+    names = [stage.objective for stage in settings.stages]
+    plan = out / "plan.json"
+    if plan.exists():
+        try:
+            steps = {name: int(json.loads(plan.read_text())[name]) for name in names}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{plan}: is no plan of these stages: {error}. Delete it to start again.") from error
+        console.print(f"Going on with the steps of {plan}: {steps}")
+    else:
+        console.print("Timing a few steps")
+        shares = tuple(_SHARES[name] if len(names) > 1 else 1.0 for name in names)
+        fitted = fit_steps(student, teacher, tokens, settings, 60 * minutes, shares)
+        steps = {name: wanted[name] or stage.steps for name, stage in zip(names, fitted.stages, strict=True)}
+        _write_text(plan, json.dumps(steps) + "\n")
+    stages = tuple(replace(stage, steps=steps[stage.objective]) for stage in settings.stages)
+    return replace(settings, stages=stages)
+
+
+def _sampled(teacher: Any, num_tokens: int, context: int, seed: int, out: Path, console: Console) -> Tensor:
+    """Return tokens that the teacher writes: those of an earlier call, if it wrote as many."""
+    path = out / "samples.json"
+    job = {"num_tokens": num_tokens, "length": context, "seed": seed}
+    if path.exists():
+        try:
+            kept = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot be read: {error}. Delete it to sample again.") from error
+        if kept.get("job") == job:
+            return torch.tensor(kept["tokens"], dtype=torch.int64)
+    console.print(f"Sampling {num_tokens:,} tokens")
+    tokens = sample_from(teacher, num_tokens, length=context, seed=seed)
+    _write_text(path, json.dumps({"job": job, "tokens": tokens.tolist()}) + "\n")
+    return tokens
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a file in one step, and its folder if there is none."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}. Name another folder.") from error
 
 
 def generate_command(
@@ -206,6 +267,10 @@ def _tokens(path: Path, tokenizer: Any, source: str) -> Tensor:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text: {error}. Name a text file.") from error
     return torch.tensor(tokenizer.encode(text, verbose=False), dtype=torch.int64)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _size(model: SpikingBrainForCausalLM) -> str:

@@ -11,6 +11,7 @@ from .distill import distill
 from .from_transformer import from_transformer
 from .layouts import layout, parse_layers, spikingbrain_7b, spikingbrain_76b, tiny_7b, tiny_76b
 from .model import SpikingBrainModel, SpikingBrainOutput
+from .planning import fit_steps
 from .released import from_released, to_released
 from .sampling import sample_from
 from .spiking import to_spiking
@@ -33,6 +34,7 @@ __all__ = [
     "Stage",
     "calibrate",
     "distill",
+    "fit_steps",
     "from_released",
     "from_transformer",
     "layout",

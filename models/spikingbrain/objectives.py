@@ -20,9 +20,9 @@ def match_layers(student: SpikingBrainForCausalLM, teacher: Any, ids: Tensor, sh
     """Add gradients of the layer-wise loss, and return the loss, without gradient.
 
     Each layer of the student is shown what the teacher's layer was given, so that layers learn by themselves. Its loss
-    is |a - a'|^2 / |a'|^2 for the attention output a' of the teacher, plus the same for what the whole layer adds to
-    the residual stream. The result is the mean over all layers that learn, which those that are the teacher's are not
-    (`is_the_teachers`).
+    is |a - a'|^2 / |a'|^2 for the attention output a' of the teacher; where more than attention learns, plus the same
+    for what the whole layer adds to the residual stream, its hidden state. The result is the mean over all layers that
+    learn, which those that are the teacher's are not (`is_the_teachers`).
 
     Args:
         student: whose parameters that require gradients learn.
@@ -42,10 +42,15 @@ def match_layers(student: SpikingBrainForCausalLM, teacher: Any, ids: Tensor, sh
         target, layer = traces[i], student.model.layers[i]
         # Requires a gradient, so that spiking attention takes its differentiable form in every layer.
         residual = target.residual.detach().clone().requires_grad_()
-        with watch({"attn": layer.get_submodule("attn")}) as seen:
-            result, _ = layer(residual, around.context, around.state(i))
-        attended = _relative_error(seen["attn"][1], target.attended)
-        loss = attended + _relative_error(result - residual, target.result - target.residual)
+        if any(p.requires_grad for p in layer.get_submodule("mlp").parameters()):
+            with watch({"attn": layer.get_submodule("attn")}) as seen:
+                result, _ = layer(residual, around.context, around.state(i))
+            loss = _relative_error(result - residual, target.result - target.residual)
+            loss = loss + _relative_error(seen["attn"][1], target.attended)
+        else:
+            normed = layer.get_submodule("attn_norm")(residual)
+            attended = layer.get_submodule("attn")(normed, around.context, around.state(i))
+            loss = _relative_error(attended, target.attended)
         loss = loss / len(learning)
         (loss * share).backward()
         total += loss.detach()

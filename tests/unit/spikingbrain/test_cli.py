@@ -43,7 +43,7 @@ def test_from_transformer_to_text(run, model_folder, text, tmp_path):
     options = ("--context", 32, "--batch-size", 2, "--attention-steps", 2, "--logits-steps", 2)
     code, out, err = run("distill", model_folder, ours, "--text", text, "--out", better, *options)
     assert code == 0, err
-    assert re.search(r"256 tokens, loss attention .* -> .*, logits .* -> .*; finished\.", out)
+    assert re.search(r"256 tokens, loss attention .* -> .*, logits .* -> .*; [\d.]+ minutes\.", out)
     assert len(json.loads((better / "loss.json").read_text())) == 4
     assert (better / "loss.png").stat().st_size > 3000
 
@@ -75,22 +75,38 @@ def test_on_spikes(run, model_folder, text, tmp_path):
     assert json.loads((tmp_path / "r" / "report.json").read_text())["exactness"]["num_mismatches"] == 0
 
 
-def test_sampled_text_and_a_budget(run, model_folder, tmp_path):
+def test_sampled_text_and_steps_that_fit_the_time(run, model_folder, tmp_path):
     assert run("convert", model_folder, "--out", tmp_path / "a")[0] == 0
-    options = ("--sample", 200, "--context", 20, "--minutes", 0, "--out", tmp_path / "b")
+    options = ("--sample", 200, "--context", 20, "--minutes", 1e-9, "--out", tmp_path / "b")
     code, out, err = run("distill", model_folder, tmp_path / "a", *options)
     assert code == 0, err
-    assert "stopped by --minutes" in out
+    assert "320 tokens" in out  # one step of each stage is the least, of 8 texts of 20 tokens
+    assert json.loads((tmp_path / "b" / "plan.json").read_text()) == {"attention": 1, "logits": 1}
+    # The same command again has nothing left to do, and samples and times nothing.
+    code, out, err = run("distill", model_folder, tmp_path / "a", *options)
+    assert code == 0, err
+    assert "320 tokens" in out
+    assert "Sampling" not in err
+    assert "Timing" not in err
+    (tmp_path / "b" / "plan.json").write_text("[]")
+    code, _, err = run("distill", model_folder, tmp_path / "a", *options)
+    assert code == 2
+    assert "is no plan of these stages" in err.replace("\n", " ")
 
 
 def test_errors_are_one_message_and_exit_code_2(run, model_folder, text, tmp_path):
-    out = ("--out", tmp_path / "o")
+    out, ours = ("--out", tmp_path / "o"), tmp_path / "ours"
+    assert run("convert", model_folder, "--out", ours)[0] == 0
     for arguments, message in [
         (("convert", model_folder, "--spiking", "often", *out), "--spiking: expected none"),
         (("convert", model_folder, "--layout", "gla", *out), "expected 2 plans"),
         (("convert", model_folder, "--calibrate", tmp_path / "no.txt", *out), "cannot be read as UTF-8 text"),
         (("generate", model_folder, "a"), "expected a SpikingBrain model, got LlamaForCausalLM"),
         (("generate", tmp_path / "none", "a"), "no such file or folder"),
+        (("distill", model_folder, ours, "--text", text, "--minutes", 0, *out), "--minutes: expected a number > 0"),
+        (("distill", model_folder, ours, "--text", tmp_path, *out), "cannot be read as UTF-8 text"),
+        (("distill", model_folder, ours, "--sample", 0, *out), "sample_from.num_tokens: expected an integer >= 1"),
+        (("distill", model_folder, ours, "--text", text, "--context", 10_000, *out), "at least 10000 ids"),
         (("distill", model_folder, model_folder, *out), "either --text FILE or --sample N"),
         (("distill", model_folder, model_folder, "--text", text, *out), "expected a SpikingBrain model"),
     ]:

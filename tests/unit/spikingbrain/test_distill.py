@@ -1,5 +1,6 @@
 """Light training: losses fall, an interrupted run gives the same losses, spikes in the loop, refusals."""
 
+import itertools
 import json
 import math
 import os
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -23,6 +25,7 @@ from spikebrain.models.spikingbrain import (
     LossPoint,
     Stage,
     distill,
+    fit_steps,
     from_transformer,
     sample_from,
     to_spiking,
@@ -132,6 +135,9 @@ def test_loss_of_the_layers_against_its_formula(teacher, tokens):
     got = [[p.grad is not None for p in layer.parameters()] for layer in student.model.layers]
     assert all(got[0])
     assert not any(got[1])
+    # The hidden state says nothing more where attention alone learns.
+    student.model.layers[0].mlp.requires_grad_(False)
+    assert match_layers(student, teacher, ids, 1.0).item() == pytest.approx(float(attended), rel=1e-4)
 
 
 def test_which_layers_are_the_teachers(teacher):
@@ -300,6 +306,25 @@ def test_sampling_from_the_teacher(teacher):
     assert torch.equal(cold, written)
     with pytest.raises(InputError, match=r"sample_from\.temperature: expected a finite number > 0, got 0"):
         sample_from(teacher, 5, temperature=0.0)
+
+
+def test_steps_that_fit_a_time(teacher, tokens, monkeypatch):
+    # A clock on which every step takes half a second: `distill` looks at it once at its start and end, once a step.
+    student, ticks = from_transformer(teacher, "7b"), itertools.count()
+    clock = SimpleNamespace(perf_counter=lambda: next(ticks) * 0.5)
+    monkeypatch.setattr(sys.modules["spikebrain.models.spikingbrain.distill"], "time", clock)
+    before = [p.detach().clone() for p in student.parameters()]
+    fitted = fit_steps(student, teacher, tokens, SETTINGS, 100.0, (0.25, 0.75))
+    a_step = distill(student, teacher, tokens, replace(SETTINGS, stages=(replace(stages()[0], steps=4),))).seconds / 4
+    assert [stage.steps for stage in fitted.stages] == [int(25 / a_step), int(75 / a_step)]
+    assert [stage.objective for stage in fitted.stages] == ["attention", "logits"]
+    monkeypatch.undo()
+    student = from_transformer(teacher, "7b")
+    fit_steps(student, teacher, tokens, SETTINGS, 0.1, (0.5, 0.5))
+    assert all(torch.equal(p, q) for p, q in zip(student.parameters(), before, strict=True))
+    assert [stage.steps for stage in fit_steps(student, teacher, tokens, SETTINGS, 0.0, (0.5, 0.5)).stages] == [1, 1]
+    with pytest.raises(InputError, match="2 shares, one per stage"):
+        fit_steps(student, teacher, tokens, SETTINGS, 1.0, (1.0,))
 
 
 def test_curve(tmp_path):

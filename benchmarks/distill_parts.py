@@ -1,0 +1,76 @@
+"""What distill_smollm2.py runs on and measures with: teacher, texts, samples, perplexity in batches."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import spikebrain as sb
+from spikebrain.models.spikingbrain import sample_from
+
+
+@torch.no_grad()
+def perplexity(model: Any, ids: Tensor, window: int, batch_tokens: int) -> float:
+    """Return exp of the mean negative log-likelihood over windows without overlap; a rest of 2 or more is one too."""
+    was_training, device = model.training, next(model.parameters()).device
+    model.eval()
+    whole = len(ids) // window * window
+    batches = [*ids[:whole].view(-1, window).split(max(batch_tokens // window, 1)), ids[None, whole:]]
+    total, count = torch.zeros((), dtype=torch.float64, device=device), 0
+    for batch in batches:
+        if batch.shape[0] == 0 or batch.shape[1] < 2:
+            continue
+        rows = batch.to(device)
+        logits = model(input_ids=rows, use_cache=False).logits[:, :-1]
+        for some, targets in zip(logits, rows[:, 1:], strict=True):
+            total += nn.functional.cross_entropy(some.float(), targets, reduction="sum").double()
+            count += len(targets)
+    model.train(was_training)
+    return float((total / count).exp())
+
+
+def written_by(teacher: Any, options: argparse.Namespace) -> Tensor:
+    """Return tokens that the teacher writes, in bfloat16 on a GPU."""
+    if options.samples == 0:
+        return torch.zeros(0, dtype=torch.int64)
+    writer = copy.deepcopy(teacher)
+    writer = writer.bfloat16() if writer.device.type == "cuda" else writer
+    sizes = {"length": options.sample_length, "batch_size": options.sample_batch}
+    return sample_from(writer, options.samples, **sizes)
+
+
+def calibration_rows(tokens: Tensor, options: argparse.Namespace) -> Tensor:
+    """Return texts of 512 tokens from the beginning and the end: samples and books."""
+    size, half = min(512, options.window), options.calibrate // 2
+    some = torch.cat([tokens[:half], tokens[-half:]])
+    return some[: len(some) // size * size].view(-1, size)
+
+
+def load_teacher(options: argparse.Namespace) -> tuple[Any, Callable[[str], Tensor], Any]:
+    """Return the Transformer, what makes ids of a text, and its tokenizer."""
+    if options.smoke:
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4}
+        heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=256, tie_word_embeddings=True, **sizes, **heads)).eval()
+        return model, lambda text: torch.tensor(list(text.encode())), None
+    model, tokenizer, _ = sb.load(options.model)
+    assert tokenizer is not None
+    return model, lambda text: torch.tensor(tokenizer.encode(text, verbose=False)), tokenizer
+
+
+def texts_of(options: argparse.Namespace) -> list[str]:
+    if options.smoke:
+        return [Path(__file__).read_text()]
+    return [path.read_text(encoding="utf-8") for path in options.text]
+
+
+def test_of(options: argparse.Namespace) -> str:
+    return (Path(__file__).parent / "timing.py").read_text() if options.smoke else options.test.read_text("utf-8")
