@@ -47,9 +47,9 @@ from spikebrain.models.spikingbrain import (
 # Objective, share of the training time, tokens of a text, learning rate as a multiple of --learning-rate, spikes.
 STAGES: tuple[tuple[str, float, int, float, str | None], ...] = (
     ("attention", 0.10, 512, 1.0, None),
-    ("logits", 0.60, 512, 1.0, None),
-    ("logits", 0.15, 1024, 0.3, None),
-    ("logits", 0.15, 512, 0.15, "as-described"),
+    ("logits", 0.60, 512, 0.5, None),
+    ("logits", 0.15, 1024, 0.2, None),
+    ("logits", 0.15, 512, 0.1, "as-described"),
 )
 # Times that the perplexity of the watched tokens is taken in a stage.
 LOOKS = 6

@@ -80,12 +80,12 @@ def test_sampled_text_and_steps_that_fit_the_time(run, model_folder, tmp_path):
     options = ("--sample", 200, "--context", 20, "--minutes", 1e-9, "--out", tmp_path / "b")
     code, out, err = run("distill", model_folder, tmp_path / "a", *options)
     assert code == 0, err
-    assert "320 tokens" in out  # one step of each stage is the least, of 8 texts of 20 tokens
+    assert "160 tokens" in out  # one step of each stage is the least, of 4 texts of 20 tokens
     assert json.loads((tmp_path / "b" / "plan.json").read_text()) == {"attention": 1, "logits": 1}
     # The same command again has nothing left to do, and samples and times nothing.
     code, out, err = run("distill", model_folder, tmp_path / "a", *options)
     assert code == 0, err
-    assert "320 tokens" in out
+    assert "160 tokens" in out
     assert "Sampling" not in err
     assert "Timing" not in err
     (tmp_path / "b" / "plan.json").write_text("[]")
