@@ -55,8 +55,7 @@ def convert_command(
     seed: Annotated[int, typer.Option(help="Of the random numbers in gates and routers.")] = 0,
 ) -> None:
     """Convert a Transformer into a SpikingBrain model, on spikes or not."""
-    if spiking not in ("none", *SPIKING):
-        raise InputError(f"--spiking: expected none, {' or '.join(SPIKING)}; got {spiking!r}.")
+    _check_spiking(spiking)
     console = _console()
     teacher, tokenizer, source = load(model, console=console)
     tokens = None
@@ -64,7 +63,7 @@ def convert_command(
         ids = _tokens(calibrate, tokenizer, source)[:calibrate_tokens]
         context = min(512, len(ids))
         tokens = ids[: len(ids) // max(context, 1) * context].view(-1, max(context, 1))
-        console.print(f"Fitting {tokens.numel():,} tokens of {calibrate.name}")
+        console.print(f"Fitting {tokens.numel():,} tokens of {calibrate.name} (SmolLM2 on a CPU: two minutes)")
     choices = {"window": window, "num_sinks": num_sinks, "num_experts": num_experts}
     choices = {name: value for name, value in choices.items() if value is not None}
     student = from_transformer(teacher, layout, calibration=tokens, fit=fit, seed=seed, **choices)
@@ -94,6 +93,7 @@ def distill_command(
     """Train a converted model lightly, so that it recovers what it lost. Interrupted, the same command goes on."""
     if (text is None) == (sample is None):
         raise InputError("spikebrain distill: expected either --text FILE or --sample N, got both or neither.")
+    _check_spiking(spiking)
     if not 0 < minutes < float("inf"):
         raise InputError(f"--minutes: expected a number > 0, got {minutes:g}.")
     if device == "cuda" and not torch.cuda.is_available():
@@ -276,6 +276,11 @@ def _mean(values: list[float]) -> float:
 def _size(model: SpikingBrainForCausalLM) -> str:
     num_bytes = sum(x.numel() * x.element_size() for x in (*model.parameters(), *model.buffers()))
     return f"{num_bytes / 2**20:,.0f} MiB"
+
+
+def _check_spiking(spiking: str) -> None:
+    if spiking not in ("none", *SPIKING):
+        raise InputError(f"--spiking: expected none, {' or '.join(SPIKING)}; got {spiking!r}.")
 
 
 def _console() -> Console:
