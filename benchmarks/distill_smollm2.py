@@ -47,7 +47,7 @@ from spikebrain.models.spikingbrain import (
 # Objective, share of the training time, tokens of a text, learning rate as a multiple of --learning-rate, spikes.
 STAGES: tuple[tuple[str, float, int, float, str | None], ...] = (
     ("attention", 0.10, 512, 1.0, None),
-    ("logits", 0.60, 512, 0.5, None),
+    ("logits", 0.60, 512, 0.4, None),
     ("logits", 0.15, 1024, 0.2, None),
     ("logits", 0.15, 512, 0.1, "as-described"),
 )
@@ -222,7 +222,7 @@ def settings_of(number: int, options: argparse.Namespace, device: torch.device) 
         batch_size=max(options.batch_tokens // context, 1),
         trainable="attention" if objective == "attention" else "all",
         new_rate=options.new_rate,
-        warmup=20,
+        warmup=50,
     )
     precision = "bfloat16" if device.type == "cuda" else "float32"
     return DistillSettings(stages=(stage,), spiking=spiking, precision=precision)
