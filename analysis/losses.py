@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from ..errors import InputError
 from ..models.spikingbrain.training import DistillResult, Stage
-from .style import POSITIVE, save_figure
+from .style import POSITIVE, plain_log_axis, save_figure
 
 
 def plot_losses(result: DistillResult, stages: tuple[Stage, ...], path: Path) -> None:
@@ -27,11 +27,13 @@ def plot_losses(result: DistillResult, stages: tuple[Stage, ...], path: Path) ->
     figure = Figure(figsize=(4.2 * len(shown), 3.4), layout="constrained")
     for axes, i in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         points = [point for point in result.losses if point.stage == i]
-        axes.plot([p.step + 1 for p in points], [p.loss for p in points], color=POSITIVE, linewidth=1.2)
+        marker = "o" if len(points) < 30 else None  # a single step has no line
+        values = ([p.step + 1 for p in points], [p.loss for p in points])
+        axes.plot(*values, color=POSITIVE, linewidth=1.2, marker=marker, markersize=3)
         axes.set_title(f"{i + 1}. {stages[i].objective}, {stages[i].context} tokens", loc="left", fontsize=10)
         axes.set_xlabel("step")
         unit = "relative squared error" if stages[i].objective == "attention" else "KL to the teacher (nats)"
         axes.set_ylabel(unit if not stages[i].ce_weight else "KL + weighted cross-entropy (nats)")
-        axes.set_yscale("log")
+        plain_log_axis(axes)
         axes.spines[["top", "right"]].set_visible(False)
     save_figure(figure, path)

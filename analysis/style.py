@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 POSITIVE = "#0072b2"
 NEGATIVE = "#d55e00"
@@ -15,6 +17,14 @@ SHADE = "#e8eef4"
 def plain(text: str) -> str:
     """Return a text so that matplotlib does not read a formula in it."""
     return text.replace("$", r"\$")
+
+
+def plain_log_axis(axes: Axes) -> None:
+    """Let the vertical axis be logarithmic, with numbers such as 0.5 instead of powers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from spikebrain.analysis.style import NEGATIVE, NEUTRAL, POSITIVE, SHADE, save_figure
+from spikebrain.analysis.style import NEGATIVE, NEUTRAL, POSITIVE, SHADE, plain_log_axis, save_figure
 
 # Losses are averaged over so many parts of a stage, beside the single steps.
 _PARTS = 40
@@ -43,10 +42,7 @@ def plot_curves(content: dict[str, Any], losses: list[list[float]], teacher: flo
     for value, text in ((teacher, "teacher"), (1.25 * teacher, "+25 %")):
         axes.axhline(value, color=NEUTRAL, linestyle="--", linewidth=1)
         axes.text(1.005 * right, value, f"{text}\n{value:.1f}", va="center", color=NEUTRAL, fontsize=8)
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    plain_log_axis(axes)
     axes.set_xlim(0, right)
     axes.set_xlabel("tokens trained on (millions)")
     axes.set_ylabel("perplexity")
@@ -62,10 +58,7 @@ def plot_curves(content: dict[str, Any], losses: list[list[float]], teacher: flo
         axes.set_title(f"{i + 1}. {stage['name']}, {stage['context']} tokens", loc="left", fontsize=9)
         axes.set_xlabel("step")
         axes.set_ylabel("relative squared error" if stage["objective"] == "attention" else "KL to the teacher (nats)")
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        plain_log_axis(axes)
     for part in (top, bottom):
         for axes in part.axes:
             axes.spines[["top", "right"]].set_visible(False)

@@ -47,9 +47,9 @@ from spikebrain.models.spikingbrain import (
 # Objective, share of the training time, tokens of a text, learning rate as a multiple of --learning-rate, spikes.
 STAGES: tuple[tuple[str, float, int, float, str | None], ...] = (
     ("attention", 0.10, 512, 1.0, None),
-    ("logits", 0.60, 512, 1.0, None),
-    ("logits", 0.15, 1024, 0.3, None),
-    ("logits", 0.15, 512, 0.15, "as-described"),
+    ("logits", 0.60, 512, 0.3, None),
+    ("logits", 0.15, 1024, 0.1, None),
+    ("logits", 0.15, 512, 0.05, "as-described"),
 )
 # Times that the perplexity of the watched tokens is taken in a stage.
 LOOKS = 6
@@ -222,7 +222,7 @@ def settings_of(number: int, options: argparse.Namespace, device: torch.device) 
         batch_size=max(options.batch_tokens // context, 1),
         trainable="attention" if objective == "attention" else "all",
         new_rate=options.new_rate,
-        warmup=20,
+        warmup=50,
     )
     precision = "bfloat16" if device.type == "cuda" else "float32"
     return DistillSettings(stages=(stage,), spiking=spiking, precision=precision)
@@ -244,7 +244,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--watched", type=int, default=32768, help="test tokens whose perplexity makes the curve")
     parser.add_argument("--batch-tokens", type=int, default=16384, help="of a step")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--new-rate", type=float, default=5.0, help="of what is new, as a multiple")
+    parser.add_argument("--new-rate", type=float, default=1.0, help="of what is new, as a multiple")
     parser.add_argument("--state", type=Path, help="folder for what an interrupted run goes on from; OUT/state")
     parser.add_argument("--pause-after", type=float, help="seconds after which this call ends")
     parser.add_argument("--save", type=Path, help="folder for the trained model")

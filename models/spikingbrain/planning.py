@@ -13,8 +13,8 @@ from .causal_lm import SpikingBrainForCausalLM
 from .distill import distill
 from .training import DistillSettings
 
-# Steps that are not timed, since they compile and allocate, and steps that are.
-_WARM, _TIMED = 2, 4
+# A step that takes longer is timed once, a shorter one so many times.
+_LONG_S, _TIMED = 1.0, 4
 
 
 def fit_steps(
@@ -46,9 +46,18 @@ def fit_steps(
         )
     stages = []
     for stage, share in zip(settings.stages, shares, strict=True):
-        trial, a_step = copy.deepcopy(student), 0.0
-        for steps in (_WARM, _TIMED):
-            some = replace(settings, stages=(replace(stage, steps=steps),), budget_s=None)
-            a_step = distill(trial, teacher, tokens, some).seconds / steps
+        trial, alone = copy.deepcopy(student), replace(settings, stages=(stage,), budget_s=None)
+        _time_of(1, trial, teacher, tokens, alone)  # compiles and allocates
+        a_step = _time_of(1, trial, teacher, tokens, alone)
+        if a_step < _LONG_S:
+            a_step = _time_of(_TIMED, trial, teacher, tokens, alone)
         stages.append(replace(stage, steps=max(int(seconds * share / a_step), 1)))
     return replace(settings, stages=tuple(stages))
+
+
+def _time_of(
+    steps: int, student: SpikingBrainForCausalLM, teacher: Any, tokens: Tensor, settings: DistillSettings
+) -> float:
+    """Return the seconds that one of so many steps of the only stage takes."""
+    stages = (replace(settings.stages[0], steps=steps),)
+    return distill(student, teacher, tokens, replace(settings, stages=stages)).seconds / steps

@@ -80,12 +80,12 @@ def test_sampled_text_and_steps_that_fit_the_time(run, model_folder, tmp_path):
     options = ("--sample", 200, "--context", 20, "--minutes", 1e-9, "--out", tmp_path / "b")
     code, out, err = run("distill", model_folder, tmp_path / "a", *options)
     assert code == 0, err
-    assert "320 tokens" in out  # one step of each stage is the least, of 8 texts of 20 tokens
+    assert "160 tokens" in out  # one step of each stage is the least, of 4 texts of 20 tokens
     assert json.loads((tmp_path / "b" / "plan.json").read_text()) == {"attention": 1, "logits": 1}
     # The same command again has nothing left to do, and samples and times nothing.
     code, out, err = run("distill", model_folder, tmp_path / "a", *options)
     assert code == 0, err
-    assert "320 tokens" in out
+    assert "160 tokens" in out
     assert "Sampling" not in err
     assert "Timing" not in err
     (tmp_path / "b" / "plan.json").write_text("[]")
@@ -104,6 +104,7 @@ def test_errors_are_one_message_and_exit_code_2(run, model_folder, text, tmp_pat
         (("generate", model_folder, "a"), "expected a SpikingBrain model, got LlamaForCausalLM"),
         (("generate", tmp_path / "none", "a"), "no such file or folder"),
         (("distill", model_folder, ours, "--text", text, "--minutes", 0, *out), "--minutes: expected a number > 0"),
+        (("distill", model_folder, ours, "--text", text, "--spiking", "often", *out), "--spiking: expected none"),
         (("distill", model_folder, ours, "--text", tmp_path, *out), "cannot be read as UTF-8 text"),
         (("distill", model_folder, ours, "--sample", 0, *out), "sample_from.num_tokens: expected an integer >= 1"),
         (("distill", model_folder, ours, "--text", text, "--context", 10_000, *out), "at least 10000 ids"),

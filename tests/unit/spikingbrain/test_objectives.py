@@ -1,0 +1,59 @@
+"""What is to be matched, against its formulas."""
+
+import pytest
+import torch
+
+from spikebrain.models.spikingbrain import from_transformer
+from spikebrain.models.spikingbrain.objectives import is_the_teachers, match_layers, match_logits
+
+
+def test_a_model_equal_to_its_teacher_has_no_loss(teacher, tokens):
+    student, ids = from_transformer(teacher, "full,swa"), tokens[:60].view(2, 30)
+    assert match_layers(student, teacher, ids, 1.0) < 1e-10
+    assert abs(match_logits(student, teacher, ids, 1.0, temperature=2.0, ce_weight=0.0)) < 1e-6
+    with torch.no_grad():
+        nll = teacher(ids, labels=ids).loss.item()
+    found = match_logits(student, teacher, ids, 1.0, temperature=1.0, ce_weight=0.5)
+    assert found == pytest.approx(0.5 * nll, rel=1e-4)
+
+
+def test_loss_of_the_logits_against_its_formula(teacher, tokens):
+    student, ids = from_transformer(teacher, "7b"), tokens[:60].view(2, 30)
+    with torch.no_grad():
+        p, q = ((model(ids).logits[:, :-1] / 2.0).softmax(-1) for model in (teacher, student))
+    expected = 4.0 * (p * (p / q).log()).sum(-1).mean()  # temperature^2 is 4
+    found = match_logits(student, teacher, ids, 1.0, temperature=2.0, ce_weight=0.0)
+    assert found == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_loss_of_the_layers_against_its_formula(teacher, tokens):
+    student, ids = from_transformer(teacher, "gla,full"), tokens[:60].view(2, 30)
+    with torch.no_grad():
+        x = teacher.model.embed_tokens(ids)
+        target = teacher.model(ids, output_hidden_states=True).hidden_states[1]
+        found = student.model(ids, output_hidden_states=True).hidden_states[1]
+        wanted = {}
+        teacher.model.layers[0].self_attn.o_proj.register_forward_hook(lambda m, i, o: wanted.__setitem__("o", o))
+        student.model.layers[0].attn.register_forward_hook(lambda m, i, o: wanted.__setitem__("a", o))
+        teacher(ids), student(ids)
+    attended = (wanted["a"] - wanted["o"]).square().sum() / wanted["o"].square().sum()
+    hidden = (found - target).square().sum() / (target - x).square().sum()
+    # The second layer is the teacher's: it is no part of the mean.
+    loss = match_layers(student, teacher, ids, 1.0)
+    assert loss.item() == pytest.approx(float(attended + hidden), rel=1e-4)
+    # Nor does it get gradients, which would be noise that Adam scales up.
+    got = [[p.grad is not None for p in layer.parameters()] for layer in student.model.layers]
+    assert all(got[0])
+    assert not any(got[1])
+    # The hidden state says nothing more where attention alone learns.
+    student.model.layers[0].mlp.requires_grad_(False)
+    assert match_layers(student, teacher, ids, 1.0).item() == pytest.approx(float(attended), rel=1e-4)
+
+
+def test_which_layers_are_the_teachers(teacher):
+    student = from_transformer(teacher, "gla,swa", window=9)  # a token sees itself and 9 before it
+    assert not is_the_teachers(student, 0, 5)
+    assert is_the_teachers(student, 1, 10)
+    assert not is_the_teachers(student, 1, 11)
+    assert not is_the_teachers(from_transformer(teacher, "gla,swa", num_sinks=1), 1, 5)
+    assert not is_the_teachers(from_transformer(teacher, "gla,full/moe", num_experts=2), 1, 5)
