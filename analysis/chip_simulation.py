@@ -16,7 +16,7 @@ from ..backends.chip import Mapping as ChipMapping
 from ..energy import count_operations
 from ..errors import InputError
 from ..models import SpikeLinear, record
-from ..models.spike_linear import Step
+from ..models.spike_linear import Step, observing
 from .chip_flow import Stage, arrivals, place_rest, transfer_between
 
 MODES = ("decode", "prefill")
@@ -129,9 +129,8 @@ def simulate_model(
         num_threads: layers that are simulated at a time.
         progress: called with the number of layers that were simulated since the last call.
     Raises:
-        InputError: the model has no spiking layers, weight groups, or layers that only some tokens reach; or it does
-        not
-            fit the chip.
+        InputError: the model has no spiking layers, has weight groups or layers that only some tokens reach, or does
+            not fit the chip.
     """
     if mode not in MODES:
         raise InputError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}.")
@@ -162,14 +161,8 @@ def _run(model: nn.Module, spiking: Mapping[str, SpikeLinear], ids: Tensor, see:
     def observe(layer: SpikeLinear, step: Step) -> None:
         see(names[id(layer)], step)
 
-    for layer in spiking.values():
-        layer.observers.append(observe)
-    try:
-        with torch.inference_mode():
-            model(input_ids=ids[None], use_cache=False)
-    finally:
-        for layer in spiking.values():
-            layer.observers.remove(observe)
+    with observing(spiking.values(), observe), torch.inference_mode():
+        model(input_ids=ids[None], use_cache=False)
 
 
 def _survey(
@@ -189,8 +182,7 @@ def _survey(
                 f"{name}: expected all {len(ids)} tokens at once, got {len(step.count)}. Experts, sinks and texts "
                 "whose spikes take more than 64 MiB a layer are not simulated; take fewer tokens or another model."
             )
-        # The same input gives the same counts; different layers with the same counts by chance run side by side as
-        # well.
+        # The same input gives the same counts. Layers that have the same by chance run side by side, too.
         if shared and torch.equal(shared[0], step.count):
             stages[-1].layers.append(name)
         else:

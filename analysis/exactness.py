@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from ..models import SpikeLinear
-from ..models.spike_linear import Step
+from ..models.spike_linear import Step, observing
 
 
 class ExactnessCheck:
@@ -41,14 +41,8 @@ class ExactnessCheck:
     @contextmanager
     def watch(self, model: nn.Module) -> Iterator[ExactnessCheck]:
         """Check every spiking layer of a model inside a `with` block."""
-        layers = [module for module in model.modules() if isinstance(module, SpikeLinear)]
-        for layer in layers:
-            layer.observers.append(self._check)
-        try:
+        with observing((module for module in model.modules() if isinstance(module, SpikeLinear)), self._check):
             yield self
-        finally:
-            for layer in layers:
-                layer.observers.remove(self._check)
 
     def state(self) -> dict[str, Any]:
         """Return what has been found so far, as JSON values."""

@@ -26,6 +26,7 @@ from timing import environment, write_json
 from torch import nn
 
 import spikebrain as sb
+from spikebrain.models.spike_linear import observing
 
 PROMPT = "A neuron fires when its membrane potential reaches the threshold. After that,"
 NAMES = {
@@ -80,11 +81,8 @@ def check(model: nn.Module, prompt: dict[str, Any], num_tokens: int) -> list[int
     """Return the generated tokens, which must be those of the separate steps: an observed layer takes no other way."""
     tokens, _ = generate(model, prompt, num_tokens)
     layers = [module for module in model.modules() if isinstance(module, sb.SpikeLinear)]
-    for layer in layers:
-        layer.observers.append(lambda layer, step: None)
-    stepwise, _ = generate(model, prompt, num_tokens)
-    for layer in layers:
-        layer.observers.clear()
+    with observing(layers, lambda layer, step: None):
+        stepwise, _ = generate(model, prompt, num_tokens)
     if tokens != stepwise:
         sys.exit(f"tokens differ from those of the separate steps: {tokens} and {stepwise}. Nothing is timed.")
     return tokens

@@ -19,7 +19,7 @@ from ..errors import InputError
 from .convert import check_patterns
 from .fetch import FetchRecord
 from .modules import ModuleRecord, describe
-from .spike_linear import SpikeLinear, Step
+from .spike_linear import SpikeLinear, Step, observing
 
 # Counting into bins is ten times faster than sorting, as long as the bins fit the cache.
 _MAX_BINS = 2**20
@@ -237,13 +237,10 @@ def record(
 
         return hook
 
-    for module in chosen.values():
-        module.observers.append(observe)
     hooks = [m.register_forward_pre_hook(watch(part, measure), with_kwargs=True) for m, part, measure in parts]
     try:
-        yield recording
+        with observing(chosen.values(), observe):
+            yield recording
     finally:
         for hook in hooks:
             hook.remove()
-        for module in chosen.values():
-            module.observers.remove(observe)

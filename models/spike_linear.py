@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -238,6 +239,19 @@ class SpikeLinear(nn.Module):
     @property
     def _where(self) -> str:
         return f"SpikeLinear {self.name!r}" if self.name else "SpikeLinear"
+
+
+@contextmanager
+def observing(layers: Iterable[SpikeLinear], observer: Observer) -> Iterator[None]:
+    """Let a function see every step of some layers inside a `with` block."""
+    watched = list(layers)
+    for layer in watched:
+        layer.observers.append(observer)
+    try:
+        yield
+    finally:
+        for layer in watched:
+            layer.observers.remove(observer)
 
 
 class _DenseGradient(torch.autograd.Function):
