@@ -15,12 +15,12 @@ from .analysis.chip_plots import plot_chip_energy, plot_chip_time, plot_mesh
 from .analysis.chip_report import describe_simulation
 from .analysis.chip_simulation import MODES, simulate_model
 from .analysis.progress import progress_bars
-from .analysis.report import ReportSettings, policy_of, read_text, require_writable, tokenize
+from .analysis.report import ReportSettings, load_spiking, require_writable
 from .backends.chip import MAPPINGS, load_description
 from .backends.chip.trace import write_timeline
 from .coding import ENCODERS
 from .errors import InputError
-from .models import SpikeLinear, convert, load
+from .models import SpikeLinear
 
 
 def simulate_command(
@@ -53,15 +53,9 @@ def simulate_command(
     settings = ReportSettings(
         model, text, num_tokens, num_tokens, k=k, encoder=ENCODERS.create(encoder), layers=layers, seed=seed
     )
-    policy = policy_of(settings)
-    content, source = read_text(text)
     require_writable(out)
     progress = Console(stderr=True, markup=False)
-    loaded = load(model, console=progress)
-    ids = tokenize(loaded, content, settings, progress)
-    spiking = loaded.model
-    if not any(isinstance(module, SpikeLinear) for module in spiking.modules()):
-        spiking = convert(spiking, policy, inplace=True).model
+    spiking, ids, model_source, text_source = load_spiking(settings, progress)
     num_layers = sum(isinstance(module, SpikeLinear) for module in spiking.modules())
     began = time.perf_counter()
     with progress_bars(progress, unit="layers") as add_bar:
@@ -80,10 +74,10 @@ def simulate_command(
         )
     seconds = time.perf_counter() - began
     report = describe_simulation(found)
-    report["model"] = {"name": model, "source": Path(loaded.source).name}
-    report["text"] = source
+    report["model"] = {"name": model, "source": Path(model_source).name}
+    report["text"] = text_source
     report["seconds"] = seconds
-    title = f"{Path(loaded.source).stem}, {len(ids)} tokens, {mode}, on {description.name}"
+    title = f"{Path(model_source).stem}, {len(ids)} tokens, {mode}, on {description.name}"
     plot_chip_energy(found, out / "energy.png", title)
     plot_chip_time(found, out / "time.png", title)
     plot_mesh(found, out / "mesh.png", title)

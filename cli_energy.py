@@ -14,11 +14,11 @@ from rich.table import Table
 from .analysis import ReportSettings, plot_break_even, plot_waterfall, split_windows, window_nlls
 from .analysis.energy import describe_energy
 from .analysis.progress import progress_bars
-from .analysis.report import policy_of, read_text, tokenize
+from .analysis.report import load_spiking
 from .coding import ENCODERS
 from .energy import DigitalEnergy, ModelCounts, SynopEnergy, break_even, count_operations, load_table, waterfall
 from .errors import InputError
-from .models import SpikeLinear, convert, load, record
+from .models import record
 
 
 def energy_command(
@@ -86,13 +86,8 @@ def _counts_of(path: Path) -> ModelCounts:
 
 def _run(settings: ReportSettings, block_bytes: int, shared_tokens: int) -> ModelCounts:
     console = Console(stderr=True, markup=False)
-    policy = policy_of(settings)
-    content, _ = read_text(settings.text)
-    loaded = load(settings.model, console=console)
-    windows = split_windows(tokenize(loaded, content, settings, console), settings.context)
-    spiking = loaded.model
-    if not any(isinstance(module, SpikeLinear) for module in spiking.modules()):
-        spiking = convert(spiking, policy, inplace=True).model
+    spiking, ids, _, _ = load_spiking(settings, console)
+    windows = split_windows(ids, settings.context)
     with (
         progress_bars(console) as add_bar,
         record(spiking, block_bytes=(block_bytes,), shared_tokens=(shared_tokens,)) as recording,

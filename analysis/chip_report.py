@@ -33,9 +33,8 @@ def describe_simulation(found: ModelOnChip) -> dict[str, Any]:
     cores = sum(len(layer.placement.cores) for layer in found.layers.values())
     add_pj = load_table()["int8_add"]
     end_ps = int(found.end_ps[-1])
-    steady = (
-        found.end_ps[-1] - found.end_ps[n // 2 - 1] if n >= 2 else found.end_ps[-1]
-    )  # the second half of the tokens
+    half = n // 2  # the rate is that of the second half of the tokens
+    steady_ps = end_ps - int(found.end_ps[half - 1]) if half else end_ps
     return {
         "chip": found.chip.name,
         "process": found.chip.process,
@@ -48,7 +47,7 @@ def describe_simulation(found: ModelOnChip) -> dict[str, Any]:
             "first": int(found.end_ps[0]) * 1e-12,
             "last": int(found.token_ps[-1]) * 1e-12,
         },
-        "tokens_per_s": (n - n // 2 if n >= 2 else 1) / (int(steady) * 1e-12) if steady else None,
+        "tokens_per_s": (n - half) / (steady_ps * 1e-12) if steady_ps else None,
         "energy_per_token_pj": {name: value / n for name, value in energy.items()} | {"total": total / n},
         "energy_per_mac_pj": {
             "simulated": total / activity.num_macs,

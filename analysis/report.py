@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from rich.console import Console
@@ -104,7 +104,7 @@ def run_report(settings: ReportSettings, out: Path, console: Console | None = No
     require_writable(out)
     console.print(f"Loading {settings.model}")
     loaded = load(settings.model, console=console)
-    converted = any(isinstance(module, SpikeLinear) for module in loaded.model.modules())
+    converted = is_spiking(loaded.model)
     if not converted:
         choose_layers(loaded.model, policy)  # a pattern that matches nothing is told now, not after the float model ran
     ids = tokenize(loaded, text, settings, console)
@@ -202,6 +202,41 @@ def _measure(
             unfinished.restore(recording, check)
             measure("spiking", "spiking", model, recording, check)
     return _Run(model, perplexity, recording, check, seconds)
+
+
+class SpikingText(NamedTuple):
+    """A spiking model and what it is to read.
+
+    Attributes:
+        model: converted, unless it was before.
+        ids: token ids, [tokens].
+        source: file, folder or hub id that the model is from.
+        text_source: where the text is from.
+    """
+
+    model: nn.Module
+    ids: Tensor
+    source: str
+    text_source: str
+
+
+def load_spiking(settings: ReportSettings, console: Console) -> SpikingText:
+    """Load a model and a text, and let the model spike, unless it does.
+
+    Raises:
+        SpikebrainError: bad input; the message says which and what to do.
+    """
+    policy = policy_of(settings)
+    text, text_source = read_text(settings.text)
+    loaded = load(settings.model, console=console)
+    ids = tokenize(loaded, text, settings, console)
+    model = loaded.model if is_spiking(loaded.model) else convert(loaded.model, policy, inplace=True).model
+    return SpikingText(model, ids, loaded.source, text_source)
+
+
+def is_spiking(model: nn.Module) -> bool:
+    """Return whether a model has been converted."""
+    return any(isinstance(module, SpikeLinear) for module in model.modules())
 
 
 def policy_of(settings: ReportSettings) -> Policy:
