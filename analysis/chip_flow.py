@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..backends.chip import Activity, Description, Placement
-from ..backends.chip.mapping import route
+from ..backends.chip.description import to_ps
+from ..backends.chip.mapping import is_north_south, route
 from ..energy import OperationCounts
 
 
@@ -55,14 +56,12 @@ def transfer_between(
     """
     total, longest = Activity(), 0
     link, core = chip.link, chip.core
-    handshake_ps = round(1000 * chip.handshake.transition_ns) * chip.handshake.phases
-    bits = chip.packet.address_bits + chip.packet.sum_bits
-    occupied = round(1000 * bits / link.bandwidth_bits_per_ns) if link.bandwidth_bits_per_ns else 0
+    hop_ps = chip.handshake.ps + link.occupied_ps(chip.packet.address_bits + chip.packet.sum_bits)
     for start in before:
         num = start.cores[-1].outputs.stop
         for home in dict.fromkeys(placement.home for placement in after):
             links = route(start.home, home)
-            vertical = sum(a[0] == b[0] for a, b in links)
+            vertical = sum(is_north_south(*each) for each in links)
             if not links:
                 continue
             total += Activity(
@@ -73,8 +72,8 @@ def transfer_between(
                 num_handshakes=num * (len(links) + 1),
             )
             wires = vertical * link.north_south_ns + (len(links) - vertical) * link.east_west_ns
-            slowest = max(occupied + handshake_ps, round(1000 * core.send_ns) + handshake_ps)
-            first = round(1000 * wires) + len(links) * (occupied + handshake_ps)
+            slowest = max(hop_ps, chip.handshake.ps + to_ps(core.send_ns))
+            first = to_ps(wires) + len(links) * hop_ps
             longest = max(longest, first + num * slowest)
     return total, longest
 

@@ -80,11 +80,9 @@ class Chip(Backend):
 
     def why_unavailable(self, device: torch.device) -> str | None:
         """Return why there is no simulation on that device: it runs on a CPU only."""
-        return (
-            None
-            if device.type == "cpu"
-            else f"a chip is simulated on the CPU, got tensors on {device}; move the model."
-        )
+        if device.type == "cpu":
+            return None
+        return f"a chip is simulated on the CPU, got tensors on {device}; move the model."
 
     def place(self, in_features: int, out_features: int) -> tuple[Placement, Network]:
         """Return where a layer of that shape lies, and its stations."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .description import Description
+from .description import Description, to_ps
 from .network import Network
 from .traffic import Traffic
 
@@ -14,7 +14,7 @@ def barrier_ps(chip: Description, num_tiles: int) -> int:
     if not chip.barrier.tiles:
         return 0
     reached = [ns for tiles, ns in zip(chip.barrier.tiles, chip.barrier.ns, strict=True) if tiles <= num_tiles]
-    return round(1000 * (reached[-1] if reached else chip.barrier.ns[0]))
+    return to_ps(reached[-1] if reached else chip.barrier.ns[0])
 
 
 def updated(spikes: np.ndarray, sums: np.ndarray) -> np.ndarray:
@@ -69,19 +69,19 @@ def simple_ps(changes: np.ndarray, traffic: Traffic, network: Network, chip: Des
     for first in traffic.first:
         mine = is_spike & (np.arange(len(row)) >= first[0]) & (np.arange(len(row)) < first[-1])
         packets = per_row(mine)
-        sending = packets // copies * round(1000 * chip.encoder.spike_ns)
+        sending = packets // copies * to_ps(chip.encoder.spike_ns)
         if not chip.packet.multicast:
-            sending += packets * round(1000 * chip.core.send_ns)
+            sending += packets * to_ps(chip.core.send_ns)
         longest = np.maximum(longest, sending)
     block = np.searchsorted(network.core_inputs[:num_in, 0], traffic.position, side="right") - 1
     changing = changes.reshape(num_rows, -1)
     for c, (start, stop) in enumerate(outputs.tolist()):
         reaches = is_spike & (block == c % num_in)
         additions = per_row(reaches, traffic.num_adds) // copies * -(-int(num_columns[c]) // network.lanes)
-        receiving = per_row(reaches) // copies * round(1000 * chip.core.receive_ns) + additions * network.add_ps
+        receiving = per_row(reaches) // copies * to_ps(chip.core.receive_ns) + additions * network.add_ps
         longest = np.maximum(longest, receiving)
         if c % num_in == 0:  # where the sums meet their neurons
-            visits = (stop - start) * round(1000 * chip.encoder.access_ns)
-            visits = visits + changing[:, start:stop].sum(1) * round(1000 * chip.encoder.update_ns)
+            visits = (stop - start) * to_ps(chip.encoder.access_ns)
+            visits = visits + changing[:, start:stop].sum(1) * to_ps(chip.encoder.update_ns)
             longest = np.maximum(longest, visits)
     return longest.reshape(changes.shape[:2]) + barrier_ps(chip, num_tiles)

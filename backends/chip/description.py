@@ -21,6 +21,11 @@ _LONGEST_NS = 1e6
 _MOST = 2**31
 
 
+def to_ps(ns: float) -> int:
+    """Return nanoseconds, of which descriptions hold whole thousandths, as picoseconds."""
+    return round(1000 * ns)
+
+
 @dataclass(frozen=True)
 class Mesh:
     """Tiles in a rectangle; each has a router, some cores and one digital unit.
@@ -72,6 +77,10 @@ class Link:
     bandwidth_bits_per_ns: float
     queue_packets: int
 
+    def occupied_ps(self, num_bits: int) -> int:
+        """Return for how long a packet of that many bits occupies the link, in picoseconds."""
+        return math.ceil(1000 * num_bits / self.bandwidth_bits_per_ns) if self.bandwidth_bits_per_ns else 0
+
 
 @dataclass(frozen=True)
 class Handshake:
@@ -85,6 +94,11 @@ class Handshake:
     phases: int
     transition_pj: float
     transition_ns: float
+
+    @property
+    def ps(self) -> int:
+        """Time of one handshake, in picoseconds."""
+        return self.phases * to_ps(self.transition_ns)
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ def _run(network, traffic, weight, arrival_ps, jitter, seed, num_records) -> tup
     times = np.zeros((2, num_tokens), np.int64)
     counters = np.zeros((num_cores, 4), np.int64)
     records = np.empty((num_records + 1, 5), np.int64)
-    # A sum never exceeds what all additions of its token make at most.
+    # No sum exceeds what the packets of all tokens together could make it.
     charge = int(np.abs(traffic.value).sum(initial=0)) * 128
     wide = np.int32 if charge < 2**31 else np.int64
     completed = _loop(

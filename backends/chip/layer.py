@@ -137,7 +137,7 @@ def simulate_layer(
     Raises:
         InputError: arguments that don't match, or packets that can't hold what they have to.
     """
-    _num_timesteps, num_tokens, num_inputs = spikes.shape
+    _, num_tokens, num_inputs = spikes.shape
     _check(spikes, weight, placement, num_tokens, arrival_ps, jitter, seed, implementation)
     network = network or build_network(placement, chip)
     if not overlap:
@@ -149,7 +149,7 @@ def simulate_layer(
     timestep_weight = np.asarray(timestep_weight, np.int64)
     traffic = build_traffic(spikes, timestep_weight, placement, network, chip)
     arrival = np.zeros(num_tokens, np.int64) if arrival_ps is None else np.asarray(arrival_ps, np.int64)
-    parts = traffic.num_tokens // max(num_tokens, 1)  # timesteps with a barrier after each, or the whole token
+    parts = traffic.num_tokens // num_tokens  # timesteps with a barrier after each, or the whole token
     simulate = IMPLEMENTATIONS[implementation]
     outcome = simulate(network, traffic, weight, arrival.repeat(parts), jitter=jitter, seed=seed, trace=trace)
     # Barriers come between the timesteps, which do not overlap.
@@ -163,7 +163,7 @@ def simulate_layer(
     if chip.barrier.tiles:
         changes = updated(spikes, by_part)
         activity += Activity(num_updated=int(changes.sum()))
-    duration = int(end.max(initial=0)) - int(begin.min(initial=0) if num_tokens else 0)
+    duration = int(end[-1] - begin[0])
     activity += Activity(leaking_core_ps=len(placement.cores) * duration)
     return LayerSimulation(chip, placement, network, traffic, outcome, sums, begin, end, activity, changes)
 

@@ -87,6 +87,11 @@ def route(start: Tile, end: Tile) -> list[tuple[Tile, Tile]]:
     return list(itertools.pairwise(tiles))
 
 
+def is_north_south(a: Tile, b: Tile) -> bool:
+    """Return whether the link from tile to tile runs along a column."""
+    return a[0] == b[0]
+
+
 class Mapping(ABC):
     """Cuts a layer into blocks that fit the cores, and places them.
 
@@ -234,12 +239,11 @@ def _shelves(placed: MappingOf[str, Placement], chip: Description, height: int) 
     """Put rectangles side by side on shelves of that height; narrow ones share a column. None if they don't fit."""
     planned, x, y, shelf, width = {}, 0, 0, 0, 0
     for name, p in placed.items():
-        tall = max(height, p.rows)
         if not (p.columns == width == 1 and y + p.rows <= height):
             x, y, width = x + width, 0, p.columns
         if x + p.columns > chip.mesh.columns:
             x, y, shelf, width = 0, 0, shelf + height, p.columns
-        if shelf + max(tall if p.rows > height else y + p.rows, 0) > chip.mesh.rows:
+        if shelf + y + p.rows > chip.mesh.rows:
             return None
         planned[name] = moved(p, (x, shelf + y))
         y += p.rows

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .description import Description
-from .mapping import Placement, Tile, route
+from .description import Description, to_ps
+from .mapping import Placement, Tile, is_north_south, route
 
 # Kinds of stations; `reference.py` says what each does.
 SOURCE, LINK, ACCUMULATE, SEND, REDUCE, COLLECT = range(6)
@@ -41,7 +41,6 @@ class Network:
         end_routes: for each sender, the routes on which it says that a token is done.
         num_ends: senders of which a core has to hear that, int64 [C].
         core_inputs, core_outputs: first and last (exclusive) input position and output of each core, int64 [C, 2].
-        block_outputs: the same of each block of outputs, int64 [blocks, 2].
         num_partial: cores that share a block of outputs.
         sum_route: route of the sums of each core, int64 [C].
         result_route: route of finished sums.
@@ -67,7 +66,6 @@ class Network:
     num_ends: np.ndarray
     core_inputs: np.ndarray
     core_outputs: np.ndarray
-    block_outputs: np.ndarray
     num_partial: int
     sum_route: np.ndarray
     result_route: int
@@ -93,27 +91,22 @@ def build_network(placement: Placement, chip: Description) -> Network:
     """Return the stations of a placed layer."""
     graph = _Graph()
     cores, num_in = placement.cores, placement.num_input_blocks
-    home = ("collect", placement.home)
+    collect = ("collect", placement.home)
     keeps_sums = num_in == 1 and not chip.core.sums_travel
     spike_routes, end_routes = _spread_spikes(graph, placement, chip)
 
     result_route = graph.new_route()
     sum_route = []
     for o in range(len(placement.output_blocks)):
-        block = cores[o * num_in : (o + 1) * num_in]
-        gathers = ("reduce", o)
-        at_home = block[0].tile if chip.core.sums_travel else None
+        first, last, r = cores[o * num_in], ("send", o), result_route
         if num_in > 1:
-            partial_route = graph.new_route()
+            last, r = ("reduce", o), graph.new_route()
             for c in range(o * num_in, (o + 1) * num_in):
-                graph.connect(("send", c), cores[c].tile, gathers, block[0].tile, "partial", partial_route)
-            graph.connect(gathers, at_home or placement.home, home, placement.home, "result", result_route)
-            sum_route += [partial_route] * num_in
-        elif not keeps_sums:
-            graph.connect(("send", o), at_home or placement.home, home, placement.home, "result", result_route)
-            sum_route.append(result_route)
-        else:
-            sum_route.append(result_route)
+                graph.connect(("send", c), cores[c].tile, last, first.tile, "partial", r)
+        sum_route += [r] * num_in
+        if not keeps_sums:  # sums that do not travel are collected where they are
+            start = first.tile if chip.core.sums_travel else placement.home
+            graph.connect(last, start, collect, placement.home, "result", result_route)
     # A core hands the finished token to its own sender.
     for c in range(0 if keeps_sums else len(cores)):
         for r in range(graph.num_routes):
@@ -127,10 +120,10 @@ def build_network(placement: Placement, chip: Description) -> Network:
     for (key, r), targets in graph.next.items():
         next_first[number[key], r], next_num[number[key], r] = len(next_station), len(targets)
         next_station += [number[target] for target in targets]
-    block_ps = _ps(chip.core.access_ns)
+    block_ps = to_ps(chip.core.access_ns)
     if placement.streamed:
         share = chip.dram.bandwidth_bytes_per_ns / len(cores)
-        block_ps = _ps(chip.dram.latency_ns) + math.ceil(1000 * chip.dram.block_bytes / share)
+        block_ps = to_ps(chip.dram.latency_ns) + math.ceil(1000 * chip.dram.block_bytes / share)
     senders = placement.senders
     return Network(
         names=[_name(key) for key in stations],
@@ -142,18 +135,17 @@ def build_network(placement: Placement, chip: Description) -> Network:
         next_first=next_first,
         next_num=next_num,
         next_station=np.array(next_station, np.int64),
-        north_south=np.array([key[0] == "link" and _is_north_south(*key[2:]) for key in stations]),
+        north_south=np.array([key[0] == "link" and is_north_south(*key[2:]) for key in stations]),
         spike_routes=spike_routes,
         end_routes=end_routes,
         num_ends=np.array([sum(_overlap(c.inputs, sent) for _, sent in senders) for c in cores], np.int64),
         core_inputs=np.array([(c.inputs.start, c.inputs.stop) for c in cores], np.int64),
         core_outputs=np.array([(c.outputs.start, c.outputs.stop) for c in cores], np.int64),
-        block_outputs=np.array([(b.start, b.stop) for b in placement.output_blocks], np.int64),
         num_partial=num_in,
         sum_route=np.array(sum_route, np.int64),
         result_route=result_route,
         lanes=chip.core.lanes,
-        add_ps=_ps(chip.core.add_ns),
+        add_ps=to_ps(chip.core.add_ns),
         block_bytes=chip.dram.block_bytes if placement.streamed else chip.core.block_bytes,
         block_ps=block_ps,
         free_ends=bool(chip.barrier.tiles),
@@ -243,33 +235,23 @@ def _depth(kind: str, chip: Description) -> int:
 def _service(key: tuple, chip: Description) -> int:
     """Return the time of a packet that does not depend on what it holds, in ps."""
     core, digital = chip.core, chip.digital
-    handshake = _ps(chip.handshake.transition_ns) * chip.handshake.phases
+    handshake = chip.handshake.ps
     if key[0] == "link":
         payload = chip.packet.payload_bits if key[1] == "spike" else chip.packet.sum_bits
-        bits, bandwidth = chip.packet.address_bits + payload, chip.link.bandwidth_bits_per_ns
-        return handshake + (math.ceil(1000 * bits / bandwidth) if bandwidth else 0)
+        return handshake + chip.link.occupied_ps(chip.packet.address_bits + payload)
     if key[0] == "accumulate":
-        return handshake + _ps(core.receive_ns)
+        return handshake + to_ps(core.receive_ns)
     if key[0] == "send":
-        return handshake + _ps(core.send_ns) if core.sums_travel else 0
+        return handshake + to_ps(core.send_ns) if core.sums_travel else 0
     if key[0] == "reduce":
-        return handshake + _ps(core.receive_ns) + _ps(core.add_ns)
+        return handshake + to_ps(core.receive_ns) + to_ps(core.add_ns)
     if key[0] == "collect":
         # One product with scale and threshold per output; a unit of several lanes works on as many outputs at a time.
-        return handshake + math.ceil(_ps(digital.operation_ns) / digital.lanes) if core.sums_travel else 0
+        return handshake + math.ceil(to_ps(digital.operation_ns) / digital.lanes) if core.sums_travel else 0
     return 0
 
 
 def _latency(key: tuple, chip: Description) -> int:
     if key[0] != "link":
         return 0
-    return _ps(chip.link.north_south_ns if _is_north_south(*key[2:]) else chip.link.east_west_ns)
-
-
-def _is_north_south(a: Tile, b: Tile) -> bool:
-    """Return whether a link runs along a column."""
-    return a[0] == b[0]
-
-
-def _ps(ns: float) -> int:
-    return round(1000 * ns)
+    return to_ps(chip.link.north_south_ns if is_north_south(*key[2:]) else chip.link.east_west_ns)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...errors import InputError
-from .description import Description
+from .description import Description, to_ps
 from .mapping import Placement
 from .network import Network
 
@@ -25,7 +25,6 @@ class Traffic:
         num_shifts: those of them of a shifted weight, int64 [E].
         route: of the packet, int64 [E].
         service_ps: from the packet before to this one, int64 [E].
-        num_rounded: channels encoded.
         num_packets: spikes or counts that left an encoder; copies for several cores count once.
         num_sent: packets that left a sender, ends included.
     """
@@ -37,7 +36,6 @@ class Traffic:
     num_shifts: np.ndarray
     route: np.ndarray
     service_ps: np.ndarray
-    num_rounded: int
     num_packets: int
     num_sent: int
 
@@ -101,26 +99,24 @@ def build_traffic(
         parts.append(part)
     names = ("position", "value", "num_adds", "num_shifts", "route", "service_ps")
     merged = {name: np.concatenate(arrays) for name, arrays in zip(names, zip(*parts, strict=True), strict=True)}
-    return Traffic(
-        first=np.stack(first), num_rounded=num_rows * num_inputs, num_packets=len(row), num_sent=num_sent, **merged
-    )
+    return Traffic(first=np.stack(first), num_packets=len(row), num_sent=num_sent, **merged)
 
 
 def _of_sender(columns, s, sent, num_rows, placement, network, chip) -> tuple[list[np.ndarray], np.ndarray]:
     """Return position, value, adds, shifts, route and service of one sender's packets, and where each row begins."""
     row, position, value, adds, shifts = (np.asarray(c, np.int64) for c in columns)
     encoder = chip.encoder
-    handshake = round(1000 * chip.handshake.transition_ns) * chip.handshake.phases
-    copy_ps = 0 if chip.packet.multicast else round(1000 * chip.core.send_ns)
+    handshake = chip.handshake.ps
+    copy_ps = 0 if chip.packet.multicast else to_ps(chip.core.send_ns)
 
     # Time from the packet before: the channels that were looked at meanwhile, in groups of `lanes`.
     group = (position - sent.start) // encoder.lanes + 1
     new_row = np.diff(row, prepend=-1) != 0
     looked_at = group - np.where(new_row, 0, np.concatenate([[0], group[:-1]]) if len(group) else group)
-    round_ps = round(1000 * encoder.round_ns)
-    spike_ps = round(1000 * encoder.spike_ns)
+    round_ps = to_ps(encoder.round_ns)
+    spike_ps = to_ps(encoder.spike_ns)
     num_groups = -(-len(sent) // encoder.lanes)
-    mean_ps = num_groups * round(1000 * encoder.mean_ns) + round(1000 * encoder.threshold_ns)
+    mean_ps = num_groups * to_ps(encoder.mean_ns) + to_ps(encoder.threshold_ns)
     service = looked_at * round_ps + spike_ps + np.where(new_row, mean_ps, 0)
 
     # One copy for each route of its block.
