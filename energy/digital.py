@@ -10,7 +10,7 @@ from .base import ENERGY_MODELS, EnergyModel
 from .count_spiking import WIDTHS, adder_width
 from .counts import SYSTEMS, LayerCounts, ModelCounts, OperationCounts
 from .prices import Prices
-from .report import EnergyReport
+from .report import EnergyReport, origin
 from .table import EnergyTable, load_table
 
 Fetch = Literal["spike", "channel", "block"]
@@ -97,16 +97,9 @@ class DigitalEnergy(EnergyModel):
             layers=systems["spiking"],
             int8_layers=systems["int8"],
             fp16_layers=systems["fp16"],
-            num_tokens=counts.num_tokens,
-            num_macs=counts.total("int8", kind="projection").num_macs,
-            table=self.table.name,
-            table_version=self.table.version,
-            process=self.table.process,
-            source=self.table.source,
+            **origin(counts, self.table, prices.used),
             assumptions=self._assumptions(counts, prices),
             left_out=self._left_out(counts),
-            unverified=tuple(name for name in prices.used if not self.table.entry(name).verified),
-            run=f"{counts.model}, {counts.neuron}, {counts.encoder}",
         )
 
     def describe(self) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ..errors import InputError
 from .base import ENERGY_MODELS, EnergyModel
 from .counts import ModelCounts
-from .report import EnergyReport
+from .report import EnergyReport, origin
 from .table import EnergyTable, load_table
 
 
@@ -85,14 +85,7 @@ class PaperEnergy(EnergyModel):
             layers={name: {"additions": layer.spiking.num_synops * add} for name, layer in layers.items()},
             int8_layers={name: {"additions": layer.int8.num_macs * int8_mac} for name, layer in layers.items()},
             fp16_layers={name: {"additions": layer.fp16.num_macs * fp16_mac} for name, layer in layers.items()},
-            num_tokens=counts.num_tokens,
-            num_macs=counts.total("int8", kind="projection").num_macs,
-            table=self.table.name,
-            table_version=self.table.version,
-            process=self.table.process,
-            source=self.table.source,
-            unverified=tuple(name for name in used if not self.table.entry(name).verified),
-            run=f"{counts.model}, {counts.neuron}, {counts.encoder}",
+            **origin(counts, self.table, used),
             average_spikes=average_spikes,
             fp16_mac_pj=fp16_mac,
             int8_mac_pj=int8_mac,

@@ -4,14 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import InputError
+from .counts import ModelCounts
+from .table import EnergyTable
 
 # Energy by part ("additions", "weights", ...) in picojoules.
 Parts = Mapping[str, float]
+
+
+def origin(counts: ModelCounts, table: EnergyTable, used: Iterable[str]) -> dict[str, Any]:
+    """Return the fields of an `EnergyReport` that say what it is of: the run, its size, and the table.
+
+    Args:
+        counts: of the run.
+        table: energies per operation.
+        used: entries of the table that went into the estimate.
+    """
+    return {
+        "num_tokens": counts.num_tokens,
+        "num_macs": counts.total("int8", kind="projection").num_macs,
+        "table": table.name,
+        "table_version": table.version,
+        "process": table.process,
+        "source": table.source,
+        "unverified": tuple(name for name in used if not table.entry(name).verified),
+        "run": f"{counts.model}, {counts.neuron}, {counts.encoder}",
+    }
 
 
 @dataclass(frozen=True)

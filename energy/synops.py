@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from .base import ENERGY_MODELS, EnergyModel
 from .counts import ModelCounts
-from .report import EnergyReport
+from .report import EnergyReport, origin
 from .table import EnergyTable, load_table
 
 
@@ -40,14 +40,7 @@ class SynopEnergy(EnergyModel):
         return EnergyReport(
             model="synaptic operations and neuron updates of a chip",
             layers=layers,
-            num_tokens=counts.num_tokens,
-            num_macs=counts.total("int8", kind="projection").num_macs,
-            table=self.table.name,
-            table_version=self.table.version,
-            process=self.table.process,
-            source=self.table.source,
-            unverified=tuple(name for name in used if not self.table.entry(name).verified),
-            run=f"{counts.model}, {counts.neuron}, {counts.encoder}",
+            **origin(counts, self.table, used),
             assumptions=("a synaptic operation costs the same whatever the digit of its spike weighs",),
             left_out=(
                 "what stays dense: norms, attention, gates, embedding and output head",
