@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from dataclasses import replace
@@ -20,6 +19,7 @@ from .analysis import plot_losses, spike_statistics
 from .analysis.progress import progress_bars
 from .errors import InputError
 from .models import SpikeLinear, load, record
+from .models.files import write_whole
 from .models.spikingbrain import (
     DistillSettings,
     SpikingBrainCache,
@@ -185,9 +185,7 @@ def _write_text(path: Path, text: str) -> None:
     """Write a file in one step, and its folder if there is none."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
+        write_whole(path, text)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}. Name another folder.") from error
 
@@ -252,14 +250,17 @@ def _load_ours(path: Path, console: Console) -> tuple[SpikingBrainForCausalLM, A
         raise InputError(
             f"{source}: expected a SpikingBrain model, got {type(model).__name__}. Use spikebrain convert."
         )
+    return model, _required(tokenizer, source)
+
+
+def _required(tokenizer: Any, source: str) -> Any:
     if tokenizer is None:
         raise InputError(f"{source}: expected a model with a tokenizer. Put its tokenizer files beside it.")
-    return model, tokenizer
+    return tokenizer
 
 
 def _tokens(path: Path, tokenizer: Any, source: str) -> Tensor:
-    if tokenizer is None:
-        raise InputError(f"{source}: expected a model with a tokenizer. Put its tokenizer files beside it.")
+    tokenizer = _required(tokenizer, source)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

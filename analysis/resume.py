@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..models import Recording
+from ..models.files import write_whole
 from .exactness import ExactnessCheck
 
 FILE_NAME = "unfinished.json"
@@ -64,12 +64,9 @@ class Unfinished:
             self.recorded = recording.state()
             self.checked = check.state()
         content = {"key": self.key, "nlls": self.nlls, "recorded": self.recorded, "checked": self.checked}
-        partial = self.path.with_suffix(f".{os.getpid()}.partial")
         try:
-            partial.write_text(json.dumps(content), encoding="utf-8")
-            os.replace(partial, self.path)
+            write_whole(self.path, json.dumps(content))
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise InputError(
                 f"--out {self.path.parent}: progress cannot be written: {error}. Make room there."
             ) from error

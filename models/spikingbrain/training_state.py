@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...errors import CheckpointError, InputError
+from ..files import write_whole
 
 FILE_NAME = "training.safetensors"
 _LOSSES = "loss.json"
@@ -41,9 +42,7 @@ def save_state(
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, folder / FILE_NAME)
-        losses = folder / f"{_LOSSES}.{os.getpid()}.partial"
-        losses.write_text(json.dumps(progress["losses"], indent=1) + "\n", encoding="utf-8")
-        os.replace(losses, folder / _LOSSES)
+        write_whole(folder / _LOSSES, json.dumps(progress["losses"], indent=1) + "\n")
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise CheckpointError(f"{folder}: the state cannot be written: {error}. Make room there.") from error
