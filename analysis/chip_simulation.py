@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..backends.chip import Activity, Description, InOrder, LayerSimulation, Placement, plan, simulate_layer
 from ..backends.chip import Mapping as ChipMapping
+from ..backends.chip.layer import check_jitter
 from ..energy import count_operations
 from ..errors import InputError
 from ..models import SpikeLinear, record
@@ -134,6 +135,9 @@ def simulate_model(
     """
     if mode not in MODES:
         raise InputError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}.")
+    if len(ids) == 0:
+        raise InputError("simulate_model: expected at least one token, got none.")
+    check_jitter(jitter, seed)
     spiking = {name: m for name, m in model.named_modules() if isinstance(m, SpikeLinear)}
     if not spiking:
         raise InputError("simulate_model: expected a model with spiking layers, it has none. Call convert first.")

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...errors import InputError
 from ..base import BACKENDS, Backend
 from .description import Description, load_description
-from .layer import IMPLEMENTATIONS, LayerSimulation, simulate_layer
+from .layer import IMPLEMENTATIONS, LayerSimulation, check_jitter, simulate_layer
 from .mapping import InOrder, Mapping, Placement
 from .network import Network, build_network
 
@@ -71,6 +71,7 @@ class Chip(Backend):
             raise InputError(
                 f"Chip.implementation: expected one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}."
             )
+        check_jitter(jitter, seed)
         self.stream, self.overlap, self.jitter, self.seed = stream, overlap, jitter, seed
         self.trace, self.implementation, self.on_simulation = trace, implementation, on_simulation
         self._placed: dict[tuple[int, int], tuple[Placement, Network]] = {}

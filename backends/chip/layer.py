@@ -168,6 +168,14 @@ def simulate_layer(
     return LayerSimulation(chip, placement, network, traffic, outcome, sums, begin, end, activity, changes)
 
 
+def check_jitter(jitter: float, seed: int) -> None:
+    """Raise an InputError unless services can be lengthened by that share, drawn with that seed."""
+    if not 0 <= jitter <= 100:
+        raise InputError(f"jitter: expected a share between 0 and 100, got {jitter!r}.")
+    if not 0 <= seed < 2**64:
+        raise InputError(f"seed: expected an integer in [0, 2^64), got {seed!r}.")
+
+
 def _check(spikes, weight, placement, num_tokens, arrival_ps, jitter, seed, implementation) -> None:
     expected = (placement.cores[-1].inputs.stop, placement.cores[-1].outputs.stop)
     if weight.shape != expected or spikes.shape[2] != expected[0]:
@@ -179,9 +187,6 @@ def _check(spikes, weight, placement, num_tokens, arrival_ps, jitter, seed, impl
         raise InputError("simulate_layer: expected at least one token, got none.")
     if arrival_ps is not None and (len(arrival_ps) != num_tokens or (np.diff(arrival_ps, prepend=0) < 0).any()):
         raise InputError(f"arrival_ps: expected {num_tokens} times >= 0 that don't fall, got {arrival_ps!r}.")
-    if not 0 <= jitter <= 100:
-        raise InputError(f"jitter: expected a share between 0 and 100, got {jitter!r}.")
-    if not 0 <= seed < 2**64:
-        raise InputError(f"seed: expected an integer in [0, 2^64), got {seed!r}.")
+    check_jitter(jitter, seed)
     if implementation not in IMPLEMENTATIONS:
         raise InputError(f"implementation: expected one of {', '.join(IMPLEMENTATIONS)}; got {implementation!r}.")

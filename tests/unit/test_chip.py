@@ -243,8 +243,18 @@ def test_what_is_refused(spiking, tiny_llama):
         simulate_model(torch.nn.Linear(2, 2), ids, ASYNC)
     with pytest.raises(InputError, match="permutation"):
         simulate_model(spiking, ids, ASYNC, orders={"model.layers.0.mlp.up_proj": np.zeros(24, np.int64)})
+    with pytest.raises(InputError, match="at least one token"):
+        simulate_model(spiking, ids[:0], ASYNC)
     with pytest.raises(InputError, match="expected a Mapping"):
         Chip(mapping="in-order")
+    # Told before anything runs.
+    for wrong in (-1.0, float("nan"), 101.0):
+        with pytest.raises(InputError, match=r"^jitter: expected a share"):
+            simulate_model(spiking, ids, ASYNC, jitter=wrong)
+        with pytest.raises(InputError, match=r"^jitter: expected a share"):
+            Chip(jitter=wrong)
+    with pytest.raises(InputError, match=r"^seed: expected an integer"):
+        Chip(seed=-1)
 
 
 def test_spike_linear_on_a_chip():
