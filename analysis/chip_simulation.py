@@ -193,7 +193,7 @@ def _survey(
             stages.append(Stage([name]))
             shared[:] = [step.count]
 
-    with record(model) as recording:
+    with record(model, block_bytes=(64,)) as recording:  # only what does not spike is looked at
         _run(model, spiking, ids, see)
     counts = count_operations(recording)
     rest = {name: (part.kind, part.spiking) for name, part in counts.layers.items() if part.kind != "projection"}

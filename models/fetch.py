@@ -71,6 +71,8 @@ def blocks_needed(active: Bool[Tensor, "tokens channels"], row_bytes: int, block
     num_channels = active.shape[1]
     if num_channels == 0 or row_bytes == 0:
         return 0
+    if row_bytes % block_bytes == 0:  # every block belongs to one row
+        return int(active.count_nonzero()) * (row_bytes // block_bytes)
     start = torch.arange(num_channels, device=active.device) * row_bytes
     first, last = start // block_bytes, (start + row_bytes - 1) // block_bytes
     if row_bytes >= block_bytes:
