@@ -387,7 +387,7 @@ def test_a_full_disk_while_measuring(capsys, monkeypatch, model_folder, text, tm
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("spikebrain.analysis.resume.os.replace", full)
+    monkeypatch.setattr("spikebrain.models.files.os.replace", full)
     usual = ["--text", text, "--context", "40", "--num-tokens", "80", "--out", tmp_path / "out"]
     said = fails(capsys, monkeypatch, "report", model_folder, *usual)
     assert "progress cannot be written: [Errno 28] No space left on device" in said
