@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 
 from .description import Description, to_ps
@@ -29,11 +30,21 @@ def updated(spikes: np.ndarray, sums: np.ndarray) -> np.ndarray:
     Source:
         SANA-FE's soma of Loihi, in which what arrives in a timestep is used in the next one (tests/peers).
     """
-    came = (spikes != 0).any(axis=2).transpose()  # [tokens, T]
     changes = np.zeros(sums.shape, bool)
-    changes[:, 2:] = sums.cumsum(1)[:, :-2] != 0  # what the timesteps before the last one left
-    changes[:, 1:] |= came[:, :-1, None]
+    _note_changes(spikes.any(axis=2), sums, changes)
     return changes
+
+
+@numba.njit(cache=True, nogil=True)
+def _note_changes(came, sums, changes):
+    num_tokens, num_timesteps, num_outputs = sums.shape
+    held = np.zeros(num_outputs, np.int64)  # what the timesteps before the last one left
+    for token in range(num_tokens):
+        held[:] = 0
+        for t in range(1, num_timesteps):
+            for o in range(num_outputs):
+                changes[token, t, o] = came[t - 1, token] or held[o] != 0
+                held[o] += sums[token, t - 1, o]
 
 
 def simple_ps(changes: np.ndarray, traffic: Traffic, network: Network, chip: Description, num_tiles: int) -> np.ndarray:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numba
 import numpy as np
 
+from ...errors import InputError
 from .network import ACCUMULATE, LINK, REDUCE, SEND, SOURCE, Network
 from .outcome import Outcome, Trace, outcome_of
 from .traffic import Traffic
@@ -109,6 +110,11 @@ def _run(network, traffic, weight, arrival_ps, jitter, seed, num_records) -> tup
         counters,
         records,
     )
+    if completed < 0:
+        raise InputError(
+            f"chip: expected times below {_NEVER >> num_stations.bit_length()} ps, as {num_stations:,} stations leave "
+            "room for in 64 bits; it takes longer. Take fewer tokens, or shorter times in the description."
+        )
     assert completed == num_tokens, f"{num_tokens - completed} tokens never ended"
     served, ends, busy, blocked, queued, most = np.ascontiguousarray(state[:, _SERVED:].T)
     synops, shifts, updates, blocks = np.ascontiguousarray(counters.T)
@@ -127,20 +133,23 @@ def _mix(seed, station, serial):
 
 
 @numba.njit(cache=True)
-def _add_row(total, row, value):
+def _add_row(total, at, weight, row, columns, value):
     """Add value times the row: the sum of its additions of shifted rows."""
-    for j in range(len(row)):
-        total[j] += value * row[j]
+    for j in range(np.uintp(columns)):
+        total[at + j] += value * weight[row + j]
 
 
 @numba.njit(cache=True)
-def _set_time(s, time, when, winner, size):
-    """Let station s act at that time; the winner of the tree is the earliest, and of those the lowest number."""
-    when[s] = time
-    node = (s + size) >> 1
+def _set_turn(s, turn, earliest, size):
+    """Let station s act in that turn; `earliest` is a binary tree whose root is the earliest turn of all."""
+    node = s + size
+    earliest[node] = turn
+    node >>= 1
     while node >= 1:
-        a, b = winner[2 * node], winner[2 * node + 1]
-        winner[node] = a if when[a] <= when[b] else b
+        first = min(earliest[2 * node], earliest[2 * node + 1])
+        if earliest[node] == first:
+            break
+        earliest[node] = first
         node >>= 1
 
 
@@ -188,19 +197,20 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; reference.py say
     counters,
     records,
 ):
-    """Run until no station has anything to do; return the number of completed tokens."""
+    """Run until no station has anything to do; return the number of tokens, or -1 if times get too large.
+
+    Indices of hot arrays are unsigned: of a signed one, every access checks whether it counts from the end.
+    """
     num_stations, num_tokens, num_outputs = len(kind), len(arrival_ps), sums.shape[1]
     most_columns = len(accumulator) // (len(num_ends) * num_banks)
     num_records, recorded = len(records) - 1, 0
-    size = 1
-    while size < num_stations:
-        size *= 2
-    when = np.full(size, _NEVER, np.int64)
-    winner = np.empty(2 * size, np.int64)
-    for s in range(size):
-        winner[size + s] = s
-    for node in range(size - 1, 0, -1):
-        winner[node] = winner[2 * node]
+    bits = 0
+    while 1 << bits <= num_stations:
+        bits += 1
+    size = 1 << bits
+    # Turns order the ends of services by time, then by station: time * size + station.
+    earliest = np.full(2 * size, _NEVER, np.int64)
+    latest = (_NEVER >> bits) - 1
     ends_heard = np.zeros((len(num_ends), num_banks), np.int64)
     last_block = np.full(len(num_ends), -1, np.int64)
     met = np.zeros((num_banks, num_outputs if num_partial > 1 else 0), np.int64)
@@ -227,48 +237,49 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; reference.py say
             s = going[i]
             i += 1
             while s >= 0:
+                me = np.uintp(s)
                 k = kind[s]
                 begin = now
                 began_by = cause
                 freed = False
-                if k == SOURCE and state[s, _CURSOR] >= state[s, _STOP]:
-                    token = state[s, _TOKEN]
+                if k == SOURCE and state[me, _CURSOR] >= state[me, _STOP]:
+                    token = state[me, _TOKEN]
                     if token >= num_tokens or token - completed >= num_banks:
-                        state[s, _IDLE] = 1
+                        state[me, _IDLE] = 1
                         break
-                    state[s, _TOKEN] = token + 1
-                    state[s, _CURSOR] = first[unit[s], token]
-                    state[s, _STOP] = first[unit[s], token + 1]
+                    state[me, _TOKEN] = token + 1
+                    state[me, _CURSOR] = first[unit[s], token]
+                    state[me, _STOP] = first[unit[s], token + 1]
                     if arrival_ps[token] > begin:
                         begin = arrival_ps[token]
                         began_by = -1
                     times[0, token] = min(times[0, token], begin)
-                elif k != SOURCE and (k != SEND or state[s, _CURSOR] >= state[s, _STOP]):
-                    if state[s, _LEN] == 0:
-                        state[s, _IDLE] = 1
+                elif k != SOURCE and (k != SEND or state[me, _CURSOR] >= state[me, _STOP]):
+                    if state[me, _LEN] == 0:
+                        state[me, _IDLE] = 1
                         break
-                    slot = queue_at[s] + state[s, _HEAD]
-                    state[s, _WORD], state[s, _VALUE] = queue[slot, _Q_WORD], queue[slot, _Q_VALUE]
-                    state[s, _ROUTE] = queue[slot, _Q_ROUTE]
+                    slot = np.uintp(queue_at[s] + state[me, _HEAD])
+                    state[me, _WORD], state[me, _VALUE] = queue[slot, _Q_WORD], queue[slot, _Q_VALUE]
+                    state[me, _ROUTE] = queue[slot, _Q_ROUTE]
                     if queue[slot, _Q_THERE] > begin:
                         begin = queue[slot, _Q_THERE]
                         began_by = queue[slot, _Q_RECORD]
-                    state[s, _QUEUE] += state[s, _LEN] * (now - state[s, _CHANGED])
-                    state[s, _CHANGED] = now
-                    state[s, _HEAD] = state[s, _HEAD] + 1 if state[s, _HEAD] + 1 < depth[s] else 0
-                    state[s, _LEN] -= 1
+                    state[me, _QUEUE] += state[me, _LEN] * (now - state[me, _CHANGED])
+                    state[me, _CHANGED] = now
+                    state[me, _HEAD] = state[me, _HEAD] + 1 if state[me, _HEAD] + 1 < depth[s] else 0
+                    state[me, _LEN] -= 1
                     freed = True
                     if k == SEND:
-                        state[s, _CURSOR], state[s, _STOP] = core_outputs[unit[s], 0], core_outputs[unit[s], 1]
+                        state[me, _CURSOR], state[me, _STOP] = core_outputs[unit[s], 0], core_outputs[unit[s], 1]
 
                 # How long it takes.
                 is_end = False
                 service = service_ps[s]
                 if k == SOURCE:
-                    is_end = num_adds[state[s, _CURSOR]] < 0
-                    service = packet_ps[state[s, _CURSOR]]
-                elif k in (LINK, ACCUMULATE) and state[s, _ROUTE] < result_route:  # it carries a spike
-                    e = state[s, _WORD]
+                    is_end = num_adds[state[me, _CURSOR]] < 0
+                    service = packet_ps[state[me, _CURSOR]]
+                elif k in (LINK, ACCUMULATE) and state[me, _ROUTE] < result_route:  # it carries a spike
+                    e = state[me, _WORD]
                     is_end = num_adds[e] < 0
                     if is_end and free_ends:
                         service = 0
@@ -285,37 +296,39 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; reference.py say
                         counters[c, 3] += blocks
                         service += max(blocks * block_ps, num_adds[e] * row_ps[c])
                 if jitter:
-                    service += (((service * jitter) >> 16) * _mix(seed, s, state[s, _SERIAL])) >> 16
-                state[s, _SERIAL] += 1
-                state[s, _IDLE] = 0
-                state[s, _SERVED] += 1
-                state[s, _ENDS] += is_end
-                state[s, _BUSY] += service
+                    service += (((service * jitter) >> 16) * _mix(seed, s, state[me, _SERIAL])) >> 16
+                state[me, _SERIAL] += 1
+                state[me, _IDLE] = 0
+                state[me, _SERVED] += 1
+                state[me, _ENDS] += is_end
+                state[me, _BUSY] += service
                 if num_records:
                     records[recorded, 0] = s
-                    records[recorded, 1] = state[s, _CURSOR] if k == SOURCE else state[s, _WORD]
+                    records[recorded, 1] = state[me, _CURSOR] if k == SOURCE else state[me, _WORD]
                     records[recorded, 2] = begin
                     records[recorded, 3] = begin + service
                     records[recorded, 4] = began_by
-                    state[s, _RECORD] = recorded
+                    state[me, _RECORD] = recorded
                     recorded += 1
-                _set_time(s, begin + service, when, winner, size)
+                if begin + service > latest:
+                    return -1
+                _set_turn(s, ((begin + service) << bits) + s, earliest, size)
                 if s == acting:
                     acting = -1
 
                 # The freed place goes to who has waited longest, which may have nothing else to wait for.
                 after = -1
-                if freed and state[s, _WAIT_LEN]:
+                if freed and state[me, _WAIT_LEN]:
                     num_waiting = wait_at[s + 1] - wait_at[s]
-                    w = waiting[wait_at[s] + state[s, _WAIT_HEAD]]
-                    state[s, _WAIT_HEAD] = state[s, _WAIT_HEAD] + 1 if state[s, _WAIT_HEAD] + 1 < num_waiting else 0
-                    state[s, _WAIT_LEN] -= 1
-                    place = state[s, _HEAD] + state[s, _LEN]
-                    slot = queue_at[s] + (place if place < depth[s] else place - depth[s])
+                    w = waiting[wait_at[s] + state[me, _WAIT_HEAD]]
+                    state[me, _WAIT_HEAD] = state[me, _WAIT_HEAD] + 1 if state[me, _WAIT_HEAD] + 1 < num_waiting else 0
+                    state[me, _WAIT_LEN] -= 1
+                    place = state[me, _HEAD] + state[me, _LEN]
+                    slot = np.uintp(queue_at[s] + (place if place < depth[s] else place - depth[s]))
                     queue[slot, _Q_WORD], queue[slot, _Q_VALUE] = state[w, _OUT_WORD], state[w, _OUT_VALUE]
                     queue[slot, _Q_ROUTE] = state[w, _OUT_ROUTE]
                     queue[slot, _Q_THERE], queue[slot, _Q_RECORD] = now + latency_ps[w], state[w, _RECORD]
-                    state[s, _LEN] += 1
+                    state[me, _LEN] += 1
                     state[w, _PENDING] -= 1
                     if state[w, _PENDING] == 0:
                         state[w, _BLOCKED] += now - state[w, _SINCE]
@@ -323,30 +336,31 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; reference.py say
                 s = after
 
         if acting >= 0:  # it has nothing more to do for now
-            _set_time(acting, _NEVER, when, winner, size)
-        s = winner[1]
-        if when[s] == _NEVER:
+            _set_turn(acting, _NEVER, earliest, size)
+        if earliest[1] == _NEVER:
             break
-        now = when[s]
+        s = earliest[1] & (size - 1)
+        now = earliest[1] >> bits
         acting = s
+        me = np.uintp(s)
         k = kind[s]
-        cause = state[s, _RECORD] if num_records else -1
+        cause = state[me, _RECORD] if num_records else -1
         num_going = 0
         goes_out = True
         ended = -1
         # What the end of a service does, by kind.
         if k == SOURCE:
-            e = state[s, _CURSOR]
-            state[s, _CURSOR] += 1
-            state[s, _OUT_WORD], state[s, _OUT_VALUE], state[s, _OUT_ROUTE] = e, -state[s, _TOKEN], packet_route[e]
+            e = state[me, _CURSOR]
+            state[me, _CURSOR] += 1
+            state[me, _OUT_WORD], state[me, _OUT_VALUE], state[me, _OUT_ROUTE] = e, -state[me, _TOKEN], packet_route[e]
         elif k == LINK:
-            state[s, _OUT_WORD], state[s, _OUT_VALUE], state[s, _OUT_ROUTE] = (
-                state[s, _WORD],
-                state[s, _VALUE],
-                state[s, _ROUTE],
+            state[me, _OUT_WORD], state[me, _OUT_VALUE], state[me, _OUT_ROUTE] = (
+                state[me, _WORD],
+                state[me, _VALUE],
+                state[me, _ROUTE],
             )
         elif k == ACCUMULATE:
-            c, e, token = unit[s], state[s, _WORD], -state[s, _VALUE] - 1
+            c, e, token = unit[s], state[me, _WORD], -state[me, _VALUE] - 1
             bank = token % num_banks
             if num_adds[e] >= 0:
                 goes_out = False
@@ -354,7 +368,7 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; reference.py say
                 columns = core_outputs[c, 1] - o0
                 at = (c * num_banks + bank) * most_columns
                 row = position[e] * num_outputs + o0
-                _add_row(accumulator[at : at + columns], weight[row : row + columns], packet_value[e])
+                _add_row(accumulator, np.uintp(at), weight, np.uintp(row), columns, packet_value[e])
                 counters[c, 0] += num_adds[e] * columns
                 counters[c, 1] += num_shifts[e] * columns
                 counters[c, 2] += columns
@@ -373,25 +387,25 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; reference.py say
                     ended = token
                 elif goes_out:
                     ends_heard[c, bank] = 0
-                    state[s, _OUT_WORD], state[s, _OUT_VALUE], state[s, _OUT_ROUTE] = token, 0, state[s, _ROUTE]
+                    state[me, _OUT_WORD], state[me, _OUT_VALUE], state[me, _OUT_ROUTE] = token, 0, state[me, _ROUTE]
         elif k == SEND:
-            c, o, token = unit[s], state[s, _CURSOR], state[s, _WORD]
+            c, o, token = unit[s], state[me, _CURSOR], state[me, _WORD]
             bank = token % num_banks
-            state[s, _CURSOR] += 1
-            state[s, _OUT_WORD], state[s, _OUT_ROUTE] = token * num_outputs + o, sum_route[c]
+            state[me, _CURSOR] += 1
+            state[me, _OUT_WORD], state[me, _OUT_ROUTE] = token * num_outputs + o, sum_route[c]
             at = (c * num_banks + bank) * most_columns + o - core_outputs[c, 0]
-            state[s, _OUT_VALUE] = accumulator[at]
+            state[me, _OUT_VALUE] = accumulator[at]
             accumulator[at] = 0
         else:
-            token, o = state[s, _WORD] // num_outputs, state[s, _WORD] % num_outputs
+            token, o = state[me, _WORD] // num_outputs, state[me, _WORD] % num_outputs
             if k == REDUCE:
                 bank = token % num_banks
                 met[bank, o] += 1
-                met_sum[bank, o] += state[s, _VALUE]
+                met_sum[bank, o] += state[me, _VALUE]
                 goes_out = met[bank, o] == num_partial
                 if goes_out:
-                    state[s, _OUT_WORD], state[s, _OUT_VALUE], state[s, _OUT_ROUTE] = (
-                        state[s, _WORD],
+                    state[me, _OUT_WORD], state[me, _OUT_VALUE], state[me, _OUT_ROUTE] = (
+                        state[me, _WORD],
                         met_sum[bank, o],
                         result_route,
                     )
@@ -399,7 +413,7 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; reference.py say
                     met_sum[bank, o] = 0
             else:
                 goes_out = False
-                sums[token, o] = state[s, _VALUE]
+                sums[token, o] = state[me, _VALUE]
                 left[token] -= 1
                 ended = token
 
@@ -412,31 +426,32 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; reference.py say
                     going[num_going] = source
                     num_going += 1
         if goes_out:
-            r = state[s, _OUT_ROUTE]
+            r = state[me, _OUT_ROUTE]
             for j in range(next_first[s, r], next_first[s, r] + next_num[s, r]):
                 d = next_station[j]
-                if state[d, _LEN] < depth[d]:
-                    state[d, _QUEUE] += state[d, _LEN] * (now - state[d, _CHANGED])
-                    state[d, _CHANGED] = now
-                    place = state[d, _HEAD] + state[d, _LEN]
-                    slot = queue_at[d] + (place if place < depth[d] else place - depth[d])
-                    queue[slot, _Q_WORD], queue[slot, _Q_VALUE] = state[s, _OUT_WORD], state[s, _OUT_VALUE]
+                to = np.uintp(d)
+                if state[to, _LEN] < depth[d]:
+                    state[to, _QUEUE] += state[to, _LEN] * (now - state[to, _CHANGED])
+                    state[to, _CHANGED] = now
+                    place = state[to, _HEAD] + state[to, _LEN]
+                    slot = np.uintp(queue_at[d] + (place if place < depth[d] else place - depth[d]))
+                    queue[slot, _Q_WORD], queue[slot, _Q_VALUE] = state[me, _OUT_WORD], state[me, _OUT_VALUE]
                     queue[slot, _Q_ROUTE] = r
                     queue[slot, _Q_THERE], queue[slot, _Q_RECORD] = now + latency_ps[s], cause
-                    state[d, _LEN] += 1
-                    state[d, _MOST] = max(state[d, _MOST], state[d, _LEN])
-                    if state[d, _IDLE]:
-                        state[d, _IDLE] = 0
+                    state[to, _LEN] += 1
+                    state[to, _MOST] = max(state[to, _MOST], state[to, _LEN])
+                    if state[to, _IDLE]:
+                        state[to, _IDLE] = 0
                         going[num_going] = d
                         num_going += 1
                 else:
                     num_waiting = wait_at[d + 1] - wait_at[d]
-                    place = state[d, _WAIT_HEAD] + state[d, _WAIT_LEN]
+                    place = state[to, _WAIT_HEAD] + state[to, _WAIT_LEN]
                     waiting[wait_at[d] + (place if place < num_waiting else place - num_waiting)] = s
-                    state[d, _WAIT_LEN] += 1
-                    state[s, _PENDING] += 1
-        if state[s, _PENDING]:
-            state[s, _SINCE] = now
+                    state[to, _WAIT_LEN] += 1
+                    state[me, _PENDING] += 1
+        if state[me, _PENDING]:
+            state[me, _SINCE] = now
         else:
             going[num_going] = s
             num_going += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numba
 import numpy as np
 
 from ...errors import InputError
@@ -64,101 +65,149 @@ def build_traffic(
     num_timesteps, num_tokens, num_inputs = spikes.shape
     # A spike of weight 6 takes two additions of shifted rows, for the binary ones of 6.
     ones = np.array([abs(w).bit_count() for w in timestep_weight.tolist()], np.int64)
-    if chip.barrier.tiles:
-        rows = spikes.transpose(1, 0, 2).reshape(num_tokens * num_timesteps, num_inputs)
-        row, position = rows.nonzero()
-        t = row % num_timesteps
-        weight = timestep_weight[t]
-        value = weight * rows[row, position]
-        adds = ones[t]
-        shifts = adds - (weight & 1)
-        num_rows = len(rows)
-    elif chip.packet.payload == "spike":
-        # Channel by channel: an encoder sends all spikes of a channel when it comes to it.
-        row, position, t = spikes.transpose(1, 2, 0).nonzero()
-        weight = timestep_weight[t]
-        value = weight * spikes[t, row, position]
-        adds = ones[t]
-        shifts = adds - (weight & 1)
-        num_rows = num_tokens
-    else:
-        row, position = (spikes != 0).any(axis=0).nonzero()
-        fired = spikes[:, row, position].astype(np.int64)  # [T, active]
-        value = timestep_weight @ fired
-        adds = ones @ np.abs(fired)
-        shifts = adds - (timestep_weight & 1) @ np.abs(fired)
-        num_rows = num_tokens
-    _check_bits(value, timestep_weight, num_inputs, chip)
-    parts, first, num_sent = [], [], 0
-    for s, (_, sent) in enumerate(placement.senders):
-        mine = (position >= sent.start) & (position < sent.stop)
-        columns = (row[mine], position[mine], value[mine], adds[mine], shifts[mine])
-        part, ends = _of_sender(columns, s, sent, num_rows, placement, network, chip)
-        first.append(num_sent + ends)
-        num_sent += len(part[0])
-        parts.append(part)
-    names = ("position", "value", "num_adds", "num_shifts", "route", "service_ps")
-    merged = {name: np.concatenate(arrays) for name, arrays in zip(names, zip(*parts, strict=True), strict=True)}
-    return Traffic(first=np.stack(first), num_packets=len(row), num_sent=num_sent, **merged)
-
-
-def _of_sender(columns, s, sent, num_rows, placement, network, chip) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return position, value, adds, shifts, route and service of one sender's packets, and where each row begins."""
-    row, position, value, adds, shifts = (np.asarray(c, np.int64) for c in columns)
-    encoder = chip.encoder
-    handshake = chip.handshake.ps
-    copy_ps = 0 if chip.packet.multicast else to_ps(chip.core.send_ns)
-
-    # Time from the packet before: the channels that were looked at meanwhile, in groups of `lanes`.
-    group = (position - sent.start) // encoder.lanes + 1
-    new_row = np.diff(row, prepend=-1) != 0
-    looked_at = group - np.where(new_row, 0, np.concatenate([[0], group[:-1]]) if len(group) else group)
-    round_ps = to_ps(encoder.round_ns)
-    spike_ps = to_ps(encoder.spike_ns)
-    num_groups = -(-len(sent) // encoder.lanes)
-    mean_ps = num_groups * to_ps(encoder.mean_ns) + to_ps(encoder.threshold_ns)
-    service = looked_at * round_ps + spike_ps + np.where(new_row, mean_ps, 0)
-
-    # One copy for each route of its block.
-    starts = [block.start for block in placement.input_blocks]
-    block = np.searchsorted(starts, position, side="right") - 1
-    routes = network.spike_routes[s]
-    copies = np.array([len(r) for r in routes], np.int64)[block]
-    which = np.arange(copies.sum()) - np.repeat(copies.cumsum() - copies, copies)
-    table = np.full((len(routes), max(map(len, routes))), -1, np.int64)
-    for i, r in enumerate(routes):
-        table[i, : len(r)] = r
-    service = np.where(which == 0, np.repeat(service, copies), 0) + copy_ps + handshake
-    row, position, value, adds, shifts, block = (
-        np.repeat(a, copies) for a in (row, position, value, adds, shifts, block)
+    rows_per_token = num_timesteps if chip.barrier.tiles else 1
+    merges = chip.packet.payload == "count" and not chip.barrier.tiles
+    num_rows = num_tokens * rows_per_token
+    spike_routes, end_routes = _padded(network.spike_routes), _padded([network.end_routes])[0]
+    encoder, handshake = chip.encoder, chip.handshake.ps
+    copy_ps = handshake + (0 if chip.packet.multicast else to_ps(chip.core.send_ns))
+    senders = np.array([(sent.start, sent.stop) for _, sent in placement.senders], np.int64)
+    num_groups = -(-np.diff(senders)[:, 0] // encoder.lanes)
+    most = int(np.count_nonzero(spikes))
+    if merges:
+        most = min(most, num_tokens * num_inputs)
+    most = most * spike_routes.shape[2] + num_rows * end_routes.size
+    position, value, num_adds, num_shifts, route, service_ps = (np.empty(most, np.int64) for _ in range(6))
+    first = np.empty((len(senders), num_rows + 1), np.int64)
+    num_packets, num_sent = _fill(
+        spikes,
+        timestep_weight,
+        ones,
+        rows_per_token,
+        merges,
+        senders,
+        np.array([block.start for block in placement.input_blocks], np.int64),
+        spike_routes,
+        end_routes,
+        encoder.lanes,
+        to_ps(encoder.round_ns),
+        to_ps(encoder.spike_ns),
+        num_groups * to_ps(encoder.mean_ns) + to_ps(encoder.threshold_ns),
+        copy_ps,
+        0 if network.free_ends else copy_ps,
+        first,
+        position,
+        value,
+        num_adds,
+        num_shifts,
+        route,
+        service_ps,
     )
+    columns = [column[:num_sent] for column in (position, value, num_adds, num_shifts, route, service_ps)]
+    _check_bits(columns[1], timestep_weight, num_inputs, chip)
+    return Traffic(first, *columns, num_packets=num_packets, num_sent=num_sent)
 
-    # Every row ends with an end packet per end route; the first of them pays for the channels after the last spike.
-    last_group = np.zeros(num_rows, np.int64)
-    np.maximum.at(last_group, row, (position - sent.start) // encoder.lanes + 1)
-    tail = (num_groups - last_group) * round_ps + np.where(last_group == 0, mean_ps, 0)
-    end_routes = np.array(network.end_routes[s], np.int64)
-    num_ends = len(end_routes)
-    end_service = np.zeros((num_rows, num_ends), np.int64)
-    if not network.free_ends:
-        end_service += copy_ps + handshake
-    end_service[:, 0] += tail
-    end_row = np.repeat(np.arange(num_rows), num_ends)
-    zeros = np.zeros(len(end_row), np.int64)
-    order = np.argsort(np.concatenate([row, end_row]), kind="stable")
-    merged = [
-        np.concatenate(pair)[order]
-        for pair in (
-            (position, zeros),
-            (value, zeros),
-            (adds, zeros - 1),
-            (shifts, zeros),
-            (table[block, which], np.tile(end_routes, num_rows)),
-            (service, end_service.reshape(-1)),
-        )
-    ]
-    per_row = np.bincount(row, minlength=num_rows) + num_ends
-    return merged, np.concatenate([[0], per_row.cumsum()])
+
+def _padded(lists: list[list[list[int]]]) -> np.ndarray:
+    """Return lists of lists of routes as an array, with -1 after the last route of each."""
+    shape = len(lists), max(map(len, lists)), max(len(routes) for part in lists for routes in part)
+    table = np.full(shape, -1, np.int64)
+    for i, part in enumerate(lists):
+        for j, routes in enumerate(part):
+            table[i, j, : len(routes)] = routes
+    return table
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_up(spikes, timestep_weight, ones, start, stop, channels):
+    """Find what the spikes [T, N] of each channel add up to, and their additions and shifts; channels: [3, N]."""
+    channels[:, start:stop] = 0
+    for t in range(len(spikes)):
+        odd = timestep_weight[t] & 1
+        for n in range(start, stop):
+            spike = spikes[t, n]
+            if spike:
+                channels[0, n] += timestep_weight[t] * spike
+                channels[1, n] += ones[t]
+                channels[2, n] += ones[t] - odd
+
+
+@numba.njit(cache=True, nogil=True)
+def _fill(
+    spikes,
+    timestep_weight,
+    ones,
+    rows_per_token,
+    merges,
+    senders,
+    block_start,
+    spike_routes,
+    end_routes,
+    lanes,
+    round_ps,
+    spike_ps,
+    mean_ps,
+    copy_ps,
+    end_ps,
+    first,
+    position,
+    value,
+    num_adds,
+    num_shifts,
+    route,
+    service_ps,
+):
+    """Write the packets; return how many left encoders, and how many were sent with copies and ends."""
+    channels = np.zeros((3, spikes.shape[2]), np.int64)
+    total, adds, shifts = channels
+    row_timesteps = spikes.shape[0] // rows_per_token
+    num_packets, e = 0, 0
+    for s in range(len(senders)):
+        start, stop = senders[s]
+        num_groups = -(-(stop - start) // lanes)
+        first[s, 0] = e
+        for row in range(first.shape[1] - 1):
+            token, from_t = row // rows_per_token, row % rows_per_token
+            to_t = from_t + row_timesteps
+            _add_up(spikes[from_t:to_t, token], timestep_weight[from_t:to_t], ones[from_t:to_t], start, stop, channels)
+            # A packet pays for the channels that were looked at since the one before, in groups of `lanes`.
+            looked_at, unpaid_ps = 0, mean_ps[s]
+            block = 0
+            for n in range(start, stop):
+                if adds[n] == 0:
+                    continue
+                while block + 1 < len(block_start) and block_start[block + 1] <= n:
+                    block += 1
+                # An encoder sends all spikes of a channel when it comes to it.
+                for t in range(from_t, from_t + 1 if merges else to_t):
+                    v, a, h = total[n], adds[n], shifts[n]
+                    if not merges:
+                        spike = spikes[t, token, n]
+                        if spike == 0:
+                            continue
+                        v, a, h = timestep_weight[t] * spike, ones[t], ones[t] - (timestep_weight[t] & 1)
+                    group = (n - start) // lanes + 1
+                    unpaid_ps += (group - looked_at) * round_ps + spike_ps
+                    looked_at = group
+                    num_packets += 1
+                    for r in spike_routes[s, block]:
+                        if r < 0:
+                            break
+                        position[e], value[e], num_adds[e], num_shifts[e], route[e] = n, v, a, h, r
+                        service_ps[e] = unpaid_ps + copy_ps
+                        unpaid_ps = 0
+                        e += 1
+            # The first packet that says that the token is done pays for the channels after the last spike.
+            unpaid_ps += (num_groups - looked_at) * round_ps
+            for r in end_routes[s]:
+                if r < 0:
+                    break
+                position[e], value[e], num_adds[e], num_shifts[e], route[e] = 0, 0, -1, 0, r
+                service_ps[e] = unpaid_ps + end_ps
+                unpaid_ps = 0
+                e += 1
+            first[s, row + 1] = e
+    return num_packets, e
 
 
 def _check_bits(value: np.ndarray, timestep_weight: np.ndarray, num_inputs: int, chip: Description) -> None:

@@ -1,6 +1,7 @@
 """The chip: both implementations agree event for event, integers are exact, nothing ever waits for itself."""
 
 import dataclasses
+import itertools
 import os
 from dataclasses import replace
 
@@ -12,7 +13,10 @@ from hypothesis import strategies as st
 
 from spikebrain.backends import Reference
 from spikebrain.backends.chip import MAPPINGS, ORDERS, Chip, load_description, num_packet_hops, simulate_layer
+from spikebrain.backends.chip.description import to_ps
 from spikebrain.backends.chip.mapping import CoreTile, Placement
+from spikebrain.backends.chip.network import build_network
+from spikebrain.backends.chip.traffic import build_traffic
 from spikebrain.coding import ENCODERS
 
 PRESETS = {name: load_description(name) for name in ("ideal-45nm", "async-45nm", "loihi")}
@@ -90,6 +94,53 @@ def services(trace, num_stations):
     for station, *rest in zip(trace.station, trace.begin_ps, trace.end_ps, trace.word, strict=True):
         found[station].append(tuple(int(v) for v in rest))
     return [sorted(each) for each in found]
+
+
+def plain_packets(sender, spikes, timestep_weight, placement, network, chip):
+    """Return a row of packets (position, value, additions, shifts, route, service) for each token of one sender."""
+    encoder, sent = chip.encoder, placement.senders[sender][1]
+    base = chip.handshake.ps + (0 if chip.packet.multicast else to_ps(chip.core.send_ns))
+    if chip.barrier.tiles:  # timesteps are tokens
+        windows = [([w], spikes[t : t + 1, i]) for i in range(spikes.shape[1]) for t, w in enumerate(timestep_weight)]
+    else:
+        windows = [(list(timestep_weight), spikes[:, i]) for i in range(spikes.shape[1])]
+    for weights, window in windows:
+        row, groups = [], [list(sent)[i : i + encoder.lanes] for i in range(0, len(sent), encoder.lanes)]
+        owed = len(groups) * to_ps(encoder.mean_ns) + to_ps(encoder.threshold_ns)
+        for group in groups:
+            owed += to_ps(encoder.round_ns)
+            for n in group:
+                fired = [(w, s) for w, s in zip(map(int, weights), window[:, n].tolist(), strict=True) if s]
+                packets = [(w * s, abs(w).bit_count(), abs(w).bit_count() - (w & 1)) for w, s in fired]
+                if chip.packet.payload == "count" and not chip.barrier.tiles and fired:
+                    packets = [tuple(map(sum, zip(*packets, strict=True)))]
+                block = next(i for i, inputs in enumerate(placement.input_blocks) if n in inputs)
+                for packet in packets:
+                    owed += to_ps(encoder.spike_ns)
+                    for route in network.spike_routes[sender][block]:
+                        row.append((n, *packet, route, owed + base))
+                        owed = 0
+        for route in network.end_routes[sender]:
+            row.append((0, 0, -1, 0, route, owed + (0 if network.free_ends else base)))
+            owed = 0
+        yield row
+
+
+@settings(max_examples=100, deadline=None)
+@given(jobs())
+def test_packets_are_those_of_a_plain_loop(job):
+    arguments, _ = job
+    spikes, timestep_weight, _, chip, placement = arguments
+    network = build_network(placement, chip)
+    traffic = build_traffic(spikes, np.asarray(timestep_weight, np.int64), placement, network, chip)
+    columns = ("position", "value", "num_adds", "num_shifts", "route", "service_ps")
+    found = list(zip(*(getattr(traffic, name).tolist() for name in columns), strict=True))
+    assert len(found) == traffic.num_sent == traffic.first[-1, -1]
+    for sender in range(len(placement.senders)):
+        expected = list(plain_packets(sender, spikes, timestep_weight, placement, network, chip))
+        assert traffic.num_tokens == len(expected)
+        for row, (first, stop) in zip(expected, itertools.pairwise(traffic.first[sender].tolist()), strict=True):
+            assert found[first:stop] == row
 
 
 @settings(max_examples=60, deadline=None)

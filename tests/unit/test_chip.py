@@ -169,6 +169,28 @@ def test_a_layer_in_numbers():
     assert (found.activity.num_synops, found.activity.num_updates, found.activity.num_spikes) == (6, 6, 3)
 
 
+def test_a_large_layer():
+    """The widest layer of SpikingBrain-7B: 3584 x 18944 on the 32 x 32 cores of async-45nm."""
+    rng = np.random.default_rng(0)
+    spikes = rng.choice(np.array([-1, 0, 0, 0, 1], np.int8), (3, 2, 3584))
+    weight = rng.integers(-127, 128, (3584, 18944), np.int8)
+    timestep_weight = np.array([1, 2, 4])
+    placement = InOrder().place(3584, 18944, ASYNC)
+    found = simulate_layer(spikes, timestep_weight, weight, ASYNC, placement)
+    value = np.tensordot(timestep_weight, spikes, 1)
+    # Exact in float64: sums stay below 7 * 127 * 3584 < 2^53.
+    assert np.array_equal(found.sums, (value.astype(float) @ weight.astype(float)).astype(np.int64))
+    assert found.activity.num_synops == np.count_nonzero(spikes) * 18944
+    assert found.activity.num_macs == 2 * 3584 * 18944
+
+
+def test_times_that_do_not_fit():
+    placement = InOrder().place(2, 2, ASYNC)
+    run = (np.ones((1, 1, 2), np.int8), np.ones(1), np.ones((2, 2), np.int8), ASYNC, placement)
+    with pytest.raises(InputError, match=r"^chip: expected times below"):
+        simulate_layer(*run, arrival_ps=np.array([2**62]))
+
+
 def test_bits_of_packets():
     spikes = np.ones((1, 1, 4), np.int8)
     placement = InOrder().place(4, 1, ASYNC)
