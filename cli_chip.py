@@ -11,16 +11,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from .analysis.chip_orders import learn_orders
 from .analysis.chip_plots import plot_chip_energy, plot_chip_time, plot_mesh
 from .analysis.chip_report import describe_simulation
 from .analysis.chip_simulation import MODES, simulate_model
 from .analysis.progress import progress_bars
 from .analysis.report import ReportSettings, load_spiking, require_writable
-from .backends.chip import MAPPINGS, load_description
+from .backends.chip import MAPPINGS, ORDERS, load_description
 from .backends.chip.trace import write_timeline
 from .coding import ENCODERS
 from .errors import InputError
 from .models import SpikeLinear
+
+_ORDER_TOKENS = 128
 
 
 def simulate_command(
@@ -32,6 +35,9 @@ def simulate_command(
     num_tokens: Annotated[int, typer.Option(help="Tokens from the start of the text, as one window.")] = 16,
     mode: Annotated[str, typer.Option(help="decode: token after token; prefill: tokens follow each other.")] = "decode",
     mapping: Annotated[str, typer.Option(help="in-order or minimal-traffic.")] = "in-order",
+    order: Annotated[
+        str, typer.Option(help="Order of the channels in memory: as-given, by-rate or together; see below.")
+    ] = "as-given",
     stream: Annotated[bool, typer.Option("--stream", help="Weights stream from DRAM: the model need not fit.")] = False,
     k: Annotated[float, typer.Option(help="Thresholds that the mean |x| of a token is worth.")] = 3.0,
     encoder: Annotated[str, typer.Option(help="Spike code.")] = "bitwise-bidirectional",
@@ -42,21 +48,46 @@ def simulate_command(
     timeline: Annotated[str | None, typer.Option(help="Layer of which to write timeline.json for Perfetto.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for simulation.json and the plots.")] = Path("spikebrain-chip"),
 ) -> None:
-    """Run a model on a simulated asynchronous chip, event by event: exact sums, time, energy and bottlenecks."""
+    """Run a model on a simulated asynchronous chip, event by event: exact sums, time, energy and bottlenecks.
+
+    An --order is learned from the 128 tokens of the text that follow those simulated.
+    """
     if encoder not in ENCODERS:
         raise InputError(f"--encoder: expected one of {', '.join(ENCODERS)}; got {encoder!r}.")
     if mapping not in MAPPINGS:
         raise InputError(f"--mapping: expected one of {', '.join(MAPPINGS)}; got {mapping!r}.")
     if mode not in MODES:
         raise InputError(f"--mode: expected one of {', '.join(MODES)}; got {mode!r}.")
+    if order not in ORDERS:
+        raise InputError(f"--order: expected one of {', '.join(ORDERS)}; got {order!r}.")
     description = load_description(chip)
+    learned_from = 0 if order == "as-given" else _ORDER_TOKENS
     settings = ReportSettings(
-        model, text, num_tokens, num_tokens, k=k, encoder=ENCODERS.create(encoder), layers=layers, seed=seed
+        model,
+        text,
+        num_tokens + learned_from,
+        num_tokens,
+        k=k,
+        encoder=ENCODERS.create(encoder),
+        layers=layers,
+        seed=seed,
     )
     require_writable(out)
     progress = Console(stderr=True, markup=False)
     spiking, ids, model_source, text_source = load_spiking(settings, progress)
     num_layers = sum(isinstance(module, SpikeLinear) for module in spiking.modules())
+    if len(ids) < num_tokens:
+        raise InputError(
+            f"--num-tokens: expected at most the {len(ids):,} tokens of the text, got {num_tokens:,}. "
+            "Give a longer text."
+        )
+    ids, following = ids[:num_tokens], ids[num_tokens:]
+    orders = {}
+    if learned_from:
+        if len(following) == 0:
+            raise InputError(f"--order {order}: expected a text of more than {num_tokens} tokens to learn from.")
+        progress.print(f"Learning the order of channels from {len(following)} tokens")
+        orders = learn_orders(spiking, following, ORDERS.create(order))
     began = time.perf_counter()
     with progress_bars(progress, unit="layers") as add_bar:
         found = simulate_model(
@@ -66,6 +97,7 @@ def simulate_command(
             mapping=MAPPINGS.create(mapping),
             stream=stream,
             mode=mode,
+            orders=orders,
             jitter=jitter,
             seed=seed,
             trace=critical_path,
@@ -76,6 +108,7 @@ def simulate_command(
     report = describe_simulation(found)
     report["model"] = {"name": model, "source": Path(model_source).name}
     report["text"] = text_source
+    report["order"] = {"name": order, "num_tokens": len(following)}
     report["seconds"] = seconds
     title = f"{Path(model_source).stem}, {len(ids)} tokens, {mode}, on {description.name}"
     plot_chip_energy(found, out / "energy.png", title)

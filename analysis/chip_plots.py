@@ -9,8 +9,21 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from .chip_flow import Stage
 from .chip_simulation import ModelOnChip
-from .style import NEUTRAL, POSITIVE, plain, save_figure
+from .style import NEGATIVE, NEUTRAL, POSITIVE, plain, save_figure
+
+# Stations of the critical path, in the order of the packets.
+_STATION_COLORS = {
+    "wait": NEUTRAL,
+    "encode": NEGATIVE,
+    "link": "#56b4e9",
+    "wire": "#009e73",
+    "accumulate": POSITIVE,
+    "send": "#e69f00",
+    "reduce": "#cc79a7",
+    "collect": "#f0e442",
+}
 
 
 def plot_chip_energy(found: ModelOnChip, path: Path, title: str = "") -> None:
@@ -72,17 +85,35 @@ def plot_mesh(found: ModelOnChip, path: Path, title: str = "") -> None:
 def plot_chip_time(found: ModelOnChip, path: Path, title: str = "") -> None:
     """Draw what a token waits for, by kind of layer and between layers, in the order of a block.
 
+    Where critical paths are known, bars of layers are cut into the stations that held the token up.
+
     Args:
-        found: a simulated model that was decoded.
+        found: a simulated model.
         path: *.png or *.svg to write.
         title: what was simulated.
     """
     parts = time_by_kind(found)
-    figure = Figure(figsize=(8, 0.42 * len(parts) + 1.3), layout="constrained")
+    held_up = held_up_by(found)
+    figure = Figure(figsize=(8, 0.42 * len(parts) + (1.9 if held_up else 1.3)), layout="constrained")
     axes = figure.subplots()
     values = [value / 1e6 for value in parts.values()]
     colors = [NEUTRAL if name in ("transfers", "dense rest") else POSITIVE for name in parts]
     axes.barh(range(len(parts)), values, color=colors, height=0.66)
+    left = np.zeros(len(parts))
+    for station, color in _STATION_COLORS.items():
+        width = np.array([held_up.get(name, {}).get(station, 0.0) / 1e6 for name in parts])
+        if width.any():
+            axes.barh(range(len(parts)), width, left=left, color=color, height=0.66, label=station)
+            left += width
+    if held_up:
+        figure.legend(
+            title="Critical path: what the token waits for",
+            loc="outside lower center",
+            ncols=len(_STATION_COLORS),
+            frameon=False,
+            fontsize=9,
+            title_fontsize=9,
+        )
     total = sum(values)
     for place, value in enumerate(values):
         axes.text(value, place, f" {value:.1f} µs, {value / total if total else 0:.0%}", va="center", fontsize=9)
@@ -95,14 +126,36 @@ def plot_chip_time(found: ModelOnChip, path: Path, title: str = "") -> None:
     save_figure(figure, path)
 
 
+def held_up_by(found: ModelOnChip) -> dict[str, dict[str, float]]:
+    """Return the mean time of a token in ps, by kind of stage and of the station that held it up.
+
+    Empty without critical paths, and in prefill, where the path of the last token is not that of the others.
+    """
+    parts: dict[str, dict[str, float]] = {}
+    if found.mode != "decode":
+        return parts
+    for stage in found.stages:
+        layers = [found.layers[name] for name in stage.layers]
+        if layers and all(layer.critical_path_ps for layer in layers):
+            slowest = max(layers, key=lambda layer: layer.latency_ps.sum())
+            into = parts.setdefault(_kind_of(stage), {})
+            for station, ps in slowest.critical_path_ps.items():
+                into[station] = into.get(station, 0.0) + ps / found.num_tokens
+    return parts
+
+
+def _kind_of(stage: Stage) -> str:
+    return " ".join(dict.fromkeys(name.rpartition(".")[2] for name in stage.layers))
+
+
 def time_by_kind(found: ModelOnChip) -> dict[str, float]:
     """Return the mean time of a token in ps, by kind of stage, and between stages."""
     parts: dict[str, float] = {}
     for stage in found.stages:
         if stage.layers:
-            names = " ".join(dict.fromkeys(name.rpartition(".")[2] for name in stage.layers))
             slowest = np.max([found.layers[name].latency_ps for name in stage.layers], axis=0)
-            parts[names] = parts.get(names, 0.0) + float(slowest.mean())
+            kind = _kind_of(stage)
+            parts[kind] = parts.get(kind, 0.0) + float(slowest.mean())
     parts["transfers"] = float(sum(stage.transfer_ps for stage in found.stages))
     parts["dense rest"] = float(sum(stage.rest_ps for stage in found.stages))
     return parts

@@ -79,8 +79,9 @@ def describe_simulation(found: ModelOnChip) -> dict[str, Any]:
 
 def _row(layer: LayerOnChip, found: ModelOnChip) -> dict[str, Any]:
     energy = layer.activity.energy_pj(found.chip)
-    busiest = sorted(layer.queues.items(), key=lambda queue: -queue[1][0])[:3]
-    links = sorted(layer.links.items(), key=lambda link: -link[1])[:3]
+    queues = sorted(layer.queues.items(), key=lambda queue: -queue[1][0])
+    links = sorted(layer.links.items(), key=lambda link: -link[1])
+    cores = zip(layer.placement.cores, layer.busy.tolist(), strict=True)
     return {
         "name": layer.name,
         "num_cores": len(layer.placement.cores),
@@ -88,9 +89,9 @@ def _row(layer: LayerOnChip, found: ModelOnChip) -> dict[str, Any]:
         "latency_s": float(np.mean(layer.latency_ps)) * 1e-12,
         "energy_per_token_pj": {name: value / found.num_tokens for name, value in energy.items()},
         "num_synops": layer.activity.num_synops,
-        "busiest_core": float(layer.busy.max()),
-        "mean_core": float(layer.busy.mean()),
-        "fullest_queues": {name: {"mean": mean, "most": most} for name, (mean, most) in busiest},
-        "busiest_links": dict(links),
+        "busy": {"mean": float(layer.busy.mean()), "most": float(layer.busy.max())},
+        "cores": [{"tile": core.tile, "busy": share} for core, share in cores],
+        "queues": {name: {"mean": mean, "most": most} for name, (mean, most) in queues},  # fullest first
+        "links": dict(links),  # packets, most first
         "critical_path_ps": layer.critical_path_ps,
     }

@@ -292,7 +292,10 @@ def tokenize(loaded: Loaded, text: str, settings: ReportSettings, console: Conso
     names = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length")
     longest = next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
     if longest is not None and settings.context > longest:
-        raise InputError(f"context: expected at most the model's {longest} positions, got {settings.context}.")
+        raise InputError(
+            f"A window of {settings.context:,} tokens: expected at most the model's {longest:,} positions. Lower "
+            "context (for simulate, num_tokens)."
+        )
     ids = torch.tensor(loaded.tokenizer.encode(text, verbose=False), dtype=torch.int64)
     vocabulary = cast(PreTrainedModel, loaded.model).get_input_embeddings()
     if isinstance(vocabulary, nn.Embedding) and len(ids) and int(ids.max()) >= vocabulary.num_embeddings:

@@ -1,8 +1,9 @@
 """What an architect would ask: one token of SmolLM2 on variants of async-45nm, energy and latency of each.
 
-    python benchmarks/chip_study.py TEXT [--num-tokens N] [--out FILE.json]
+    python benchmarks/chip_study.py TEXT [--num-tokens N] [--out FILE.json] [--plot FILE.png]
 
-Every variant changes one thing of the preset. Energies are simulated, nothing is measured.
+Every variant changes one thing of the preset, or of the variant above it where its name is indented. Energies are
+simulated, nothing is measured. Orders of channels are learned from the 512 tokens that follow.
 """
 
 from __future__ import annotations
@@ -13,11 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from matplotlib.figure import Figure
 from timing import write_json
 
 from spikebrain import Policy, convert, load
+from spikebrain.analysis.chip_orders import learn_orders
 from spikebrain.analysis.chip_simulation import simulate_model
-from spikebrain.backends.chip import COMPONENTS, Description, MinimalTraffic, load_description
+from spikebrain.analysis.style import save_figure
+from spikebrain.backends.chip import COMPONENTS, ORDERS, Description, MinimalTraffic, load_description
 
 
 def changed(chip: Description, **parts: dict) -> Description:
@@ -33,21 +37,57 @@ def variants(chip: Description) -> list[tuple[str, Description, dict]]:
         ("minimal traffic", chip, {"mapping": MinimalTraffic()}),
     ]
     for size in (8, 256, 2048):  # 20 pJ per 8 bytes, as 32 bytes take 80
-        found.append(
-            (f"blocks of {size} bytes", changed(chip, core={"block_bytes": size, "access_pj": 2.5 * size}), {})
-        )
+        blocks = changed(chip, core={"block_bytes": size, "access_pj": 2.5 * size})
+        found.append((f"blocks of {size} bytes", blocks, {}))
+    found += [(f"  channels {order}", blocks, {"orders": order}) for order in ("by-rate", "together")]
     for depth in (1, 2, 32):
         queues = {"link": {"queue_packets": depth}, "core": {"queue_packets": depth}}
         found.append((f"queues of {depth}", changed(chip, **queues), {}))
-    for kib, side in ((64, 45), (256, 23), (512, 17)):
+    for kib, side in ((32, 66), (64, 45), (256, 24), (512, 18)):
         mesh = {"columns": side, "rows": side}
         # A core leaks with its memory.
         core = {"sram_bytes": 1024 * kib, "leakage_mw": kib / 128}
         found.append((f"cores of {kib} KiB, {side} x {side}", changed(chip, core=core, mesh=mesh), {}))
     registers = changed(chip, core={"accumulator_pj": 0.5})
     found.append(("sums in registers (0.5 pJ, assumed)", registers, {}))
+    small = changed(registers, core={"sram_bytes": 64 * 1024, "leakage_mw": 0.5}, mesh={"columns": 45, "rows": 45})
+    found.append(("  and cores of 64 KiB, 45 x 45", small, {}))
     found.append(("weights from DRAM", chip, {"stream": True}))
+    bursts = changed(chip, dram={"block_bytes": 2048, "block_pj": chip.dram.block_pj * 32})
+    found.append(("  bursts of 2048 bytes", bursts, {"stream": True}))
+    found.append(("    channels together", bursts, {"stream": True, "orders": "together"}))
     return found
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Draw energy by component and time of a token, a bar a variant."""
+    colors = dict(
+        zip(COMPONENTS, ("#0072b2", "#56b4e9", "#e69f00", *["#999999"] * 4, "#cc79a7", "#d55e00"), strict=True)
+    )
+    labels = {"routing": "packets, routing, handshakes, encoding"}
+    shown = [
+        row for row in rows if "DRAM" not in row["variant"] and not row["variant"].startswith(("  bursts", "    "))
+    ]
+    figure = Figure(figsize=(11, 0.36 * len(shown) + 1.6), layout="constrained")
+    energy, time_us = figure.subplots(1, 2, sharey=True, width_ratios=(2, 1))
+    for place, row in enumerate(shown):
+        left = 0.0
+        for part, value in row["energy_uj"].items():
+            label = labels.get(part, None if colors[part] == "#999999" else part) if place == 0 else None
+            energy.barh(place, value, left=left, color=colors[part], height=0.7, label=label)
+            left += value
+        energy.text(left, place, f" {left:,.0f}", va="center", fontsize=9)
+        time_us.barh(place, row["token_us"], color="#8c8c8c", height=0.7)
+        time_us.text(row["token_us"], place, f" {row['token_us']:,.0f}", va="center", fontsize=9)
+    energy.set_yticks(range(len(shown)), [row["variant"] for row in shown])
+    energy.invert_yaxis()
+    energy.set_xlabel("µJ a token (simulated)")
+    time_us.set_xlabel("µs a token (simulated)")
+    for axes in (energy, time_us):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.12)
+    figure.legend(loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+    save_figure(figure, path)
 
 
 def main() -> None:
@@ -55,15 +95,18 @@ def main() -> None:
     parser.add_argument("text", type=Path)
     parser.add_argument("--num-tokens", type=int, default=8)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     model, tokenizer, _ = load("smollm2")
     spiking = convert(model, Policy(), inplace=True).model
-    ids = torch.tensor(tokenizer.encode(options.text.read_text()[:10_000], verbose=False))[: options.num_tokens]
+    ids = torch.tensor(tokenizer.encode(options.text.read_text()[:10_000], verbose=False))
+    ids, following = ids[: options.num_tokens], ids[options.num_tokens :][:512]
+    orders = {name: learn_orders(spiking, following, ORDERS.create(name)) for name in ORDERS}
     n, rows = len(ids), []
     simulate_model(spiking, ids[:1], load_description("async-45nm"))  # compiles
     for name, chip, how in variants(load_description("async-45nm")):
         began = time.perf_counter()
-        found = simulate_model(spiking, ids, chip, **how)
+        found = simulate_model(spiking, ids, chip, **how | {"orders": orders[how.get("orders", "as-given")]})
         seconds = time.perf_counter() - began
         energy = {part: value / n / 1e6 for part, value in found.energy_pj.items()}
         row = {
@@ -86,6 +129,8 @@ def main() -> None:
             flush=True,
         )
     write_json(options.out, rows, num_tokens=n)
+    if options.plot is not None:
+        plot(rows, options.plot)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,13 @@ import torch
 from typer.testing import CliRunner
 
 import spikebrain
+from spikebrain.analysis.chip_orders import learn_orders
+from spikebrain.analysis.chip_plots import held_up_by, time_by_kind
 from spikebrain.analysis.chip_report import describe_simulation
 from spikebrain.analysis.chip_simulation import simulate_model
 from spikebrain.backends import Chip
 from spikebrain.backends.chip import (
+    ByRate,
     InOrder,
     MinimalTraffic,
     Together,
@@ -29,6 +32,7 @@ from spikebrain.cli import app
 from spikebrain.energy import PaperEnergy, count_operations
 from spikebrain.errors import InputError
 from spikebrain.models import Policy, SpikeLinear, convert, record
+from spikebrain.models.spike_linear import observing
 
 PRESETS = Path(spikebrain.__file__).parent / "backends" / "chip" / "presets"
 ASYNC = load_description("async-45nm")
@@ -253,6 +257,30 @@ def test_a_whole_model(spiking, mode):
         assert found.end_ps[0] == alone.end_ps[0]
     assert found.timeline is not None
     assert found.timeline.outcome.trace is not None
+    held_up, times = held_up_by(found), time_by_kind(found)
+    assert bool(held_up) == (mode == "decode")
+    for kind, stations in held_up.items():
+        # The path is that of the layer which is slowest on average.
+        assert sum(stations.values()) <= times[kind]
+        assert sum(stations.values()) == pytest.approx(times[kind]) or " " in kind
+    row = report["layers"][0]
+    assert len(row["cores"]) == row["num_cores"]
+    assert row["queues"].keys() >= row["links"].keys()
+
+
+def test_orders_are_learned_from_what_fires(spiking):
+    ids = torch.arange(12)
+    rates = {}
+    layers = {name: module for name, module in spiking.named_modules() if isinstance(module, SpikeLinear)}
+    for name, layer in layers.items():
+        with observing([layer], lambda _, step, name=name: rates.update({name: (step.count != 0).sum(0).numpy()})):
+            spiking(input_ids=ids[None], use_cache=False)
+    orders = learn_orders(spiking, ids, ByRate())
+    assert orders.keys() == layers.keys()
+    for name, order in orders.items():
+        assert (np.diff(rates[name][order]) <= 0).all()
+    found = simulate_model(spiking, ids, ASYNC, orders=orders)
+    assert all(layer.num_mismatches == 0 for layer in found.layers.values())
 
 
 def test_what_is_refused(spiking, tiny_llama):
@@ -291,11 +319,33 @@ def test_spike_linear_on_a_chip():
         SpikeLinear.from_linear(layer, backend=Chip(changed(ASYNC, packet={"payload_bits": 2})))(10 * x)
 
 
+def test_command(model_folder, tmp_path):
+    text, out = tmp_path / "text.txt", tmp_path / "out"
+    text.write_text("A neuron fires when its potential passes the threshold, and rests. " * 4)
+    arguments = ["simulate", str(model_folder), "--text", str(text), "--num-tokens", "5", "--out", str(out)]
+    first = "model.layers.0.mlp.down_proj"
+    result = CliRunner().invoke(app, [*arguments, "--critical-path", "--order", "by-rate", "--timeline", first])
+    assert result.exit_code == 0, result.output
+    report = json.loads((out / "simulation.json").read_text())
+    assert report["exactness"]["num_checked"] > report["exactness"]["num_mismatches"] == 0
+    assert report["order"]["name"] == "by-rate"
+    assert all(sum(row["critical_path_ps"].values()) > 0 for row in report["layers"])
+    timeline = json.loads((out / "timeline.json").read_text())
+    assert len(timeline["traceEvents"]) >= report["num_timeline_events"] > 0
+    assert all((out / name).stat().st_size > 1000 for name in ("energy.png", "time.png", "mesh.png"))
+    # A text too short for what was asked.
+    text.write_text("A")
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code != 0
+    assert "--num-tokens: expected at most the" in str(result.exception)
+
+
 def test_command_refuses_bad_input(tmp_path):
     for arguments, message in (
         (["--mode", "train"], "--mode: expected one of"),
         (["--chip", "truenorth"], "chip: expected one of"),
         (["--mapping", "best"], "--mapping: expected one of"),
+        (["--order", "random"], "--order: expected one of as-given, by-rate, together"),
         (["--encoder", "morse"], "--encoder: expected one of"),
     ):
         result = CliRunner().invoke(app, ["simulate", *arguments, "--out", str(tmp_path)])

@@ -247,7 +247,10 @@ def fails(capsys, monkeypatch, *arguments):
         (["--k", "three"], "Invalid value for '--k'"),
         (["--encoder", "morse"], "--encoder: expected one of binary"),
         (["--backend", "tpu"], "--backend: expected one of auto, "),
-        (["--context", "65", "--num-tokens", "200"], "context: expected at most the model's 64 positions, got 65"),
+        (
+            ["--context", "65", "--num-tokens", "200"],
+            "A window of 65 tokens: expected at most the model's 64 positions.",
+        ),
         (["--context", "1"], "context: expected at least 2 tokens"),
         (["--num-tokens", "10"], "num_tokens: expected at least one window of context = 40 tokens, got 10"),
         (
