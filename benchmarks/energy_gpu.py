@@ -33,7 +33,7 @@ class Int8Linear(nn.Module):
 
     def __init__(self, layer: SpikeLinear) -> None:
         super().__init__()
-        self.weight = layer.weight.t().contiguous()  # [in, out]
+        self.weight = layer.weight.contiguous().t()  # [in, out], column by column, as INT8 products want it
         self.scale, self.bias = layer.scale.t(), layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
