@@ -77,10 +77,10 @@ def build_traffic(
     if merges:
         most = min(most, num_tokens * num_inputs)
     most = most * spike_routes.shape[2] + num_rows * end_routes.size
-    position, value, num_adds, num_shifts, route, service_ps = (np.empty(most, np.int64) for _ in range(6))
+    packets = np.empty((6, most), np.int64)
     first = np.empty((len(senders), num_rows + 1), np.int64)
     num_packets, num_sent = _fill(
-        spikes,
+        np.ascontiguousarray(spikes),
         timestep_weight,
         ones,
         rows_per_token,
@@ -96,16 +96,11 @@ def build_traffic(
         copy_ps,
         0 if network.free_ends else copy_ps,
         first,
-        position,
-        value,
-        num_adds,
-        num_shifts,
-        route,
-        service_ps,
+        packets,
     )
-    columns = [column[:num_sent] for column in (position, value, num_adds, num_shifts, route, service_ps)]
-    _check_bits(columns[1], timestep_weight, num_inputs, chip)
-    return Traffic(first, *columns, num_packets=num_packets, num_sent=num_sent)
+    traffic = Traffic(first, *packets[:, :num_sent], num_packets=num_packets, num_sent=num_sent)
+    _check_bits(traffic.value, timestep_weight, num_inputs, chip)
+    return traffic
 
 
 def _padded(lists: list[list[list[int]]]) -> np.ndarray:
@@ -150,14 +145,10 @@ def _fill(
     copy_ps,
     end_ps,
     first,
-    position,
-    value,
-    num_adds,
-    num_shifts,
-    route,
-    service_ps,
+    packets,
 ):
-    """Write the packets; return how many left encoders, and how many were sent with copies and ends."""
+    """Write the packets, field by field; return how many left encoders, and how many were sent with copies and ends."""
+    position, value, num_adds, num_shifts, route, service_ps = packets
     channels = np.zeros((3, spikes.shape[2]), np.int64)
     total, adds, shifts = channels
     row_timesteps = spikes.shape[0] // rows_per_token
