@@ -36,10 +36,13 @@ from .models.spikingbrain.config import SPIKING
 
 # Parts of --minutes. Few steps are best spent on attention outputs.
 _SHARES = {"attention": 0.5, "logits": 0.5}
+# Options of `convert` that say what becomes of a Transformer.
+_OF_TRANSFORMERS = ("layout", "window", "num_sinks", "num_experts", "calibrate", "calibrate_tokens", "fit", "seed")
 _OUT = typer.Option(help="Folder to write to.")
 
 
 def convert_command(
+    context: typer.Context,
     model: Annotated[str, typer.Argument(help="A Llama or Qwen2 model: whatever `spikebrain report` takes.")],
     out: Annotated[Path, _OUT],
     layout: Annotated[str, typer.Option(help='"7b", "76b", or a plan per layer: "gla,swa,gla+full/moe".')] = "7b",
@@ -53,16 +56,32 @@ def convert_command(
     k: Annotated[float, typer.Option(help="Thresholds that the mean |x| of a token is worth.")] = 3.0,
     seed: Annotated[int, typer.Option(help="Of the random numbers in gates and routers.")] = 0,
 ) -> None:
-    """Convert a Transformer into a SpikingBrain model, on spikes or not."""
+    """Convert a Transformer into a SpikingBrain model, on spikes or not.
+
+    With --spiking it also puts a SpikingBrain model on spikes, one that was distilled, say.
+    """
     _check_spiking(spiking)
     console = _console()
     teacher, tokenizer, source = load(model, console=console)
+    if isinstance(teacher, SpikingBrainForCausalLM):
+        given = [f"--{name.replace('_', '-')}" for name in _OF_TRANSFORMERS if _is_given(context, name)]
+        if spiking == "none" or given:
+            raise InputError(
+                f"{source}: is a SpikingBrain model already. Convert it with --spiking as-described or as-released, "
+                f"--k and --out alone; got {', '.join(given) or '--spiking none'}."
+            )
+        student = to_spiking(teacher, spiking, k=k, inplace=True)
+        save_folder(student, out, _required(tokenizer, source))
+        _print(f"Written to {out}: {student.settings.num_layers} layers, {_size(student)}, spiking: {spiking}.")
+        return
     tokens = None
     if calibrate is not None:
         ids = _tokens(calibrate, tokenizer, source)[:calibrate_tokens]
         context = min(512, len(ids))
         tokens = ids[: len(ids) // max(context, 1) * context].view(-1, max(context, 1))
         console.print(f"Fitting {tokens.numel():,} tokens of {calibrate.name} (SmolLM2 on a CPU: two minutes)")
+    else:
+        console.print("Without --calibrate the model writes noise until it has been trained.")
     choices = {"window": window, "num_sinks": num_sinks, "num_experts": num_experts}
     choices = {name: value for name, value in choices.items() if value is not None}
     student = from_transformer(teacher, layout, calibration=tokens, fit=fit, seed=seed, **choices)
@@ -275,6 +294,11 @@ def _mean(values: list[float]) -> float:
 def _size(model: SpikingBrainForCausalLM) -> str:
     num_bytes = sum(x.numel() * x.element_size() for x in (*model.parameters(), *model.buffers()))
     return f"{num_bytes / 2**20:,.0f} MiB"
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _check_spiking(spiking: str) -> None:

@@ -3,8 +3,10 @@
 import json
 import re
 import sys
+from dataclasses import replace
 
 import pytest
+import torch
 
 from spikebrain import load
 from spikebrain.cli import main
@@ -58,6 +60,23 @@ def test_from_transformer_to_text(run, model_folder, text, tmp_path):
     code, _, err = run("report", better, "--text", text, "--num-tokens", 64, "--context", 32, "--out", tmp_path / "r")
     assert code == 0, err
     assert json.loads((tmp_path / "r" / "report.json").read_text())["exactness"]["num_mismatches"] == 0
+
+    # What was trained is put on spikes as it is.
+    spiking = tmp_path / "spiking"
+    code, out, err = run("convert", better, "--spiking", "as-described", "--out", spiking)
+    assert code == 0, err
+    assert "2 layers" in out
+    trained, on_spikes = load(better).model, load(spiking).model
+    assert on_spikes.settings == replace(trained.settings, spiking=on_spikes.settings.spiking)
+    assert torch.equal(on_spikes.model.norm.weight, trained.model.norm.weight)
+    code, out, err = run("generate", spiking, "A neuron", "--max-new-tokens", 3)
+    assert code == 0, err
+    assert "spikes a token" in out
+    for arguments, given in (((), "--spiking none"), (("--spiking", "as-described", "--window", 8), "--window")):
+        code, _, err = run("convert", better, *arguments, "--out", tmp_path / "no")
+        assert code != 0
+        assert "is a SpikingBrain model already" in err
+        assert f"got {given}." in err
 
 
 def test_on_spikes(run, model_folder, text, tmp_path):
