@@ -7,10 +7,17 @@ into the total when it is full or the rows end. So a row of |count| <= 8 is adde
 Who edits this file deletes __pycache__: numba does not notice that cpu.py and cpu_layer.py have compiled it in.
 """
 
+# Type checkers do not know that numba passes an intrinsic its first argument.
+# pyright: reportCallIssue=false
+
 from __future__ import annotations
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 DIGIT_BITS = 4
 LARGEST_DIGIT = 8
@@ -24,6 +31,9 @@ _BATCH = 64
 # Channels sorted together: enough of them in each bucket to add eight rows at a time, few enough that memory is read
 # nearly in order.
 _TILE = 1024
+# While rows are added, those that come so much later are on their way to the second-level cache: their first lines,
+# since a processor foresees the rest of a long row by itself.
+_ROWS_AHEAD, _LINES_AHEAD, _LINE = 32, 9, 64
 
 
 @numba.njit(nogil=True, cache=True)
@@ -34,19 +44,23 @@ def add_events(times, rows, pass_outputs, buckets, total):  # pragma: no cover -
     buckets.shape[1]; buckets: int16 [8 * digits or more, ...], zero before and after; total: int32 or int64 [out].
     """
     num_buckets = LARGEST_DIGIT * num_digits(times)
-    channels = np.empty((1 + 2 * num_buckets, _TILE), np.int32)
-    length = np.empty(len(channels), np.int64)
+    lists = np.empty((1 + 2 * num_buckets, _TILE), np.int32)
+    length = np.empty(len(lists), np.int64)
+    channels = np.empty(num_buckets // LARGEST_DIGIT * _TILE, np.int32)
     filled = np.zeros(num_buckets, np.int64)
     for start in range(0, total.shape[0], pass_outputs):
         block = total[start : min(start + pass_outputs, total.shape[0])]
         for tile in range(0, times.shape[0], _TILE):
-            _sort(times, tile, channels, length)
+            _sort(times, tile, lists, length)
+            listed = channels[: _join(lists, length, channels)]
             for b in range(num_buckets):
                 bucket = buckets[b, : block.shape[0]]
-                plus, minus = channels[1 + 2 * b, : length[1 + 2 * b]], channels[2 + 2 * b, : length[2 + 2 * b]]
+                num_plus, num_minus = length[1 + 2 * b], length[2 + 2 * b]
                 # Two calls with a constant sign: with a variable one the compiled loops take twice as long.
-                filled[b] = _fill(rows, plus, 0, start, bucket, filled[b], b, block)
-                filled[b] = _fill(rows, minus, -1, start, bucket, filled[b], b, block)
+                filled[b] = _fill(rows, listed, num_plus, 0, start, bucket, filled[b], b, block)
+                listed = listed[num_plus:]
+                filled[b] = _fill(rows, listed, num_minus, -1, start, bucket, filled[b], b, block)
+                listed = listed[num_minus:]
         for b in range(num_buckets):
             if filled[b] > 0:
                 _empty(buckets[b, : block.shape[0]], b, block)
@@ -68,7 +82,7 @@ def num_digits(times):  # pragma: no cover - compiled
 
 
 @numba.njit(nogil=True, cache=True)
-def _sort(times, first, channels, length):  # pragma: no cover - compiled
+def _sort(times, first, lists, length):  # pragma: no cover - compiled
     """List the channels of the tile from `first` on by digit: list 1 + 2 * bucket, the next one for negative digits.
 
     Bucket 8 * level + |digit| - 1 is that of a digit. Silent channels go to list 0, which nobody reads: so the usual
@@ -80,7 +94,7 @@ def _sort(times, first, channels, length):  # pragma: no cover - compiled
         minus = 1 if times[channel] < 0 else 0
         if rest <= LARGEST_DIGIT:
             at = max(2 * rest - 1 + minus, 0)
-            channels[at, length[at]] = channel
+            lists[at, length[at]] = channel
             length[at] += 1
             continue
         level = 0
@@ -93,52 +107,91 @@ def _sort(times, first, channels, length):  # pragma: no cover - compiled
             if digit != 0:
                 negative = minus if digit > 0 else 1 - minus
                 at = 2 * (LARGEST_DIGIT * level + abs(digit)) - 1 + negative
-                channels[at, length[at]] = channel
+                lists[at, length[at]] = channel
                 length[at] += 1
             level += 1
 
 
 @numba.njit(nogil=True, cache=True)
-def _fill(rows, channels, sign, start, bucket, filled, b, block):  # pragma: no cover - compiled
-    """Add the rows to the bucket, which holds `filled` of them, and empty it into block on the way; return `filled`."""
-    for first in range(0, channels.shape[0], _BATCH):
-        batch = channels[first : first + _BATCH]
-        if filled + batch.shape[0] > _BUCKET_ROWS:
+def _join(lists, length, channels):  # pragma: no cover - compiled
+    """Write the lists but for the first, one after the other; return how many channels they hold."""
+    num = 0
+    for which in range(1, length.shape[0]):
+        for i in range(length[which]):
+            channels[num + i] = lists[which, i]
+        num += length[which]
+    return num
+
+
+@intrinsic
+def _prefetch(typing_context, rows, row, column):  # pragma: no cover - compiled
+    """Ask for an element of a 2D array to be brought to the second-level cache."""
+
+    def generate(context, builder, signature, arguments):
+        array_type = signature.args[0]
+        array = context.make_array(array_type)(context, builder, arguments[0])
+        shape, strides = cgutils.unpack_tuple(builder, array.shape), cgutils.unpack_tuple(builder, array.strides)
+        pointer = cgutils.get_item_pointer2(
+            context, builder, array.data, shape, strides, array_type.layout, arguments[1:], wraparound=False
+        )
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        to_read, second_level, data = (ir.Constant(number, value) for value in (0, 2, 1))
+        builder.call(function, [builder.bitcast(pointer, byte), to_read, second_level, data])
+        return context.get_dummy_value()
+
+    return types.void(rows, types.intp, types.intp), generate
+
+
+@numba.njit(nogil=True, cache=True)
+def _fill(rows, listed, num, sign, start, bucket, filled, b, block):  # pragma: no cover - compiled
+    """Add the first `num` listed rows to the bucket, and empty it into block before it is full.
+
+    Returns how many rows the bucket holds, `filled` before.
+    """
+    for first in range(0, num, _BATCH):
+        batch = min(num - first, _BATCH)
+        if filled + batch > _BUCKET_ROWS:
             _empty(bucket, b, block)
             filled = 0
-        _add_rows(rows, batch, sign, start, bucket)
-        filled += batch.shape[0]
+        _add_rows(rows, listed[first:], batch, sign, start, bucket)
+        filled += batch
     return filled
 
 
 @numba.njit(nogil=True, cache=True)
-def _add_rows(rows, channels, sign, start, bucket):  # pragma: no cover - compiled
-    """Add rows[c, start:] to the bucket for every c if sign is 0, subtract them if it is -1.
+def _add_rows(rows, listed, num, sign, start, bucket):  # pragma: no cover - compiled
+    """Add rows[c, start:] to the bucket for the first `num` listed c if sign is 0, subtract them if it is -1.
 
     Eight rows at a time, to load and store the bucket less often, and all in 16 bits, so that a vector register holds
     as many sums as it can. (v ^ -1) + 1 is -v.
     """
     stop = start + bucket.shape[0]
+    last_line = min(start + _LINES_AHEAD * _LINE, stop)
     flip = np.int16(sign)
-    eights = channels.shape[0] // 8 * 8
+    eights = num // 8 * 8
     for e in range(0, eights, 8):
-        r0, r1 = rows[channels[e], start:stop], rows[channels[e + 1], start:stop]
-        r2, r3 = rows[channels[e + 2], start:stop], rows[channels[e + 3], start:stop]
-        r4, r5 = rows[channels[e + 4], start:stop], rows[channels[e + 5], start:stop]
-        r6, r7 = rows[channels[e + 6], start:stop], rows[channels[e + 7], start:stop]
+        for ahead in range(e + _ROWS_AHEAD, min(e + _ROWS_AHEAD + 8, listed.shape[0])):
+            for column in range(start, last_line, _LINE):
+                _prefetch(rows, listed[ahead], column)
+        r0, r1 = rows[listed[e], start:stop], rows[listed[e + 1], start:stop]
+        r2, r3 = rows[listed[e + 2], start:stop], rows[listed[e + 3], start:stop]
+        r4, r5 = rows[listed[e + 4], start:stop], rows[listed[e + 5], start:stop]
+        r6, r7 = rows[listed[e + 6], start:stop], rows[listed[e + 7], start:stop]
         for i in range(bucket.shape[0]):
             four = np.int16(np.int16(r0[i]) + np.int16(r1[i])) + np.int16(np.int16(r2[i]) + np.int16(r3[i]))
             more = np.int16(np.int16(r4[i]) + np.int16(r5[i])) + np.int16(np.int16(r6[i]) + np.int16(r7[i]))
             eight = np.int16(np.int16(four) + np.int16(more))
             bucket[i] = np.int16(bucket[i] + np.int16(np.int16(eight ^ flip) - flip))
-    twos = eights + (channels.shape[0] - eights) // 2 * 2
+    twos = eights + (num - eights) // 2 * 2
     for e in range(eights, twos, 2):
-        r0, r1 = rows[channels[e], start:stop], rows[channels[e + 1], start:stop]
+        r0, r1 = rows[listed[e], start:stop], rows[listed[e + 1], start:stop]
         for i in range(bucket.shape[0]):
             two = np.int16(np.int16(r0[i]) + np.int16(r1[i]))
             bucket[i] = np.int16(bucket[i] + np.int16(np.int16(two ^ flip) - flip))
-    for e in range(twos, channels.shape[0]):
-        r0 = rows[channels[e], start:stop]
+    for e in range(twos, num):
+        r0 = rows[listed[e], start:stop]
         for i in range(bucket.shape[0]):
             bucket[i] = np.int16(bucket[i] + np.int16(np.int16(np.int16(r0[i]) ^ flip) - flip))
 

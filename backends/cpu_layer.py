@@ -68,9 +68,10 @@ class _Scratch(threading.local):
     sizes: tuple[int, ...] = (0, 0, 0)
     addresses: tuple[int, ...] = (0, 0, 0)
 
-    def fit(self, *sizes: int) -> tuple[int, ...]:
-        if any(has < needed for has, needed in zip(self.sizes, sizes, strict=True)):
-            self.sizes = tuple(max(pair) for pair in zip(self.sizes, sizes, strict=True))
+    def fit(self, num_buckets: int, num_totals: int, num_done: int) -> tuple[int, ...]:
+        has_buckets, has_totals, has_done = self.sizes
+        if has_buckets < num_buckets or has_totals < num_totals or has_done < num_done:
+            self.sizes = (max(has_buckets, num_buckets), max(has_totals, num_totals), max(has_done, num_done))
             kinds = (torch.int16, torch.int32, torch.int64)
             self.memory = [torch.zeros(size, dtype=kind) for size, kind in zip(self.sizes, kinds, strict=True)]
             self.addresses = tuple(part.data_ptr() for part in self.memory)
@@ -106,7 +107,7 @@ def run_layer(
     pass_outputs = min(pass_outputs, num_outputs)
     # Where channels are divided there is one token at a time, so that as many totals as threads are enough.
     scratch = _scratch.fit(num_threads * _NUM_BUCKETS * pass_outputs, num_threads * num_outputs, 1)
-    y = x.new_empty((*x.shape[:-1], num_outputs))
+    y = torch.empty((*x.shape[:-1], num_outputs), dtype=torch.float32)
     task = _Task(
         x.data_ptr(),
         weight.data_ptr(),

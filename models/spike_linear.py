@@ -166,14 +166,19 @@ class SpikeLinear(nn.Module):
         """Return the result in one go, where the backend can: same figures as step by step."""
         if self.group_size is not None:
             return None
-        return self._backend_for(x).fused(x, self.weight, self.scale, self.bias, self.neuron, self.encoder)
+        # As attributes, nn.Module would look for them for two microseconds, of the twelve around a small layer.
+        weight, scale = self._buffers["weight"], self._buffers["scale"]
+        assert weight is not None
+        assert scale is not None
+        return self._backend_for(x).fused(x, weight, scale, self.bias, self.neuron, self.encoder)
 
     def _backend_for(self, x: Tensor) -> Backend:
         if self.backend != "auto":
             return self.backend
         # What is recorded must be what happens: then a silent channel's weight is never read.
         num_tokens = x.numel() // max(self.in_features, 1)
-        return backends.auto(x.device, num_tokens, self.weight.numel(), events_only=bool(self.observers))
+        num_weights = self.in_features * self.out_features
+        return backends.auto(x.device, num_tokens, num_weights, events_only=bool(self.observers))
 
     @property
     def _trains_bias(self) -> bool:
