@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from ..backends.chip.mapping import Tile
 from .chip_flow import Stage
 from .chip_simulation import ModelOnChip
 from .style import NEGATIVE, NEUTRAL, POSITIVE, plain, save_figure
@@ -54,7 +56,7 @@ def plot_chip_energy(found: ModelOnChip, path: Path, title: str = "") -> None:
 
 
 def plot_mesh(found: ModelOnChip, path: Path, title: str = "") -> None:
-    """Draw the mesh: how busy the cores of each tile are while their layer runs, and which tiles belong to a layer.
+    """Draw the mesh three times: how busy its cores are, how full their queues, and how many packets cross its links.
 
     Args:
         found: a simulated model.
@@ -62,24 +64,52 @@ def plot_mesh(found: ModelOnChip, path: Path, title: str = "") -> None:
         title: what was simulated.
     """
     mesh = found.chip.mesh
-    busy = np.full((mesh.rows, mesh.columns), np.nan)
-    figure = Figure(figsize=(8.5, 1.2 + 7.0 * mesh.rows / mesh.columns), layout="constrained")
-    axes = figure.subplots()
+    busy, queued = np.full((2, mesh.rows, mesh.columns), np.nan)
+    packets: dict[tuple[Tile, Tile], float] = {}
     for layer in found.layers.values():
         for core, share in zip(layer.placement.cores, layer.busy.tolist(), strict=True):
-            x, y = core.tile
-            busy[y, x] = share if np.isnan(busy[y, x]) else max(busy[y, x], share)
-        p = layer.placement
-        axes.add_patch(
-            Rectangle((p.origin[0] - 0.5, p.origin[1] - 0.5), p.columns, p.rows, fill=False, edgecolor="white")
-        )
-    image = axes.imshow(100 * busy, cmap="viridis", norm=Normalize(0, 100))
-    axes.set_facecolor("#dddddd")
-    figure.colorbar(image, ax=axes, label="% of its layer's time in which a core adds (busiest of a tile)", shrink=0.85)
-    axes.set_xlabel("column of tiles (white: borders of layers; grey: no layer)")
-    axes.set_ylabel("row of tiles")
-    axes.set_title(plain(title), loc="left", fontsize=10)
+            _raise_to(busy, core.tile, 100 * share)
+        for name, (mean, _) in layer.queues.items():
+            _raise_to(queued, layer.tiles[name][0], mean)
+        for name, number in layer.links.items():
+            ends = layer.tiles[name]
+            packets[ends] = packets.get(ends, 0.0) + number / found.num_tokens
+    figure = Figure(figsize=(15, 2.2 + 4.4 * mesh.rows / mesh.columns), layout="constrained")
+    panels = figure.subplots(1, 3, sharex=True, sharey=True)
+    for axes, values, label, most in (
+        (panels[0], busy, "% of its layer's time in which a core adds (busiest of a tile)", 100.0),
+        (panels[1], queued, "packets waiting on average (fullest queue of a tile)", None),
+    ):
+        image = axes.imshow(values, cmap="viridis", norm=Normalize(0, most))
+        axes.set_facecolor("#dddddd")
+        figure.colorbar(image, ax=axes, label=label, location="bottom", shrink=0.9)
+    # The two directions of a link side by side.
+    segments = [
+        ((x0 + 0.15 * (y1 - y0), y0 + 0.15 * (x0 - x1)), (x1 + 0.15 * (y1 - y0), y1 + 0.15 * (x0 - x1)))
+        for (x0, y0), (x1, y1) in packets
+    ]
+    lines = LineCollection(segments, cmap="viridis", linewidths=300 / max(mesh.columns, mesh.rows) / 6)
+    lines.set_array(np.array(list(packets.values())))
+    lines.set_clim(0, max([*packets.values(), 1.0]))
+    panels[2].add_collection(lines)
+    panels[2].set_aspect("equal")
+    panels[2].set_facecolor("#dddddd")
+    figure.colorbar(lines, ax=panels[2], label="packets a token on a link", location="bottom", shrink=0.9)
+    for axes in panels:
+        for layer in found.layers.values():
+            p = layer.placement
+            corner = (p.origin[0] - 0.5, p.origin[1] - 0.5)
+            axes.add_patch(Rectangle(corner, p.columns, p.rows, fill=False, edgecolor="white", linewidth=0.8))
+        axes.set_xlabel("column of tiles")
+    panels[0].set_ylabel("row of tiles (white: borders of layers; grey: none)")
+    panels[0].set_title(plain(title), loc="left", fontsize=10)
     save_figure(figure, path)
+
+
+def _raise_to(values: np.ndarray, tile: Tile, value: float) -> None:
+    """Let the value of a tile be the largest that it was given."""
+    x, y = tile
+    values[y, x] = value if np.isnan(values[y, x]) else max(values[y, x], value)
 
 
 def plot_chip_time(found: ModelOnChip, path: Path, title: str = "") -> None:

@@ -91,7 +91,9 @@ def _row(layer: LayerOnChip, found: ModelOnChip) -> dict[str, Any]:
         "num_synops": layer.activity.num_synops,
         "busy": {"mean": float(layer.busy.mean()), "most": float(layer.busy.max())},
         "cores": [{"tile": core.tile, "busy": share} for core, share in cores],
-        "queues": {name: {"mean": mean, "most": most} for name, (mean, most) in queues},  # fullest first
+        "queues": {  # fullest first
+            name: {"tile": layer.tiles[name][0], "mean": mean, "most": most} for name, (mean, most) in queues
+        },
         "links": dict(links),  # packets, most first
         "critical_path_ps": layer.critical_path_ps,
     }

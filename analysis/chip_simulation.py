@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..backends.chip import Activity, Description, InOrder, LayerSimulation, Placement, plan, simulate_layer
 from ..backends.chip import Mapping as ChipMapping
 from ..backends.chip.layer import check_jitter
+from ..backends.chip.mapping import Tile
 from ..energy import count_operations
 from ..errors import InputError
 from ..models import SpikeLinear, record
@@ -39,6 +40,7 @@ class LayerOnChip:
         busy: share of the time in which each core was adding, [cores].
         queues: mean and greatest length of the queue at each station, by its name.
         links: packets that crossed each link, by its name.
+        tiles: where each station is, and where it leads to, by its name.
         num_sums, num_mismatches: sums, and those that differ from what the layer computed in the model.
         critical_path_ps: what held up its tokens, by kind of station; empty without a trace.
     """
@@ -52,6 +54,7 @@ class LayerOnChip:
     busy: np.ndarray
     queues: dict[str, tuple[float, int]]
     links: dict[str, int]
+    tiles: dict[str, tuple[Tile, Tile]]
     num_sums: int
     num_mismatches: int
     critical_path_ps: dict[str, int]
@@ -272,6 +275,7 @@ class _Replay:
             found.utilization,
             found.queues(),
             found.packets_on_links(),
+            dict(zip(found.network.names, found.network.tiles, strict=True)),
             sums.size,
             int((sums != expected).sum()),
             found.critical_path_ps() if found.outcome.trace is not None else {},

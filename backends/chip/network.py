@@ -29,6 +29,7 @@ class Network:
 
     Attributes:
         names: of the stations. The number of a station is also its turn among those that act at the same instant.
+        tiles: where each station is, and where it leads to: another tile for a link, else the same.
         kind: what each does, int8 [S].
         depth: packets that fit its queue; one more is in service. int64 [S].
         service_ps: time of a packet in this station, but for what depends on the packet; int64 [S].
@@ -52,6 +53,7 @@ class Network:
     """
 
     names: list[str]
+    tiles: list[tuple[Tile, Tile]]
     kind: np.ndarray
     depth: np.ndarray
     service_ps: np.ndarray
@@ -127,6 +129,7 @@ def build_network(placement: Placement, chip: Description) -> Network:
     senders = placement.senders
     return Network(
         names=[_name(key) for key in stations],
+        tiles=[_tiles(key, placement) for key in stations],
         kind=np.array([_KINDS[key[0]] for key in stations], np.int8),
         depth=np.array([_depth(key[0], chip) for key in stations], np.int64),
         service_ps=np.array([_service(key, chip) for key in stations], np.int64),
@@ -222,6 +225,19 @@ def _name(key: tuple) -> str:
     if key[0] == "link":
         return f"{key[1]} link {key[2][0]},{key[2][1]}-{key[3][0]},{key[3][1]}"
     return f"{key[0]} {key[1][0]},{key[1][1]}" if key[0] == "collect" else f"{key[0]} {key[1]}"
+
+
+def _tiles(key: tuple, placement: Placement) -> tuple[Tile, Tile]:
+    kind, unit = key[0], key[1]
+    if kind == "link":
+        return key[2], key[3]
+    if kind == "collect":
+        return unit, unit
+    if kind == "source":
+        tile = placement.senders[unit][0]
+    else:  # partial sums meet at the first core of their block
+        tile = placement.cores[unit * placement.num_input_blocks if kind == "reduce" else unit].tile
+    return tile, tile
 
 
 def _depth(kind: str, chip: Description) -> int:

@@ -15,7 +15,7 @@ from spikebrain.backends import Reference
 from spikebrain.backends.chip import MAPPINGS, ORDERS, Chip, load_description, num_packet_hops, simulate_layer
 from spikebrain.backends.chip.description import to_ps
 from spikebrain.backends.chip.mapping import CoreTile, Placement
-from spikebrain.backends.chip.network import build_network
+from spikebrain.backends.chip.network import LINK, build_network
 from spikebrain.backends.chip.traffic import build_traffic
 from spikebrain.coding import ENCODERS
 
@@ -176,6 +176,13 @@ def test_exact_and_accounted_for(job):
     duration = int(outcome.end_ps.max())
     assert (outcome.busy_ps + outcome.blocked_ps <= duration).all()
     assert (outcome.queue_ps <= network.depth * duration).all()
+    # A link leads to the next tile, and links of a route hang together; everything else stays where it is.
+    for station, (start, end) in enumerate(network.tiles):
+        assert abs(start[0] - end[0]) + abs(start[1] - end[1]) == (network.kind[station] == LINK)
+        for r in range(network.next_num.shape[1]):
+            at = network.next_first[station, r]
+            for following in network.next_station[at : at + network.next_num[station, r]]:
+                assert network.tiles[following][0] == end
     # A token begins when its input is there, and tokens end in order; without overlap one after the other.
     assert (np.diff(outcome.end_ps) >= 0).all()
     assert (outcome.end_ps >= outcome.begin_ps).all()
