@@ -77,8 +77,8 @@ def convert_command(
     tokens = None
     if calibrate is not None:
         ids = _tokens(calibrate, tokenizer, source)[:calibrate_tokens]
-        context = min(512, len(ids))
-        tokens = ids[: len(ids) // max(context, 1) * context].view(-1, max(context, 1))
+        length = min(512, len(ids))
+        tokens = ids[: len(ids) // max(length, 1) * length].view(-1, max(length, 1))
         console.print(f"Fitting {tokens.numel():,} tokens of {calibrate.name} (SmolLM2 on a CPU: two minutes)")
     else:
         console.print("Without --calibrate the model writes noise until it has been trained.")

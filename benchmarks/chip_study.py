@@ -106,7 +106,8 @@ def main() -> None:
     simulate_model(spiking, ids[:1], load_description("async-45nm"))  # compiles
     for name, chip, how in variants(load_description("async-45nm")):
         began = time.perf_counter()
-        found = simulate_model(spiking, ids, chip, **how | {"orders": orders[how.get("orders", "as-given")]})
+        order = orders[how.pop("orders", "as-given")]
+        found = simulate_model(spiking, ids, chip, orders=order, **how)
         seconds = time.perf_counter() - began
         energy = {part: value / n / 1e6 for part, value in found.energy_pj.items()}
         row = {
