@@ -64,8 +64,10 @@ class Cpu(Backend):
         """Run a whole layer in one kernel; see `Backend.fused`."""
         if type(neuron) is not AdaptiveThreshold or type(encoder) not in LOSSLESS:
             return None
-        num_outputs = len(weight)
-        fits = weight.t().is_contiguous() and scale.is_contiguous() and scale.shape == (num_outputs, 1)
+        num_outputs = weight.shape[0]
+        # Most layers answer the first, cheaper question.
+        by_channel = weight.stride() == (1, num_outputs) or weight.t().is_contiguous()
+        fits = by_channel and scale.is_contiguous() and scale.numel() == num_outputs
         on_cpu = x.is_cpu and weight.is_cpu and scale.is_cpu and (bias is None or bias.is_cpu)
         narrow = x.dtype in (torch.float32, torch.bfloat16, torch.float16)
         if not (fits and on_cpu and narrow) or x.numel() == 0 or num_outputs == 0:

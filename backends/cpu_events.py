@@ -31,9 +31,9 @@ _BATCH = 64
 # Channels sorted together: enough of them in each bucket to add eight rows at a time, few enough that memory is read
 # nearly in order.
 _TILE = 1024
-# While rows are added, those that come so much later are on their way to the second-level cache: their first lines,
-# since a processor foresees the rest of a long row by itself.
-_ROWS_AHEAD, _LINES_AHEAD, _LINE = 32, 9, 64
+# While rows are added, the first lines of those that come so much later are on their way to the second-level cache.
+# Long rows are left alone: a processor foresees them by itself.
+_ROWS_AHEAD, _LINES_AHEAD, _LINE, _LONG_ROW = 32, 9, 64, 2048
 
 
 @numba.njit(nogil=True, cache=True)
@@ -168,12 +168,12 @@ def _add_rows(rows, listed, num, sign, start, bucket):  # pragma: no cover - com
     as many sums as it can. (v ^ -1) + 1 is -v.
     """
     stop = start + bucket.shape[0]
-    last_line = min(start + _LINES_AHEAD * _LINE, stop)
+    ask_to = min(start + _LINES_AHEAD * _LINE, stop) if stop - start <= _LONG_ROW else start
     flip = np.int16(sign)
     eights = num // 8 * 8
     for e in range(0, eights, 8):
         for ahead in range(e + _ROWS_AHEAD, min(e + _ROWS_AHEAD + 8, listed.shape[0])):
-            for column in range(start, last_line, _LINE):
+            for column in range(start, ask_to, _LINE):
                 _prefetch(rows, listed[ahead], column)
         r0, r1 = rows[listed[e], start:stop], rows[listed[e + 1], start:stop]
         r2, r3 = rows[listed[e + 2], start:stop], rows[listed[e + 3], start:stop]

@@ -4,7 +4,8 @@
 
 Peers, in the same process: F.linear in FP32 and BF16, dynamic INT8 (torch.ao), torch._int_mm, and the public spiking
 method as its papers describe it: a float train [T, ...] times float weights, summed over time. Weights rotate through
-more memory than the caches hold. Before anything is timed, every integer is compared with an exact product.
+more memory than the caches hold. The whole layer and dynamic INT8 are timed once more in turns, call by call, so that
+what disturbs one disturbs the other. Before anything is timed, every integer is compared with an exact product.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import Timing, as_row, environment, measure, write_json
+from timing import Timing, as_row, environment, measure, measure_in_turns, write_json
 from torch import Tensor, nn
 
 import spikebrain as sb
@@ -60,9 +61,10 @@ def bench(in_features: int, out_features: int, num_tokens: int, k: float) -> lis
         rows.append(as_row(timing, name=name, **case))
         return timing
 
+    layers = [sb.SpikeLinear(weight, layer.scale, neuron=layer.neuron) for weight in weights]
+
     def forward(i: int) -> Tensor:
-        layer.weight = weights[i]
-        return layer(x)
+        return layers[i](x)
 
     with torch.inference_mode():
         accumulate = run("spikebrain cpu, accumulation alone", lambda i: cpu.accumulate(train, weights[i]))
@@ -83,7 +85,11 @@ def bench(in_features: int, out_features: int, num_tokens: int, k: float) -> lis
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             quantized = [dynamic_int8(w) for w in dense]
-        run("dynamic INT8 (torch.ao)", lambda i: quantized[i](x), float_variants)
+        int8 = "dynamic INT8 (torch.ao)"
+        run(int8, lambda i: quantized[i](x), float_variants)
+        turns = measure_in_turns({"spikebrain": forward, int8: lambda i: quantized[i](x)}, float_variants)
+        for name, timing in turns.items():
+            rows.append(as_row(timing, name=f"in turns: {name}", **case))
         del dense, quantized
         small = spikes.count.clamp(-127, 127).to(torch.int8)
         rows_first = [w.contiguous() for w in weights]

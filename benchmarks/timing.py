@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -47,6 +47,25 @@ def measure(
         seconds.append(time.perf_counter() - start)
     low, _, high = statistics.quantiles(seconds, n=4)
     return Timing(statistics.median(seconds), low, high, len(seconds))
+
+
+def measure_in_turns(
+    calls: Mapping[str, Callable[[int], object]], num_variants: int, *, min_seconds: float = 2.0
+) -> dict[str, Timing]:
+    """Time several calls turn by turn, so that what disturbs the machine disturbs all of them; else like `measure`."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for i in range(2**62):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call(i % num_variants)
+            seconds[name].append(time.perf_counter() - start)
+        if i >= 30 and sum(map(sum, seconds.values())) > min_seconds:
+            break
+    found = {}
+    for name, times in seconds.items():
+        low, median, high = statistics.quantiles(times[3:], n=4)  # the first ones warm up
+        found[name] = Timing(median, low, high, len(times) - 3)
+    return found
 
 
 def environment() -> dict[str, Any]:
