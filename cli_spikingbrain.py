@@ -70,21 +70,20 @@ def convert_command(
                 f"{source}: is a SpikingBrain model already. Convert it with --spiking as-described or as-released, "
                 f"--k and --out alone; got {', '.join(given) or '--spiking none'}."
             )
-        student = to_spiking(teacher, spiking, k=k, inplace=True)
-        save_folder(student, out, _required(tokenizer, source))
-        _print(f"Written to {out}: {student.settings.num_layers} layers, {_size(student)}, spiking: {spiking}.")
-        return
-    tokens = None
-    if calibrate is not None:
-        ids = _tokens(calibrate, tokenizer, source)[:calibrate_tokens]
-        length = min(512, len(ids))
-        tokens = ids[: len(ids) // max(length, 1) * length].view(-1, max(length, 1))
-        console.print(f"Fitting {tokens.numel():,} tokens of {calibrate.name} (SmolLM2 on a CPU: two minutes)")
+        _required(tokenizer, source)
+        student = teacher
     else:
-        console.print("Without --calibrate the model writes noise until it has been trained.")
-    choices = {"window": window, "num_sinks": num_sinks, "num_experts": num_experts}
-    choices = {name: value for name, value in choices.items() if value is not None}
-    student = from_transformer(teacher, layout, calibration=tokens, fit=fit, seed=seed, **choices)
+        tokens = None
+        if calibrate is not None:
+            ids = _tokens(calibrate, tokenizer, source)[:calibrate_tokens]
+            length = min(512, len(ids))
+            tokens = ids[: len(ids) // max(length, 1) * length].view(-1, max(length, 1))
+            console.print(f"Fitting {tokens.numel():,} tokens of {calibrate.name} (SmolLM2 on a CPU: two minutes)")
+        else:
+            console.print("Without --calibrate the model writes noise until it has been trained.")
+        choices = {"window": window, "num_sinks": num_sinks, "num_experts": num_experts}
+        choices = {name: value for name, value in choices.items() if value is not None}
+        student = from_transformer(teacher, layout, calibration=tokens, fit=fit, seed=seed, **choices)
     if spiking != "none":
         student = to_spiking(student, spiking, k=k, inplace=True)
     save_folder(student, out, tokenizer)

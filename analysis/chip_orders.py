@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from ..backends.chip import ChannelOrder
-from ..models import SpikeLinear
-from ..models.spike_linear import Step, observing
+from ..models.spike_linear import Step
+from .chip_simulation import run_observed, spiking_layers
 
 
 def learn_orders(model: nn.Module, ids: Tensor, order: ChannelOrder) -> dict[str, np.ndarray]:
@@ -23,13 +22,10 @@ def learn_orders(model: nn.Module, ids: Tensor, order: ChannelOrder) -> dict[str
     Returns:
         A permutation by the name of the layer, int64 [N]; layers that no token reaches are left out.
     """
-    names = {id(layer): name for name, layer in model.named_modules() if isinstance(layer, SpikeLinear)}
     fired: dict[str, list[np.ndarray]] = defaultdict(list)
 
-    def observe(layer: SpikeLinear, step: Step) -> None:
-        fired[names[id(layer)]].append(step.train.spikes.any(dim=0).cpu().numpy())
+    def see(name: str, step: Step) -> None:
+        fired[name].append(step.train.spikes.any(dim=0).cpu().numpy())
 
-    layers = [layer for layer in model.modules() if isinstance(layer, SpikeLinear)]
-    with observing(layers, observe), torch.inference_mode():
-        model(input_ids=ids[None], use_cache=False)
+    run_observed(model, spiking_layers(model), ids, see)
     return {name: order.order(np.concatenate(active)) for name, active in fired.items()}

@@ -88,7 +88,7 @@ def plot_mesh(found: ModelOnChip, path: Path, title: str = "") -> None:
         ((x0 + 0.15 * (y1 - y0), y0 + 0.15 * (x0 - x1)), (x1 + 0.15 * (y1 - y0), y1 + 0.15 * (x0 - x1)))
         for (x0, y0), (x1, y1) in packets
     ]
-    lines = LineCollection(segments, cmap="viridis", linewidths=300 / max(mesh.columns, mesh.rows) / 6)
+    lines = LineCollection(segments, cmap="viridis", linewidths=50 / max(mesh.columns, mesh.rows))
     lines.set_array(np.array(list(packets.values())))
     lines.set_clim(0, max([*packets.values(), 1.0]))
     panels[2].add_collection(lines)

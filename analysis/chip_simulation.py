@@ -141,7 +141,7 @@ def simulate_model(
     if len(ids) == 0:
         raise InputError("simulate_model: expected at least one token, got none.")
     check_jitter(jitter, seed)
-    spiking = {name: m for name, m in model.named_modules() if isinstance(m, SpikeLinear)}
+    spiking = spiking_layers(model)
     if not spiking:
         raise InputError("simulate_model: expected a model with spiking layers, it has none. Call convert first.")
     for name, layer in spiking.items():
@@ -157,11 +157,18 @@ def simulate_model(
     options = {"jitter": jitter, "seed": seed, "overlap": mode == "prefill"}
     with ThreadPoolExecutor(num_threads) as pool:
         replay = _Replay(chip, placements, stages, options, orders or {}, trace, timeline, pool, progress)
-        _run(model, spiking, ids, lambda name, step: replay.add(spiking[name], name, step))
+        run_observed(model, spiking, ids, lambda name, step: replay.add(spiking[name], name, step))
         return _summary(chip, mode, len(ids), replay, unsupported)
 
 
-def _run(model: nn.Module, spiking: Mapping[str, SpikeLinear], ids: Tensor, see: Callable[[str, Step], None]) -> None:
+def spiking_layers(model: nn.Module) -> dict[str, SpikeLinear]:
+    """Return the spiking layers of a model by their names."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, SpikeLinear)}
+
+
+def run_observed(
+    model: nn.Module, spiking: Mapping[str, SpikeLinear], ids: Tensor, see: Callable[[str, Step], None]
+) -> None:
     """Run the model once; `see` gets every step with the name of its layer."""
     names = {id(layer): name for name, layer in spiking.items()}
 
@@ -197,7 +204,7 @@ def _survey(
             shared[:] = [step.count]
 
     with record(model, block_bytes=(64,)) as recording:  # only what does not spike is looked at
-        _run(model, spiking, ids, see)
+        run_observed(model, spiking, ids, see)
     counts = count_operations(recording)
     rest = {name: (part.kind, part.spiking) for name, part in counts.layers.items() if part.kind != "projection"}
     for before, after in pairwise(stages):

@@ -37,34 +37,31 @@ def measure(
         min_calls: least number of timed calls.
         min_seconds: least time to spend on them.
     """
-    for i in range(min(num_variants, 3)):
-        call(i)
-    seconds: list[float] = []
-    while len(seconds) < min_calls or sum(seconds) < min_seconds:
-        variant = len(seconds) % num_variants
-        start = time.perf_counter()
-        call(variant)
-        seconds.append(time.perf_counter() - start)
-    low, _, high = statistics.quantiles(seconds, n=4)
-    return Timing(statistics.median(seconds), low, high, len(seconds))
+    turns = measure_in_turns({"": call}, num_variants, min_calls=min_calls, min_seconds=min_seconds)
+    return turns[""]
 
 
 def measure_in_turns(
-    calls: Mapping[str, Callable[[int], object]], num_variants: int, *, min_seconds: float = 2.0
+    calls: Mapping[str, Callable[[int], object]], num_variants: int, *, min_calls: int = 30, min_seconds: float = 2.0
 ) -> dict[str, Timing]:
     """Time several calls turn by turn, so that what disturbs the machine disturbs all of them; else like `measure`."""
+    for i in range(min(num_variants, 3)):
+        for call in calls.values():
+            call(i)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for i in range(2**62):
+    done, spent = 0, 0.0
+    while done < min_calls or spent < min_seconds:
         for name, call in calls.items():
             start = time.perf_counter()
-            call(i % num_variants)
-            seconds[name].append(time.perf_counter() - start)
-        if i >= 30 and sum(map(sum, seconds.values())) > min_seconds:
-            break
+            call(done % num_variants)
+            took = time.perf_counter() - start
+            seconds[name].append(took)
+            spent += took
+        done += 1
     found = {}
     for name, times in seconds.items():
-        low, median, high = statistics.quantiles(times[3:], n=4)  # the first ones warm up
-        found[name] = Timing(median, low, high, len(times) - 3)
+        low, median, high = statistics.quantiles(times, n=4)
+        found[name] = Timing(median, low, high, done)
     return found
 
 
