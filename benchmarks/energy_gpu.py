@@ -1,9 +1,10 @@
 """Joules per token of a model in BF16, with INT8 products, and on spikes, read off the GPU's energy counter.
 
-    python benchmarks/energy_gpu.py [--model smollm2] [--prefill 2048] [--seconds 3] [--out FILE.json]
+    python benchmarks/energy_gpu.py [--model smollm2] [--text FILE] [--prefill 2048] [--seconds 3] [--out FILE.json]
 
-The same text for all. Decoding: one token after a prompt of 64, without the prompt, one call of the model a token.
-Prefill: all tokens at once. The INT8 model has the same INT8 weights and dynamic INT8 activations, through
+The same text for all; random tokens without --text. Decoding: one token after a prompt of 64, without the prompt, one
+call of the model a token; and the same replayed as a CUDA graph, which does not wait for Python. Prefill: all tokens
+at once. The INT8 model has the same INT8 weights and dynamic INT8 activations, through
 `torch._int_mm`, which needs more than 16 rows, so that it decodes 32 rows at a time and is charged for all of them.
 Needs a CUDA GPU and nvidia-ml-py (pip install 'spikebrain[measure]').
 """
@@ -15,6 +16,7 @@ import dataclasses
 import inspect
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +59,33 @@ def int8_model(spiking: nn.Module) -> nn.Module:
     return spiking
 
 
+def in_graph(call: Callable[[], None], cache: Any) -> Callable[[], None] | None:
+    """Return what replays a call that reads the cache, or None, with a message, if it cannot be captured."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        call()
+    torch.cuda.synchronize()
+    graph, kept = torch.cuda.CUDAGraph(), [dict(vars(layer)) for layer in cache.layers]
+    try:
+        with torch.cuda.graph(graph):
+            call()
+    except RuntimeError as error:
+        print(f"cannot be captured: {str(error).splitlines()[0]}")
+        return None
+
+    def replay() -> None:
+        assert kept  # what the cache held is read by every replay
+        graph.replay()
+
+    return replay
+
+
 @torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--text", type=Path, help="whose first tokens are taken")
     parser.add_argument("--prefill", type=int, default=2048)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--repetitions", type=int, default=5)
@@ -69,10 +94,17 @@ def main() -> None:
     if not torch.cuda.is_available():
         sys.exit("energy_gpu.py: there is no GPU that PyTorch can use.")
     meter = NvmlMeter()
-    loaded, _, _ = sb.load(options.model)
+    loaded, tokenizer, _ = sb.load(options.model)
     dense: Any = loaded.to("cuda", torch.bfloat16).eval()
-    generator = torch.Generator("cuda").manual_seed(0)
-    ids = torch.randint(0, dense.config.vocab_size, (1, options.prefill), device="cuda", generator=generator)
+    if options.text is None:
+        torch.manual_seed(0)
+        ids = torch.randint(dense.config.vocab_size, (1, options.prefill))
+    else:
+        assert tokenizer is not None
+        ids = torch.tensor([tokenizer.encode(options.text.read_text("utf-8"), verbose=False)[: options.prefill]])
+    if ids.shape[1] < options.prefill:
+        sys.exit(f"energy_gpu.py: {options.text} has {ids.shape[1]} tokens, fewer than --prefill {options.prefill}.")
+    ids = ids.to("cuda")
     results = []
     for system in ("bf16", "int8", "spiking"):
         model: Any = dense if system == "bf16" else sb.convert(dense).model
@@ -89,7 +121,14 @@ def main() -> None:
         def prefill(model: Any = model) -> None:
             model(ids, use_cache=False)
 
-        for stage, run, tokens in (("decode", decode, 1), ("prefill", prefill, options.prefill)):
+        stages = (
+            ("decode", decode, 1),
+            ("decode, CUDA graph", in_graph(decode, cache), 1),
+            ("prefill", prefill, options.prefill),
+        )
+        for stage, run, tokens in stages:
+            if run is None:
+                continue
             found = measure_energy(
                 run,
                 tokens,
@@ -100,15 +139,15 @@ def main() -> None:
             )
             low, high = found.measured_spread_j
             print(
-                f"{system:8} {stage:8} {found.measured_median_j:.5f} J a token ({low:.5f} to {high:.5f}), idle "
+                f"{system:8} {stage:18} {found.measured_median_j:.5f} J a token ({low:.5f} to {high:.5f}), idle "
                 f"{found.measured_idle_w:.0f} W subtracted, {1e3 * min(found.measured_s_per_token):.4f} ms a token",
                 flush=True,
             )
             results.append({"system": system, "stage": stage, **dataclasses.asdict(found)})
-        del model, first, cache
+        del model, first, cache, stages
     if options.out:
-        versions = {"torch": torch.__version__, "gpu": torch.cuda.get_device_name()}
-        options.out.write_text(json.dumps({"environment": versions, "results": results}, indent=1) + "\n")
+        environment = {"torch": torch.__version__, "gpu": torch.cuda.get_device_name(), "text": str(options.text)}
+        options.out.write_text(json.dumps({"environment": environment, "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

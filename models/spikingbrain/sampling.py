@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
+from .swa import any_length
 
 
 @torch.no_grad()
@@ -43,7 +44,8 @@ def sample_from(
         ids = torch.randint(teacher.config.vocab_size, (batch, 1), generator=generator, device=teacher.device)
         written, cache = [ids], None
         for _ in range(length - 1):
-            found = teacher(input_ids=written[-1], use_cache=True, **{name: cache})
+            with any_length():
+                found = teacher(input_ids=written[-1], use_cache=True, **{name: cache})
             cache = found[name]
             probability = (found.logits[:, -1].float() / temperature).softmax(-1)
             written.append(torch.multinomial(probability, 1, generator=generator))

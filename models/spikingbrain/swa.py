@@ -11,16 +11,20 @@ Source: SpikingBrain (arXiv:2509.05276), eq. 12 and 13.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # Queries whose scores are in memory at the same time.
 _BLOCK = 512
 # Largest integer up to which float32 holds every integer.
 _EXACT_FLOAT32 = 2**24
+# All but cuDNN.
+_ANY_LENGTH = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 # (query tensors [B, H, L, .], column tensors [B, Hk, N, .], mask of what each query sees or None) -> [B, H, L, D]
 Core: TypeAlias = Callable[[tuple[Tensor, ...], tuple[Tensor, ...], Tensor | None], Tensor]
@@ -76,11 +80,20 @@ def attend(
     return torch.cat(outputs, 2)
 
 
+def any_length() -> AbstractContextManager[None]:
+    """Keep cuDNN out of PyTorch's attention, for columns that are one more with every call.
+
+    It plans anew for every shape that it has not seen, which takes some 40 ms on an H100.
+    """
+    return sdpa_kernel(_ANY_LENGTH)
+
+
 def float_attention(query: tuple[Tensor, ...], columns: tuple[Tensor, ...], mask: Tensor | None) -> Tensor:
     """Attend in floating point: query (q,), columns (k, v)."""
     (q,), (k, v) = query, columns
     folded, mask = _fold(q, k.shape[1], mask)
-    return F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).reshape(q.shape)
+    with any_length():
+        return F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).reshape(q.shape)
 
 
 def integer_attention(query: tuple[Tensor, ...], columns: tuple[Tensor, ...], mask: Tensor | None) -> Tensor:

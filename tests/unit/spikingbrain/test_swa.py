@@ -60,6 +60,22 @@ def test_padding_is_seen_by_nobody_else(length):
     assert bool(torch.isfinite(nothing).all())
 
 
+def test_cudnn_plans_nothing_for_columns_that_grow(monkeypatch):
+    attend, seen = swa.F.scaled_dot_product_attention, []
+
+    def spy(*args, **kwargs):
+        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        return attend(*args, **kwargs)
+
+    monkeypatch.setattr(swa.F, "scaled_dot_product_attention", spy)
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    q, k, v = random_qkv(1, 7)
+    swa.attend((q,), (k, v), swa.float_attention)
+    q, k, v = random_qkv(3, 7)
+    swa.attend((q,), (k, v), swa.float_attention, window=4)
+    assert (seen, torch.backends.cuda.cudnn_sdp_enabled()) == ([False, False], before)
+
+
 def test_sinks_see_each_other():
     q, k, v = random_qkv(3, 3)
     o = swa.attend((q,), (k, v), swa.float_attention, window=1, causal=False)
