@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 POSITIVE = "#0072b2"
 NEGATIVE = "#d55e00"
@@ -19,10 +20,19 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
+class _LogOrEven(LogLocator):
+    """Ticks of a logarithmic axis, or evenly spaced ones where too few of those are in view."""
+
+    def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
+        ticks = super().tick_values(vmin, vmax)
+        in_view = sum(vmin <= tick <= vmax for tick in ticks)
+        return ticks if in_view >= 3 else MaxNLocator(4).tick_values(vmin, vmax)
+
+
 def plain_log_axis(axes: Axes) -> None:
     """Let the vertical axis be logarithmic, with numbers such as 0.5 instead of powers."""
     axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_major_locator(_LogOrEven(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
 

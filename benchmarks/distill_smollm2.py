@@ -243,7 +243,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--test-tokens", type=int, default=None, help="all if left out")
     parser.add_argument("--watched", type=int, default=32768, help="test tokens whose perplexity makes the curve")
     parser.add_argument("--batch-tokens", type=int, default=16384, help="of a step")
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--new-rate", type=float, default=1.0, help="of what is new, as a multiple")
     parser.add_argument("--state", type=Path, help="folder for what an interrupted run goes on from; OUT/state")
     parser.add_argument("--pause-after", type=float, help="seconds after which this call ends")
