@@ -80,7 +80,7 @@ def attend(
     return torch.cat(outputs, 2)
 
 
-def any_length() -> AbstractContextManager[None]:
+def any_length() -> AbstractContextManager[object]:
     """Keep cuDNN out of PyTorch's attention, for columns that are one more with every call.
 
     It plans anew for every shape that it has not seen, which takes some 40 ms on an H100.
