@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -23,10 +22,10 @@ def plain(text: str) -> str:
 class _LogOrEven(LogLocator):
     """Ticks of a logarithmic axis, or evenly spaced ones where too few of those are in view."""
 
-    def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
-        ticks = super().tick_values(vmin, vmax)
+    def tick_values(self, vmin: float, vmax: float) -> list[float]:
+        ticks = list(super().tick_values(vmin, vmax))
         in_view = sum(vmin <= tick <= vmax for tick in ticks)
-        return ticks if in_view >= 3 else MaxNLocator(4).tick_values(vmin, vmax)
+        return ticks if in_view >= 3 else list(MaxNLocator(4).tick_values(vmin, vmax))
 
 
 def plain_log_axis(axes: Axes) -> None:

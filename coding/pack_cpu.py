@@ -42,10 +42,11 @@ def pack_counts(count: Tensor, unrolling: Unrolling, fired: Tensor, negative: Te
         fired: int32, [T, tokens, words].
         negative: int32, [S, tokens, words].
     """
-    code, counts, plus, minus = _arrays(unrolling), count.numpy(), fired.numpy(), negative.numpy()
+    code, counts, ones = _arrays(unrolling), count.numpy(), np.ones(len(count), np.float32)
+    plus, minus = fired.numpy(), negative.numpy()
 
     def work(first: int, last: int) -> tuple[int, int]:
-        return _pack_counts(counts[first:last], *code, plus[:, first:last], minus[:, first:last])
+        return _pack(counts[first:last], ones[first:last], *code, plus[:, first:last], minus[:, first:last])
 
     low, high = _range(_on_threads(work, *count.shape))
     return int(low), int(high)
@@ -79,7 +80,7 @@ def pack_activations(x: Tensor, threshold: Tensor, unrolling: Unrolling, fired: 
     def work(first: int, last: int) -> None:
         for a, b in _blocks(first, last, x.shape[1]):
             planes = fired[:, a:b].numpy(), negative[:, a:b].numpy()
-            _pack_activations(_float32(x[a:b]), threshold[a:b].numpy(), *code, *planes)
+            _pack(_float32(x[a:b]), threshold[a:b].numpy(), *code, *planes)
 
     _on_threads(work, *x.shape)
 
@@ -97,7 +98,7 @@ def measure_and_pack(
             ranges.append(_measure(block, *_settings(neuron), worth))
             if not unrolling.fits(*ranges[-1]):
                 break
-            _pack_activations(block, worth, *code, fired[:, a:b].numpy(), negative[:, a:b].numpy())
+            _pack(block, worth, *code, fired[:, a:b].numpy(), negative[:, a:b].numpy())
         return _range(ranges)
 
     return _range(_on_threads(work, *x.shape))
@@ -163,22 +164,99 @@ def _pool(num_threads: int, process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(num_threads)
 
 
+def _vector(kind: ir.Type) -> ir.VectorType:
+    return ir.VectorType(kind, 32)
+
+
+def _pointer(context, builder, array_type, array, vector, first=None):
+    """Return the address of 32 numbers of a contiguous array, from the first on, as that of a vector."""
+    start = context.make_array(array_type)(context, builder, array).data
+    start = start if first is None else builder.gep(start, [first])
+    return builder.bitcast(start, vector.as_pointer())
+
+
+def _to_all(builder, scalar):
+    """Return a vector with the scalar in every lane."""
+    one = builder.insert_element(ir.Constant(_vector(scalar.type), ir.Undefined), scalar, ir.IntType(32)(0))
+    return builder.shuffle_vector(one, one, ir.Constant(_vector(ir.IntType(32)), [0] * 32))
+
+
+def _cast(builder, number, kind):
+    """Return an integer, or a vector of integers, in as many bits as kind has."""
+    if isinstance(number.type, ir.VectorType):
+        bits, wanted = number.type.element.width, _vector(kind)
+    else:
+        bits, wanted = number.type.width, kind
+    if bits == kind.width:
+        return number
+    return builder.trunc(number, wanted) if bits > kind.width else builder.sext(number, wanted)
+
+
+@intrinsic
+def _unroll(  # pragma: no cover - compiled
+    typingctx, channels, first, worth, zero_point, signed, digits, patterns, signs, extremes
+):
+    """Write the patterns of 32 channels and those of their negative spikes (see `Unrolling`).
+
+    Lane by lane in registers, in as many bits as patterns have: Numba would widen every sum to 64.
+
+    Args:
+        typingctx: Numba's.
+        channels: contiguous; counts, or float32, which are divided by worth and rounded, halves to the even neighbour.
+        first: place of the first channel.
+        worth: float32.
+        zero_point: of the code.
+        signed: -1 if counts below 0 are negative spikes, else 0.
+        digits: -1 for the non-adjacent form, else 0.
+        patterns: 32 integers to write to.
+        signs: as many of the same kind.
+        extremes: [2, 32], of the kind of the channels: the smallest and largest count of each lane so far.
+    """
+
+    def generate(context, builder, signature, arguments):
+        kind = context.get_value_type(patterns.dtype)
+        source = _vector(context.get_value_type(channels.dtype))
+        count = builder.load(_pointer(context, builder, channels, arguments[0], source, arguments[1]))
+        count.align = channels.dtype.bitwidth // 8
+        if isinstance(channels.dtype, types.Integer):
+            for row, beyond in enumerate("<>"):
+                at = _pointer(context, builder, extremes, arguments[8], source, ir.IntType(64)(32 * row))
+                so_far = builder.load(at)
+                so_far.align = count.align
+                further = builder.select(builder.icmp_signed(beyond, count, so_far), count, so_far)
+                builder.store(further, at).align = count.align
+        if isinstance(channels.dtype, types.Float):
+            kind_of_function = ir.FunctionType(source, [source])
+            half_to_even = builder.module.declare_intrinsic("llvm.roundeven.v32f32", (), kind_of_function)
+            quotient = builder.fdiv(count, _to_all(builder, arguments[2]))
+            count = builder.fptosi(builder.call(half_to_even, [quotient]), _vector(ir.IntType(32)))
+        lift, sign_mask, digit_mask = (_to_all(builder, _cast(builder, x, kind)) for x in arguments[3:6])
+        lifted = builder.add(_cast(builder, count, kind), lift)
+        below = builder.icmp_signed("<", lifted, ir.Constant(lifted.type, [0] * 32))
+        flip = builder.and_(builder.sext(below, lifted.type), sign_mask)
+        magnitude = builder.sub(builder.xor(lifted, flip), flip)
+        half = builder.and_(builder.ashr(magnitude, ir.Constant(lifted.type, [1] * 32)), digit_mask)
+        total = builder.add(magnitude, half)
+        pattern = builder.xor(total, half)
+        minus = builder.and_(builder.select(below, total, half), pattern)
+        for value, array, to in ((pattern, patterns, arguments[6]), (minus, signs, arguments[7])):
+            builder.store(value, _pointer(context, builder, array, to, lifted.type)).align = kind.width // 8
+
+    if channels.layout != "C":
+        return None  # a type error: places are those of contiguous numbers
+    signature = (channels, types.int64, types.float32, types.int64, types.int64, types.int64, patterns, signs, extremes)
+    return types.void(*signature), generate
+
+
 @intrinsic
 def _where(typingctx, lanes, mask, above):  # pragma: no cover - compiled
     """Return a word whose bit j is 1 where (lanes[j] & mask) > above; lanes is a contiguous array of 32 integers."""
 
     def generate(context, builder, signature, arguments):
-        array, *scalars = arguments
-        vector = ir.VectorType(context.get_value_type(lanes.dtype), 32)
-        start = context.make_array(lanes)(context, builder, array).data
-        value = builder.load(builder.bitcast(start, vector.as_pointer()))
+        vector = _vector(context.get_value_type(lanes.dtype))
+        value = builder.load(_pointer(context, builder, lanes, arguments[0], vector))
         value.align = lanes.dtype.bitwidth // 8
-        undefined, first = ir.Constant(vector, ir.Undefined), ir.IntType(32)(0)
-        to_all = ir.Constant(ir.VectorType(ir.IntType(32), 32), [0] * 32)
-        mask_vector, above_vector = (
-            builder.shuffle_vector(builder.insert_element(undefined, scalar, first), undefined, to_all)
-            for scalar in scalars
-        )
+        mask_vector, above_vector = (_to_all(builder, scalar) for scalar in arguments[1:])
         fires = builder.icmp_signed(">", builder.and_(value, mask_vector), above_vector)
         return builder.bitcast(fires, ir.IntType(32))
 
@@ -186,73 +264,39 @@ def _where(typingctx, lanes, mask, above):  # pragma: no cover - compiled
 
 
 @numba.njit(nogil=True, cache=True)
-def _pattern(value, signed, digits):  # pragma: no cover - compiled
-    """Return the pattern of a lifted count and that of its negative spikes; signed, digits: 0 or -1."""
-    flip = -np.int64(value < 0) & signed
-    magnitude = (value ^ flip) - flip
-    half = (magnitude >> 1) & digits
-    total = magnitude + half
-    pattern = total ^ half
-    return pattern, (total if value < 0 else half) & pattern
-
-
-@numba.njit(nogil=True, cache=True)
-def _rounded(value):  # pragma: no cover - compiled
-    """Return a float32 below 2^31 rounded half to even, as int32. What is cut off is exact, so no case is special."""
-    whole = np.int32(value)
-    rest = value - np.float32(whole)
-    half = np.float32(0.5)
-    away = (abs(rest) > half) | ((abs(rest) == half) & ((whole & 1) == 1))
-    return whole + (np.int32(away) if value > 0 else -np.int32(away))
-
-
-@numba.njit(nogil=True, cache=True, inline="always")
-def _store(patterns, signs, mask, above, fired, negative, token, word):  # pragma: no cover - compiled
-    """Write one word of every plane."""
-    for t in range(fired.shape[0]):
-        fired[t, token, word] = _where(patterns, mask[t], above[t])
-    if negative.shape[0] == 1:
-        negative[0, token, word] = _where(signs, -1, 0)
-    else:
-        for t in range(negative.shape[0]):
-            negative[t, token, word] = _where(signs, mask[t], above[t])
-
-
-@numba.njit(nogil=True, cache=True)
-def _pack_counts(count, mask, above, zero_point, signed, digits, fired, negative):  # pragma: no cover - compiled
-    """Pack counts, int32 or int64 [tokens, channels]; return their range."""
-    patterns, signs = np.zeros(32, mask.dtype), np.zeros(32, mask.dtype)
-    low, high = count[0, 0], count[0, 0]
-    for token in range(fired.shape[1]):
-        for word in range(fired.shape[2]):
-            channels = count[token, 32 * word : 32 * word + 32]
-            if channels.shape[0] < 32:
-                patterns[:] = 0
-                signs[:] = 0
-            for j in range(channels.shape[0]):
-                low = min(low, channels[j])
-                high = max(high, channels[j])
-                patterns[j], signs[j] = _pattern(channels[j] + zero_point, signed, digits)
-            _store(patterns, signs, mask, above, fired, negative, token, word)
-    return low, high
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _pack_activations(  # pragma: no cover - compiled
-    x, threshold, mask, above, zero_point, signed, digits, fired, negative
+def _pack(  # pragma: no cover - compiled
+    source, threshold, mask, above, zero_point, signed, digits, fired, negative
 ):
-    """Pack round(x / threshold), half to even; x: float32 [tokens, channels], threshold: float32 [tokens]."""
+    """Pack counts, or round(source / threshold) of float32; source: [tokens, channels], threshold: float32 [tokens].
+
+    Without slices: each would be counted as a reference, which takes longer than to pack a word.
+
+    Returns:
+        The smallest and the largest of counts.
+    """
     patterns, signs = np.zeros(32, mask.dtype), np.zeros(32, mask.dtype)
+    last, extremes = np.full(32, source[0, 0]), np.full((2, 32), source[0, 0])
+    num_channels = source.shape[1]
     for token in range(fired.shape[1]):
         worth = threshold[token]
         for word in range(fired.shape[2]):
-            channels = x[token, 32 * word : 32 * word + 32]
-            if channels.shape[0] < 32:
-                patterns[:] = 0
-                signs[:] = 0
-            for j in range(channels.shape[0]):
-                patterns[j], signs[j] = _pattern(_rounded(channels[j] / worth) + zero_point, signed, digits)
-            _store(patterns, signs, mask, above, fired, negative, token, word)
+            first, used = 32 * word, np.int32(-1)
+            if first + 32 <= num_channels:
+                at = token * num_channels + first
+                _unroll(source, at, worth, zero_point, signed, digits, patterns, signs, extremes)
+            else:
+                for j in range(num_channels - first):
+                    last[j] = source[token, first + j]
+                used = np.int32((1 << (num_channels - first)) - 1)
+                _unroll(last, 0, worth, zero_point, signed, digits, patterns, signs, extremes)
+            for t in range(fired.shape[0]):
+                fired[t, token, word] = _where(patterns, mask[t], above[t]) & used
+            if negative.shape[0] == 1:
+                negative[0, token, word] = _where(signs, -1, 0) & used
+            else:
+                for t in range(negative.shape[0]):
+                    negative[t, token, word] = _where(signs, mask[t], above[t]) & used
+    return extremes[0].min(), extremes[1].max()
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
