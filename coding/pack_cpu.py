@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numba
@@ -25,10 +25,10 @@ from numba.extending import intrinsic
 from torch import Tensor
 
 from ..neuro import AdaptiveThreshold
-from .unrolling import Unrolling
+from .unrolling import LARGEST_COUNT, Unrolling
 
-# Activations (tokens times channels) that are measured and packed while they are in the second-level cache.
-_BLOCK = 2**17
+# Activations (tokens times channels) that are measured and packed while they are in a core's own cache.
+_BLOCK = 2**14
 # Channels from which a second thread saves more than waking it costs.
 _WORTH_THREADS = 2**18
 
@@ -62,44 +62,41 @@ def measure(x: Tensor, neuron: AdaptiveThreshold, threshold: Tensor) -> tuple[fl
         neuron: for k, floor and ceiling.
         threshold: float32, [tokens].
     """
+    (values, is_bfloat), settings, worth = _numbers(x), _settings(neuron), threshold.numpy()
 
-    def work(first: int, last: int) -> tuple[float, float]:
-        ranges = [
-            _measure(_float32(x[a:b]), *_settings(neuron), threshold[a:b].numpy())
-            for a, b in _blocks(first, last, x.shape[1])
-        ]
-        return _range(ranges)
+    def work(first: int, last: int) -> tuple[np.float32, np.float32]:
+        return _measure_blocks(values[first:last], is_bfloat, *settings, worth[first:last])
 
     return _range(_on_threads(work, *x.shape))
 
 
 def pack_activations(x: Tensor, threshold: Tensor, unrolling: Unrolling, fired: Tensor, negative: Tensor) -> None:
     """Fill a packed train with round(x / threshold), half to even; all counts fit. Arguments as above."""
-    code = _arrays(unrolling)
-
-    def work(first: int, last: int) -> None:
-        for a, b in _blocks(first, last, x.shape[1]):
-            planes = fired[:, a:b].numpy(), negative[:, a:b].numpy()
-            _pack(_float32(x[a:b]), threshold[a:b].numpy(), *code, *planes)
-
-    _on_threads(work, *x.shape)
+    _blocks_on_threads(x, None, threshold, unrolling, fired, negative)
 
 
 def measure_and_pack(
     x: Tensor, neuron: AdaptiveThreshold, threshold: Tensor, unrolling: Unrolling, fired: Tensor, negative: Tensor
 ) -> tuple[float, float]:
     """Do `measure` and `pack_activations` in one pass over x; if the range returned does not fit, nothing is valid."""
-    code = _arrays(unrolling)
+    return _blocks_on_threads(x, neuron, threshold, unrolling, fired, negative)
 
-    def work(first: int, last: int) -> tuple[float, float]:
-        ranges = []
-        for a, b in _blocks(first, last, x.shape[1]):
-            block, worth = _float32(x[a:b]), threshold[a:b].numpy()
-            ranges.append(_measure(block, *_settings(neuron), worth))
-            if not unrolling.fits(*ranges[-1]):
-                break
-            _pack(block, worth, *code, fired[:, a:b].numpy(), negative[:, a:b].numpy())
-        return _range(ranges)
+
+def _blocks_on_threads(
+    x: Tensor,
+    neuron: AdaptiveThreshold | None,
+    threshold: Tensor,
+    unrolling: Unrolling,
+    fired: Tensor,
+    negative: Tensor,
+) -> tuple[float, float]:
+    """Pack, after measuring if there is a neuron."""
+    (values, is_bfloat), code, worth = _numbers(x), _arrays(unrolling), threshold.numpy()
+    settings, plus, minus = _settings(neuron or AdaptiveThreshold()), fired.numpy(), negative.numpy()
+
+    def work(a: int, b: int) -> tuple[np.float32, np.float32]:
+        planes = plus[:, a:b], minus[:, a:b]
+        return _pack_blocks(values[a:b], is_bfloat, neuron is not None, *settings, worth[a:b], *code, *planes)
 
     return _range(_on_threads(work, *x.shape))
 
@@ -132,13 +129,9 @@ def _settings(neuron: AdaptiveThreshold) -> tuple[np.float32, np.float32, np.flo
     return np.float32(neuron.k), np.float32(neuron.floor), np.float32(neuron.ceiling)
 
 
-def _float32(x: Tensor) -> np.ndarray:
-    return x.to(torch.float32).numpy()
-
-
-def _blocks(first: int, last: int, num_channels: int) -> Iterator[tuple[int, int]]:
-    size = max(1, _BLOCK // num_channels)
-    return ((a, min(a + size, last)) for a in range(first, last, size))
+def _numbers(x: Tensor) -> tuple[np.ndarray, bool]:
+    """Return activations as NumPy has them, 16-bit ones as bits, and whether they are bfloat16."""
+    return (x if x.dtype == torch.float32 else x.view(torch.int16)).numpy(), x.dtype == torch.bfloat16
 
 
 def _range(ranges: list) -> tuple:
@@ -297,6 +290,66 @@ def _pack(  # pragma: no cover - compiled
                 for t in range(negative.shape[0]):
                     negative[t, token, word] = _where(signs, mask[t], above[t]) & used
     return extremes[0].min(), extremes[1].max()
+
+
+@intrinsic
+def _float32_of(typingctx, value, is_bfloat):  # pragma: no cover - compiled
+    """Return a float32: the number itself, or that whose bits an int16 holds, as bfloat16 or float16."""
+
+    def generate(context, builder, signature, arguments):
+        bits, is_bfloat = arguments
+        if isinstance(value, types.Float):
+            return bits
+        single, word = ir.FloatType(), ir.IntType(32)
+        half = builder.fpext(builder.bitcast(bits, ir.HalfType()), single)
+        brain = builder.bitcast(builder.shl(builder.zext(bits, word), word(16)), single)
+        return builder.select(is_bfloat, brain, half)
+
+    return types.float32(value, types.boolean), generate
+
+
+@numba.njit(nogil=True, cache=True)
+def _load(x, first, is_bfloat, block):  # pragma: no cover - compiled
+    """Fill block, float32 [rows, channels], with rows of x from the first on; return those that there are."""
+    num_rows = min(len(block), len(x) - first)
+    for row in range(num_rows):
+        for channel in range(x.shape[1]):
+            block[row, channel] = _float32_of(x[first + row, channel], is_bfloat)
+    return block[:num_rows]
+
+
+@numba.njit(nogil=True, cache=True)
+def _measure_blocks(x, is_bfloat, k, floor, ceiling, threshold):  # pragma: no cover - compiled
+    """Do `_measure` for activations of any kind."""
+    low, high = np.float32(np.inf), np.float32(-np.inf)
+    block = np.empty((max(1, _BLOCK // x.shape[1]), x.shape[1]), np.float32)
+    for first in range(0, len(x), len(block)):
+        rows = _load(x, first, is_bfloat, block)
+        smallest, largest = _measure(rows, k, floor, ceiling, threshold[first : first + len(rows)])
+        if not smallest <= largest:
+            return smallest, largest
+        low, high = min(low, smallest), max(high, largest)
+    return low, high
+
+
+@numba.njit(nogil=True, cache=True)
+def _pack_blocks(  # pragma: no cover - compiled
+    x, is_bfloat, measures, k, floor, ceiling, threshold, mask, above, zero_point, signed, digits, fired, negative
+):
+    """Do `_measure`, if asked, and `_pack`; a range beyond that of int32 ends it."""
+    low, high = np.float32(np.inf), np.float32(-np.inf)
+    block = np.empty((max(1, _BLOCK // x.shape[1]), x.shape[1]), np.float32)
+    for first in range(0, len(x), len(block)):
+        rows = _load(x, first, is_bfloat, block)
+        last = first + len(rows)
+        if measures:
+            smallest, largest = _measure(rows, k, floor, ceiling, threshold[first:last])
+            if not -LARGEST_COUNT <= smallest <= largest <= LARGEST_COUNT:
+                return smallest, largest
+            low, high = min(low, smallest), max(high, largest)
+        planes = fired[:, first:last], negative[:, first:last]
+        _pack(rows, threshold[first:last], mask, above, zero_point, signed, digits, *planes)
+    return low, high
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
