@@ -15,8 +15,9 @@ from rich.text import Text
 from .analysis import DEFINITIONS, ReportSettings, run_report
 from .backends import BACKENDS
 from .cli_chip import simulate_command
+from .cli_distill import distill_command
 from .cli_energy import energy_command
-from .cli_spikingbrain import convert_command, distill_command, generate_command
+from .cli_spikingbrain import convert_command, generate_command
 from .coding import ENCODERS
 from .doctor import examine
 from .errors import InputError, SpikebrainError

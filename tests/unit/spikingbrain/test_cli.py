@@ -4,11 +4,12 @@ import json
 import re
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from spikebrain import load
+from spikebrain import cli_distill, load
 from spikebrain.cli import main
 from spikebrain.models.spikingbrain import SpikingBrainForCausalLM
 
@@ -113,6 +114,39 @@ def test_sampled_text_and_steps_that_fit_the_time(run, model_folder, tmp_path):
     assert "is no plan of these stages" in err.replace("\n", " ")
 
 
+def test_what_a_gpu_changes(run, model_folder, text, tmp_path, monkeypatch):
+    assert run("convert", model_folder, "--out", tmp_path / "a")[0] == 0
+    steps = ("--attention-steps", 1, "--logits-steps", 1, "--device", "cpu", "--out", tmp_path / "b")
+    arguments = (
+        "--text",
+        text,
+        "--text",
+        text,
+        "--sample",
+        50,
+        "--context",
+        20,
+        "--accumulation",
+        2,
+        "--checkpointing",
+    )
+    code, out, err = run("distill", model_folder, tmp_path / "a", *arguments, *steps)
+    assert code == 0, err
+    assert "320 tokens" in out  # two stages of one step, of two batches of 4 texts of 20 tokens
+    num_tokens = 50 + 2 * 12 * len("A neuron fires when its potential passes the threshold, and rests. ")
+    shown = " ".join(err.split())
+    assert f"Training on {num_tokens:,} tokens on cpu" in shown
+    assert "batch_size=4, learning_rate=0.001, logits_rate=0.1" in shown
+
+    # 2 layers, keys and values, 1 head of 8 channels, 2 bytes: 64 a token. A quarter of the memory is for them.
+    config = SimpleNamespace(num_hidden_layers=2, num_key_value_heads=1, hidden_size=32, num_attention_heads=4)
+    teacher = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16, config=config)
+    for free, texts in ((64 * 100 * 4 * 3 + 5, 3), (10**12, 2048), (10, 1)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2 * free))
+        assert cli_distill._texts_at_once(teacher, 100) == texts
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_errors_are_one_message_and_exit_code_2(run, model_folder, text, tmp_path):
     out, ours = ("--out", tmp_path / "o"), tmp_path / "ours"
     assert run("convert", model_folder, "--out", ours)[0] == 0
@@ -127,8 +161,13 @@ def test_errors_are_one_message_and_exit_code_2(run, model_folder, text, tmp_pat
         (("distill", model_folder, ours, "--text", tmp_path, *out), "cannot be read as UTF-8 text"),
         (("distill", model_folder, ours, "--sample", 0, *out), "sample_from.num_tokens: expected an integer >= 1"),
         (("distill", model_folder, ours, "--text", text, "--context", 10_000, *out), "at least 10000 ids"),
-        (("distill", model_folder, model_folder, *out), "either --text FILE or --sample N"),
+        (("distill", model_folder, model_folder, *out), "expected --text FILE, --sample N or both"),
         (("distill", model_folder, model_folder, "--text", text, *out), "expected a SpikingBrain model"),
+        (
+            ("distill", model_folder, ours, "--text", text, "--device", "gpu", *out),
+            "--device: expected auto, cpu or cuda",
+        ),
+        (("generate", ours, "a", "--device", "cuda"), "there is no GPU that PyTorch can use"),
     ]:
         code, _, err = run(*arguments)
         assert code == 2
