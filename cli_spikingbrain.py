@@ -95,8 +95,9 @@ def generate_command(
     if max_new_tokens < 1 or temperature < 0:
         raise InputError("spikebrain generate: expected --max-new-tokens >= 1 and --temperature >= 0.")
     where = device_of(device)
-    loaded, tokenizer = load_ours(model, new_console())
-    loaded = loaded.to(where)
+    found: Any
+    found, tokenizer = load_ours(model, new_console())
+    loaded: SpikingBrainForCausalLM = found.to(where)
     ids = torch.tensor([tokenizer.encode(prompt)], dtype=torch.int64, device=where)
     if ids.shape[1] == 0:
         raise InputError("spikebrain generate: expected a prompt of at least one token, got none.")
