@@ -406,15 +406,51 @@ def _active(fired, token, word):  # pragma: no cover - compiled
     return union
 
 
+def _of_word(name: str, *flags: int):
+    """Return an intrinsic that counts bits of a uint32 with an instruction of LLVM's."""
+
+    @intrinsic
+    def count(typingctx, word):  # pragma: no cover - compiled
+        def generate(context, builder, signature, arguments):
+            kind, bit = ir.IntType(32), ir.IntType(1)
+            shape = ir.FunctionType(kind, [kind, *(bit for _ in flags)])
+            function = builder.module.declare_intrinsic(f"llvm.{name}.i32", (), shape)
+            found = builder.call(function, [*arguments, *(bit(flag) for flag in flags)])
+            return builder.zext(found, ir.IntType(64))
+
+        return types.int64(types.uint32), generate
+
+    return count
+
+
+_num_ones = _of_word("ctpop")
+_num_trailing_zeros = _of_word("cttz", 1)  # of a word that is not 0
+
+
+@intrinsic
+def _add_spikes(typingctx, plus, minus, weight, counts):  # pragma: no cover - compiled
+    """Add a plane's spikes to 32 counts: weight for each bit of plus, -weight where it is in minus too."""
+
+    def generate(context, builder, signature, arguments):
+        fired, negative = (builder.bitcast(word, _vector(ir.IntType(1))) for word in arguments[:2])
+        worth = _to_all(builder, arguments[2])
+        place = _pointer(context, builder, counts, arguments[3], worth.type)
+        so_far, nothing = builder.load(place), ir.Constant(worth.type, [0] * 32)
+        so_far.align = counts.dtype.bitwidth // 8
+        spike = builder.select(negative, builder.sub(nothing, worth), worth)
+        total = builder.add(so_far, builder.select(fired, spike, nothing))
+        builder.store(total, place).align = so_far.align
+
+    return types.void(types.int32, types.int32, counts.dtype, counts), generate
+
+
 @numba.njit(nogil=True, cache=True)
 def _count_active(fired, num_active):  # pragma: no cover - compiled
     for token in range(fired.shape[1]):
-        num_active[token] = 0
+        total = 0
         for word in range(fired.shape[2]):
-            rest = _active(fired, token, word)
-            while rest:
-                rest &= rest - np.uint32(1)  # clears the lowest one
-                num_active[token] += 1
+            total += _num_ones(_active(fired, token, word))
+        num_active[token] = total
 
 
 @numba.njit(nogil=True, cache=True)
@@ -429,13 +465,13 @@ def _list_active(fired, negative, weight, first, channel, count):  # pragma: no 
                 continue
             counts[:] = 0
             for t in range(fired.shape[0]):
-                plus, minus = fired[t, token, word], np.int32(0)
+                minus = np.int32(0)
                 if negative.shape[0] > 0:
-                    minus = plus & negative[t if negative.shape[0] > 1 else 0, token, word]
-                for j in range(32):
-                    counts[j] += (((plus >> j) & 1) - 2 * ((minus >> j) & 1)) * weight[t]
-            for j in range(32):
-                if (active >> np.uint32(j)) & np.uint32(1):
-                    channel[event] = 32 * word + j
-                    count[event] = counts[j]
-                    event += 1
+                    minus = negative[t if negative.shape[0] > 1 else 0, token, word]
+                _add_spikes(fired[t, token, word], minus, weight[t], counts)
+            while active:
+                j = _num_trailing_zeros(active)
+                channel[event] = 32 * word + j
+                count[event] = counts[j]
+                event += 1
+                active &= active - np.uint32(1)  # clears the lowest one

@@ -117,20 +117,9 @@ def test_sampled_text_and_steps_that_fit_the_time(run, model_folder, tmp_path):
 def test_what_a_gpu_changes(run, model_folder, text, tmp_path, monkeypatch):
     assert run("convert", model_folder, "--out", tmp_path / "a")[0] == 0
     steps = ("--attention-steps", 1, "--logits-steps", 1, "--device", "cpu", "--out", tmp_path / "b")
-    arguments = (
-        "--text",
-        text,
-        "--text",
-        text,
-        "--sample",
-        50,
-        "--context",
-        20,
-        "--accumulation",
-        2,
-        "--checkpointing",
-    )
-    code, out, err = run("distill", model_folder, tmp_path / "a", *arguments, *steps)
+    material = ("--text", text, "--text", text, "--sample", 50)
+    sizes = ("--context", 20, "--accumulation", 2, "--checkpointing")
+    code, out, err = run("distill", model_folder, tmp_path / "a", *material, *sizes, *steps)
     assert code == 0, err
     assert "320 tokens" in out  # two stages of one step, of two batches of 4 texts of 20 tokens
     num_tokens = 50 + 2 * 12 * len("A neuron fires when its potential passes the threshold, and rests. ")
