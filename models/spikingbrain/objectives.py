@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from .causal_lm import SpikingBrainForCausalLM
 from .layerwise import Surroundings, trace, watch
@@ -95,29 +94,45 @@ def match_logits(
     found = student.model(inputs_embeds=embedded, use_cache=False)
     hidden = found.last_hidden_state[:, :-1].flatten(0, 1)
     targets = ids[:, 1:].flatten()
-
-    def part(hidden: Tensor, known: Tensor, targets: Tensor) -> Tensor:
-        with torch.no_grad():
-            wanted = teacher.lm_head(known).float()
-        logits = student.lm_head(hidden).float()
-        kl = F.kl_div(
-            (logits / temperature).log_softmax(-1),
-            (wanted / temperature).log_softmax(-1),
-            reduction="sum",
-            log_target=True,
-        )
-        loss = kl * temperature**2
-        return loss + ce_weight * F.cross_entropy(logits, targets, reduction="sum") if ce_weight else loss
-
-    loss = hidden.new_zeros((), dtype=torch.float32)
-    for pieces in zip(hidden.split(_TOKENS), known.split(_TOKENS), targets.split(_TOKENS), strict=True):
-        # Logits are computed again for the backward pass, which saves more memory than all else together.
-        loss = loss + checkpoint(part, *pieces, use_reentrant=False)  # pyright: ignore[reportOperatorIssue]
-    loss = loss / len(targets)
+    loss, gradients = torch.zeros((), device=ids.device), list[Tensor | None]()
+    for some, wanted, following in zip(
+        hidden.split(_TOKENS), known.split(_TOKENS), targets.split(_TOKENS), strict=True
+    ):
+        # Backwards at once: these logits are gone before the next ones come.
+        leaf = some.detach().requires_grad_()
+        part = _divergence(student, teacher, leaf, wanted, following, temperature, ce_weight) / len(targets)
+        (part * share).backward()
+        gradients.append(leaf.grad)
+        loss += part.detach()
+    ends, gradients = [hidden], [torch.cat([gradient for gradient in gradients if gradient is not None])]
     if found.aux_loss is not None:
-        loss = loss + student.settings.aux_loss_weight * found.aux_loss
-    (loss * share).backward()
-    return loss.detach()
+        ends.append(student.settings.aux_loss_weight * found.aux_loss)
+        gradients.append(torch.full_like(found.aux_loss, share))
+        loss += ends[-1].detach()
+    torch.autograd.backward(ends, gradients)
+    return loss
+
+
+def _divergence(
+    student: SpikingBrainForCausalLM,
+    teacher: Any,
+    hidden: Tensor,
+    known: Tensor,
+    targets: Tensor,
+    temperature: float,
+    ce_weight: float,
+) -> Tensor:
+    """Return the sum over tokens of what `match_logits` says, from last hidden states [tokens, d] of both."""
+    with torch.no_grad():
+        wanted = _divided(teacher.lm_head(known).float(), temperature).log_softmax(-1)
+    logits = student.lm_head(hidden).float()
+    found = _divided(logits, temperature).log_softmax(-1)
+    loss = F.kl_div(found, wanted, reduction="sum", log_target=True) * temperature**2
+    return loss + ce_weight * F.cross_entropy(logits, targets, reduction="sum") if ce_weight else loss
+
+
+def _divided(logits: Tensor, temperature: float) -> Tensor:
+    return logits if temperature == 1 else logits / temperature
 
 
 def _relative_error(found: Tensor, wanted: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spikebrain.models.spikingbrain import from_transformer
+from spikebrain.models.spikingbrain import from_transformer, objectives
 from spikebrain.models.spikingbrain.objectives import is_the_teachers, match_layers, match_logits
 
 
@@ -24,6 +24,28 @@ def test_loss_of_the_logits_against_its_formula(teacher, tokens):
     expected = 4.0 * (p * (p / q).log()).sum(-1).mean()  # temperature^2 is 4
     found = match_logits(student, teacher, ids, 1.0, temperature=2.0, ce_weight=0.0)
     assert found == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize(("layout", "experts"), [("7b", {}), ("gla,swa/moe", {"num_experts": 2})])
+def test_gradients_of_the_logits_are_those_of_the_whole_text_at_once(teacher, tokens, monkeypatch, layout, experts):
+    monkeypatch.setattr(objectives, "_TOKENS", 7)  # 58 predictions: eight portions, and two left
+    student, ids = from_transformer(teacher, layout, **experts).train(), tokens[:60].view(2, 30)
+    loss = match_logits(student, teacher, ids, 0.5, temperature=2.0, ce_weight=0.25)
+    found = {name: p.grad for name, p in student.named_parameters()}
+    student.zero_grad()
+    output = student(ids, labels=ids)
+    with torch.no_grad():
+        wanted = (teacher(ids).logits[:, :-1] / 2).softmax(-1)
+    kl = (wanted * (wanted.log() - (output.logits[:, :-1] / 2).log_softmax(-1))).sum(-1).mean()
+    nll = torch.nn.functional.cross_entropy(output.logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    expected = 4 * kl + 0.25 * nll
+    aux = student.model(ids, use_cache=False).aux_loss
+    if experts:
+        expected = expected + student.settings.aux_loss_weight * aux
+    (0.5 * expected).backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for name, parameter in student.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-3, atol=1e-6, msg=name)
 
 
 def test_loss_of_the_layers_against_its_formula(teacher, tokens):
