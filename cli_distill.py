@@ -123,7 +123,9 @@ def distill_command(
     if sample is not None:
         parts.insert(0, _sampled(old, sample, recipe.context, seed, out, console))
     tokens = torch.cat(parts)
-    console.print(f"Training on {len(tokens):,} tokens on {where}: {recipe}")
+    rates = " and ".join(f"{stage.learning_rate:g}" for stage in settings.stages)
+    sizes = f"{recipe.batch_size} texts of {recipe.context} at a time, rates {rates}, {recipe.precision}"
+    console.print(f"Training on {len(tokens):,} tokens on {where}: {sizes}")
     if None in [wanted[name] for name in stages]:
         shares = {"attention": recipe.attention_share, "logits": 1 - recipe.attention_share}
         settings = _planned(new, old, tokens, settings, wanted, minutes, shares, out, console)

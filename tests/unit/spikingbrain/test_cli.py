@@ -125,7 +125,7 @@ def test_what_a_gpu_changes(run, model_folder, text, tmp_path, monkeypatch):
     num_tokens = 50 + 2 * 12 * len("A neuron fires when its potential passes the threshold, and rests. ")
     shown = " ".join(err.split())
     assert f"Training on {num_tokens:,} tokens on cpu" in shown
-    assert "batch_size=4, learning_rate=0.001, logits_rate=0.1" in shown
+    assert "4 texts of 20 at a time, rates 0.001 and 0.0001, float32" in shown
 
     # 2 layers, keys and values, 1 head of 8 channels, 2 bytes: 64 a token. A quarter of the memory is for them.
     config = SimpleNamespace(num_hidden_layers=2, num_key_value_heads=1, hidden_size=32, num_attention_heads=4)
