@@ -44,7 +44,7 @@ def sample_from(
         ids = torch.randint(teacher.config.vocab_size, (batch, 1), generator=generator, device=teacher.device)
         written, cache = [ids], None
         for _ in range(length - 1):
-            with any_length():
+            with any_length(teacher.device):
                 found = teacher(input_ids=written[-1], use_cache=True, **{name: cache})
             cache = found[name]
             probability = (found.logits[:, -1].float() / temperature).softmax(-1)

@@ -11,7 +11,7 @@ Source: SpikingBrain (arXiv:2509.05276), eq. 12 and 13.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeAlias
 
 import torch
@@ -80,19 +80,20 @@ def attend(
     return torch.cat(outputs, 2)
 
 
-def any_length() -> AbstractContextManager[object]:
-    """Keep cuDNN out of PyTorch's attention, for columns that are one more with every call.
+def any_length(device: torch.device) -> AbstractContextManager[object]:
+    """Keep cuDNN out of PyTorch's attention on a GPU, for columns that are one more with every call.
 
-    It plans anew for every shape that it has not seen, which takes some 40 ms on an H100.
+    It plans anew for every shape that it has not seen, which takes some 40 ms on an H100. Elsewhere nothing is done:
+    the choice is one for all threads.
     """
-    return sdpa_kernel(_ANY_LENGTH)
+    return sdpa_kernel(_ANY_LENGTH) if device.type == "cuda" else nullcontext()
 
 
 def float_attention(query: tuple[Tensor, ...], columns: tuple[Tensor, ...], mask: Tensor | None) -> Tensor:
     """Attend in floating point: query (q,), columns (k, v)."""
     (q,), (k, v) = query, columns
     folded, mask = _fold(q, k.shape[1], mask)
-    with any_length():
+    with any_length(q.device):
         return F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).reshape(q.shape)
 
 

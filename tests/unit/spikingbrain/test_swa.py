@@ -61,19 +61,22 @@ def test_padding_is_seen_by_nobody_else(length):
 
 
 def test_cudnn_plans_nothing_for_columns_that_grow(monkeypatch):
-    attend, seen = swa.F.scaled_dot_product_attention, []
+    enabled, any_length, seen = torch.backends.cuda.cudnn_sdp_enabled, swa.any_length, []
+    attend, before = swa.F.scaled_dot_product_attention, enabled()
 
     def spy(*args, **kwargs):
-        seen.append(torch.backends.cuda.cudnn_sdp_enabled())
+        seen.append(enabled())
         return attend(*args, **kwargs)
 
     monkeypatch.setattr(swa.F, "scaled_dot_product_attention", spy)
-    before = torch.backends.cuda.cudnn_sdp_enabled()
+    monkeypatch.setattr(swa, "any_length", lambda device: any_length(torch.device("cuda")))
     q, k, v = random_qkv(1, 7)
     swa.attend((q,), (k, v), swa.float_attention)
     q, k, v = random_qkv(3, 7)
     swa.attend((q,), (k, v), swa.float_attention, window=4)
-    assert (seen, torch.backends.cuda.cudnn_sdp_enabled()) == ([False, False], before)
+    assert (seen, enabled()) == ([False, False], before)
+    with any_length(torch.device("cpu")):
+        assert enabled() == before
 
 
 def test_sinks_see_each_other():
