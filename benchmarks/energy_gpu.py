@@ -18,6 +18,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -138,9 +139,10 @@ def main() -> None:
                 synchronize=torch.cuda.synchronize,
             )
             low, high = found.measured_spread_j
+            whole, seconds = (median(x) for x in (found.measured_whole_j_per_token, found.measured_s_per_token))
             print(
                 f"{system:8} {stage:18} {found.measured_median_j:.5f} J a token ({low:.5f} to {high:.5f}), idle "
-                f"{found.measured_idle_w:.0f} W subtracted, {1e3 * min(found.measured_s_per_token):.4f} ms a token",
+                f"{found.measured_idle_w:.0f} W subtracted; whole board {whole:.5f} J, {1e3 * seconds:.4f} ms a token",
                 flush=True,
             )
             results.append({"system": system, "stage": stage, **dataclasses.asdict(found)})

@@ -94,7 +94,7 @@ def match_logits(
     found = student.model(inputs_embeds=embedded, use_cache=False)
     hidden = found.last_hidden_state[:, :-1].flatten(0, 1)
     targets = ids[:, 1:].flatten()
-    loss, gradients = torch.zeros((), device=ids.device), list[Tensor | None]()
+    loss, gradients = torch.zeros((), device=ids.device), list[Tensor]()
     for some, wanted, following in zip(
         hidden.split(_TOKENS), known.split(_TOKENS), targets.split(_TOKENS), strict=True
     ):
@@ -102,9 +102,10 @@ def match_logits(
         leaf = some.detach().requires_grad_()
         part = _divergence(student, teacher, leaf, wanted, following, temperature, ce_weight) / len(targets)
         (part * share).backward()
+        assert leaf.grad is not None
         gradients.append(leaf.grad)
         loss += part.detach()
-    ends, gradients = [hidden], [torch.cat([gradient for gradient in gradients if gradient is not None])]
+    ends, gradients = [hidden], [torch.cat(gradients)]
     if found.aux_loss is not None:
         ends.append(student.settings.aux_loss_weight * found.aux_loss)
         gradients.append(torch.full_like(found.aux_loss, share))
