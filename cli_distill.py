@@ -83,8 +83,9 @@ def distill_command(
     if not text and sample is None:
         raise InputError("spikebrain distill: expected --text FILE, --sample N or both, got neither.")
     check_spiking(spiking)
-    if not 0 < minutes < float("inf"):
-        raise InputError(f"--minutes: expected a number > 0, got {minutes:g}.")
+    for name, value in (("minutes", minutes), ("logits-rate", logits_rate)):
+        if value is not None and not 0 < value < float("inf"):
+            raise InputError(f"--{name}: expected a number > 0, got {value:g}.")
     where = device_of(device)
     given = {
         "context": context,

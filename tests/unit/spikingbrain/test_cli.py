@@ -146,6 +146,10 @@ def test_errors_are_one_message_and_exit_code_2(run, model_folder, text, tmp_pat
         (("generate", model_folder, "a"), "expected a SpikingBrain model, got LlamaForCausalLM"),
         (("generate", tmp_path / "none", "a"), "no such file or folder"),
         (("distill", model_folder, ours, "--text", text, "--minutes", 0, *out), "--minutes: expected a number > 0"),
+        (
+            ("distill", model_folder, ours, "--text", text, "--logits-rate", "nan", *out),
+            "--logits-rate: expected a number",
+        ),
         (("distill", model_folder, ours, "--text", text, "--spiking", "often", *out), "--spiking: expected none"),
         (("distill", model_folder, ours, "--text", tmp_path, *out), "cannot be read as UTF-8 text"),
         (("distill", model_folder, ours, "--sample", 0, *out), "sample_from.num_tokens: expected an integer >= 1"),
