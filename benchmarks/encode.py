@@ -52,6 +52,16 @@ def measure_on(device: torch.device, call: Callable[[int], object], num_variants
     return Timing(median, low, high, len(seconds))
 
 
+def seconds_of_kernels(call: Callable[[int], object], num_variants: int) -> float:
+    """Return the GPU's part of a call: the time of its kernels and copies, as the profiler of PyTorch saw them."""
+    num_calls = 20
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        for i in range(num_calls):
+            call(i % num_variants)
+        torch.cuda.synchronize()
+    return sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6 / num_calls
+
+
 def check(encoder: sb.Encoder, x: Tensor, count: Tensor, num_timesteps: int, neuron: sb.AdaptiveThreshold) -> None:
     """End the run unless every way to a packed train gives the plain one, and all give the counts."""
     packed = encoder.pack(count, num_timesteps)
@@ -86,24 +96,25 @@ def bench(device: torch.device, shape: Sequence[int], k: float, code: str) -> li
     case |= {"num_timesteps": num_timesteps, "packed_bytes": ours, "float_bytes": public, "ratio_bytes": public / ours}
     rows: list[dict[str, Any]] = []
 
-    def run(name: str, call: Callable[[int], object], input_bytes: int) -> Timing:
+    def run(name: str, call: Callable[[int], object], input_bytes: int) -> None:
         timing = measure_on(device, call, num_variants)
         rate = input_bytes / timing.median_s / 1e9
-        rows.append(as_row(timing, name=name, input_gb_per_s=rate, **case))
-        return timing
+        kernels = {} if device.type == "cpu" else {"kernels_s": seconds_of_kernels(call, num_variants)}
+        rows.append(as_row(timing, name=name, input_gb_per_s=rate, **kernels, **case))
 
-    def compare(public: Timing, first: int) -> None:
+    def compare(first: int) -> None:
+        """Compare rows with the first of them, the public method's."""
         for row in rows[first:]:
-            row["ratio_time"] = public.median_s / row["median_s"]
+            row["ratio_time"] = rows[first]["median_s"] / row["median_s"]
+            if "kernels_s" in row:
+                row["ratio_kernels"] = rows[first]["kernels_s"] / row["kernels_s"]
 
     size = inputs[0].nbytes
     with torch.inference_mode():
-        expanded = run("public method, from counts", lambda i: float_train(counts[i], public_timesteps), size)
+        run("public method, from counts", lambda i: float_train(counts[i], public_timesteps), size)
         run("pack, from counts", lambda i: encoder.pack(counts[i], num_timesteps), size)
-        compare(expanded, 0)
-        whole = run(
-            "public method, from activations", lambda i: float_train(neuron(inputs[i]).count, public_timesteps), size
-        )
+        compare(0)
+        run("public method, from activations", lambda i: float_train(neuron(inputs[i]).count, public_timesteps), size)
         run(
             "pack_activations, T given",
             lambda i: sb.pack_activations(inputs[i], neuron, encoder, num_timesteps),
@@ -115,7 +126,7 @@ def bench(device: torch.device, shape: Sequence[int], k: float, code: str) -> li
             lambda i: sb.pack_activations(halves[i], neuron, encoder, num_timesteps),
             size // 2,
         )
-        compare(whole, 2)
+        compare(2)
         trains = [encoder.pack(count, num_timesteps) for count in counts]
         run("list active channels", lambda i: sb.ChannelEvents.from_packed(trains[i]), trains[0].num_bytes)
     return rows
@@ -142,9 +153,11 @@ def main() -> None:
         for row in found:
             median, low, high = (1e3 * row[f"{what}_s"] for what in ("median", "low", "high"))
             ratio = f"{row['ratio_time']:7.1f}x" if "ratio_time" in row else ""
+            kernels = f"; kernels {1e3 * row['kernels_s']:.4f} ms" if "kernels_s" in row else ""
+            kernels += f" {row['ratio_kernels']:.1f}x" if "ratio_kernels" in row else ""
             print(
                 f"  {row['name']:36} {median:9.4f} ms ({low:9.4f} to {high:9.4f}) {row['input_gb_per_s']:8.1f} GB/s "
-                f"{ratio}",
+                f"{ratio}{kernels}",
                 flush=True,
             )
         rows += found

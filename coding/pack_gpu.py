@@ -8,6 +8,8 @@ Import it through `kernels_for`: TRITON_INTERPRET=1 must be set before the first
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -16,17 +18,22 @@ from torch import Tensor
 from ..neuro import AdaptiveThreshold
 from .unrolling import Unrolling
 
-# Words that one program packs: 32 words are 1024 channels.
-_WORDS = 32
+# Most words that one program packs at a time: 128 words are 4096 channels. A warp takes 32 of them.
+_WORDS = 128
 # Channels that a program sums at a time.
-_BLOCK = 4096
+_SUMMED = 1024
+# Planes that are taken from a count together: a byte holds as many, and the sign.
+_PLANES = 7
+# Words that `_count_active` and `_list_active` read at a time.
+_READ = 32
 
 
 def pack_counts(count: Tensor, unrolling: Unrolling, fired: Tensor, negative: Tensor) -> tuple[int, int]:
-    """Fill a packed train and return the smallest and largest count."""
-    _launch(count, count, unrolling, fired, negative, of_counts=True)
-    low, high = torch.stack(count.aminmax()).tolist()
-    return low, high
+    """Fill a packed train and return the smallest and largest of the counts and 0, which fits every code."""
+    blocks = -(-fired.shape[-1] // _words(fired))
+    extremes = torch.empty(len(count), blocks, 2, dtype=count.dtype, device=count.device)
+    _launch(count, extremes, unrolling, fired, negative, of_counts=True)
+    return _range(extremes)
 
 
 def pack_activations(x: Tensor, threshold: Tensor, unrolling: Unrolling, fired: Tensor, negative: Tensor) -> None:
@@ -36,27 +43,42 @@ def pack_activations(x: Tensor, threshold: Tensor, unrolling: Unrolling, fired: 
 
 def measure(x: Tensor, neuron: AdaptiveThreshold, threshold: Tensor) -> tuple[float, float]:
     """Fill the thresholds of a neuron; return the smallest and largest x / threshold."""
-    lows, highs = torch.empty(2, len(x), dtype=torch.float32, device=x.device)
-    settings = (float(neuron.k), float(neuron.floor), float(neuron.ceiling))
-    _measure[(len(x),)](x, threshold, lows, highs, x.shape[1], *settings, BLOCK=_block(x.shape[1]))
-    low, high = torch.stack((lows.amin(), highs.amax())).tolist()
-    return low, high
+    extremes = torch.empty(len(x), 2, dtype=torch.float32, device=x.device)
+    _measure[(len(x),)](x, threshold, extremes, x.shape[1], *_settings(neuron), BLOCK=_SUMMED)
+    return _range(extremes)
 
 
 def measure_and_pack(
     x: Tensor, neuron: AdaptiveThreshold, threshold: Tensor, unrolling: Unrolling, fired: Tensor, negative: Tensor
 ) -> tuple[float, float]:
-    """Do `measure` and `pack_activations`: x is read twice, the second time from the cache if it fits there."""
-    low, high = measure(x, neuron, threshold)
-    if unrolling.fits(low, high):
-        pack_activations(x, threshold, unrolling, fired, negative)
-    return low, high
+    """Do `measure` and `pack_activations` in one launch; if the range returned does not fit, nothing is valid.
+
+    Row by row: a row is still in a cache when it is packed.
+    """
+    extremes = torch.empty(len(x), 2, dtype=torch.float32, device=x.device)
+    words = _words(fired)
+    _measure_and_pack[(len(x),)](
+        x,
+        threshold,
+        extremes,
+        fired,
+        negative,
+        fired[0].numel(),
+        x.shape[1],
+        *_settings(neuron),
+        *_planes(unrolling),
+        **_code(unrolling),
+        BLOCK=_SUMMED,
+        WORDS=words,
+        num_warps=words // 32,
+    )
+    return _range(extremes)
 
 
 def count_active(fired: Tensor, num_active: Tensor) -> None:
     """Fill num_active, int64 [tokens], with the channels of each token that fired at all."""
     num_timesteps, num_tokens, num_words = fired.shape
-    _count_active[(num_tokens,)](fired, num_active, num_timesteps, num_tokens * num_words, num_words, WORDS=_WORDS)
+    _count_active[(num_tokens,)](fired, num_active, num_timesteps, num_tokens * num_words, num_words, WORDS=_READ)
 
 
 def list_active(
@@ -66,114 +88,220 @@ def list_active(
     num_timesteps, num_tokens, num_words = fired.shape
     weight = timestep_weight.to(count.dtype)
     planes = (fired, negative, weight, num_timesteps, num_tokens * num_words, num_words)
-    _list_active[(num_tokens,)](*planes, first, channel, count, SIGN_PLANES=min(len(negative), 2), WORDS=_WORDS)
+    _list_active[(num_tokens,)](*planes, first, channel, count, SIGN_PLANES=min(len(negative), 2), WORDS=_READ)
 
 
 def _launch(
-    source: Tensor, threshold: Tensor, unrolling: Unrolling, fired: Tensor, negative: Tensor, *, of_counts: bool
+    source: Tensor, other: Tensor, unrolling: Unrolling, fired: Tensor, negative: Tensor, *, of_counts: bool
 ) -> None:
-    num_timesteps, num_tokens, num_words = fired.shape
-    _pack[(num_tokens, triton.cdiv(num_words, _WORDS))](
+    num_tokens, num_words = fired.shape[1:]
+    words = _words(fired)
+    _pack[(num_tokens, -(-num_words // words))](
         source,
-        threshold,
+        other,
         fired,
         negative,
-        num_timesteps,
         num_tokens * num_words,
         source.shape[1],
-        num_words,
-        unrolling.zero_point,
+        *_planes(unrolling),
+        **_code(unrolling),
         OF_COUNTS=of_counts,
-        RATE=unrolling.rate,
-        SIGN_PLANES=min(unrolling.sign_planes, 2),
-        WIDE=unrolling.dtype == torch.int64,
-        WORDS=_WORDS,
+        WORDS=words,
+        num_warps=words // 32,
     )
 
 
-def _block(num_channels: int) -> int:
-    return min(_BLOCK, triton.next_power_of_2(num_channels))
+def _range(extremes: Tensor) -> tuple[float, float]:
+    """Return the smallest and largest number, on the host; both are NaN if one of them is."""
+    found = torch.empty(2, dtype=extremes.dtype, device=extremes.device)
+    torch.aminmax(extremes, out=(found[0], found[1]))
+    low, high = found.tolist()
+    return low, high
+
+
+def _settings(neuron: AdaptiveThreshold) -> tuple[float, float, float]:
+    return float(neuron.k), float(neuron.floor), float(neuron.ceiling)
+
+
+def _words(fired: Tensor) -> int:
+    """Return how many words of these planes a program packs at a time."""
+    return 32 if fired.shape[-1] <= 32 else 64 if fired.shape[-1] <= 64 else _WORDS
+
+
+def _planes(unrolling: Unrolling) -> tuple[int, int, int]:
+    """Return T, how many bytes hold the planes of a count, and the zero point."""
+    return unrolling.num_timesteps, -(-unrolling.num_timesteps // _PLANES), unrolling.zero_point
+
+
+@functools.lru_cache(maxsize=64)
+def _code(unrolling: Unrolling) -> dict[str, int | bool]:
+    num_timesteps, num_bytes, _ = _planes(unrolling)
+    return {
+        "RATE": unrolling.rate,
+        "SIGN_PLANES": min(unrolling.sign_planes, 2),
+        "WIDE": unrolling.dtype == torch.int64,
+        # Counts that fit round by one addition, see `_rounded`.
+        "SMALL": max(-unrolling.low, unrolling.high) < 2**22,
+        # As few as the bytes need, all of them equally full.
+        "PLANES": -(-num_timesteps // num_bytes),
+    }
 
 
 @triton.jit
-def _rounded(value):
-    """Round float32 below 2^31 half to even. What is cut off is exact, so no case is special."""
-    whole = value.to(tl.int32)
-    rest = value - whole.to(tl.float32)
-    away = (tl.abs(rest) > 0.5) | ((tl.abs(rest) == 0.5) & ((whole & 1) == 1))
-    return whole + tl.where(away, tl.where(value > 0, 1, -1), 0)
-
-
-@triton.jit
-def _packed(fires):
-    """Turn booleans [words, 32] into words. Each power of two occurs once at most; the last one is the sign."""
-    place = tl.arange(0, 32)
-    return tl.sum(tl.where(fires, (tl.full((32,), 1, tl.int32) << place)[None, :], 0), axis=1).to(tl.int32)
-
-
-@triton.jit
-def _fires(pattern, t, num_timesteps, RATE: tl.constexpr):
-    """Return where a pattern fires at timestep t."""
-    if RATE:
-        return pattern > t
+def _rounded(value, SMALL: tl.constexpr):
+    """Round float32 half to even: numbers below 2^31, or, if SMALL, below 2^22 (others become any number)."""
+    if SMALL:
+        # 1.5 * 2^23 has no places after the point, and the count in its last bits.
+        return (value + 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000
     else:
-        return ((pattern >> (num_timesteps - 1 - t)) & 1) == 1
+        # What is cut off is exact, so no case is special.
+        whole = value.to(tl.int32)
+        rest = value - whole.to(tl.float32)
+        away = (tl.abs(rest) > 0.5) | ((tl.abs(rest) == 0.5) & ((whole & 1) == 1))
+        return whole + tl.where(away, tl.where(value > 0, 1, -1), 0)
 
 
 @triton.jit
-def _pack(
-    source,
-    threshold,
+def _fours(byte, WORDS: tl.constexpr):
+    """Put bytes, int32 [words, 32], side by side: int32 [words, 8]."""
+    side_by_side = byte << (8 * (tl.arange(0, 32) % 4))[None, :]
+    # No bit occurs twice, so that the sum is the union; it may wrap.
+    return tl.sum(side_by_side.reshape((WORDS, 8, 4)), axis=2)
+
+
+@triton.jit
+def _plane(four, b: tl.constexpr):
+    """Return bit b of all bytes in words [words], the one of channel j at place j."""
+    # One product moves four bits from places 0, 8, 16 and 24 to places 24, 25, 26 and 27.
+    nibble = ((((four >> b) & 0x01010101) * 0x01020408) >> 24) & 15
+    return tl.sum(nibble << (4 * tl.arange(0, 8))[None, :], axis=1)
+
+
+@triton.jit
+def _byte(pattern, first, RATE: tl.constexpr, PLANES: tl.constexpr):
+    """Return planes first ... first + PLANES - 1 of patterns as the low bits of an int32, last timestep first."""
+    if RATE:
+        # The timesteps that fire are the first ones: the bits from T - pattern on, which is what comes in here.
+        return (-1 << tl.minimum(tl.maximum(pattern - first, 0), PLANES).to(tl.int32)) & ((1 << PLANES) - 1)
+    else:
+        return (pattern >> first).to(tl.int32) & ((1 << PLANES) - 1)
+
+
+@triton.jit
+def _store_train(
+    count,  # [words, 32], 0 beyond the last channel
+    words,
     fired,
     negative,
-    num_timesteps,
+    at,  # place of the words in the first plane
     plane,  # words from one timestep to the next
     num_channels,
-    num_words,
+    num_timesteps,
+    num_bytes,
     zero_point,
-    OF_COUNTS: tl.constexpr,
     RATE: tl.constexpr,
     SIGN_PLANES: tl.constexpr,  # 2 stands for T
     WIDE: tl.constexpr,
+    PLANES: tl.constexpr,
     WORDS: tl.constexpr,
 ):
-    token = tl.program_id(0).to(tl.int64)
-    words = tl.program_id(1) * WORDS + tl.arange(0, WORDS)
-    channels = words[:, None] * 32 + tl.arange(0, 32)[None, :]
-    inside = channels < num_channels
-    value = tl.load(source + token * num_channels + channels, mask=inside, other=0)
-    if OF_COUNTS:
-        count = value
-    else:
-        count = _rounded(tl.div_rn(value.to(tl.float32), tl.load(threshold + token)))
+    """Store all planes of a block of counts."""
     if WIDE:
         count = count.to(tl.int64)
     else:
         count = count.to(tl.int32)
     if SIGN_PLANES == 0:
         pattern = (count + zero_point).to(count.dtype)
-        minus = pattern
     else:
         pattern = tl.abs(count)
-        minus = tl.where(count < 0, pattern, 0)
     if SIGN_PLANES == 2:
         half = pattern >> 1
         total = pattern + half
         pattern = total ^ half
         minus = tl.where(count < 0, total, half) & pattern
-    at = token * num_words + words
-    if SIGN_PLANES == 1:
-        tl.store(negative + at, _packed(minus > 0), words < num_words)
-    for t in range(num_timesteps):
-        tl.store(fired + at, _packed(inside & _fires(pattern, t, num_timesteps, RATE)), words < num_words)
+    if RATE:
+        pattern = num_timesteps - pattern
+    left = num_channels - words * 32
+    stored = left > 0
+    used = tl.where(left < 32, (1 << (left & 31)) - 1, -1)
+    for i in range(num_bytes):
+        first = i * PLANES
+        byte = _byte(pattern, first, RATE, PLANES)
+        if SIGN_PLANES == 1:
+            byte |= (count < 0).to(tl.int32) << 7
+        four = _fours(byte, WORDS)
+        if SIGN_PLANES == 1:
+            tl.store(negative + at, _plane(four, 7) & used, stored & (i == 0))
         if SIGN_PLANES == 2:
-            tl.store(negative + at, _packed(inside & _fires(minus, t, num_timesteps, RATE)), words < num_words)
-        at += plane
+            minus_four = _fours(_byte(minus, first, RATE, PLANES), WORDS)
+        for b in tl.static_range(PLANES):
+            t = num_timesteps - 1 - first - b
+            place = at + t.to(tl.int64) * plane
+            tl.store(fired + place, _plane(four, b) & used, stored & (t >= 0))
+            if SIGN_PLANES == 2:
+                tl.store(negative + place, _plane(minus_four, b) & used, stored & (t >= 0))
 
 
 @triton.jit
-def _measure(x, threshold, lows, highs, num_channels, k, floor, ceiling, BLOCK: tl.constexpr):
+def _load(source, token, words, num_channels):
+    """Return a block [words, 32] of a row, 0 beyond the last channel."""
+    channels = words[:, None] * 32 + tl.arange(0, 32)[None, :]
+    return tl.load(source + token * num_channels + channels, mask=channels < num_channels, other=0)
+
+
+@triton.jit
+def _pack(
+    source,  # counts, or activations
+    other,  # extremes [tokens, blocks, 2] to fill, or thresholds
+    fired,
+    negative,
+    plane,
+    num_channels,
+    num_timesteps,
+    num_bytes,
+    zero_point,
+    RATE: tl.constexpr,
+    SIGN_PLANES: tl.constexpr,
+    WIDE: tl.constexpr,
+    SMALL: tl.constexpr,
+    PLANES: tl.constexpr,
+    OF_COUNTS: tl.constexpr,
+    WORDS: tl.constexpr,
+):
     token = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1)
+    num_words = (num_channels + 31) // 32
+    words = block * WORDS + tl.arange(0, WORDS)
+    value = _load(source, token, words, num_channels)
+    if OF_COUNTS:
+        count = value
+        extreme = other + 2 * (token * tl.num_programs(1) + block)
+        tl.store(extreme, tl.min(count))
+        tl.store(extreme + 1, tl.max(count))
+    else:
+        count = _rounded(tl.div_rn(value.to(tl.float32), tl.load(other + token)), SMALL)
+    _store_train(
+        count,
+        words,
+        fired,
+        negative,
+        token * num_words + words,
+        plane,
+        num_channels,
+        num_timesteps,
+        num_bytes,
+        zero_point,
+        RATE,
+        SIGN_PLANES,
+        WIDE,
+        PLANES,
+        WORDS,
+    )
+
+
+@triton.jit
+def _measured(x, token, num_channels, k, floor, ceiling, BLOCK: tl.constexpr):
+    """Return the threshold of a row, and its smallest and largest number over it."""
     total = tl.zeros((BLOCK,), tl.float64)
     low = tl.full((BLOCK,), float("inf"), tl.float32)
     high = tl.full((BLOCK,), float("-inf"), tl.float32)
@@ -186,11 +314,70 @@ def _measure(x, threshold, lows, highs, num_channels, k, floor, ceiling, BLOCK: 
         high = tl.maximum(high, tl.where(inside, value, float("-inf")))
     mean = (tl.sum(total, axis=0) / num_channels).to(tl.float32)
     worth = tl.minimum(tl.maximum(tl.div_rn(mean, k), floor), ceiling)
-    tl.store(threshold + token, worth)
     # NaN or infinity in x makes the mean so, and the range NaN.
     nothing = mean * 0.0
-    tl.store(lows + token, tl.div_rn(tl.min(low, axis=0), worth) + nothing)
-    tl.store(highs + token, tl.div_rn(tl.max(high, axis=0), worth) + nothing)
+    low_spikes = tl.div_rn(tl.min(low, axis=0), worth) + nothing
+    return worth, low_spikes, tl.div_rn(tl.max(high, axis=0), worth) + nothing
+
+
+@triton.jit
+def _measure(x, threshold, extremes, num_channels, k, floor, ceiling, BLOCK: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    worth, low, high = _measured(x, token, num_channels, k, floor, ceiling, BLOCK)
+    tl.store(threshold + token, worth)
+    tl.store(extremes + 2 * token, low)
+    tl.store(extremes + 2 * token + 1, high)
+
+
+@triton.jit
+def _measure_and_pack(
+    x,
+    threshold,
+    extremes,
+    fired,
+    negative,
+    plane,
+    num_channels,
+    k,
+    floor,
+    ceiling,
+    num_timesteps,
+    num_bytes,
+    zero_point,
+    RATE: tl.constexpr,
+    SIGN_PLANES: tl.constexpr,
+    WIDE: tl.constexpr,
+    SMALL: tl.constexpr,
+    PLANES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    WORDS: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    worth, low, high = _measured(x, token, num_channels, k, floor, ceiling, BLOCK)
+    tl.store(threshold + token, worth)
+    tl.store(extremes + 2 * token, low)
+    tl.store(extremes + 2 * token + 1, high)
+    num_words = (num_channels + 31) // 32
+    for start in range(0, num_words, WORDS):
+        words = start + tl.arange(0, WORDS)
+        value = _load(x, token, words, num_channels)
+        _store_train(
+            _rounded(tl.div_rn(value.to(tl.float32), worth), SMALL),
+            words,
+            fired,
+            negative,
+            token * num_words + words,
+            plane,
+            num_channels,
+            num_timesteps,
+            num_bytes,
+            zero_point,
+            RATE,
+            SIGN_PLANES,
+            WIDE,
+            PLANES,
+            WORDS,
+        )
 
 
 @triton.jit
