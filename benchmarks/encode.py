@@ -55,7 +55,7 @@ def measure_on(device: torch.device, call: Callable[[int], object], num_variants
 def seconds_of_kernels(call: Callable[[int], object], num_variants: int) -> float:
     """Return the GPU's part of a call: the time of its kernels and copies, as the profiler of PyTorch saw them."""
     num_calls = 20
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profiler:
         for i in range(num_calls):
             call(i % num_variants)
         torch.cuda.synchronize()

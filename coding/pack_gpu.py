@@ -18,10 +18,8 @@ from torch import Tensor
 from ..neuro import AdaptiveThreshold
 from .unrolling import Unrolling
 
-# Most words that one program packs at a time: 128 words are 4096 channels. A warp takes 32 of them.
+# Most words that one program takes at a time: 128 words are 4096 channels. Each of its warps takes 32.
 _WORDS = 128
-# Channels that a program sums at a time.
-_SUMMED = 1024
 # Planes that are taken from a count together: a byte holds as many, and the sign.
 _PLANES = 7
 # Words that `_count_active` and `_list_active` read at a time.
@@ -30,7 +28,7 @@ _READ = 32
 
 def pack_counts(count: Tensor, unrolling: Unrolling, fired: Tensor, negative: Tensor) -> tuple[int, int]:
     """Fill a packed train and return the smallest and largest of the counts and 0, which fits every code."""
-    blocks = -(-fired.shape[-1] // _words(fired))
+    blocks = -(-fired.shape[-1] // _words(count.shape[1]))
     extremes = torch.empty(len(count), blocks, 2, dtype=count.dtype, device=count.device)
     _launch(count, extremes, unrolling, fired, negative, of_counts=True)
     return _range(extremes)
@@ -44,7 +42,8 @@ def pack_activations(x: Tensor, threshold: Tensor, unrolling: Unrolling, fired: 
 def measure(x: Tensor, neuron: AdaptiveThreshold, threshold: Tensor) -> tuple[float, float]:
     """Fill the thresholds of a neuron; return the smallest and largest x / threshold."""
     extremes = torch.empty(len(x), 2, dtype=torch.float32, device=x.device)
-    _measure[(len(x),)](x, threshold, extremes, x.shape[1], *_settings(neuron), BLOCK=_SUMMED)
+    words = _words(x.shape[1])
+    _measure[(len(x),)](x, threshold, extremes, x.shape[1], *_settings(neuron), WORDS=words, num_warps=words // 32)
     return _range(extremes)
 
 
@@ -53,10 +52,10 @@ def measure_and_pack(
 ) -> tuple[float, float]:
     """Do `measure` and `pack_activations` in one launch; if the range returned does not fit, nothing is valid.
 
-    Row by row: a row is still in a cache when it is packed.
+    Row by row: when it is packed, the first block of a row is still in registers, and the rest in a cache.
     """
     extremes = torch.empty(len(x), 2, dtype=torch.float32, device=x.device)
-    words = _words(fired)
+    words = _words(x.shape[1])
     _measure_and_pack[(len(x),)](
         x,
         threshold,
@@ -68,7 +67,6 @@ def measure_and_pack(
         *_settings(neuron),
         *_planes(unrolling),
         **_code(unrolling),
-        BLOCK=_SUMMED,
         WORDS=words,
         num_warps=words // 32,
     )
@@ -95,7 +93,7 @@ def _launch(
     source: Tensor, other: Tensor, unrolling: Unrolling, fired: Tensor, negative: Tensor, *, of_counts: bool
 ) -> None:
     num_tokens, num_words = fired.shape[1:]
-    words = _words(fired)
+    words = _words(source.shape[1])
     _pack[(num_tokens, -(-num_words // words))](
         source,
         other,
@@ -123,9 +121,9 @@ def _settings(neuron: AdaptiveThreshold) -> tuple[float, float, float]:
     return float(neuron.k), float(neuron.floor), float(neuron.ceiling)
 
 
-def _words(fired: Tensor) -> int:
-    """Return how many words of these planes a program packs at a time."""
-    return 32 if fired.shape[-1] <= 32 else 64 if fired.shape[-1] <= 64 else _WORDS
+def _words(num_channels: int) -> int:
+    """Return how many words of a row a program takes at a time."""
+    return 32 if num_channels <= 1024 else 64 if num_channels <= 2048 else _WORDS
 
 
 def _planes(unrolling: Unrolling) -> tuple[int, int, int]:
@@ -300,30 +298,37 @@ def _pack(
 
 
 @triton.jit
-def _measured(x, token, num_channels, k, floor, ceiling, BLOCK: tl.constexpr):
-    """Return the threshold of a row, and its smallest and largest number over it."""
-    total = tl.zeros((BLOCK,), tl.float64)
-    low = tl.full((BLOCK,), float("inf"), tl.float32)
-    high = tl.full((BLOCK,), float("-inf"), tl.float32)
-    for start in range(0, num_channels, BLOCK):
-        channels = start + tl.arange(0, BLOCK)
-        inside = channels < num_channels
-        value = tl.load(x + token * num_channels + channels, mask=inside, other=0).to(tl.float32)
-        total += tl.abs(value).to(tl.float64)
-        low = tl.minimum(low, tl.where(inside, value, float("inf")))
-        high = tl.maximum(high, tl.where(inside, value, float("-inf")))
-    mean = (tl.sum(total, axis=0) / num_channels).to(tl.float32)
-    worth = tl.minimum(tl.maximum(tl.div_rn(mean, k), floor), ceiling)
-    # NaN or infinity in x makes the mean so, and the range NaN.
-    nothing = mean * 0.0
-    low_spikes = tl.div_rn(tl.min(low, axis=0), worth) + nothing
-    return worth, low_spikes, tl.div_rn(tl.max(high, axis=0), worth) + nothing
+def _extent(value, words, num_channels):
+    """Return the sum of absolute values, float64, and the smallest and largest number of a block."""
+    inside = words[:, None] * 32 + tl.arange(0, 32)[None, :] < num_channels
+    value = value.to(tl.float32)
+    low = tl.min(tl.where(inside, value, float("inf")))
+    return tl.sum(tl.abs(value).to(tl.float64)), low, tl.max(tl.where(inside, value, float("-inf")))
 
 
 @triton.jit
-def _measure(x, threshold, extremes, num_channels, k, floor, ceiling, BLOCK: tl.constexpr):
+def _measured(x, token, value, num_channels, k, floor, ceiling, WORDS: tl.constexpr):
+    """Return the threshold of a row whose first block is `value`, and its smallest and largest number over it."""
+    words = tl.arange(0, WORDS)
+    total, low, high = _extent(value, words, num_channels)
+    for start in range(WORDS, (num_channels + 31) // 32, WORDS):
+        more = _load(x, token, start + words, num_channels)
+        more_total, more_low, more_high = _extent(more, start + words, num_channels)
+        total += more_total
+        low = tl.minimum(low, more_low)
+        high = tl.maximum(high, more_high)
+    mean = (total / num_channels).to(tl.float32)
+    worth = tl.minimum(tl.maximum(tl.div_rn(mean, k), floor), ceiling)
+    # NaN or infinity in x makes the mean so, and the range NaN.
+    nothing = mean * 0.0
+    return worth, tl.div_rn(low, worth) + nothing, tl.div_rn(high, worth) + nothing
+
+
+@triton.jit
+def _measure(x, threshold, extremes, num_channels, k, floor, ceiling, WORDS: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
-    worth, low, high = _measured(x, token, num_channels, k, floor, ceiling, BLOCK)
+    value = _load(x, token, tl.arange(0, WORDS), num_channels)
+    worth, low, high = _measured(x, token, value, num_channels, k, floor, ceiling, WORDS)
     tl.store(threshold + token, worth)
     tl.store(extremes + 2 * token, low)
     tl.store(extremes + 2 * token + 1, high)
@@ -349,18 +354,19 @@ def _measure_and_pack(
     WIDE: tl.constexpr,
     SMALL: tl.constexpr,
     PLANES: tl.constexpr,
-    BLOCK: tl.constexpr,
     WORDS: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
-    worth, low, high = _measured(x, token, num_channels, k, floor, ceiling, BLOCK)
+    num_words = (num_channels + 31) // 32
+    value = _load(x, token, tl.arange(0, WORDS), num_channels)
+    worth, low, high = _measured(x, token, value, num_channels, k, floor, ceiling, WORDS)
     tl.store(threshold + token, worth)
     tl.store(extremes + 2 * token, low)
     tl.store(extremes + 2 * token + 1, high)
-    num_words = (num_channels + 31) // 32
     for start in range(0, num_words, WORDS):
         words = start + tl.arange(0, WORDS)
-        value = _load(x, token, words, num_channels)
+        if start > 0:  # the first block is still here
+            value = _load(x, token, words, num_channels)
         _store_train(
             _rounded(tl.div_rn(value.to(tl.float32), worth), SMALL),
             words,

@@ -93,7 +93,7 @@ def test_a_count_that_does_not_fit_raises(device, name):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", ["bitwise", "bitwise-bidirectional", "signed-digit", "ternary"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", [(1, 1), (3, 100), (1, 577), (1, 5000)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 100), (1, 577), (2, 1500), (1, 9000)], ids=str)
 def test_pack_activations(device, name, dtype, shape):
     x = torch.randn(shape).to(dtype)
     x[0, 0] = 0
