@@ -22,7 +22,7 @@ from .unrolling import Unrolling
 _WORDS = 128
 # Planes that are taken from a count together: a byte holds as many, and the sign.
 _PLANES = 7
-# Words that `_count_active` and `_list_active` read at a time.
+# Words of a row that are read at a time to find the channels that fired.
 _READ = 32
 
 
@@ -52,7 +52,7 @@ def measure_and_pack(
 ) -> tuple[float, float]:
     """Do `measure` and `pack_activations` in one launch; if the range returned does not fit, nothing is valid.
 
-    Row by row: when it is packed, the first block of a row is still in registers, and the rest in a cache.
+    Row by row: a row is still in a cache when it is packed.
     """
     extremes = torch.empty(len(x), 2, dtype=torch.float32, device=x.device)
     words = _words(x.shape[1])
@@ -69,6 +69,8 @@ def measure_and_pack(
         **_code(unrolling),
         WORDS=words,
         num_warps=words // 32,
+        # More rows at a time: one is read while another is packed. Wide patterns would not fit.
+        maxnreg=None if unrolling.dtype == torch.int64 else 64,
     )
     return _range(extremes)
 
@@ -307,10 +309,10 @@ def _extent(value, words, num_channels):
 
 
 @triton.jit
-def _measured(x, token, value, num_channels, k, floor, ceiling, WORDS: tl.constexpr):
-    """Return the threshold of a row whose first block is `value`, and its smallest and largest number over it."""
+def _measured(x, token, num_channels, k, floor, ceiling, WORDS: tl.constexpr):
+    """Return the threshold of a row, and its smallest and largest number over it."""
     words = tl.arange(0, WORDS)
-    total, low, high = _extent(value, words, num_channels)
+    total, low, high = _extent(_load(x, token, words, num_channels), words, num_channels)
     for start in range(WORDS, (num_channels + 31) // 32, WORDS):
         more = _load(x, token, start + words, num_channels)
         more_total, more_low, more_high = _extent(more, start + words, num_channels)
@@ -327,8 +329,7 @@ def _measured(x, token, value, num_channels, k, floor, ceiling, WORDS: tl.conste
 @triton.jit
 def _measure(x, threshold, extremes, num_channels, k, floor, ceiling, WORDS: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
-    value = _load(x, token, tl.arange(0, WORDS), num_channels)
-    worth, low, high = _measured(x, token, value, num_channels, k, floor, ceiling, WORDS)
+    worth, low, high = _measured(x, token, num_channels, k, floor, ceiling, WORDS)
     tl.store(threshold + token, worth)
     tl.store(extremes + 2 * token, low)
     tl.store(extremes + 2 * token + 1, high)
@@ -358,15 +359,13 @@ def _measure_and_pack(
 ):
     token = tl.program_id(0).to(tl.int64)
     num_words = (num_channels + 31) // 32
-    value = _load(x, token, tl.arange(0, WORDS), num_channels)
-    worth, low, high = _measured(x, token, value, num_channels, k, floor, ceiling, WORDS)
+    worth, low, high = _measured(x, token, num_channels, k, floor, ceiling, WORDS)
     tl.store(threshold + token, worth)
     tl.store(extremes + 2 * token, low)
     tl.store(extremes + 2 * token + 1, high)
     for start in range(0, num_words, WORDS):
         words = start + tl.arange(0, WORDS)
-        if start > 0:  # the first block is still here
-            value = _load(x, token, words, num_channels)
+        value = _load(x, token, words, num_channels)
         _store_train(
             _rounded(tl.div_rn(value.to(tl.float32), worth), SMALL),
             words,
