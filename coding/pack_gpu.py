@@ -3,7 +3,8 @@
 Import it through `kernels_for`: TRITON_INTERPRET=1 must be set before the first import to have any effect.
 """
 
-# pyright: reportArgumentType=false
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+# pyright: reportCallIssue=false, reportPossiblyUnboundVariable=false
 # Triton turns the arguments of a launch into the types of the kernel's parameters.
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def pack_counts(count: Tensor, unrolling: Unrolling, fired: Tensor, negative: Te
     blocks = -(-fired.shape[-1] // _words(count.shape[1]))
     extremes = torch.empty(len(count), blocks, 2, dtype=count.dtype, device=count.device)
     _launch(count, extremes, unrolling, fired, negative, of_counts=True)
-    return _range(extremes)
+    low, high = _range(extremes)
+    return int(low), int(high)
 
 
 def pack_activations(x: Tensor, threshold: Tensor, unrolling: Unrolling, fired: Tensor, negative: Tensor) -> None:
