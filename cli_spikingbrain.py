@@ -95,12 +95,17 @@ def generate_command(
     if max_new_tokens < 1 or temperature < 0:
         raise InputError("spikebrain generate: expected --max-new-tokens >= 1 and --temperature >= 0.")
     where = device_of(device)
+    console = new_console()
     found: Any
-    found, tokenizer = load_ours(model, new_console())
+    found, tokenizer = load_ours(model, console)
     loaded: SpikingBrainForCausalLM = found.to(where)
     ids = torch.tensor([tokenizer.encode(prompt)], dtype=torch.int64, device=where)
     if ids.shape[1] == 0:
         raise InputError("spikebrain generate: expected a prompt of at least one token, got none.")
+    if where == "cuda":
+        # The first call of a shape compiles kernels and times their launch settings, which is not the model's speed.
+        with console.status("Preparing kernels for this GPU, up to minutes the first time ..."):
+            _write(loaded, ids, 2, temperature, seed)
     streamer = TextStreamer(tokenizer)
     streamer.put(ids.cpu())
     start = time.perf_counter()
@@ -126,7 +131,12 @@ def generate_command(
 
 @torch.inference_mode()
 def _write(
-    model: SpikingBrainForCausalLM, ids: Tensor, limit: int, temperature: float, seed: int, streamer: TextStreamer
+    model: SpikingBrainForCausalLM,
+    ids: Tensor,
+    limit: int,
+    temperature: float,
+    seed: int,
+    streamer: TextStreamer | None = None,
 ) -> tuple[SpikingBrainCache, Tensor]:
     """Return the state after the text, and prompt and text, [1, L]."""
     ends = model.generation_config.eos_token_id if model.generation_config else None
@@ -141,7 +151,8 @@ def _write(
         ids = torch.cat([ids, new], 1)
         if int(new) in ends:
             break
-        streamer.put(new[0].cpu())
+        if streamer:
+            streamer.put(new[0].cpu())
     return cache, ids
 
 

@@ -21,8 +21,8 @@ def pack_activations(
     """Turn activations into a packed train, and say what one spike of each token is worth.
 
     Gives what neuron(x) and `Encoder.pack` give one after the other, bit for bit, without a tensor of counts. On a CPU
-    the kernels read x from memory once where num_timesteps is given; otherwise, and on a GPU, they read it again when
-    they know the range of all counts. They need a code with an `unrolling`, a plain `AdaptiveThreshold` and float32,
+    the kernels read x from memory once where num_timesteps is given; otherwise they read it again when they know the
+    range of all counts. On a GPU they read a row again, from the cache where num_timesteps is given. They need a code with an `unrolling`, a plain `AdaptiveThreshold` and float32,
     bfloat16 or float16; for anything else the steps run one after the other. No gradient passes.
 
     Args:
