@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import TextStreamer
 
 from .analysis import spike_statistics
+from .analysis.progress import progress_bars
 from .errors import InputError
 from .models import SpikeLinear, load, record
 from .models.spikingbrain import (
@@ -69,14 +70,15 @@ def convert_command(
             ids = tokens_of(calibrate, tokenizer, source)[:calibrate_tokens]
             length = min(512, len(ids))
             tokens = ids[: len(ids) // max(length, 1) * length].view(-1, max(length, 1))
-            console.print(
-                f"Fitting {tokens.numel():,} tokens of {calibrate.name} on {where} (SmolLM2 on a CPU: two minutes)"
-            )
+            console.print(f"Fitting {tokens.numel():,} tokens of {calibrate.name} on {where}")
         else:
             console.print("Without --calibrate the model writes noise until it has been trained.")
         choices = {"window": window, "num_sinks": num_sinks, "num_experts": num_experts}
         choices = {name: value for name, value in choices.items() if value is not None}
-        student = from_transformer(teacher, layout, calibration=tokens, fit=fit, seed=seed, **choices).cpu()
+        with progress_bars(console, "parts") as add:
+            student = from_transformer(
+                teacher.to(where), layout, calibration=tokens, fit=fit, seed=seed, progress=add, **choices
+            ).cpu()
     if spiking != "none":
         student = to_spiking(student, spiking, k=k, inplace=True)
     save_folder(student, out, tokenizer)

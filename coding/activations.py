@@ -20,10 +20,10 @@ def pack_activations(
 ) -> tuple[PackedTrain, Float[Tensor, "*tokens 1"]]:
     """Turn activations into a packed train, and say what one spike of each token is worth.
 
-    Gives what neuron(x) and `Encoder.pack` give one after the other, bit for bit, without a tensor of counts. On a CPU
-    the kernels read x from memory once where num_timesteps is given; otherwise they read it again when they know the
-    range of all counts. On a GPU they read a row again, from the cache where num_timesteps is given. They need a code with an `unrolling`, a plain `AdaptiveThreshold` and float32,
-    bfloat16 or float16; for anything else the steps run one after the other. No gradient passes.
+    Gives what neuron(x) and `Encoder.pack` give one after the other, bit for bit, without a tensor of counts. Kernels
+    read x once, or on a GPU a second time from the cache, where num_timesteps is given; otherwise they read it again
+    when they know the range of all counts. They need a code with an `unrolling`, a plain `AdaptiveThreshold` and
+    float32, bfloat16 or float16; for anything else the steps run one after the other. No gradient passes.
 
     Args:
         x: activations, [*tokens, channels].

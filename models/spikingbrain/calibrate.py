@@ -17,8 +17,8 @@ The norms keep the weight 1: g_norm has one weight a channel for all heads, whic
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -35,10 +35,19 @@ TIME_CONSTANTS = (2.0, 8.0, 32.0, 128.0, 512.0, 4096.0)
 RIDGE = 1e-3
 # Tokens whose activations are in memory at the same time, for all layers.
 _TOKENS = 2048
+# Number of a layer, the layer, the Transformer's trace of some rows, and how to run the layer on its input there.
+_Part: TypeAlias = tuple[int, Attention, LayerTrace, Callable[[], dict[str, tuple[Tensor, Tensor]]]]
 
 
 @torch.no_grad()
-def calibrate(student: SpikingBrainForCausalLM, teacher: Any, tokens: Tensor, *, fit: str = "columns") -> None:
+def calibrate(
+    student: SpikingBrainForCausalLM,
+    teacher: Any,
+    tokens: Tensor,
+    *,
+    fit: str = "columns",
+    progress: Callable[[str, int], Callable[[int], None]] | None = None,
+) -> None:
     """Fit the new parameters, and the output projections, of a model that `from_transformer` made; in place.
 
     Args:
@@ -47,6 +56,7 @@ def calibrate(student: SpikingBrainForCausalLM, teacher: Any, tokens: Tensor, *,
         tokens: token ids, [B, L], or [L] for one text. Some thousand tokens are enough.
         fit: "columns": scales only; "o-proj": the output projections as well, which lowers the error of each layer on
             these tokens, but not always the perplexity on others (DESIGN.md).
+        progress: called with the title and number of parts of a step, returns a function that is told of parts done.
     Raises:
         InputError: no tokens, ids outside the vocabulary, an unknown fit, or a spiking model.
     """
@@ -60,11 +70,19 @@ def calibrate(student: SpikingBrainForCausalLM, teacher: Any, tokens: Tensor, *,
     layers: dict[int, Attention] = {i: mixer for i, mixer in enumerate(mixers) if "gla" in mixer.plan.mixers}
     if not layers:
         return
+
+    def parts(title: str) -> Iterator[_Part]:
+        groups = rows.split(max(_TOKENS // rows.shape[1], 1))
+        done = progress(title, len(groups) * len(layers)) if progress else lambda number: None
+        for part in _each(student, teacher, groups, layers):
+            yield part
+            done(1)
+
     if student.settings.gate != "tied":
-        _choose_decay(student, teacher, rows, layers)
-    _scale_columns(student, teacher, rows, layers)
+        _choose_decay(student, layers, parts("time constants"))
+    _scale_columns(student, layers, parts("columns"))
     if fit == "o-proj":
-        _fit_output(student, teacher, rows, layers)
+        _fit_output(student, layers, parts("o_proj"))
 
 
 def check_tokens(tokens: Tensor, vocab_size: int, where: str) -> Tensor:
@@ -95,10 +113,10 @@ def gate_bias(time_constant: float, divisor: float) -> float:
 
 
 def _each(
-    student: SpikingBrainForCausalLM, teacher: Any, rows: Tensor, layers: dict[int, Attention]
-) -> Iterator[tuple[int, Attention, LayerTrace, Callable[[], dict[str, tuple[Tensor, Tensor]]]]]:
-    """Yield, for some rows and each layer, the layer, the Transformer's trace, and how to run the one on its input."""
-    for some in rows.split(max(_TOKENS // rows.shape[1], 1)):
+    student: SpikingBrainForCausalLM, teacher: Any, groups: Sequence[Tensor], layers: dict[int, Attention]
+) -> Iterator[_Part]:
+    """Yield, for each group of rows and each layer, what is fitted to what."""
+    for some in groups:
         traces = trace(teacher, some)
         around = Surroundings(student, some, traces[0].normed.dtype)
         for i, attention in layers.items():
@@ -114,12 +132,12 @@ def _each(
             yield i, attention, traces[i], run
 
 
-def _choose_decay(student: SpikingBrainForCausalLM, teacher: Any, rows: Tensor, layers: dict[int, Attention]) -> None:
+def _choose_decay(student: SpikingBrainForCausalLM, layers: dict[int, Attention], parts: Iterator[_Part]) -> None:
     """Give every key/value head the time constant whose outputs fit best."""
     settings = student.settings
     # Per layer and time constant, over tokens: sum of target * output, of output^2; [constants, channels].
     sums = {i: torch.zeros(2, len(TIME_CONSTANTS), settings.num_heads * settings.dim).double() for i in layers}
-    for i, attention, target, run in _each(student, teacher, rows, layers):
+    for i, attention, target, run in parts:
         for j, constant in enumerate(TIME_CONSTANTS):
             _gate_bias(attention).fill_(gate_bias(constant, settings.gate_divisor))
             output = _flat(run()["g_norm"][1].flatten(2))
@@ -133,12 +151,12 @@ def _choose_decay(student: SpikingBrainForCausalLM, teacher: Any, rows: Tensor, 
         _gate_bias(attention).copy_(biases.repeat_interleave(settings.dim))
 
 
-def _scale_columns(student: SpikingBrainForCausalLM, teacher: Any, rows: Tensor, layers: dict[int, Attention]) -> None:
+def _scale_columns(student: SpikingBrainForCausalLM, layers: dict[int, Attention], parts: Iterator[_Part]) -> None:
     """Scale the columns of o_proj, and weigh the branches."""
     num_channels = student.settings.num_heads * student.settings.dim
     # Over tokens, for target u, linear branch a and softmax branch b: u a, u b, a a, a b, b b; [5, channels].
     sums = {i: torch.zeros(5, num_channels).double() for i in layers}
-    for i, attention, target, run in _each(student, teacher, rows, layers):
+    for i, attention, target, run in parts:
         seen, u = run(), _flat(target.heads)
         a = _flat(seen["g_norm"][1].flatten(2))
         b = _flat(seen["s_norm"][1].flatten(2)) if attention.plan.is_parallel else torch.zeros_like(a)
@@ -156,13 +174,13 @@ def _scale_columns(student: SpikingBrainForCausalLM, teacher: Any, rows: Tensor,
         attention.o_proj.weight.mul_(factor.to(attention.o_proj.weight))
 
 
-def _fit_output(student: SpikingBrainForCausalLM, teacher: Any, rows: Tensor, layers: dict[int, Attention]) -> None:
+def _fit_output(student: SpikingBrainForCausalLM, layers: dict[int, Attention], parts: Iterator[_Part]) -> None:
     """Fit o_proj to the attention output: minimise |Z W^T - Y|^2 + ridge |W - W_0|^2 for its inputs Z."""
     num_channels, hidden_size = student.settings.num_heads * student.settings.dim, student.settings.hidden_size
     device = student.device
     squares = {i: torch.zeros(num_channels, num_channels, device=device, dtype=torch.float64) for i in layers}
     products = {i: torch.zeros(num_channels, hidden_size, device=device, dtype=torch.float64) for i in layers}
-    for i, _, target, run in _each(student, teacher, rows, layers):
+    for i, _, target, run in parts:
         z = _flat(run()["o_proj"][0])
         squares[i] += z.T @ z
         products[i] += z.T @ _flat(target.attended)

@@ -18,6 +18,7 @@ Source: SpikingBrain (arXiv:2509.05276), sections 2 and 3.1.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,6 +51,7 @@ def from_transformer(
     calibration: Tensor | None = None,
     fit: str = "columns",
     seed: int = 0,
+    progress: Callable[[str, int], Callable[[int], None]] | None = None,
     **choices: Any,
 ) -> SpikingBrainForCausalLM:
     """Convert a Transformer. Its weights are copied; it stays as it is.
@@ -62,6 +64,7 @@ def from_transformer(
         calibration: token ids, [B, L] or [L]; None to leave the new parameters as they start.
         fit: what `calibrate` fits, "columns" or "o-proj".
         seed: of the random numbers in gates and routers.
+        progress: of `calibrate`.
         choices: fields of `SpikingBrainConfig` that the Transformer does not fix, such as window, gate or num_sinks.
             "76b" has a tied gate, the sigmoid feature map, 128 sink tokens and 16 experts unless told otherwise.
     Returns:
@@ -94,7 +97,7 @@ def from_transformer(
     student.generation_config = source.generation_config
     student.eval()
     if calibration is not None:
-        calibrate(student, source, calibration, fit=fit)
+        calibrate(student, source, calibration, fit=fit, progress=progress)
     return student
 
 

@@ -80,6 +80,27 @@ def test_from_transformer_to_text(run, model_folder, text, tmp_path):
         assert f"got {given}." in err
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+def test_on_a_gpu(run, model_folder, text, tmp_path):
+    converted, used = {}, {}
+    for device in ("cpu", "cuda"):
+        torch.cuda.reset_peak_memory_stats()
+        options = ("--calibrate", text, "--device", device, "--out", tmp_path / device)
+        code, _, err = run("convert", model_folder, *options)
+        assert code == 0, err
+        converted[device], used[device] = load(tmp_path / device).model, torch.cuda.max_memory_allocated()
+    assert used["cuda"] > used["cpu"]
+    for cpu, cuda in zip(converted["cpu"].parameters(), converted["cuda"].parameters(), strict=True):
+        torch.testing.assert_close(cpu, cuda, rtol=0.02, atol=1e-3)
+    options = ("--context", 32, "--batch-size", 2, "--attention-steps", 2, "--logits-steps", 2, "--out", tmp_path / "b")
+    assert run("distill", model_folder, tmp_path / "cuda", "--text", text, "--device", "cuda", *options)[0] == 0
+    assert run("convert", tmp_path / "b", "--spiking", "as-described", "--out", tmp_path / "s")[0] == 0
+    code, out, err = run("generate", tmp_path / "s", "A neuron", "--max-new-tokens", 5, "--device", "cuda")
+    assert code == 0, err
+    assert "spikes a token" in out
+
+
 def test_on_spikes(run, model_folder, text, tmp_path):
     code, _, err = run(
         "convert", model_folder, "--layout", "gla+swa,full", "--spiking", "as-described", "--out", tmp_path / "s"

@@ -222,6 +222,19 @@ def test_columns_by_least_squares():
     assert all(bool((allowed == head[0]).any()) and bool((head == head[0]).all()) for head in biases)
 
 
+def test_calibration_tells_its_progress():
+    steps: dict[str, list[int]] = {}
+
+    def progress(title, total):
+        steps[title] = [total, 0]
+        return lambda done: steps[title].__setitem__(1, steps[title][1] + done)
+
+    # Two texts are too long to be shown to the layers together.
+    texts = torch.randint(0, 97, (2, 1100))
+    from_transformer(llama(), "gla,gla", calibration=texts, fit="o-proj", progress=progress)
+    assert steps == {"time constants": [4, 4], "columns": [4, 4], "o_proj": [4, 4]}
+
+
 def test_layers_of_softmax_alone_are_not_calibrated(ids):
     teacher = llama()
     student = from_transformer(teacher, "full,swa", calibration=ids)
