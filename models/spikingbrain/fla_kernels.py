@@ -16,21 +16,26 @@ from torch import Tensor
 
 from ...errors import BackendUnavailableError
 
+# Fewest channels of a head that its backward kernels multiply on tensor cores; with fewer they do not compile.
+_LEAST_DIM = 16
 
-def why_unavailable(device: torch.device) -> str | None:
-    """Return why the kernels cannot work on tensors of that device, or None if they can."""
+
+def why_unavailable(device: torch.device, dim: int) -> str | None:
+    """Return why the kernels cannot work on that device with heads of so many channels, or None if they can."""
     if importlib.util.find_spec("fla") is None:
         return "flash-linear-attention is not installed: pip install flash-linear-attention"
-    return None if device.type == "cuda" else f"its kernels need a CUDA GPU, and the tensors are on {device}"
+    if device.type != "cuda":
+        return f"its kernels need a CUDA GPU, and the tensors are on {device}"
+    return None if dim >= _LEAST_DIM else f"its kernels need heads of {_LEAST_DIM} channels or more, not of {dim}"
 
 
 def gla(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Run gated linear attention; arguments and result are those of `gla.gla`.
 
     Raises:
-        BackendUnavailableError: the library is missing or the tensors are not on a CUDA GPU.
+        BackendUnavailableError: the library is missing, the tensors are not on a CUDA GPU, or heads are small.
     """
-    reason = why_unavailable(q.device)
+    reason = why_unavailable(q.device, min(q.shape[-1], v.shape[-1]))
     if reason is not None:
         raise BackendUnavailableError(f'gla: kernel "fla" cannot run: {reason}. Use kernel="ours" or "auto".')
     library: Any = importlib.import_module("fla.ops.gla")

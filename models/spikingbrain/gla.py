@@ -43,8 +43,8 @@ def gla(
         log_decay: logarithm of the decay, at most 0.
         state: after the tokens before these; None for zeros.
         kernel: "ours": chunks in plain PyTorch, or one step of the recurrence for one token; "fla": the kernels of
-            flash-linear-attention; "auto": the latter for half precision on a CUDA GPU, where they are installed. In
-            float32 they multiply in TF32, so "auto" stays with ours there.
+            flash-linear-attention; "auto": the latter for half precision on a CUDA GPU, where they are installed and
+            heads are not too small for them. In float32 they multiply in TF32, so "auto" stays with ours there.
         chunk_size: tokens in a chunk of ours.
     Returns:
         Outputs in the dtype of q, and the state after the last token, float32 at least.
@@ -52,7 +52,8 @@ def gla(
         BackendUnavailableError: kernel is "fla" and cannot run.
     """
     half = q.dtype in (torch.float16, torch.bfloat16)
-    if kernel == "fla" or (kernel == "auto" and half and fla_kernels.why_unavailable(q.device) is None):
+    dim = min(q.shape[-1], v.shape[-1])
+    if kernel == "fla" or (kernel == "auto" and half and fla_kernels.why_unavailable(q.device, dim) is None):
         return fla_kernels.gla(q, k, v, log_decay, state)
     with torch.autocast(q.device.type, enabled=False):  # the state needs float32
         if q.shape[1] == 1:

@@ -130,6 +130,16 @@ def test_kernels_of_the_library_that_cannot_run():
         gla(*inputs, kernel="fla")
 
 
+@pytest.mark.parametrize(
+    ("device", "dim", "reason"),
+    [("cpu", 64, "need a CUDA GPU"), ("cuda", 8, "16 channels or more, not of 8"), ("cuda", 16, None)],
+)
+def test_why_the_library_cannot_run(monkeypatch, device, dim, reason):
+    monkeypatch.setattr(fla_kernels.importlib.util, "find_spec", lambda name: object())
+    found = fla_kernels.why_unavailable(torch.device(device), dim)
+    assert found == reason or (reason is not None and reason in found)
+
+
 @pytest.mark.parametrize("has_head_first", [True, False])
 @pytest.mark.parametrize("length", [1, 5])
 def test_arguments_of_the_library(monkeypatch, length, has_head_first):
@@ -160,7 +170,7 @@ def test_arguments_of_the_library(monkeypatch, length, has_head_first):
             return compute(q, k, v, gk, scale, initial_state, output_final_state, None)
 
     library = types.SimpleNamespace(chunk_gla=chunk, fused_recurrent_gla=recurrent)
-    monkeypatch.setattr(fla_kernels, "why_unavailable", lambda device: None)
+    monkeypatch.setattr(fla_kernels, "why_unavailable", lambda device, dim: None)
     monkeypatch.setattr(fla_kernels.importlib, "import_module", lambda name: library)
     o, last = gla(*inputs, state, kernel="fla")
     expected, expected_state = recurrent_gla(*inputs, state)
