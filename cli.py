@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -17,7 +18,7 @@ from .backends import BACKENDS
 from .cli_chip import simulate_command
 from .cli_distill import distill_command
 from .cli_energy import energy_command
-from .cli_spikingbrain import convert_command, generate_command
+from .cli_spikingbrain import DEVICE, convert_command, generate_command
 from .coding import ENCODERS
 from .doctor import examine
 from .errors import InputError, SpikebrainError
@@ -61,6 +62,7 @@ def report(
         "spikebrain-report"
     ),
     seed: Annotated[int, typer.Option(help="Seed of the sample of outputs that is checked.")] = 0,
+    device: Annotated[str, DEVICE] = "auto",
 ) -> None:
     """Run a model in float, with INT8 weights, and on spikes; report accuracy, spikes, energy and exactness."""
     if backend != "auto" and backend not in BACKENDS:
@@ -78,6 +80,7 @@ def report(
         layers=layers,
         group_size=group_size,
         seed=seed,
+        device=device,
     )
     found = run_report(settings, out)
     _print_report(found, settings, out)
@@ -223,6 +226,10 @@ def main() -> None:
         app()
     except SpikebrainError as error:
         Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), str(error)))
+        sys.exit(2)
+    except torch.OutOfMemoryError as error:
+        remedy = "Use --device cpu, or less at a time (--context, --batch-size)."
+        Console(stderr=True, soft_wrap=True, markup=False).print(f"error: the GPU's memory is full. {remedy} {error}")
         sys.exit(2)
 
 

@@ -71,6 +71,7 @@ def simulate_command(
         encoder=ENCODERS.create(encoder),
         layers=layers,
         seed=seed,
+        device="cpu",
     )
     require_writable(out)
     progress = Console(stderr=True, markup=False)

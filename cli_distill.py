@@ -15,7 +15,8 @@ from torch import Tensor
 
 from .analysis import plot_losses
 from .analysis.progress import progress_bars
-from .cli_spikingbrain import DEVICE, OUT, check_spiking, device_of, load_ours, new_console, print_line, tokens_of
+from .backends import device_of
+from .cli_spikingbrain import DEVICE, OUT, check_spiking, load_ours, new_console, print_line, tokens_of
 from .errors import InputError
 from .models import load
 from .models.files import write_whole

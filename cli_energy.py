@@ -15,6 +15,7 @@ from .analysis import ReportSettings, plot_break_even, plot_waterfall, split_win
 from .analysis.energy import describe_energy
 from .analysis.progress import progress_bars
 from .analysis.report import load_spiking
+from .cli_spikingbrain import DEVICE
 from .coding import ENCODERS
 from .energy import DigitalEnergy, ModelCounts, SynopEnergy, break_even, count_operations, load_table, waterfall
 from .errors import InputError
@@ -41,6 +42,7 @@ def energy_command(
     encoder: Annotated[str, typer.Option(help="Spike code; for a model only.")] = "bitwise-bidirectional",
     text: Annotated[Path | None, typer.Option(help="UTF-8 text; for a model only.")] = None,
     num_tokens: Annotated[int, typer.Option(help="Tokens of the text; for a model only.")] = 512,
+    device: Annotated[str, DEVICE] = "auto",
     out: Annotated[Path | None, typer.Option(help="Folder for energy.json and the plots.")] = None,
 ) -> None:
     """Say what a run on spikes costs beside dense INT8 and FP16: modelled, with every cost that is counted."""
@@ -55,7 +57,9 @@ def energy_command(
     if source.endswith(".json"):
         counts = _counts_of(Path(source))
     else:
-        settings = ReportSettings(source, text, num_tokens, min(num_tokens, 512), k=k, encoder=ENCODERS.create(encoder))
+        settings = ReportSettings(
+            source, text, num_tokens, min(num_tokens, 512), k=k, encoder=ENCODERS.create(encoder), device=device
+        )
         counts = _run(settings, block_bytes, shared_tokens)
     if model is None:
         report = SynopEnergy(energies).estimate(counts)

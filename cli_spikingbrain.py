@@ -15,6 +15,7 @@ from transformers import TextStreamer
 
 from .analysis import spike_statistics
 from .analysis.progress import progress_bars
+from .backends import device_of
 from .errors import InputError
 from .models import SpikeLinear, load, record
 from .models.spikingbrain import (
@@ -192,15 +193,6 @@ def _size(model: SpikingBrainForCausalLM) -> str:
 def _is_given(context: typer.Context, name: str) -> bool:
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
-
-
-def device_of(name: str) -> str:
-    """Return what --device means: cpu or cuda."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"--device: expected auto, cpu or cuda, got {name!r}.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: there is no GPU that PyTorch can use. Leave the option out.")
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
 
 
 def check_spiking(spiking: str) -> None:

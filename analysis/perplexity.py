@@ -59,25 +59,26 @@ def window_nlls(
     """Return the summed negative log-likelihood of each window's tokens but the first.
 
     Each window runs on one thread, `torch.get_num_threads()` windows at a time: sums of floats then have one order,
-    and the result does not depend on the number of threads.
+    and the result does not depend on the number of threads. On a GPU they run one after the other.
 
     Args:
-        model: a causal language model of transformers; left in the mode it is in.
-        windows: token ids, each [L] with L >= 2.
+        model: a causal language model of transformers; left in the mode and on the device it is in.
+        windows: token ids, each [L] with L >= 2, on any device.
         done: called with the number of tokens of each finished window.
     Raises:
         ActivationError: logits are NaN or infinite; the message names the first layer that gives such values.
     """
+    device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
     def run(window: Tensor) -> float:
         with one_thread():  # OpenMP's setting belongs to the thread, hence here as well as below
-            nll = _nll(model, window)
+            nll = _nll(model, window.to(device))
         done(len(window))
         return nll
 
     # A model that adapts its rotary embedding to the length of its input keeps state: one window after the other then.
-    keeps_state = _rotary_type(model) in ("dynamic", "longrope")
-    with one_thread() as num_threads, ThreadPoolExecutor(1 if keeps_state else num_threads) as pool:
+    in_turn = device.type != "cpu" or _rotary_type(model) in ("dynamic", "longrope")
+    with one_thread() as num_threads, ThreadPoolExecutor(1 if in_turn else num_threads) as pool:
         futures = [pool.submit(run, window) for window in windows]
         try:
             return [future.result() for future in futures]

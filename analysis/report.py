@@ -21,7 +21,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..backends import BACKENDS, Backend
+from ..backends import BACKENDS, Backend, device_of
 from ..coding import ENCODERS, BidirectionalBitwise, Encoder
 from ..energy import DigitalEnergy, count_operations, waterfall
 from ..errors import InputError
@@ -68,6 +68,7 @@ class ReportSettings:
         layers: pattern of layer names that spike.
         group_size: input channels that share a weight scale; None for all.
         seed: of the sample of output elements that is checked.
+        device: "cpu"; "cuda"; or "auto" for a GPU if there is one and the backend can run on it.
     """
 
     model: str = "smollm2"
@@ -80,6 +81,7 @@ class ReportSettings:
     layers: str = "*"
     group_size: int | None = None
     seed: int = 0
+    device: str = "auto"
 
 
 def run_report(settings: ReportSettings, out: Path, console: Console | None = None) -> dict[str, Any]:
@@ -104,6 +106,7 @@ def run_report(settings: ReportSettings, out: Path, console: Console | None = No
     require_writable(out)
     console.print(f"Loading {settings.model}")
     loaded = load(settings.model, console=console)
+    settings = _moved(loaded, settings, console)
     converted = is_spiking(loaded.model)
     if not converted:
         choose_layers(loaded.model, policy)  # a pattern that matches nothing is told now, not after the float model ran
@@ -134,7 +137,7 @@ def run_report(settings: ReportSettings, out: Path, console: Console | None = No
         "layers": layers,
         "energy": describe_energy(counts, DigitalEnergy()),
         "exactness": run.check.state(),
-        "environment": _environment(),
+        "environment": _environment(settings.device),
         "seconds": seconds | run.seconds,
     }
     title = f"{Path(loaded.source).stem}, {num_tokens:,} tokens of {text_source}"
@@ -230,9 +233,20 @@ def load_spiking(settings: ReportSettings, console: Console) -> SpikingText:
     policy = policy_of(settings)
     text, text_source = read_text(settings.text)
     loaded = load(settings.model, console=console)
+    _moved(loaded, settings, console)
     ids = tokenize(loaded, text, settings, console)
     model = loaded.model if is_spiking(loaded.model) else convert(loaded.model, policy, inplace=True).model
     return SpikingText(model, ids, loaded.source, text_source)
+
+
+def _moved(loaded: Loaded, settings: ReportSettings, console: Console) -> ReportSettings:
+    """Move a model to where it is to run; returns settings that name the device."""
+    backends = [module.backend for module in loaded.model.modules() if isinstance(module, SpikeLinear)]
+    device = device_of(settings.device, backends or [settings.backend])
+    loaded.model.to(device)
+    if device == "cuda":
+        console.print(f"Running on {torch.cuda.get_device_name()}; a first run takes minutes to prepare its kernels")
+    return dataclasses.replace(settings, device=device)
 
 
 def is_spiking(model: nn.Module) -> bool:
@@ -241,7 +255,8 @@ def is_spiking(model: nn.Module) -> bool:
 
 
 def policy_of(settings: ReportSettings) -> Policy:
-    """Return which layers spike, and how."""
+    """Return which layers spike, and how; raise an InputError if a setting is wrong."""
+    device_of(settings.device)
     if settings.seed < 0:
         raise InputError(f"seed: expected an integer >= 0, got {settings.seed}.")
     if settings.num_tokens < settings.context:
@@ -341,7 +356,7 @@ def _layer_row(layer: LayerRecord) -> dict[str, Any]:
 def _draw_raster(model: nn.Module, loaded: Loaded, ids: Tensor, name: str, path: Path) -> None:
     # On one thread as in the measurement, so that the same spikes are drawn.
     with one_thread(), record(model, layers=(name,), keep_trains=True) as recording:
-        model(input_ids=ids[None], use_cache=False)
+        model(input_ids=ids[None].to(next(model.parameters()).device), use_cache=False)
     tokens = [str(loaded.tokenizer.decode([i])) for i in ids.tolist()] if loaded.tokenizer else None
     train = recording.trains[name][-1]  # sink tokens, if there are any, run by themselves before
     plot_raster(train, path, title=f"Spikes into {name}", tokens=tokens)
@@ -359,10 +374,11 @@ def _describe_settings(settings: ReportSettings, model: nn.Module, converted: bo
         "layers": "as converted" if converted else settings.layers,
         "group_size": layer.group_size,
         "seed": settings.seed,
+        "device": settings.device,
     }
 
 
-def _environment() -> dict[str, Any]:
+def _environment(device: str) -> dict[str, Any]:
     packages = ("spikebrain", "torch", "transformers", "numba", "numpy")
     return {
         "python": platform.python_version(),
@@ -370,6 +386,7 @@ def _environment() -> dict[str, Any]:
         "processor": platform.processor() or platform.machine(),
         "num_cpus": os.cpu_count(),
         "num_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         **{package: version(package) for package in packages},
     }
 

@@ -5,10 +5,11 @@ import torch
 from .base import BACKENDS, Backend
 from .chip import Chip
 from .cpu import Cpu
+from .device import device_of
 from .reference import Reference
 from .triton import Triton
 
-__all__ = ["BACKENDS", "Backend", "Chip", "Cpu", "Reference", "Triton", "auto"]
+__all__ = ["BACKENDS", "Backend", "Chip", "Cpu", "Reference", "Triton", "auto", "device_of"]
 
 
 # Tokens from which multiplying collapsed counts is faster than adding events; measured, see docs/results.md.

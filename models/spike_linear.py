@@ -295,8 +295,10 @@ def quantize(weight: Tensor, group_size: int | None, name: str = "") -> tuple[Te
     integers, scales = [], []
     for part in wide.split(group_size or max(wide.shape[1], 1), 1):
         largest = part.abs().amax(1, keepdim=True) if part.shape[1] else part.new_zeros(len(part), 1)
+        # Divided by a tensor: a GPU would multiply by the rounded reciprocal of a number.
         # Subnormal maxima would give a scale of 0 or a ratio beyond 127, hence the clamp.
-        scale = torch.where(largest > 0, largest / 127, 1.0).clamp(min=torch.finfo(torch.float32).tiny)
+        scale = torch.where(largest > 0, largest / torch.full_like(largest, 127), 1.0)
+        scale = scale.clamp(min=torch.finfo(torch.float32).tiny)
         integers.append((part / scale).round_().clamp_(-127, 127).to(torch.int8))
         scales.append(scale)
     return torch.cat(integers, 1), torch.cat(scales, 1)

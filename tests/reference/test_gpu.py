@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spikebrain import AdaptiveThreshold, convert, record
+from spikebrain import AdaptiveThreshold, SpikeLinear, convert, record
 from spikebrain.backends import Cpu, Triton, auto
 from spikebrain.coding import ENCODERS
 from spikebrain.errors import BackendUnavailableError
@@ -27,6 +27,15 @@ def test_accumulate(code):
     assert torch.equal(found.cpu(), Cpu().accumulate(on_cpu, weight.cpu()))
     with pytest.raises(BackendUnavailableError, match="on a CPU only"):
         Cpu().accumulate(train, weight)
+
+
+@pytest.mark.parametrize("group_size", [None, 7])
+def test_weights_are_rounded_alike(group_size):
+    linear = torch.nn.Linear(577, 300)
+    cpu = SpikeLinear.from_linear(linear, group_size=group_size)
+    gpu = SpikeLinear.from_linear(linear.cuda(), group_size=group_size)
+    assert torch.equal(gpu.weight.cpu(), cpu.weight)
+    assert torch.equal(gpu.scale.cpu(), cpu.scale)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -33,6 +33,7 @@ def run(model_folder, text, tmp_path):
 
     def run(*options, model=model_folder, out="out"):
         arguments = ["report", str(model), "--text", str(text), "--num-tokens", "150", "--context", "40"]
+        arguments += ["--device", "cpu"]  # unless options say otherwise
         result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / out), *map(str, options)])
         if result.exception:
             raise result.exception
@@ -147,6 +148,18 @@ def test_perplexity_falls_to_that_of_int8_as_k_grows(run):
     gaps = [abs(f["spiking"] - f["int8"]) for f in found]
     assert gaps[2] < gaps[1]
     assert gaps[2] < 1e-3 * found[2]["int8"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA GPU")
+def test_on_a_gpu(run):
+    cpu, gpu = run(), run("--device", "cuda")
+    assert gpu["settings"]["device"] == "cuda"
+    assert gpu["environment"]["gpu"] == torch.cuda.get_device_name()
+    assert gpu["exactness"] == cpu["exactness"]
+    assert gpu["perplexity"] == pytest.approx(cpu["perplexity"], rel=1e-3)
+    assert gpu["spikes"]["mean_spikes"] == pytest.approx(cpu["spikes"]["mean_spikes"], rel=1e-3)
+    assert run("--device", "auto", "--backend", "cpu")["settings"]["device"] == "cpu"
 
 
 @pytest.mark.parametrize("encoder", ["binary", "ternary", "bitwise", "twos-complement", "signed-digit"])
