@@ -228,7 +228,7 @@ def main() -> None:
         Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), str(error)))
         sys.exit(2)
     except torch.OutOfMemoryError as error:
-        remedy = "Use --device cpu, or less at a time (--context, --batch-size)."
+        remedy = "Use --device cpu, or less text at a time."
         Console(stderr=True, soft_wrap=True, markup=False).print(f"error: the GPU's memory is full. {remedy} {error}")
         sys.exit(2)
 

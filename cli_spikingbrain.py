@@ -28,7 +28,17 @@ from .models.spikingbrain import (
 from .models.spikingbrain.config import SPIKING
 
 # Options of `convert` that say what becomes of a Transformer.
-_OF_TRANSFORMERS = ("layout", "window", "num_sinks", "num_experts", "calibrate", "calibrate_tokens", "fit", "seed")
+_OF_TRANSFORMERS = (
+    "layout",
+    "window",
+    "num_sinks",
+    "num_experts",
+    "calibrate",
+    "calibrate_tokens",
+    "fit",
+    "device",
+    "seed",
+)
 OUT = typer.Option(help="Folder to write to.")
 DEVICE = typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")
 
@@ -46,7 +56,7 @@ def convert_command(
     fit: Annotated[str, typer.Option(help="What is fitted: columns or o-proj.")] = "columns",
     spiking: Annotated[str, typer.Option(help="none, as-described or as-released.")] = "none",
     k: Annotated[float, typer.Option(help="Thresholds that the mean |x| of a token is worth.")] = 3.0,
-    device: Annotated[str, DEVICE] = "auto",
+    device: Annotated[str, typer.Option(help="Where it is calibrated: cpu, cuda, or auto.")] = "auto",
     seed: Annotated[int, typer.Option(help="Of the random numbers in gates and routers.")] = 0,
 ) -> None:
     """Convert a Transformer into a SpikingBrain model, on spikes or not.

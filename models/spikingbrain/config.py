@@ -106,8 +106,8 @@ class SpikingBrainConfig:
             cache; "as-released": as the released W8ASpike code computes.
         k: of the adaptive threshold of spiking layers.
         group_size: input channels that share a weight scale in spiking layers; None for all.
-        kernel: of linear attention. "ours": plain PyTorch; "fla": flash-linear-attention; "auto": the latter where it
-            is installed and the tensors are on a CUDA GPU.
+        kernel: of linear attention. "ours": plain PyTorch; "fla": flash-linear-attention; "auto": the latter for
+            half precision on a CUDA GPU, where it is installed and heads are not too small for it.
         chunk_size: tokens that our chunked linear attention treats at once.
         max_position_embeddings: longest text the model was made for; None if nothing limits it. Nothing is cut off.
         initializer_range: standard deviation of freshly drawn weights.

@@ -179,7 +179,7 @@ def test_errors_are_one_message_and_exit_code_2(run, model_folder, text, tmp_pat
         (("distill", model_folder, model_folder, "--text", text, *out), "expected a SpikingBrain model"),
         (
             ("distill", model_folder, ours, "--text", text, "--device", "gpu", *out),
-            "device: expected auto, cpu or cuda",
+            "--device: expected auto, cpu or cuda",
         ),
         (("generate", ours, "a", "--device", "cuda"), "there is no GPU that PyTorch can use"),
     ]:
