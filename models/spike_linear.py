@@ -162,6 +162,29 @@ class SpikeLinear(nn.Module):
             y = y + self.bias.to(y.dtype)
         return y.to(x.dtype)
 
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: Any,
+        local_metadata: Any,
+        strict: Any,
+        missing_keys: Any,
+        unexpected_keys: Any,
+        error_msgs: Any,
+    ) -> None:
+        """Refuse weights of another kind, which PyTorch would cut to integers."""
+        for name, dtype in (("weight", torch.int8), ("scale", torch.float32)):
+            value = state_dict.get(prefix + name)
+            if value is not None and value.dtype != dtype:
+                error_msgs.append(
+                    f"{prefix}{name}: expected {dtype} as `SpikeLinear` has it, got {value.dtype}. Load float weights "
+                    "before convert."
+                )
+                return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
     def _fused(self, x: Tensor) -> Tensor | None:
         """Return the result in one go, where the backend can: same figures as step by step."""
         if self.group_size is not None:
@@ -170,7 +193,14 @@ class SpikeLinear(nn.Module):
         weight, scale = self._buffers["weight"], self._buffers["scale"]
         assert weight is not None
         assert scale is not None
-        return self._backend_for(x).fused(x, weight, scale, self.bias, self.neuron, self.encoder)
+        num_outputs, bias = self.out_features, self.bias
+        if weight.shape != (num_outputs, self.in_features) or scale.shape != (num_outputs, 1):
+            return None  # somebody replaced them: step by step they are checked, and kernels trust what they get
+        if weight.dtype != torch.int8 or scale.dtype != torch.float32:
+            return None
+        if bias is not None and bias.shape != (num_outputs,):
+            raise InputError(f"bias: expected {num_outputs} numbers, got shape {tuple(bias.shape)}.")
+        return self._backend_for(x).fused(x, weight, scale, bias, self.neuron, self.encoder)
 
     def _backend_for(self, x: Tensor) -> Backend:
         if self.backend != "auto":

@@ -8,7 +8,7 @@ from torch import nn
 from spikebrain import AdaptiveThreshold, IntegrateAndFire, Policy, SpikeLinear, decode, record
 from spikebrain.backends import BACKENDS, Cpu
 from spikebrain.coding import ENCODERS
-from spikebrain.errors import ActivationError, InputError
+from spikebrain.errors import ActivationError, InputError, SpikebrainError
 from spikebrain.models import spike_linear
 from spikebrain.models.spike_linear import quantize
 
@@ -204,3 +204,26 @@ def test_a_backend_is_an_object(as_users, backend):
         SpikeLinear.from_linear(nn.Linear(3, 2), backend=backend)
     with pytest.raises(InputError, match=r'Policy\.backend: expected a backend or "auto"'):
         Policy(backend=backend)
+
+
+def test_replaced_buffers_reach_no_kernel():
+    layer, x = SpikeLinear.from_linear(torch.nn.Linear(40, 24)), torch.randn(5, 40)
+    expected = layer(x)
+    layer.scale = layer.scale.double()
+    torch.testing.assert_close(layer(x), expected)
+    layer.scale = layer.scale.float()
+    layer.bias = torch.nn.Parameter(torch.ones(5))
+    with pytest.raises(InputError, match="bias: expected 24 numbers"), torch.no_grad():
+        layer(x)
+    layer.bias, layer.weight = None, layer.weight[:, :30]
+    with pytest.raises(SpikebrainError):
+        layer(x)
+
+
+@pytest.mark.parametrize(("name", "value"), [("weight", torch.rand(24, 40)), ("scale", torch.ones(24, 1).double())])
+def test_state_of_another_kind_is_refused(name, value):
+    layer = SpikeLinear.from_linear(torch.nn.Linear(40, 24))
+    before = {key: tensor.clone() for key, tensor in layer.state_dict().items()}
+    with pytest.raises(RuntimeError, match=f"{name}: expected torch"):
+        layer.load_state_dict({**before, name: value}, strict=False)
+    assert torch.equal(layer.state_dict()[name], before[name])
