@@ -21,6 +21,7 @@ from .errors import InputError
 from .models import load
 from .models.files import write_whole
 from .models.spikingbrain import DistillSettings, Stage, distill, fit_steps, sample_from, save_folder
+from .models.spikingbrain.distill import fingerprint
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def distill_command(
         shares = {"attention": recipe.attention_share, "logits": 1 - recipe.attention_share}
         settings = _planned(new, old, tokens, settings, wanted, minutes, shares, out, console)
     with progress_bars(console, "steps") as add:
-        result = distill(new, old, tokens, settings, out, add)
+        result = distill(new, old, tokens, settings, out, add, fingerprint(new))
     save_folder(new.cpu(), out, tokenizer)
     plot_losses(result, settings.stages, out / "loss.png")
     losses = ", ".join(
@@ -176,7 +177,7 @@ def _planned(
 def _sampled(teacher: Any, num_tokens: int, context: int, seed: int, out: Path, console: Console) -> Tensor:
     """Return tokens that the teacher writes: those of an earlier call, if it wrote as many."""
     path = out / "samples.json"
-    job = {"num_tokens": num_tokens, "length": context, "seed": seed}
+    job = {"num_tokens": num_tokens, "length": context, "seed": seed, "teacher": fingerprint(teacher)}
     if path.exists():
         try:
             kept = json.loads(path.read_text())

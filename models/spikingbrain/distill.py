@@ -38,6 +38,8 @@ _NEW = (".gk_proj.", ".g_norm.", ".s_norm.", ".branch_weight", "model.sinks", ".
 _ATTENTION = (*_NEW, ".attn.")
 # Steps after which losses are looked at: to read one, a GPU must have finished all before it.
 _LOOK_EVERY = 16
+# Numbers of a parameter, about, that tell models apart.
+_SAMPLED = 256
 
 
 def distill(
@@ -47,6 +49,7 @@ def distill(
     settings: DistillSettings,
     out: Path | None = None,
     progress: Callable[[str, int], Callable[[int], None]] | None = None,
+    origin: str = "",
 ) -> DistillResult:
     """Train a converted model in place.
 
@@ -58,6 +61,8 @@ def distill(
         out: folder for training.safetensors, from which the same call goes on, and loss.json; None to keep nothing.
             If it holds the state of this job, the student's parameters are taken from there.
         progress: called with the title and number of steps of a stage, returns a function that is told of steps done.
+        origin: what the student was before any training, such as its `fingerprint`; a state of another one is refused.
+            Not found out here, since the student of a call that goes on may have been trained by the first.
     Returns:
         The losses.
     Raises:
@@ -69,7 +74,7 @@ def distill(
     start = time.perf_counter()
     _check(student, teacher, tokens, settings)
     losses: list[LossPoint] = []
-    saved, key = None, _key(student, tokens, settings)
+    saved, key = None, _key(student, teacher, tokens, settings, origin)
     if out is not None:
         _make(out)
         saved = SavedState(out, key)
@@ -246,8 +251,21 @@ def _check(student: SpikingBrainForCausalLM, teacher: Any, tokens: Tensor, setti
     check_tokens(tokens, ours.vocab_size, "distill.tokens")
 
 
-def _key(student: SpikingBrainForCausalLM, tokens: Tensor, settings: DistillSettings) -> str:
+def fingerprint(model: nn.Module) -> str:
+    """Return a checksum of a sample of every parameter, the same on all devices."""
+    checksum = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().flatten()
+        some = flat[:: max(1, len(flat) // _SAMPLED)].to("cpu", torch.float64)
+        checksum.update(f"{name} {tuple(parameter.shape)}".encode() + some.numpy().tobytes())
+    return checksum.hexdigest()
+
+
+def _key(
+    student: SpikingBrainForCausalLM, teacher: nn.Module, tokens: Tensor, settings: DistillSettings, origin: str
+) -> str:
     job = {"settings": settings.job(), "model": student.settings.to_dict()}
+    job |= {"teacher": fingerprint(teacher), "student": origin}
     content = json.dumps(job, sort_keys=True).encode() + tokens.cpu().numpy().tobytes()
     return hashlib.sha256(content).hexdigest()
 

@@ -75,8 +75,8 @@ class SavedState:
             raise CheckpointError(f"{self.path}: cannot be read: {error}. Delete it to start again.") from error
         if metadata.get("key") != key:
             raise InputError(
-                f"{self.path}: this is the state of a training with other settings, tokens or sizes. Name another "
-                "folder, or delete it to start again."
+                f"{self.path}: this is the state of a training with other settings, tokens or sizes, or of other "
+                "models. Name another folder, or delete it to start again."
             )
         self.progress = json.loads(metadata["progress"])
 
