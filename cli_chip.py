@@ -52,6 +52,8 @@ def simulate_command(
 
     An --order is learned from the 128 tokens of the text that follow those simulated.
     """
+    if num_tokens < 1:
+        raise InputError(f"--num-tokens: expected 1 or more, got {num_tokens}.")
     if encoder not in ENCODERS:
         raise InputError(f"--encoder: expected one of {', '.join(ENCODERS)}; got {encoder!r}.")
     if mapping not in MAPPINGS:

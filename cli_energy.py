@@ -52,6 +52,8 @@ def energy_command(
     options: dict[str, Any] = {"fetch": fetch, "shift": shift, "sums": sums, "sram_bytes": sram_bytes}
     options |= {"on_chip_bytes": on_chip_bytes, "leakage_w": leakage_w, "token_s": token_s}
     is_chip = "synop" in energies and "int8_add" not in energies
+    if is_chip and out is not None:
+        raise InputError(f"--out: nothing is written with the table {table}, which gives one number. Leave it out.")
     model = None if is_chip else DigitalEnergy(energies, **options)  # wrong options are told before anything runs
     console = Console(highlight=False, markup=False)
     if source.endswith(".json"):

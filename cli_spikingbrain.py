@@ -64,6 +64,8 @@ def convert_command(
     With --spiking it also puts a SpikingBrain model on spikes, one that was distilled, say.
     """
     check_spiking(spiking)
+    if out.exists() and Path(model).exists() and out.resolve() == Path(model).resolve():
+        raise InputError(f"--out {out}: is the model's own folder, which would be lost. Name another.")
     console, where = new_console(), device_of(device)
     teacher, tokenizer, source = load(model, console=console)
     if isinstance(teacher, SpikingBrainForCausalLM):
@@ -78,6 +80,8 @@ def convert_command(
     else:
         tokens = None
         if calibrate is not None:
+            if calibrate_tokens < 2:
+                raise InputError(f"--calibrate-tokens: expected 2 or more, got {calibrate_tokens}.")
             ids = tokens_of(calibrate, tokenizer, source)[:calibrate_tokens]
             length = min(512, len(ids))
             tokens = ids[: len(ids) // max(length, 1) * length].view(-1, max(length, 1))
@@ -105,8 +109,11 @@ def generate_command(
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
 ) -> None:
     """Write text as it comes, and say how fast, with how much state and how many spikes."""
-    if max_new_tokens < 1 or temperature < 0:
-        raise InputError("spikebrain generate: expected --max-new-tokens >= 1 and --temperature >= 0.")
+    if max_new_tokens < 1 or not 0 <= temperature < float("inf") or not 0 <= seed < 2**63:
+        raise InputError(
+            "spikebrain generate: expected --max-new-tokens >= 1, a finite --temperature >= 0 and --seed from 0 to "
+            f"2^63 - 1; got {max_new_tokens}, {temperature:g} and {seed}."
+        )
     where = device_of(device)
     console = new_console()
     found: Any
@@ -160,7 +167,9 @@ def _write(
         if temperature == 0:
             new = logits.argmax(-1, keepdim=True)
         else:
-            new = torch.multinomial((logits / temperature).softmax(-1), 1, generator=generator)
+            # At most 0, and float64, so that however low a temperature leaves the most likely token.
+            below = (logits - logits.amax(-1, keepdim=True)).double()
+            new = torch.multinomial((below / temperature).softmax(-1), 1, generator=generator)
         ids = torch.cat([ids, new], 1)
         if int(new) in ends:
             break

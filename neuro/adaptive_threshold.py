@@ -15,6 +15,7 @@ from .spike_count import SpikeCount
 
 # The largest float32 below 2^31: a ratio up to here becomes an int32 without wrapping.
 _INT32_MAX = 2147483520.0
+_FLOAT32 = torch.finfo(torch.float32)
 
 
 @NEURONS.register("adaptive-threshold")
@@ -50,6 +51,12 @@ class AdaptiveThreshold(Neuron[None]):
                 f"AdaptiveThreshold: expected 0 < floor <= ceiling < infinity, got floor {self.floor} and ceiling "
                 f"{self.ceiling}. The report uses 1e-5 and 1e4."
             )
+        for name, value in (("k", self.k), ("floor", self.floor), ("ceiling", self.ceiling)):
+            if not _FLOAT32.tiny <= value <= _FLOAT32.max:
+                raise InputError(
+                    f"AdaptiveThreshold.{name}: expected a number that float32 holds, {_FLOAT32.tiny:.3g} to "
+                    f"{_FLOAT32.max:.3g}, got {value:g}."
+                )
 
     def initial_state(self, x: Tensor) -> None:
         """Return None: nothing is carried from step to step."""

@@ -111,3 +111,11 @@ def test_bad_input(as_users):
         AdaptiveThreshold()(torch.ones(3, dtype=torch.int32))
     with pytest.raises(InputError, match="floor"):
         AdaptiveThreshold(floor=2.0, ceiling=1.0)
+
+
+@pytest.mark.parametrize("field", ["k", "floor", "ceiling"])
+@pytest.mark.parametrize("value", [1e-46, 1e300])
+def test_numbers_that_float32_does_not_hold(field, value):
+    limits = {"floor": min(value, 1e-5), "ceiling": max(value, 1e4)} if field != "k" else {}
+    with pytest.raises(InputError, match=r"AdaptiveThreshold.*a number that float32 holds"):
+        AdaptiveThreshold(**{**limits, field: value})

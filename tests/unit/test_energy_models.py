@@ -439,6 +439,8 @@ def test_command_on_a_model_and_on_its_report(model_folder, tmp_path, as_users):
     assert DigitalEnergy(fetch="block").estimate(counts).total_pj == pytest.approx(found["digital"]["spiking_total_pj"])
     assert counts.encoder == repr(SignedDigit())
     assert "Jouppi" in run(tmp_path / "out" / "energy.json", "--table", "jouppi_7nm")
+    with pytest.raises(InputError, match="nothing is written with the table loihi_14nm"):
+        run(tmp_path / "out" / "energy.json", "--table", "loihi_14nm", "--out", tmp_path / "chip")
     assert "loihi" in run(tmp_path / "out" / "energy.json", "--table", "loihi_14nm").lower()
     with pytest.raises(InputError, match=r"expected a report\.json of this version"):
         run(text.rename(tmp_path / "text.json"))

@@ -2,12 +2,14 @@
 
 import json
 import re
+import shutil
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from spikebrain import cli_distill, load
 from spikebrain.cli import main
@@ -101,6 +103,35 @@ def test_on_a_gpu(run, model_folder, text, tmp_path):
     assert "spikes a token" in out
 
 
+def test_finished_training_is_of_its_models_alone(run, model_folder, text, tmp_path):
+    """Another student, and another teacher's samples, are not taken for those of before."""
+    other = tmp_path / "teacher"
+    shutil.copytree(model_folder, other)
+    weights = load_file(other / "model.safetensors")
+    save_file({name: tensor * 1.01 for name, tensor in weights.items()}, other / "model.safetensors", {"format": "pt"})
+    for name, teacher, seed in (("a", model_folder, 0), ("b", model_folder, 1), ("c", other, 0)):
+        code, _, err = run("convert", teacher, "--seed", seed, "--out", tmp_path / name)
+        assert code == 0, err
+    options = ("--context", 32, "--batch-size", 2, "--attention-steps", 1, "--logits-steps", 0, "--out", tmp_path / "d")
+    options = ("--sample", 128, "--device", "cpu", *options)
+    assert run("distill", model_folder, tmp_path / "a", *options)[0] == 0
+    code, _, err = run("distill", model_folder, tmp_path / "a", *options)
+    assert code == 0
+    assert "Sampling" not in err
+    code, _, err = run("distill", model_folder, tmp_path / "b", *options)
+    assert code == 2
+    assert "or of other models" in err.replace("\n", " ")
+    code, _, err = run("distill", other, tmp_path / "c", *options)
+    assert code == 2
+    assert "Sampling" in err
+
+
+def test_temperatures_close_to_0_write_the_most_likely(run, model_folder, tmp_path):
+    assert run("convert", model_folder, "--layout", "full,full", "--out", tmp_path / "a")[0] == 0
+    texts = [run("generate", tmp_path / "a", "A", "--temperature", value)[1].split("\n")[0] for value in (0, 1e-300)]
+    assert texts[0] == texts[1]
+
+
 def test_on_spikes(run, model_folder, text, tmp_path):
     code, _, err = run(
         "convert", model_folder, "--layout", "gla+swa,full", "--spiking", "as-described", "--out", tmp_path / "s"
@@ -182,6 +213,14 @@ def test_errors_are_one_message_and_exit_code_2(run, model_folder, text, tmp_pat
             "--device: expected auto, cpu or cuda",
         ),
         (("generate", ours, "a", "--device", "cuda"), "there is no GPU that PyTorch can use"),
+        (("generate", ours, "a", "--temperature", "nan"), "a finite --temperature >= 0"),
+        (("generate", ours, "a", "--seed", 2**63), "--seed from 0 to 2^63 - 1"),
+        (("convert", ours, "--spiking", "as-described", "--device", "cpu", *out), "got --device."),
+        (("convert", model_folder, "--out", model_folder), "is the model's own folder"),
+        (
+            ("convert", model_folder, "--calibrate", text, "--calibrate-tokens", -9, *out),
+            "--calibrate-tokens: expected 2 or more, got -9",
+        ),
     ]:
         code, _, err = run(*arguments)
         assert code == 2
