@@ -20,18 +20,10 @@ from .coding import (
     pack_activations,
 )
 from .errors import SpikebrainError
-from .models import (
-    Policy,
-    SpikeLinear,
-    SpikingBrainConfig,
-    SpikingBrainForCausalLM,
-    convert,
-    dequantize,
-    load,
-    record,
-    save,
-    to_spiking,
-)
+from .models import Policy, SpikeLinear, SpikingBrainConfig, SpikingBrainForCausalLM, dequantize, save, to_spiking
+from .models.io import load
+from .models.layers import convert
+from .models.recording import record
 from .neuro import AdaptiveThreshold, IntegrateAndFire, LeakyIntegrateAndFire, SpikeCount
 
 __version__ = "0.1.0"

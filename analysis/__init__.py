@@ -6,21 +6,12 @@ from .histogram import plot_histogram
 from .losses import plot_losses
 from .perplexity import measure_perplexity, split_windows, window_nlls
 from .raster import plot_raster
-from .report import ReportSettings, run_report
-from .stats import (
-    DEFINITIONS,
-    CodeStatistics,
-    SpikeStatistics,
-    code_statistics,
-    merged_histogram,
-    spike_statistics,
-)
+from .stats import DEFINITIONS, CodeStatistics, SpikeStatistics, code_statistics, merged_histogram, spike_statistics
 
 __all__ = [
     "DEFINITIONS",
     "CodeStatistics",
     "ExactnessCheck",
-    "ReportSettings",
     "SpikeStatistics",
     "code_statistics",
     "measure_perplexity",
@@ -30,7 +21,6 @@ __all__ = [
     "plot_losses",
     "plot_raster",
     "plot_waterfall",
-    "run_report",
     "spike_statistics",
     "split_windows",
     "window_nlls",

@@ -10,9 +10,9 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from ..backends.chip.mapping import Tile
-from .chip_flow import Stage
-from .chip_simulation import ModelOnChip
+from ..chip.mapping import Tile
+from ..simulation.model import ModelOnChip
+from ..simulation.times import held_up_by, time_by_kind
 from .style import NEGATIVE, NEUTRAL, POSITIVE, plain, save_figure
 
 # Stations of the critical path, in the order of the packets.
@@ -154,38 +154,3 @@ def plot_chip_time(found: ModelOnChip, path: Path, title: str = "") -> None:
     axes.set_title(plain(title), loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     save_figure(figure, path)
-
-
-def held_up_by(found: ModelOnChip) -> dict[str, dict[str, float]]:
-    """Return the mean time of a token in ps, by kind of stage and of the station that held it up.
-
-    Empty without critical paths, and in prefill, where the path of the last token is not that of the others.
-    """
-    parts: dict[str, dict[str, float]] = {}
-    if found.mode != "decode":
-        return parts
-    for stage in found.stages:
-        layers = [found.layers[name] for name in stage.layers]
-        if layers and all(layer.critical_path_ps for layer in layers):
-            slowest = max(layers, key=lambda layer: layer.latency_ps.sum())
-            into = parts.setdefault(_kind_of(stage), {})
-            for station, ps in slowest.critical_path_ps.items():
-                into[station] = into.get(station, 0.0) + ps / found.num_tokens
-    return parts
-
-
-def _kind_of(stage: Stage) -> str:
-    return " ".join(dict.fromkeys(name.rpartition(".")[2] for name in stage.layers))
-
-
-def time_by_kind(found: ModelOnChip) -> dict[str, float]:
-    """Return the mean time of a token in ps, by kind of stage, and between stages."""
-    parts: dict[str, float] = {}
-    for stage in found.stages:
-        if stage.layers:
-            slowest = np.max([found.layers[name].latency_ps for name in stage.layers], axis=0)
-            kind = _kind_of(stage)
-            parts[kind] = parts.get(kind, 0.0) + float(slowest.mean())
-    parts["transfers"] = float(sum(stage.transfer_ps for stage in found.stages))
-    parts["dense rest"] = float(sum(stage.rest_ps for stage in found.stages))
-    return parts

@@ -15,7 +15,7 @@ from ..energy import (
     sensitivity,
     waterfall,
 )
-from ..energy.report import by_part
+from ..energy.energy_report import by_part
 
 
 def describe_energy(counts: ModelCounts, model: DigitalEnergy) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from ..models import SpikeLinear
-from ..models.spike_linear import Step, observing
+from ..models.layers.spike_linear import Step, observing
 
 
 class ExactnessCheck:

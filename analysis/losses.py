@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ..errors import InputError
-from ..models.spikingbrain.training import DistillResult, Stage
+from ..models.training.settings import DistillResult, Stage
 from .style import POSITIVE, plain_log_axis, save_figure
 
 

@@ -105,8 +105,8 @@ def measure_sana_fe(layer: Layer, num_threads: int) -> dict[str, Any]:
 
 def measure_ours(layer: Layer, num_threads: int) -> dict[str, Any]:
     """Build and run the layer on our Loihi, event by event with queues and routes, a simulation per thread."""
-    from spikebrain.backends.chip import CoreTile, Placement, load_description, simulate_layer  # noqa: PLC0415
-    from spikebrain.backends.chip.network import build_network  # noqa: PLC0415
+    from spikebrain.chip import CoreTile, Placement, load_description, simulate_layer  # noqa: PLC0415
+    from spikebrain.chip.network import build_network  # noqa: PLC0415
 
     chip = load_description("loihi")
     before, start = resident_bytes(), time.perf_counter()

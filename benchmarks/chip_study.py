@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 from timing import write_json
 
 from spikebrain import Policy, convert, load
-from spikebrain.analysis.chip_orders import learn_orders
-from spikebrain.analysis.chip_simulation import simulate_model
 from spikebrain.analysis.style import save_figure
-from spikebrain.backends.chip import COMPONENTS, ORDERS, Description, MinimalTraffic, load_description
+from spikebrain.chip import COMPONENTS, ORDERS, Description, MinimalTraffic, load_description
+from spikebrain.simulation.model import simulate_model
+from spikebrain.simulation.orders import learn_orders
 
 
 def changed(chip: Description, **parts: dict) -> Description:

@@ -22,7 +22,8 @@ from timing import environment, write_json
 from torch import Tensor, nn
 
 import spikebrain as sb
-from spikebrain.backends import Backend, Cpu, Triton, triton
+from spikebrain.backends import Backend, Cpu, Triton
+from spikebrain.backends.gpu import backend as triton
 from spikebrain.coding import ENCODERS
 
 BACKENDS: dict[str, list[Backend]] = {"cpu": [Cpu("spike"), Cpu("count")], "cuda": [Triton("spike"), Triton("count")]}

@@ -26,7 +26,7 @@ from timing import environment, write_json
 from torch import nn
 
 import spikebrain as sb
-from spikebrain.models.spike_linear import observing
+from spikebrain.models.layers.spike_linear import observing
 
 PROMPT = "A neuron fires when its membrane potential reaches the threshold. After that,"
 NAMES = {

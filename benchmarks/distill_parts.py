@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import spikebrain as sb
-from spikebrain.models.spikingbrain import sample_from
+from spikebrain.models.training import sample_from
 
 
 @torch.no_grad()

@@ -35,14 +35,9 @@ from timing import environment
 from torch import nn
 
 import spikebrain as sb
-from spikebrain.models.spikingbrain import (
-    DistillSettings,
-    Stage,
-    distill,
-    fit_steps,
-    from_transformer,
-    save_folder,
-)
+from spikebrain.models.conversion import from_transformer
+from spikebrain.models.io import save_folder
+from spikebrain.models.training import DistillSettings, Stage, distill, fit_steps
 
 # Objective, share of the training time, tokens of a text, learning rate as a multiple of --learning-rate, spikes.
 STAGES: tuple[tuple[str, float, int, float, str | None], ...] = (

@@ -17,7 +17,6 @@ import torch
 
 import spikebrain as sb
 from spikebrain.analysis import plot_break_even, plot_waterfall, split_windows, window_nlls
-from spikebrain.analysis.report import read_text
 from spikebrain.coding import ENCODERS
 from spikebrain.energy import (
     DigitalEnergy,
@@ -31,6 +30,7 @@ from spikebrain.energy import (
     table_names,
     waterfall,
 )
+from spikebrain.jobs.report import read_text
 from spikebrain.models import Recording
 
 KS = (2.0, 3.0, 4.0)

@@ -23,9 +23,10 @@ from timing import as_row, environment, write_json
 from torch import Tensor, nn
 
 import spikebrain as sb
-from spikebrain.backends import Triton, triton_spike
-from spikebrain.backends.triton_job import Job
-from spikebrain.backends.triton_weights import rows_of
+from spikebrain.backends import Triton
+from spikebrain.backends.gpu import spike as triton_spike
+from spikebrain.backends.gpu.job import Job
+from spikebrain.backends.gpu.weights import rows_of
 
 Mode = Literal["spike", "count"]
 ROTATING_BYTES = 1200 * 2**20

@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from spikebrain.models.conversion import to_spiking
 from spikebrain.models.spikingbrain import (
     SpikingBrainCache,
     SpikingBrainConfig,
@@ -28,7 +29,6 @@ from spikebrain.models.spikingbrain import (
     layout,
     parse_layers,
     spikingbrain_7b,
-    to_spiking,
 )
 
 _LAYERS = 28

@@ -5,11 +5,11 @@ from .break_even import BreakEven, break_even
 from .count import count_operations
 from .counts import LayerCounts, ModelCounts, OperationCounts
 from .digital import DigitalEnergy
+from .energy_report import EnergyReport
 from .measured import MeasuredEnergy, Meter, NvmlMeter, RaplMeter, measure_energy
 from .neurobench import NeuroBenchCounts, neurobench_counts
 from .paper import PaperEnergy, PaperReport
 from .recode import Recoded, as_run, recode
-from .report import EnergyReport
 from .sensitivity import Sensitivity, sensitivity
 from .synops import SynopEnergy
 from .table import EnergyTable, TableEntry, load_table, table_names

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 
 from ..registry import Registry
 from .counts import ModelCounts
-from .report import EnergyReport
+from .energy_report import EnergyReport
 
 
 class EnergyModel(ABC):

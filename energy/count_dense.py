@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from ..errors import InputError
-from ..models.modules import ModuleRecord
+from ..models.recording.modules import ModuleRecord
 from .counts import LayerCounts, OperationCounts
 
 

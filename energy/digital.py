@@ -9,8 +9,8 @@ from ..errors import InputError
 from .base import ENERGY_MODELS, EnergyModel
 from .count_spiking import WIDTHS, adder_width
 from .counts import SYSTEMS, LayerCounts, ModelCounts, OperationCounts
+from .energy_report import EnergyReport, origin
 from .prices import Prices
-from .report import EnergyReport, origin
 from .table import EnergyTable, load_table
 
 Fetch = Literal["spike", "channel", "block"]

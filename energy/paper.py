@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ..errors import InputError
 from .base import ENERGY_MODELS, EnergyModel
 from .counts import ModelCounts
-from .report import EnergyReport, origin
+from .energy_report import EnergyReport, origin
 from .table import EnergyTable, load_table
 
 

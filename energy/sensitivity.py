@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from .counts import ModelCounts
 from .digital import DigitalEnergy
-from .report import ratio
+from .energy_report import ratio
 
 # A power of two, so that little is lost in rounding.
 _STEP = 2.0**-8

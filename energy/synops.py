@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from .base import ENERGY_MODELS, EnergyModel
 from .counts import ModelCounts
-from .report import EnergyReport, origin
+from .energy_report import EnergyReport, origin
 from .table import EnergyTable, load_table
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from .counts import SYSTEMS, ModelCounts
 from .digital import DigitalEnergy
+from .energy_report import by_part, ratio
 from .paper import PaperEnergy
-from .report import by_part, ratio
 
 
 @dataclass(frozen=True)

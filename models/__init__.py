@@ -1,11 +1,10 @@
 """Models whose linear layers run on spike trains."""
 
-from .checkpoint import save
-from .convert import Conversion, Policy, choose_layers, convert, dequantize
-from .load import Loaded, load
-from .record import LayerRecord, Recording, record
-from .spike_linear import SpikeLinear
-from .spikingbrain import SpikingBrainConfig, SpikingBrainForCausalLM, to_spiking
+from .conversion import from_transformer, to_spiking
+from .io import Loaded, load, save
+from .layers import Conversion, Policy, SpikeLinear, choose_layers, convert, dequantize
+from .recording import LayerRecord, Recording, record
+from .spikingbrain import SpikingBrainConfig, SpikingBrainForCausalLM
 
 __all__ = [
     "Conversion",
@@ -19,6 +18,7 @@ __all__ = [
     "choose_layers",
     "convert",
     "dequantize",
+    "from_transformer",
     "load",
     "record",
     "save",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,24 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+ROOMS = ("neuro", "coding", "backends", "models", "energy", "simulation", "analysis", "jobs")
+
+
+def _modules_to_check() -> list[str]:
+    """Return the modules whose annotations are checked in tests: all but those that Numba or Triton compile."""
+    files = [path for room in ROOMS for path in (ROOT / room).rglob("*.py") if path.name != "__init__.py"]
+    compiled = re.compile(r"^(import|from) (numba|triton|\.+compiled)\b", re.MULTILINE)
+    return [
+        ".".join(("spikebrain", *path.relative_to(ROOT).with_suffix("").parts))
+        for path in files
+        if not compiled.search(path.read_text(encoding="utf-8"))
+    ]
+
+
+# Before anything imports the package: shapes and types of annotated functions are checked in tests, and only there.
+jaxtyping.install_import_hook(_modules_to_check(), "beartype.beartype")
 
 
 @pytest.fixture(autouse=True)

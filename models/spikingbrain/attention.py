@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...neuro import AdaptiveThreshold
-from ..spike_aware import SpikeAwareLinear
-from ..spike_linear import SpikeLinear
+from ..layers.spike_aware import SpikeAwareLinear
+from ..layers.spike_linear import SpikeLinear
 from . import swa
 from .cache import LayerState
 from .config import LayerPlan, SpikingBrainConfig

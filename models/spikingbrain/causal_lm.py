@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin
 
 from ...errors import InputError
-from ..spike_linear import SpikeLinear
+from ..layers.spike_linear import SpikeLinear
 from .cache import SpikingBrainCache
 from .config import SpikingBrainConfig
 from .model import SpikingBrainModel, SpikingBrainOutput, SpikingBrainPreTrainedModel

@@ -15,7 +15,7 @@ import yaml
 from loihi_equations import LoihiCosts, LoihiExpectation, loihi_expected
 from sanafe_loihi import description, load_chip, silenced, simulate
 
-from spikebrain.backends.chip import CoreTile, Placement, load_description, simulate_layer
+from spikebrain.chip import CoreTile, Placement, load_description, simulate_layer
 
 sanafe = pytest.importorskip("sanafe", reason="pip install 'spikebrain[snn]'")
 

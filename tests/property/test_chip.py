@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spikebrain.backends import Reference
-from spikebrain.backends.chip import MAPPINGS, ORDERS, Chip, load_description, num_packet_hops, simulate_layer
-from spikebrain.backends.chip.description import to_ps
-from spikebrain.backends.chip.mapping import CoreTile, Placement
-from spikebrain.backends.chip.network import LINK, build_network
-from spikebrain.backends.chip.traffic import build_traffic
+from spikebrain.backends.chip import Chip
+from spikebrain.chip import MAPPINGS, ORDERS, load_description, num_packet_hops, simulate_layer
+from spikebrain.chip.description import to_ps
+from spikebrain.chip.mapping import CoreTile, Placement
+from spikebrain.chip.network import LINK, build_network
+from spikebrain.chip.traffic import build_traffic
 from spikebrain.coding import ENCODERS
 
 PRESETS = {name: load_description(name) for name in ("ideal-45nm", "async-45nm", "loihi")}

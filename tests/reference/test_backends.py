@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from spikebrain import Binary, SpikeTrain, Ternary, decode
 from spikebrain.backends import BACKENDS, Backend, Chip, Cpu, Reference, Triton, auto, reference
-from spikebrain.backends.chip import load_description
+from spikebrain.chip import load_description
 from spikebrain.coding import ENCODERS
 from spikebrain.errors import AccumulatorOverflowError, BackendUnavailableError, InputError
 
@@ -226,7 +226,7 @@ def test_cpu_backend_reads_no_weight_of_a_silent_channel():
 
 
 def test_compiled_code_runs():
-    kernel = sys.modules["spikebrain.backends.cpu"]._add_tokens
+    kernel = sys.modules["spikebrain.backends.cpu.backend"]._add_tokens
     Cpu().accumulate(Ternary().encode(torch.tensor([[1]]), 1), torch.ones(1, 1, dtype=torch.int8))
     assert kernel.signatures, "the numba kernel was not compiled: something else computed the result"
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from spikebrain import AdaptiveThreshold, SpikeLinear, Ternary
-from spikebrain.backends import Cpu, Reference, cpu_layer, team
+from spikebrain.backends import Cpu, Reference
+from spikebrain.backends.cpu import layer as cpu_layer
+from spikebrain.backends.cpu import team
 from spikebrain.coding import ENCODERS
 from spikebrain.errors import ActivationError, EncodingError, InputError
 

@@ -18,7 +18,7 @@ from spikebrain import (
     decode,
 )
 from spikebrain.backends import BACKENDS
-from spikebrain.models.spike_linear import quantize
+from spikebrain.models.layers.quantize import quantize
 
 ON_CPU = [name for name in BACKENDS if BACKENDS.create(name).why_unavailable(torch.device("cpu")) is None]
 KINDS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from spikebrain.errors import CheckpointError
-from spikebrain.models import smollm2
+from spikebrain.models.io import smollm2
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "golden_smollm2.py"
 

@@ -9,13 +9,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from spikebrain import SpikeLinear, record
-from spikebrain.models.spikingbrain import (
-    SpikingBrainCache,
-    SpikingBrainForCausalLM,
-    from_released,
-    read_folder,
-    to_spiking,
-)
+from spikebrain.models.conversion import to_spiking
+from spikebrain.models.io import from_released, read_folder
+from spikebrain.models.spikingbrain import SpikingBrainCache, SpikingBrainForCausalLM
 from spikebrain.models.spikingbrain.swa import attend, float_attention
 
 close = partial(torch.testing.assert_close, atol=2e-5, rtol=1e-5)

@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 import spikebrain as sb
-from spikebrain.backends import Reference, Triton, triton, tuning
+from spikebrain.backends import Reference, Triton
+from spikebrain.backends.gpu import backend as triton
+from spikebrain.backends.gpu import tuning
 from spikebrain.errors import AccumulatorOverflowError, ActivationError, BackendUnavailableError, InputError
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"

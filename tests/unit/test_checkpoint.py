@@ -93,7 +93,7 @@ def test_atomic(tmp_path, tiny_llama, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr("spikebrain.models.checkpoint.save_file", fail)
+    monkeypatch.setattr("spikebrain.models.io.single_file.save_file", fail)
     with pytest.raises(CheckpointError, match="disk full"):
         save(convert(tiny_llama).model, path)
     assert path.read_bytes() == before

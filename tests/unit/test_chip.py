@@ -11,12 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 import spikebrain
-from spikebrain.analysis.chip_orders import learn_orders
-from spikebrain.analysis.chip_plots import held_up_by, time_by_kind
-from spikebrain.analysis.chip_report import describe_simulation
-from spikebrain.analysis.chip_simulation import simulate_model
 from spikebrain.backends import Chip
-from spikebrain.backends.chip import (
+from spikebrain.chip import (
     ByRate,
     InOrder,
     MinimalTraffic,
@@ -26,13 +22,19 @@ from spikebrain.backends.chip import (
     plan,
     simulate_layer,
 )
-from spikebrain.backends.chip.description import PARTS, parse_description
-from spikebrain.backends.chip.mapping import route
-from spikebrain.cli import app
+from spikebrain.chip.description import PARTS, parse_description
+from spikebrain.chip.mapping import route
+from spikebrain.cli.app import app
 from spikebrain.energy import PaperEnergy, count_operations
 from spikebrain.errors import InputError
-from spikebrain.models import Policy, SpikeLinear, convert, record
-from spikebrain.models.spike_linear import observing
+from spikebrain.models import Policy, SpikeLinear
+from spikebrain.models.layers import convert
+from spikebrain.models.layers.spike_linear import observing
+from spikebrain.models.recording import record
+from spikebrain.simulation.describe import describe_simulation
+from spikebrain.simulation.model import simulate_model
+from spikebrain.simulation.orders import learn_orders
+from spikebrain.simulation.times import held_up_by, time_by_kind
 
 PRESETS = Path(spikebrain.__file__).parent / "backends" / "chip" / "presets"
 ASYNC = load_description("async-45nm")

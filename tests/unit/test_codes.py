@@ -3,16 +3,7 @@
 import pytest
 import torch
 
-from spikebrain import (
-    BidirectionalBitwise,
-    Binary,
-    Bitwise,
-    SignedDigit,
-    SpikeTrain,
-    Ternary,
-    TwosComplement,
-    decode,
-)
+from spikebrain import BidirectionalBitwise, Binary, Bitwise, SignedDigit, SpikeTrain, Ternary, TwosComplement, decode
 from spikebrain.coding import ENCODERS
 from spikebrain.errors import EncodingError, InputError
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from spikebrain import doctor
 from spikebrain.backends import BACKENDS
-from spikebrain.cli import app
+from spikebrain.cli.app import app
+from spikebrain.jobs import doctor
 
 X86 = "processor\t: 0\nmodel name\t: Some CPU: 3 GHz\nflags\t\t: fpu avx2 avx512f avx_vnni\n"
 ARM = "processor\t: 0\nFeatures\t: fp asimd asimddp\n"

@@ -13,8 +13,9 @@ from spikebrain.coding import ENCODERS
 from spikebrain.energy import OperationCounts, count_operations
 from spikebrain.energy.count_dense import count_dense_part
 from spikebrain.energy.count_spiking import accumulator_bits, adder_width
-from spikebrain.models.modules import describe, visible_columns
-from spikebrain.models.spikingbrain import LayerPlan, SpikingBrainForCausalLM, tiny_7b, tiny_76b, to_spiking
+from spikebrain.models.conversion import to_spiking
+from spikebrain.models.recording.modules import describe, visible_columns
+from spikebrain.models.spikingbrain import LayerPlan, SpikingBrainForCausalLM, tiny_7b, tiny_76b
 from spikebrain.models.spikingbrain.gla import recurrent_gla
 from spikebrain.models.spikingbrain.mlp import SwiGLU
 from spikebrain.models.spikingbrain.norm import RMSNorm

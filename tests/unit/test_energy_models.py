@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from spikebrain import AdaptiveThreshold, SignedDigit, SpikeLinear, Ternary, convert, record
 from spikebrain.analysis import plot_break_even, plot_waterfall
-from spikebrain.cli import app
+from spikebrain.cli.app import app
 from spikebrain.energy import (
     ENERGY_MODELS,
     DigitalEnergy,

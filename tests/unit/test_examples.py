@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from spikebrain.errors import CheckpointError
-from spikebrain.models import smollm2
+from spikebrain.models.io import smollm2
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 

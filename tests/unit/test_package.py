@@ -23,21 +23,22 @@ from spikebrain.registry import Registry
 ROOT = Path(__file__).parents[2]
 # Modules that need a package which a machine may lack; nothing imports them before it is needed.
 OPTIONAL = {
-    "spikebrain.coding.pack_gpu": "triton",
-    "spikebrain.backends.triton_add": "triton",
-    "spikebrain.backends.triton_list": "triton",
-    "spikebrain.backends.triton_neuron": "triton",
-    "spikebrain.backends.triton_spike": "triton",
-    "spikebrain.backends.triton_count": "triton",
+    "spikebrain.neuro.threshold_triton": "triton",
+    "spikebrain.coding.kernels.packing_triton": "triton",
+    "spikebrain.backends.gpu.add": "triton",
+    "spikebrain.backends.gpu.list": "triton",
+    "spikebrain.backends.gpu.spike": "triton",
+    "spikebrain.backends.gpu.count": "triton",
 }
-WALKED = ("neuro", "coding", "backends", "models", "energy", "analysis", "cli", "doctor", "registry")
+FLOW = ["neuro", "coding", "chip", "backends", "models", "energy", "simulation", "analysis", "jobs", "cli"]
+MODEL_ROOMS = ["layers", "spikingbrain", "conversion", "training", "recording", "io"]
+WALKED = (*FLOW, "registry")
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(spikebrain.__path__, "spikebrain.")
     if module.name.split(".")[1] in WALKED
     and (module.name not in OPTIONAL or importlib.util.find_spec(OPTIONAL[module.name]) is not None)
 )
-FLOW = ["neuro", "coding", "backends", "models", "energy", "analysis"]
 
 
 def test_modules_were_found():
@@ -76,7 +77,7 @@ def test_every_plug_in_is_registered_and_exported(package, registry, contract):
     assert {cls.__name__ for cls in defined} <= set(exported)
 
 
-@pytest.mark.parametrize("package", ["", *FLOW, "models.spikingbrain"])
+@pytest.mark.parametrize("package", ["", *FLOW, *(f"models.{room}" for room in MODEL_ROOMS)])
 def test_exports(package):
     module = importlib.import_module(f"spikebrain.{package}".rstrip("."))
     assert [name for name in module.__all__ if not hasattr(module, name)] == []
@@ -84,7 +85,7 @@ def test_exports(package):
 
 @pytest.mark.parametrize("package", FLOW)
 def test_a_folder_imports_only_from_its_left(package):
-    allowed = {*FLOW[: FLOW.index(package)], "errors", "registry", "cache", package}
+    allowed = {*FLOW[: FLOW.index(package)], "errors", "registry", "paths", "files", package}
     for file in (ROOT / package).rglob("*.py"):
         to_the_root = len(file.relative_to(ROOT).parts)
         for node in ast.walk(ast.parse(file.read_text())):
@@ -117,6 +118,6 @@ def test_registry(as_users):
 
 
 def test_importing_the_package_imports_no_triton():
-    code = "import sys; import spikebrain; print('spikebrain.coding.pack_gpu' in sys.modules)"
+    code = "import sys; import spikebrain; print('spikebrain.coding.kernels.packing_triton' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.stdout == "False\n", run.stderr

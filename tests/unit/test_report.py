@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from spikebrain import Policy, Ternary, convert, save
-from spikebrain.analysis import measure_perplexity, perplexity, report, split_windows
-from spikebrain.analysis.resume import FILE_NAME
+from spikebrain.analysis import measure_perplexity, perplexity, split_windows
 from spikebrain.backends import Cpu
-from spikebrain.cli import app, main
+from spikebrain.cli.app import app, main
 from spikebrain.errors import ActivationError, InputError
+from spikebrain.jobs import report
+from spikebrain.jobs.resume import FILE_NAME
 
 TEXT = "It reports firing rates, sparsity, accuracy and energy. " * 8
 
@@ -403,7 +404,7 @@ def test_a_full_disk_while_measuring(capsys, monkeypatch, model_folder, text, tm
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("spikebrain.models.files.os.replace", full)
+    monkeypatch.setattr("spikebrain.files.os.replace", full)
     usual = ["--text", text, "--context", "40", "--num-tokens", "80", "--out", tmp_path / "out"]
     said = fails(capsys, monkeypatch, "report", model_folder, *usual)
     assert "progress cannot be written: [Errno 28] No space left on device" in said

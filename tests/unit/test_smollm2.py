@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from spikebrain.cache import cache_dir
 from spikebrain.errors import CheckpointError
-from spikebrain.models import smollm2
+from spikebrain.models.io import smollm2
+from spikebrain.paths import cache_dir
 
 GGUF = b"GGUF" + bytes(100_000)
 

@@ -9,8 +9,8 @@ from spikebrain import AdaptiveThreshold, IntegrateAndFire, Policy, SpikeLinear,
 from spikebrain.backends import BACKENDS, Cpu
 from spikebrain.coding import ENCODERS
 from spikebrain.errors import ActivationError, InputError, SpikebrainError
-from spikebrain.models import spike_linear
-from spikebrain.models.spike_linear import quantize
+from spikebrain.models.layers import spike_linear
+from spikebrain.models.layers.quantize import quantize
 
 ON_CPU = [name for name in BACKENDS if BACKENDS.create(name).why_unavailable(torch.device("cpu")) is None]
 

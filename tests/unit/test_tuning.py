@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spikebrain.backends import tuning
+from spikebrain.backends.gpu import tuning
 
 DEVICE = torch.device("cuda")
 

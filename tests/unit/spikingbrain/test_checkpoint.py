@@ -12,14 +12,9 @@ from safetensors.torch import load_file, save_file
 
 import spikebrain
 from spikebrain.errors import CheckpointError, InputError
-from spikebrain.models.spikingbrain import (
-    SpikingBrainForCausalLM,
-    read_folder,
-    save_folder,
-    tiny_7b,
-    tiny_76b,
-    to_spiking,
-)
+from spikebrain.models.conversion import to_spiking
+from spikebrain.models.io import read_folder, save_folder
+from spikebrain.models.spikingbrain import SpikingBrainForCausalLM, tiny_7b, tiny_76b
 
 INDEX = "model.safetensors.index.json"
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from spikebrain import cli_distill, load
-from spikebrain.cli import main
+from spikebrain import load
+from spikebrain.cli import distill as cli_distill
+from spikebrain.cli.app import main
 from spikebrain.models.spikingbrain import SpikingBrainForCausalLM
 
 

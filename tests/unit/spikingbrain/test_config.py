@@ -7,18 +7,17 @@ import pytest
 from transformers import AutoConfig
 
 from spikebrain.errors import InputError
+from spikebrain.models.io import from_released, to_released
 from spikebrain.models.spikingbrain import (
     LayerPlan,
     SpikingBrainConfig,
     SpikingBrainPretrainedConfig,
-    from_released,
     layout,
     parse_layers,
     spikingbrain_7b,
     spikingbrain_76b,
     tiny_7b,
     tiny_76b,
-    to_released,
 )
 
 

@@ -15,19 +15,10 @@ import torch
 
 from spikebrain.analysis import plot_losses
 from spikebrain.errors import CheckpointError, InputError, TrainingError
-from spikebrain.models.spikingbrain import (
-    DistillResult,
-    DistillSettings,
-    LossPoint,
-    Stage,
-    distill,
-    fit_steps,
-    from_transformer,
-    sample_from,
-    to_spiking,
-)
-from spikebrain.models.spikingbrain.distill import batch_of
-from spikebrain.models.spikingbrain.training_state import FILE_NAME
+from spikebrain.models.conversion import from_transformer, to_spiking
+from spikebrain.models.training import DistillResult, DistillSettings, LossPoint, Stage, distill, fit_steps, sample_from
+from spikebrain.models.training.distill import batch_of
+from spikebrain.models.training.state import FILE_NAME
 
 
 def stages(**changes):
@@ -116,7 +107,7 @@ def test_going_on_gives_the_same_losses(teacher, tokens, tmp_path, num_steps, mo
         return seen.append
 
     clock = SimpleNamespace(perf_counter=lambda: 1e9 if seen and sum(seen) >= num_steps else 0.0)
-    monkeypatch.setattr(sys.modules["spikebrain.models.spikingbrain.distill"], "time", clock)
+    monkeypatch.setattr(sys.modules["spikebrain.models.training.distill"], "time", clock)
     budgeted = DistillSettings(stages=stages(), budget_s=1.0)
     first = distill(from_transformer(teacher, "7b"), teacher, tokens, budgeted, tmp_path, stop_after)
     monkeypatch.undo()
@@ -190,7 +181,7 @@ def test_steps_that_fit_a_time(teacher, tokens, monkeypatch):
     # end: 0.8 s for one step, so that it times four, of 0.2 s each.
     student, ticks = from_transformer(teacher, "7b"), itertools.count()
     clock = SimpleNamespace(perf_counter=lambda: next(ticks) * 0.4)
-    monkeypatch.setattr(sys.modules["spikebrain.models.spikingbrain.distill"], "time", clock)
+    monkeypatch.setattr(sys.modules["spikebrain.models.training.distill"], "time", clock)
     before = [p.detach().clone() for p in student.parameters()]
     fitted = fit_steps(student, teacher, tokens, SETTINGS, 101.0, (0.25, 0.75))
     assert [stage.steps for stage in fitted.stages] == [126, 378]  # 25.25 / 0.2 and 75.75 / 0.2

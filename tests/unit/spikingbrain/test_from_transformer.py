@@ -8,9 +8,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from spikebrain.errors import InputError
-from spikebrain.models.spikingbrain import LayerPlan, calibrate, from_transformer, layout
-from spikebrain.models.spikingbrain.calibrate import TIME_CONSTANTS, gate_bias
-from spikebrain.models.spikingbrain.layerwise import Surroundings, trace
+from spikebrain.models.conversion import calibrate, from_transformer
+from spikebrain.models.conversion.calibrate import TIME_CONSTANTS, gate_bias
+from spikebrain.models.conversion.layerwise import Surroundings, trace
+from spikebrain.models.spikingbrain import LayerPlan, layout
 
 SIZES = {
     "vocab_size": 97,

@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from spikebrain.analysis.perplexity import one_thread
 from spikebrain.errors import InputError
+from spikebrain.models.conversion import to_spiking
 from spikebrain.models.spikingbrain import (
     SpikingBrainCache,
     SpikingBrainForCausalLM,
@@ -15,7 +16,6 @@ from spikebrain.models.spikingbrain import (
     parse_layers,
     tiny_7b,
     tiny_76b,
-    to_spiking,
 )
 from spikebrain.models.spikingbrain.norm import RMSNorm
 

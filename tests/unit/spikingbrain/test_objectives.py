@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from spikebrain.models.spikingbrain import from_transformer, objectives
-from spikebrain.models.spikingbrain.objectives import is_the_teachers, match_layers, match_logits
+from spikebrain.models.conversion import from_transformer
+from spikebrain.models.training import objectives
+from spikebrain.models.training.objectives import is_the_teachers, match_layers, match_logits
 
 
 def test_a_model_equal_to_its_teacher_has_no_loss(teacher, tokens):

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from spikebrain.models import Policy
-from spikebrain.models.spike_aware import SpikeAwareLinear, spike_aware
-from spikebrain.models.spikingbrain import DistillSettings, Stage, distill, from_transformer, to_spiking
-from spikebrain.models.spikingbrain.distill import batch_of
+from spikebrain.models.conversion import from_transformer, to_spiking
+from spikebrain.models.layers.spike_aware import SpikeAwareLinear, spike_aware
+from spikebrain.models.training import DistillSettings, Stage, distill
+from spikebrain.models.training.distill import batch_of
 
 
 @pytest.mark.parametrize("setting", ["as-described", "as-released"])

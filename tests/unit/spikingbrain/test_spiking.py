@@ -6,10 +6,12 @@ from torch import nn
 
 import spikebrain
 from spikebrain import AdaptiveThreshold, Policy, SpikeLinear, SpikingBrainForCausalLM, convert, dequantize, record
-from spikebrain.analysis import ReportSettings, run_report
 from spikebrain.errors import InputError
-from spikebrain.models.scales import quantize_with
-from spikebrain.models.spikingbrain import SpikingBrainCache, save_folder, tiny_7b, tiny_76b, to_spiking
+from spikebrain.jobs.report import ReportSettings, run_report
+from spikebrain.models.conversion import to_spiking
+from spikebrain.models.io import save_folder
+from spikebrain.models.layers.quantize import quantize_with
+from spikebrain.models.spikingbrain import SpikingBrainCache, tiny_7b, tiny_76b
 
 
 @pytest.fixture(params=["7b", "76b"])

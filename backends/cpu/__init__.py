@@ -1,0 +1,5 @@
+"""Accumulation on a CPU."""
+
+from .backend import Cpu
+
+__all__ = ["Cpu"]

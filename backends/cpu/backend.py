@@ -1,0 +1,191 @@
+"""The CPU backend: adds the weight rows of the channels that spike, and reads no others; or multiplies counts."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...coding import Encoder
+from ...neuro import AdaptiveThreshold, Neuron
+from ..base import BACKENDS, INT32, LOSSLESS, MAX_WEIGHT, MOST_COUNT, Backend, check_mode
+from .events import DIGITS_WEIGH, LARGEST_DIGIT, add_events, num_digits
+from .layer import run_layer
+from .team import pool
+
+# Outputs per pass. Short passes keep the buckets in the first-level cache; long ones read memory in long runs, which
+# is faster once the weights do not fit the caches.
+_SHORT_PASS, _LONG_PASS = 2048, 32768
+_CACHED_BYTES = 4 * 2**20
+# Weights times tokens from which a second thread saves more than waking it costs: a thread of Python's, and one of
+# PyTorch's team.
+_WORTH_THREADS, _WORTH_TEAM = 2**22, 2**16
+# Inputs whose INT8 products add up within 32 bits. With one input torch._int_mm gives wrong integers (torch 2.14.1).
+_PRODUCT_INPUTS = range(2, INT32.max // (MAX_WEIGHT * MAX_WEIGHT) + 1)
+
+
+@BACKENDS.register("cpu")
+@dataclass(frozen=True)
+class Cpu(Backend):
+    """Adds rows of INT8 weights, those of channels that spike and no others; or, for many tokens, multiplies counts.
+
+    Tokens (or the channels, if there are fewer tokens) are divided over `torch.get_num_threads()` threads; integers
+    make the result the same for any number of them.
+
+    Attributes:
+        mode: "spike" is event-driven and adds only. "count" collapses the spikes into INT8 counts and multiplies them
+            with all weights, silent channels included; what a count has beyond INT8 is rare and added as events.
+            Both give the same integers.
+    """
+
+    mode: Literal["spike", "count"] = "spike"
+
+    def __post_init__(self) -> None:
+        check_mode(self, self.mode)
+
+    def why_unavailable(self, device: torch.device) -> str | None:
+        """Return a reason if the tensors are not in main memory."""
+        return None if device.type == "cpu" else f"the tensors are on {device}; this backend works on a CPU only."
+
+    def fused(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        neuron: Neuron,
+        encoder: Encoder,
+    ) -> Tensor | None:
+        """Run a whole layer in one kernel; see `Backend.fused`."""
+        if type(neuron) is not AdaptiveThreshold or type(encoder) not in LOSSLESS:
+            return None
+        num_outputs = weight.shape[0]
+        # Most layers answer the first, cheaper question.
+        by_channel = weight.stride() == (1, num_outputs) or weight.t().is_contiguous()
+        fits = by_channel and scale.is_contiguous() and scale.numel() == num_outputs
+        on_cpu = x.is_cpu and weight.is_cpu and scale.is_cpu and (bias is None or bias.is_cpu)
+        narrow = x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        if not (fits and on_cpu and narrow) or x.numel() == 0 or num_outputs == 0:
+            return None
+        if self.mode == "count":
+            return _count_layer(x, weight, scale, bias, neuron)
+        worth_threads = x.numel() * num_outputs >= _WORTH_TEAM
+        y = run_layer(
+            x if x.dtype == torch.float32 and x.is_contiguous() else x.detach().to(torch.float32).contiguous(),
+            weight,
+            scale,
+            None if bias is None else bias.detach().to(torch.float32).contiguous(),
+            neuron,
+            torch.get_num_threads() if worth_threads else 1,
+            _pass_outputs(weight),
+        )
+        return y if y is None or x.dtype == torch.float32 else y.to(x.dtype)
+
+    def _accumulate(self, spikes: Tensor, timestep_weight: Tensor, weight: Tensor) -> Tensor:
+        num_tokens, (num_outputs, num_inputs) = spikes.shape[1], weight.shape
+        rows = weight.t().contiguous().numpy()
+        times = np.empty((num_tokens, rows.shape[0]), np.int64)
+        charge = _gather(spikes.contiguous().numpy(), timestep_weight.numpy(), times)
+        if self.mode == "count" and num_inputs in _PRODUCT_INPUTS and min(num_tokens, num_outputs) > 0:
+            return _multiply(torch.from_numpy(times), weight)
+        return _add(times, rows, charge, _pass_outputs(weight))
+
+
+def _add(times: np.ndarray, rows: np.ndarray, charge: int, pass_outputs: int) -> Tensor:
+    """Return times @ rows by additions: int64 [tokens, in] and int8 [in, out]; no token's |times| exceed the charge."""
+    narrow = DIGITS_WEIGH * MAX_WEIGHT * charge <= INT32.max
+    dtype = np.int32 if narrow else np.int64
+    num_tokens, num_outputs = len(times), rows.shape[1]
+    num_threads = torch.get_num_threads() if num_tokens * rows.size >= _WORTH_THREADS else 1
+    by_token = num_tokens >= num_threads
+    bounds = np.linspace(0, num_tokens if by_token else len(rows), num_threads + 1).astype(int).tolist()
+
+    def work(part: int) -> np.ndarray:
+        share = slice(bounds[part], bounds[part + 1])
+        mine, read = (times[share], rows) if by_token else (times[:, share], rows[share])
+        total = np.zeros((len(mine), num_outputs), dtype)
+        _add_tokens(mine, read, pass_outputs, total)
+        return total
+
+    others = [pool(num_threads, os.getpid()).submit(work, part) for part in range(1, num_threads)]
+    totals = [work(0), *(other.result() for other in others)]
+    return torch.from_numpy(np.concatenate(totals) if by_token else sum(totals[1:], totals[0]))
+
+
+def _multiply(times: Tensor, weight: Tensor) -> Tensor:
+    """Return times @ weight.t(): the low byte of each count by an INT8 product, the rest as the rare events it is."""
+    low = times.to(torch.int8)  # wraps, so that times - low is a multiple of 256
+    int_mm = getattr(torch, "_int_mm")  # noqa: B009 - private, and unknown to type checkers
+    total = int_mm(low, weight.t())
+    rest = times - low
+    rare = rest.any(1).nonzero().flatten()
+    if len(rare):
+        events = rest[rare].to(torch.int64)
+        charge = int(events.abs().sum(1).max())
+        high = _add(events.numpy(), weight.t().contiguous().numpy(), charge, _pass_outputs(weight))
+        total = total.to(torch.int64)
+        total[rare] += high
+    return total
+
+
+def _count_layer(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, neuron: AdaptiveThreshold
+) -> Tensor | None:
+    """Return a whole layer from collapsed counts, or None where the separate steps have a message or wider sums."""
+    if weight.shape[1] not in _PRODUCT_INPUTS:
+        return None
+    with torch.no_grad():
+        spikes = neuron(x)
+        count = spikes.count.reshape(-1, weight.shape[1])
+        low, high = (int(v) for v in count.aminmax())
+        if max(-low, high) > MOST_COUNT:
+            return None
+        total = _multiply(count, weight)
+        if total.dtype != torch.int32 and not INT32.min <= int(total.min()) <= int(total.max()) <= INT32.max:
+            return None
+        y = (total.to(torch.int32) * scale.t()).mul_(spikes.threshold.reshape(-1, 1))
+        if bias is not None:
+            y += bias.to(y.dtype)
+        return y.reshape(*x.shape[:-1], -1).to(x.dtype)
+
+
+def _pass_outputs(weight: Tensor) -> int:
+    return _SHORT_PASS if weight.numel() <= _CACHED_BYTES else _LONG_PASS
+
+
+@numba.njit(nogil=True, cache=True)
+def _add_tokens(times, rows, pass_outputs, total):  # pragma: no cover - compiled
+    """Add times @ rows to total, token by token; see `add_events`. times: int64 [tokens, in]."""
+    num_buckets = 0
+    for token in range(times.shape[0]):
+        num_buckets = max(num_buckets, LARGEST_DIGIT * num_digits(times[token]))
+    buckets = np.zeros((num_buckets, min(pass_outputs, total.shape[1])), np.int16)
+    for token in range(times.shape[0]):
+        add_events(times[token], rows, pass_outputs, buckets, total[token])
+
+
+@numba.njit(nogil=True, cache=True)
+def _gather(planes, weights, times):  # pragma: no cover - compiled
+    """Fill times, int64 [tokens, in], with how often each row counts; return the largest sum of |times| of a token.
+
+    planes: int8 [T, tokens, in]; weights: int64 [T].
+    """
+    largest = 0
+    for token in range(times.shape[0]):
+        counted = times[token]
+        counted[:] = 0
+        for t in range(planes.shape[0]):
+            plane, weight = planes[t, token], weights[t]
+            for channel in range(counted.shape[0]):
+                # Without branches, so that the compiler uses vector registers.
+                counted[channel] += (weight if plane[channel] > 0 else 0) - (weight if plane[channel] < 0 else 0)
+        charge = 0
+        for channel in range(counted.shape[0]):
+            charge += abs(counted[channel])
+        largest = max(largest, charge)
+    return largest

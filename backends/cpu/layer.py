@@ -1,0 +1,245 @@
+"""A whole spiking layer on the CPU in one call: neuron, counts, event kernel and rescaling, without a step of PyTorch.
+
+Every float operation is that of `AdaptiveThreshold` and `SpikeLinear`, in the same order and precision, so results
+are equal bit for bit. Around a layer of 50 microseconds every operator of PyTorch counts, hence plain addresses.
+"""
+
+# Type checkers do not know that numba passes an intrinsic its first argument.
+# pyright: reportCallIssue=false
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import threading
+from ctypes import c_double, c_int64
+
+import numba
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+from numba.np.numpy_support import carray
+from torch import Tensor
+
+from ...neuro import AdaptiveThreshold
+from ..base import INT32, MAX_WEIGHT, MOST_COUNT
+from . import team
+from .events import DIGITS_WEIGH, LARGEST_DIGIT, add_events
+
+_NUM_BUCKETS = LARGEST_DIGIT * 5  # MOST_COUNT has five hexadecimal digits
+# What |count| may add up to in a token, so that no sum leaves 32 bits.
+_LARGEST_CHARGE = INT32.max // (DIGITS_WEIGH * MAX_WEIGHT)
+
+# What the threads of a call are given: addresses of float32 and INT8 arrays, and numbers.
+_FIELDS = {
+    "x": c_int64,  # [tokens, inputs]
+    "weight": c_int64,  # [inputs, outputs]
+    "scale": c_int64,  # [outputs]
+    "bias": c_int64,  # [outputs], or 0
+    "y": c_int64,  # [tokens, outputs]
+    "buckets": c_int64,  # int16 [threads, buckets, pass_outputs], zero before and after
+    "totals": c_int64,  # int32 [threads, outputs]
+    "done": c_int64,  # int64: finished parts of the only token; zero before and after
+    "num_tokens": c_int64,
+    "num_inputs": c_int64,
+    "num_outputs": c_int64,
+    "num_threads": c_int64,
+    "splits": c_int64,  # parts that the channels of a token are divided into
+    "pass_outputs": c_int64,
+    "k": c_double,
+    "floor": c_double,
+    "ceiling": c_double,
+    "next_thread": c_int64,  # counts threads as they come
+    "next_part": c_int64,  # counts parts as they are taken
+    "refused": c_int64,  # set if the input needs the separate steps
+}
+_RECORD = np.dtype([(name, np.float64 if field is c_double else np.int64) for name, field in _FIELDS.items()])
+
+
+class _Task(ctypes.Structure):
+    _fields_ = tuple(_FIELDS.items())
+
+
+class _Scratch(threading.local):
+    """Memory that the calls of one thread share: buckets, totals and done; grows to what the largest layer needs."""
+
+    sizes: tuple[int, ...] = (0, 0, 0)
+    addresses: tuple[int, ...] = (0, 0, 0)
+
+    def fit(self, num_buckets: int, num_totals: int, num_done: int) -> tuple[int, ...]:
+        has_buckets, has_totals, has_done = self.sizes
+        if has_buckets < num_buckets or has_totals < num_totals or has_done < num_done:
+            self.sizes = (max(has_buckets, num_buckets), max(has_totals, num_totals), max(has_done, num_done))
+            kinds = (torch.int16, torch.int32, torch.int64)
+            self.memory = [torch.zeros(size, dtype=kind) for size, kind in zip(self.sizes, kinds, strict=True)]
+            self.addresses = tuple(part.data_ptr() for part in self.memory)
+        return self.addresses
+
+
+_scratch = _Scratch()
+
+
+def run_layer(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    neuron: AdaptiveThreshold,
+    num_threads: int,
+    pass_outputs: int,
+) -> Tensor | None:
+    """Return (W count) * scale * threshold + bias, float32 [*tokens, out], or None if the separate steps must run.
+
+    Args:
+        x: float32, contiguous, [*tokens, in], not empty.
+        weight: INT8, [out, in], of which weight.t() is contiguous.
+        scale: float32, [out, 1], contiguous.
+        bias: float32, [out], contiguous, or None.
+        neuron: gives threshold and counts.
+        num_threads: at most.
+        pass_outputs: outputs visited together.
+    """
+    num_outputs, num_inputs = weight.shape
+    num_tokens = x.numel() // num_inputs
+    splits = 1 if num_tokens >= num_threads else num_threads
+    pass_outputs = min(pass_outputs, num_outputs)
+    # Where channels are divided there is one token at a time, so that as many totals as threads are enough.
+    scratch = _scratch.fit(num_threads * _NUM_BUCKETS * pass_outputs, num_threads * num_outputs, 1)
+    y = torch.empty((*x.shape[:-1], num_outputs), dtype=torch.float32)
+    task = _Task(
+        x.data_ptr(),
+        weight.data_ptr(),
+        scale.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        *scratch,
+        num_tokens if splits == 1 else 1,
+        num_inputs,
+        num_outputs,
+        num_threads,
+        splits,
+        pass_outputs,
+        neuron.k,
+        neuron.floor,
+        neuron.ceiling,
+    )
+    for token in range(1 if splits == 1 else num_tokens):
+        if token > 0:
+            task.x += 4 * num_inputs
+            task.y += 4 * num_outputs
+            task.next_thread = task.next_part = 0
+        team.run(_kernel(), ctypes.addressof(task), num_threads)
+        if task.refused:
+            return None
+    return y
+
+
+@functools.cache
+def _kernel() -> int:
+    """Return the address of the compiled kernel; it is compiled by the first call, not by the first import."""
+    address = numba.cfunc(types.void(types.int64), cache=True)(_work_through_parts).address
+    assert address is not None
+    return address
+
+
+@intrinsic
+def _at(typing_context, address, element):  # pragma: no cover - compiled
+    """Return an integer as a pointer to elements of that type."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(element.dtype)(address, element), generate
+
+
+@intrinsic
+def _take(typing_context, address):  # pragma: no cover - compiled
+    """Add 1 to the int64 at an address, and return what it was; threads take turns."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
+        return builder.atomic_rmw("add", pointer, ir.Constant(ir.IntType(64), 1), "seq_cst")
+
+    return types.int64(types.int64), generate
+
+
+_NEXT_THREAD, _NEXT_PART = (8 * list(_FIELDS).index(name) for name in ("next_thread", "next_part"))
+
+
+def _work_through_parts(address):  # pragma: no cover - compiled
+    """Take parts until there are none: a token each, or a share of the channels of the only token."""
+    task = carray(_at(address, _RECORD), 1)[0]
+    x = carray(_at(task.x, numba.float32), (task.num_tokens, task.num_inputs))
+    rows = carray(_at(task.weight, numba.int8), (task.num_inputs, task.num_outputs))
+    y = carray(_at(task.y, numba.float32), (task.num_tokens, task.num_outputs))
+    scale = carray(_at(task.scale, numba.float32), task.num_outputs)
+    bias = carray(_at(task.bias, numba.float32), task.num_outputs if task.bias else 0)
+    totals = carray(_at(task.totals, numba.int32), (task.num_threads, task.num_outputs))
+    buckets = carray(_at(task.buckets, numba.int16), (task.num_threads, _NUM_BUCKETS, task.pass_outputs))
+    thread = _take(address + _NEXT_THREAD)
+    count = np.empty(task.num_inputs, np.int32)
+    while True:
+        part = _take(address + _NEXT_PART)
+        if part >= task.num_tokens * task.splits:
+            return
+        token, split = part // task.splits, part % task.splits
+        first, last = task.num_inputs * split // task.splits, task.num_inputs * (split + 1) // task.splits
+        total = totals[thread if task.splits == 1 else split]
+        total[:] = 0
+        threshold = _threshold(x[token], task.k, task.floor, task.ceiling)
+        if threshold > 0 and _count(x[token, first:last], threshold, count[first:last]):
+            add_events(count[first:last], rows[first:last], task.pass_outputs, buckets[thread], total)
+        else:
+            task.refused = 1
+        if task.splits > 1:
+            # Whoever is last adds up what all have found.
+            if _take(task.done) < task.splits - 1:
+                continue
+            carray(_at(task.done, numba.int64), 1)[0] = 0
+            total = totals[0]
+            for other in range(1, task.splits):
+                total += totals[other]
+        _rescale(total, scale, threshold, bias, y[token])
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "nsz"})
+def _sum_of_magnitudes(x):  # pragma: no cover - compiled
+    """Return sum |x| in float64, in any order: so the compiler may use vector registers."""
+    total = 0.0
+    for channel in range(x.shape[0]):
+        total += abs(np.float64(x[channel]))
+    return total
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _threshold(x, k, floor, ceiling):  # pragma: no cover - compiled
+    """Return the threshold of one token, or -1 for NaN, infinity or sums that might not fit 32 bits."""
+    total = _sum_of_magnitudes(x)
+    mean = np.float32(total / x.shape[0])
+    if not np.isfinite(mean):
+        return np.float32(-1)
+    threshold = min(max(np.float32(mean / np.float32(k)), np.float32(floor)), np.float32(ceiling))
+    charge = total / threshold + x.shape[0]  # at least the sum of |count|
+    return threshold if charge <= _LARGEST_CHARGE else np.float32(-1)
+
+
+@numba.njit(nogil=True, cache=True, error_model="numpy")
+def _count(x, threshold, count):  # pragma: no cover - compiled
+    """Fill count with round(x / threshold), half to even; return whether every |count| is within the limit."""
+    largest = np.float32(0)
+    for channel in range(x.shape[0]):
+        ratio = np.float32(np.rint(x[channel] / threshold))
+        largest = max(largest, abs(ratio))
+        count[channel] = np.int32(ratio)
+    return largest <= MOST_COUNT
+
+
+@numba.njit(nogil=True, cache=True)
+def _rescale(total, scale, threshold, bias, y):  # pragma: no cover - compiled
+    """Fill y with (total * scale) * threshold + bias, every step rounded to float32."""
+    for output in range(total.shape[0]):
+        y[output] = (np.float32(total[output]) * scale[output]) * threshold
+    for output in range(bias.shape[0]):
+        y[output] += bias[output]

@@ -1,0 +1,5 @@
+"""Accumulation on NVIDIA GPUs."""
+
+from .backend import Triton
+
+__all__ = ["Triton"]

@@ -1,0 +1,204 @@
+"""Triton kernel of mode `spike` that adds the listed rows; `triton_spike` says how, `triton_list` what a list is."""
+
+# ruff: noqa: PLR0912, PLR0915 - a kernel is one function
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+# pyright: reportIndexIssue=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportPossiblyUnboundVariable=false
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .list import HEAD
+
+
+@triton.jit
+def expanded(of_slot, ROWS: tl.constexpr, SLOTS: tl.constexpr):
+    """Repeat values of slots, [SLOTS], for each of a tile's rows, [ROWS * SLOTS]."""
+    return tl.reshape(tl.broadcast_to(of_slot[None, :], (ROWS, SLOTS)), (ROWS * SLOTS,))
+
+
+@triton.jit
+def places_at(places, length, tile, ROWS: tl.constexpr):
+    """Load the places of a tile of every slot's share; those beyond its end are empty, which is negative."""
+    return tl.load(places + tile * ROWS, mask=length > tile * ROWS, other=-4)
+
+
+@triton.jit
+def rows_at(rows_ptr, place, word):
+    """Load the words of the rows at some places, [places, words]; zeros where a place is empty."""
+    row = tl.multiple_of((place & -4)[:, None], [1, 4])
+    here = rows_ptr + (row + word[None, :])
+    return tl.load(here, mask=(place >= 0)[:, None], other=0, eviction_policy="evict_first")
+
+
+@triton.jit
+def add_rows(sums, w, place, ROWS: tl.constexpr, SLOTS: tl.constexpr, WORDS: tl.constexpr):
+    """Add a tile to the running sums, and these to the totals where the digit drops after it."""
+    even, odd, sum0, sum1, sum2, sum3 = sums
+    # 0x80 in each byte adds 128; 0x7F complements as well; nothing where there is no row.
+    lift = tl.where(place >= 0, -2139062144 ^ -(place & 1), 0)[:, None]
+    even += tl.sum(tl.reshape((w ^ lift) & 0x00FF00FF, (ROWS, SLOTS, WORDS)), 0)
+    odd += tl.sum(tl.reshape((w >> 8 ^ lift) & 0x00FF00FF, (ROWS, SLOTS, WORDS)), 0)
+    drops = -(tl.max(tl.reshape((place & 2)[:, None], (ROWS, SLOTS, 1)), 0) >> 1)
+    sum0 += even & 0xFFFF & drops
+    sum1 += odd & 0xFFFF & drops
+    sum2 += even >> 16 & 0xFFFF & drops
+    sum3 += odd >> 16 & 0xFFFF & drops
+    return even, odd, sum0, sum1, sum2, sum3
+
+
+@triton.jit
+def paired(low, high):
+    """Pack two sums below 2^25, and the number 1."""
+    return (high.to(tl.int64) << 26) + low + (1 << 52)
+
+
+@triton.jit
+def add_events(
+    list_ptr,  # as of `list_events`
+    high_ptr,
+    head_ptr,
+    threshold_ptr,
+    rows_ptr,  # weights, int32 words of four int8, [inputs, words]
+    scale_ptr,  # float32, [outputs]
+    bias_ptr,  # [outputs], or scale_ptr again
+    y_ptr,  # [tokens, outputs]: int32 sums, or rescaled activations
+    sums_ptr,  # int64, zeros, [tokens, num_sums]: 4 * WORDS sums per tile, or half as many pairs
+    num_sums,
+    num_words,
+    num_outputs,
+    lists,
+    RESCALE: tl.constexpr,
+    BIAS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    ROWS: tl.constexpr,
+    SHARES: tl.constexpr,  # of a list, a power of two
+    SLOTS: tl.constexpr,
+    WORDS: tl.constexpr,
+    LENGTH: tl.constexpr,
+    STAGES: tl.constexpr,
+    PAIRS: tl.constexpr,
+):
+    """Add the rows of SLOTS shares of lists, 4 * WORDS columns of them; grid [tiles, programs, tokens]."""
+    tile = tl.program_id(0)
+    token = tl.program_id(2)
+    # What is beyond the last word is read there again, and not stored.
+    word = tl.minimum(tile * WORDS + tl.arange(0, WORDS), num_words - 4 + tl.arange(0, WORDS) % 4)
+    word = tl.max_contiguous(tl.multiple_of(word, 4), 4)
+    # All loaded here, so that nothing waits for them at the end.
+    output = tile * (4 * WORDS) + tl.arange(0, 4 * WORDS)
+    if RESCALE:
+        scale = tl.load(scale_ptr + output, mask=output < num_outputs, other=0)
+        if BIAS:
+            bias = tl.load(bias_ptr + output, mask=output < num_outputs, other=0).to(tl.float32)
+    slot = tl.program_id(1) * SLOTS + tl.arange(0, SLOTS)
+    list_of_slot = slot // SHARES
+    share = slot % SHARES
+    is_slot = list_of_slot < lists
+    place_in_list = (token * lists + list_of_slot).to(tl.int64)
+    head = head_ptr + place_in_list * HEAD
+    num_tiles = tl.load(head + 11, mask=is_slot, other=0)
+    begin = num_tiles * share // SHARES
+    end = num_tiles * (share + 1) // SHARES
+    is_first = is_slot & (share == 0)
+    lifted = tl.load(head, mask=is_first, other=0)
+    num_high = tl.load(head + 1, mask=is_first, other=0)
+    ends = tl.load(head[:, None] + 4 + tl.arange(0, 8)[None, :], mask=is_slot[:, None], other=0)
+    digits_left = tl.sum((ends > end[:, None]).to(tl.int32), 1)
+    if RESCALE:
+        threshold = tl.load(threshold_ptr + token)
+    # Row r of a tile is for slot r % SLOTS; the rows of a slot are those of one thread for each word.
+    row_of_slot = tl.arange(0, ROWS * SLOTS) // SLOTS
+    places = list_ptr + expanded(place_in_list * LENGTH + begin * ROWS, ROWS, SLOTS) + row_of_slot
+    length = expanded((end - begin) * ROWS, ROWS, SLOTS) - row_of_slot
+    # Running sums of even and odd columns, two to a word, and totals.
+    even = tl.zeros([SLOTS, WORDS], tl.int32)
+    odd = tl.zeros([SLOTS, WORDS], tl.int32)
+    sum0 = tl.zeros([SLOTS, WORDS], tl.int32)
+    sum1 = tl.zeros([SLOTS, WORDS], tl.int32)
+    sum2 = tl.zeros([SLOTS, WORDS], tl.int32)
+    sum3 = tl.zeros([SLOTS, WORDS], tl.int32)
+    sums = (even, odd, sum0, sum1, sum2, sum3)
+    # While a tile is added, the rows of the next tiles are under way, and the places of those after them.
+    place0 = places_at(places, length, 0, ROWS)
+    place1 = places_at(places, length, 1, ROWS)
+    next0 = places_at(places, length, STAGES, ROWS)
+    next1 = places_at(places, length, STAGES + 1, ROWS)
+    w0 = rows_at(rows_ptr, place0, word)
+    w1 = rows_at(rows_ptr, place1, word)
+    if STAGES == 3:
+        place2 = places_at(places, length, 2, ROWS)
+        next2 = places_at(places, length, STAGES + 2, ROWS)
+        w2 = rows_at(rows_ptr, place2, word)
+    for i in tl.range(2 * STAGES, tl.max(end - begin, 0) + 2 * STAGES, STAGES, num_stages=1):
+        sums = add_rows(sums, w0, place0, ROWS, SLOTS, WORDS)
+        w0 = rows_at(rows_ptr, next0, word)
+        place0, next0 = next0, places_at(places, length, i, ROWS)
+        sums = add_rows(sums, w1, place1, ROWS, SLOTS, WORDS)
+        w1 = rows_at(rows_ptr, next1, word)
+        place1, next1 = next1, places_at(places, length, i + 1, ROWS)
+        if STAGES == 3:
+            sums = add_rows(sums, w2, place2, ROWS, SLOTS, WORDS)
+            w2 = rows_at(rows_ptr, next2, word)
+            place2, next2 = next2, places_at(places, length, i + 2, ROWS)
+    even, odd, sum0, sum1, sum2, sum3 = sums
+    # The running sums count once more for every digit that is left: 1, 2, 4 or 8 times at a go.
+    for bit in tl.static_range(4):
+        more = -(digits_left >> bit & 1)[:, None]
+        sum0 += (even & 0xFFFF & more) << bit
+        sum1 += (odd & 0xFFFF & more) << bit
+        sum2 += (even >> 16 & 0xFFFF & more) << bit
+        sum3 += (odd >> 16 & 0xFFFF & more) << bit
+    lifted = tl.sum(lifted, 0)
+    sum0 = tl.sum(sum0, 0) - lifted
+    sum1 = tl.sum(sum1, 0) - lifted
+    sum2 = tl.sum(sum2, 0) - lifted
+    sum3 = tl.sum(sum3, 0) - lifted
+    # Large counts are rare: a row at a time, shifted for every binary digit.
+    if tl.sum(num_high, 0) > 0:
+        of_program = tl.program_id(1) * SLOTS
+        for number in range(tl.cdiv(of_program, SHARES), tl.minimum(tl.cdiv(of_program + SLOTS, SHARES), lists)):
+            place_in_lists = (token * lists + number).to(tl.int64)
+            here = head_ptr + place_in_lists * HEAD
+            for i in range(0, tl.load(here + 1)):
+                event = tl.load(high_ptr + place_in_lists * CHANNELS + i)
+                offset = (number * CHANNELS + (event >> 1 & 1023)).to(tl.int64) * num_words
+                sign = -(event & 1)
+                single = tl.load(rows_ptr + offset + word)
+                rest = event >> 11
+                shift = tl.load(here + 2)
+                while rest > 0:
+                    if rest & 1:
+                        sum0 += ((single << 24 >> 24 ^ sign) - sign) << shift
+                        sum1 += ((single << 16 >> 24 ^ sign) - sign) << shift
+                        sum2 += ((single << 8 >> 24 ^ sign) - sign) << shift
+                        sum3 += ((single >> 24 ^ sign) - sign) << shift
+                    rest = rest >> 1
+                    shift += 1
+    # Two sums of 26 bits (or one of 48) share 64 bits with the number of programs that they hold: whose addition
+    # completes the number has the sums. So there is no second pass, and half as many atomic additions as sums.
+    here = sums_ptr + token.to(tl.int64) * num_sums
+    if PAIRS:
+        pair = tile * (2 * WORDS) + tl.arange(0, 2 * WORDS)
+        mine = tl.interleave(paired(sum0, sum1), paired(sum2, sum3))
+        both = mine + tl.atomic_add(here + pair, mine, sem="relaxed")
+        low = both << 38 >> 38
+        both = both - low >> 26
+        high = both << 38 >> 38
+        num_arrived = both - high >> 26
+        total = tl.interleave(low, high).to(tl.int32)
+        num_arrived = tl.interleave(num_arrived, num_arrived)
+    else:
+        mine = tl.interleave(tl.interleave(sum0, sum2), tl.interleave(sum1, sum3)).to(tl.int64) + (1 << 48)
+        both = mine + tl.atomic_add(here + output, mine, sem="relaxed")
+        low = both << 16 >> 16
+        num_arrived = both - low >> 48
+        total = low.to(tl.int32)
+    if RESCALE:
+        total = total.to(tl.float32) * scale * threshold
+        if BIAS:
+            total += bias
+    is_last = (num_arrived == tl.num_programs(1)) & (output < num_outputs)
+    tl.store(y_ptr + token.to(tl.int64) * num_outputs + output, total.to(y_ptr.dtype.element_ty), mask=is_last)

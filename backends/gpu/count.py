@@ -1,0 +1,226 @@
+"""Triton kernels of mode `count`: the integer-collapsed form. INT8 counts times INT8 weights on tensor cores.
+
+`count_spikes` finds threshold and counts of a token and packs them to INT8. A count beyond INT8 is low + 256 * high:
+the low byte goes the same way as the others, the rare high parts go to a list. `multiply` adds their rows to the
+product's INT32 sums, and rescales.
+"""
+
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
+# pyright: reportIndexIssue=false, reportAttributeAccessIssue=false, reportCallIssue=false
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from ...coding.kernels import interpreting
+from ...neuro.threshold_triton import rounded, threshold_of
+from .job import Job, cdiv, num_processors, power_of_two
+from .weights import columns_of, rows_of
+
+
+class Settings(NamedTuple):
+    """Launch settings of mode `count`: the block that a program computes."""
+
+    tokens: int
+    outputs: int
+    inputs: int
+    warps: int
+    stages: int
+
+
+_MANY = [Settings(128, 256, 128, 8, 4), Settings(256, 128, 128, 8, 4), Settings(128, 128, 128, 8, 4)]
+_FEW = [Settings(64, 64, 128, 4, 5), Settings(64, 128, 128, 4, 5), Settings(64, 32, 256, 4, 4)]
+
+
+def settings_for(num_tokens: int) -> list[Settings]:
+    """Return the launch settings to choose from."""
+    if interpreting():
+        return [Settings(32, 128, 128, 1, 1)]
+    return _MANY if num_tokens > 64 else _FEW
+
+
+def run(settings: Settings, job: Job) -> None:
+    """Fill job.y."""
+    x, weight, y, most_high, neuron, scale, bias, failed = job
+    (num_tokens, num_inputs), num_outputs = x.shape, len(weight)
+    rows, columns = rows_of(weight), columns_of(weight)
+    stride = columns.shape[1]
+    low = torch.empty(num_tokens, stride, dtype=torch.int8, device=x.device)
+    threshold = torch.empty(num_tokens, dtype=torch.float32, device=x.device)
+    num_high = torch.empty(num_tokens, dtype=torch.int32, device=x.device)
+    channel, high = torch.empty(2, num_tokens, most_high, dtype=torch.int32, device=x.device)
+    k, floor, ceiling = (neuron.k, neuron.floor, neuron.ceiling) if neuron else (1.0, 1.0, 1.0)
+    block = power_of_two(stride)
+    count_spikes[num_tokens,](
+        x,
+        low,
+        threshold,
+        num_high,
+        channel,
+        high,
+        num_high if failed is None else failed,
+        num_inputs,
+        stride,
+        most_high,
+        k,
+        floor,
+        ceiling,
+        COUNTED=neuron is None,
+        FMA=not interpreting(),  # the interpreter's fma rounds twice
+        BLOCK=block,
+        num_warps=2 if block <= 4096 else 16,
+        enable_fp_fusion=False,
+    )
+    blocks = cdiv(num_tokens, settings.tokens) * cdiv(num_outputs, settings.outputs)
+    num_programs = min(blocks, num_processors(x.device))
+    multiply[num_programs,](
+        TensorDescriptor.from_tensor(low, [settings.tokens, settings.inputs]),
+        TensorDescriptor.from_tensor(columns, [settings.outputs, settings.inputs]),
+        rows,
+        threshold,
+        threshold if scale is None else scale,
+        threshold if bias is None else bias,
+        num_high,
+        channel,
+        high,
+        y,
+        num_tokens,
+        num_outputs,
+        stride,
+        rows.shape[1],
+        most_high,
+        num_programs,
+        RESCALE=neuron is not None,
+        BIAS=bias is not None,
+        TOKENS=settings.tokens,
+        OUTPUTS=settings.outputs,
+        INPUTS=settings.inputs,
+        num_warps=settings.warps,
+        num_stages=settings.stages,
+        enable_fp_fusion=False,
+    )
+
+
+@triton.jit
+def count_spikes(
+    x_ptr,  # activations or int32 counts, [tokens, inputs]
+    low_ptr,  # int8, [tokens, stride], padded with zeros
+    threshold_ptr,  # float32, [tokens]
+    num_high_ptr,  # int32, [tokens]
+    channel_ptr,  # int32, [tokens, num_places]
+    high_ptr,  # int32, [tokens, num_places]
+    failed_ptr,  # int32, [tokens]
+    num_inputs,
+    stride,
+    num_places,
+    k,
+    floor,
+    ceiling,
+    COUNTED: tl.constexpr,
+    FMA: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Count and pack a token; grid [tokens]."""
+    token = tl.program_id(0).to(tl.int64)
+    channel = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + token * num_inputs + channel, mask=channel < num_inputs, other=0)
+    if COUNTED:
+        count = x
+        some_high = True
+    else:
+        x = x.to(tl.float32)
+        size = tl.abs(x)
+        largest = tl.max(size, 0)
+        threshold, fits = threshold_of(tl.sum(size.to(tl.float64), 0), num_inputs, k, floor, ceiling)
+        if FMA:
+            # Correctly rounded x / threshold in five instructions: with the correctly rounded reciprocal, each step
+            # adds the exact remainder's share, and the second is exact (Markstein 1990). The division that
+            # the compiler makes checks every element for exponents that cannot come here.
+            reciprocal = tl.div_rn(1.0, threshold)
+            ratio = x * reciprocal
+            ratio = tl.fma(tl.fma(-ratio, threshold, x), reciprocal, ratio)
+            ratio = tl.fma(tl.fma(-ratio, threshold, x), reciprocal, ratio)
+        else:
+            ratio = tl.div_rn(x, threshold)
+        count = tl.where(fits, rounded(ratio), 0)
+        some_high = largest > 127 * threshold
+        tl.store(threshold_ptr + token, tl.where(fits, threshold, float("nan")))
+        tl.store(failed_ptr + token, (fits == 0).to(tl.int32))
+    tl.store(low_ptr + token * stride + channel, count.to(tl.int8), mask=channel < stride)
+    num_high = 0
+    if some_high:
+        high = count + 128 >> 8
+        is_high = (high != 0).to(tl.int32)
+        num_high = tl.sum(is_high, 0)
+        place = token * num_places + tl.cumsum(is_high, 0) - is_high
+        tl.store(channel_ptr + place, channel, mask=is_high > 0)
+        tl.store(high_ptr + place, high, mask=is_high > 0)
+    tl.store(num_high_ptr + token, num_high)
+
+
+@triton.jit
+def multiply(
+    low,  # descriptor of int8 [tokens, stride], blocks [TOKENS, INPUTS]
+    columns,  # descriptor of int8 weights [outputs, stride], blocks [OUTPUTS, INPUTS]
+    rows_ptr,  # int8 weights, [inputs, row_stride]
+    threshold_ptr,  # float32, [tokens]
+    scale_ptr,  # float32, [outputs]
+    bias_ptr,  # [outputs], or scale_ptr again
+    num_high_ptr,  # as above
+    channel_ptr,
+    high_ptr,
+    y_ptr,  # [tokens, outputs]: int32 sums, or rescaled activations
+    num_tokens,
+    num_outputs,
+    num_inputs,
+    row_stride,
+    num_places,
+    num_programs,
+    RESCALE: tl.constexpr,
+    BIAS: tl.constexpr,
+    TOKENS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    INPUTS: tl.constexpr,
+):
+    """Multiply, rescale; a program takes every num_programs-th tile of the result; grid [num_programs]."""
+    num_token_tiles = tl.cdiv(num_tokens, TOKENS)
+    num_output_tiles = tl.cdiv(num_outputs, OUTPUTS)
+    for tile in tl.range(tl.program_id(0), num_token_tiles * num_output_tiles, num_programs, flatten=True):
+        # Eight tiles of tokens share the weights that are in the cache.
+        width = 8 * num_output_tiles
+        first = tile // width * 8
+        height = tl.minimum(num_token_tiles - first, 8)
+        token_tile = first + tile % height
+        output_tile = tile % width // height
+        total = tl.zeros([TOKENS, OUTPUTS], tl.int32)
+        for i in range(0, tl.cdiv(num_inputs, INPUTS)):
+            a = low.load([token_tile * TOKENS, i * INPUTS])
+            b = columns.load([output_tile * OUTPUTS, i * INPUTS])
+            total = tl.dot(a, b.T, total, out_dtype=tl.int32)
+        token = token_tile * TOKENS + tl.arange(0, TOKENS)
+        output = output_tile * OUTPUTS + tl.arange(0, OUTPUTS)
+        is_token = token < num_tokens
+        is_output = output < num_outputs
+        num_high = tl.load(num_high_ptr + token, mask=is_token, other=0)
+        for i in range(0, tl.max(num_high, 0)):
+            is_high = i < num_high
+            place = token.to(tl.int64) * num_places + i
+            row = tl.load(channel_ptr + place, mask=is_high, other=0).to(tl.int64) * row_stride
+            high = tl.load(high_ptr + place, mask=is_high, other=0)
+            w = tl.load(rows_ptr + row[:, None] + output[None, :], mask=is_high[:, None] & is_output[None, :], other=0)
+            total += w.to(tl.int32) * (high << 8)[:, None]
+        if RESCALE:
+            scale = tl.load(scale_ptr + output, mask=is_output, other=0)
+            threshold = tl.load(threshold_ptr + token, mask=is_token, other=0)
+            y = total.to(tl.float32) * scale[None, :] * threshold[:, None]
+            if BIAS:
+                y += tl.load(bias_ptr + output, mask=is_output, other=0).to(tl.float32)[None, :]
+        else:
+            y = total
+        here = y_ptr + token[:, None].to(tl.int64) * num_outputs + output[None, :]
+        tl.store(here, y.to(y_ptr.dtype.element_ty), mask=is_token[:, None] & is_output[None, :])

@@ -1,0 +1,198 @@
+"""Mode `spike` on a GPU: weight rows of the channels that spike are added, and nothing is multiplied.
+
+`list_events` counts (or takes counts), and lists the rows to add, ordered by digit; `add_events` adds them. It uses
+that the sum over digits d of d * (rows of digit d) is the sum over j = 1, 2, ... of all rows with d >= j: rows come
+with falling digit into a running sum, and every time the digit drops by one, the running sum is added to a total. A row
+of |count| <= 8 is read and added once.
+
+A list is divided into shares of equally many tiles. A program is one warp and has a share for each of its slots: as
+many threads as read 4 * words outputs of a row, 16 bytes each. A thread adds up `rows` rows of a tile in its
+registers, so that running sums and totals are kept once per thread, whatever the size of a tile.
+
+Weights are read as 32-bit words of four and lifted by 128 to 0 ... 255, so that two of them fit the 16-bit halves of a
+word, and one addition adds two weights. A negative count adds the complement 255 - (w + 128) = 127 - w instead. What
+was added too much is known from the list and subtracted at the end.
+"""
+
+# pyright: reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ...coding.kernels import interpreting
+from ...errors import InputError
+from ..base import INT32, MAX_WEIGHT
+from .add import add_events
+from .job import Job, cdiv, num_processors, power_of_two
+from .list import HEAD, THREADS, list_events
+from .weights import rows_of
+
+
+class Settings(NamedTuple):
+    """Launch settings of mode `spike`."""
+
+    rows: int  # of weights that a thread adds up at a time
+    words: int  # of four weights, per row
+    stages: int  # tiles of weights under way, 2 or 3
+    programs: int  # of `add_events`, about, per multiprocessor
+    prefetch: int  # the least |count| whose row `list_events` already fetches into the L2 cache; 0 for none
+
+    @property
+    def slots(self) -> int:
+        """Rows that a warp adds side by side: a thread reads four words of a row at a time."""
+        return 32 // (self.words // 4)
+
+
+_CANDIDATES = [
+    Settings(8, 32, 3, 8, 6),
+    Settings(8, 32, 2, 8, 6),
+    Settings(4, 32, 2, 8, 5),
+    Settings(8, 32, 2, 4, 5),
+]
+# Input channels of a list.
+_CHANNELS = 256
+# Rows that are added up in 16 bits: 255 * 257 < 2^16.
+_MOST_ROWS = 256
+# Two sums below it, and the number of programs, fit 64 bits.
+_PAIRED_SUMS, _PAIRED_PROGRAMS = 2**25, 2**11
+# Tokens at a time: the lists of a token take about 40 bytes per input channel.
+_PORTION = 256
+
+
+def settings_for(num_tokens: int) -> list[Settings]:
+    """Return the launch settings to choose from."""
+    return [Settings(8, 64, 2, 1, 0)] if interpreting() else _CANDIDATES
+
+
+def run(settings: Settings, job: Job) -> None:
+    """Fill job.y.
+
+    Raises:
+        InputError: the layer's weights take more than 8 GiB.
+    """
+    rows = rows_of(job.weight).view(torch.int32)
+    if rows.numel() > INT32.max:
+        raise InputError(f"Triton: expected weights of at most 8 GiB in a layer, got {tuple(job.weight.shape)}.")
+    for first in range(0, len(job.x), _PORTION):
+        part = slice(first, first + _PORTION)
+        failed = None if job.failed is None else job.failed[part]
+        plan = plan_for(settings, job._replace(x=job.x[part], y=job.y[part], failed=failed), rows)
+        list_rows(plan)
+        add_rows(plan)
+
+
+class Plan(NamedTuple):
+    """How a job is divided, and the memory that its kernels share; `triton_list` says what is in it."""
+
+    settings: Settings
+    job: Job
+    rows: Tensor  # weights, int32 words of four, [inputs, words]
+    lists: int  # of a token
+    shares: int  # of a list
+    pairs: bool  # whether two sums share 64 bits
+    length: int  # of a list
+    grid: tuple[int, int, int]  # of `add_events`
+    places: Tensor
+    high: Tensor
+    head: Tensor
+    sums: Tensor
+    threshold: Tensor
+
+
+def plan_for(settings: Settings, job: Job, rows: Tensor) -> Plan:
+    """Divide the work and allocate memory."""
+    (num_tokens, num_inputs), neuron, device = job.x.shape, job.neuron, job.x.device
+    lists, tiles = cdiv(num_inputs, _CHANNELS), cdiv(rows.shape[1], settings.words)
+    k = neuron.k if neuron else 1.0
+    # A channel takes one place, and one more for every 8 of its |count|, whose mean is about k.
+    num_places = int(_CHANNELS * (1 + (k + 0.5) / 8)) + 8 * settings.rows
+    wanted = settings.programs * num_processors(device) * settings.slots // (tiles * lists * num_tokens)
+    shares = power_of_two(max(cdiv(num_places, _MOST_ROWS - settings.rows), wanted))
+    programs = cdiv(lists * shares, settings.slots)
+    pairs = neuron is not None and MAX_WEIGHT * (k + 0.5) * num_inputs < _PAIRED_SUMS and programs < _PAIRED_PROGRAMS
+    length = 8 * _CHANNELS + 8 * settings.rows  # places: 8 a channel at most, and padding
+    sizes = [num_tokens * lists * size for size in (length, _CHANNELS, HEAD.value)]
+    places, high, head = torch.empty(sum(sizes), dtype=torch.int32, device=device).split(sizes)
+    num_sums = tiles * settings.words * (2 if pairs else 4)
+    sums = torch.empty(num_tokens, num_sums, dtype=torch.int64, device=device)
+    threshold = torch.empty(num_tokens, dtype=torch.float32, device=device)
+    grid = (tiles, programs, num_tokens)
+    return Plan(settings, job, rows, lists, shares, pairs, length, grid, places, high, head, sums, threshold)
+
+
+def list_rows(plan: Plan) -> None:
+    """Find the thresholds, list the rows to add, and set the sums to zero."""
+    settings, job = plan.settings, plan.job
+    num_tokens, num_inputs = job.x.shape
+    neuron = job.neuron
+    block = min(power_of_two(num_inputs), 4096)
+    # Rows of several tokens overlap: those of the first bring most of the others' into the cache.
+    prefetch = settings.prefetch if num_tokens == 1 and _can_prefetch(job.x.device) else 0
+    # One program per multiprocessor, if that leaves enough of them to fetch rows ahead and to clear the sums.
+    processors = num_processors(job.x.device)
+    helpers = max(processors - plan.lists, processors // 4, 1)
+    list_events[num_tokens, plan.lists + helpers](
+        job.x,
+        plan.rows,
+        plan.places,
+        plan.high,
+        plan.head,
+        plan.threshold,
+        plan.head if job.failed is None else job.failed,
+        plan.sums,
+        num_inputs,
+        plan.sums.shape[1],
+        plan.rows.shape[1],
+        plan.lists,
+        plan.shares * (_MOST_ROWS - settings.rows),
+        *((neuron.k, neuron.floor, neuron.ceiling) if neuron else (1.0, 1.0, 1.0)),
+        COUNTED=neuron is None,
+        CHANNELS=_CHANNELS,
+        ROWS=settings.rows,
+        LENGTH=plan.length,
+        BLOCK=block,
+        BLOCKS=cdiv(num_inputs, block),
+        PREFETCH=prefetch,
+        num_warps=THREADS.value // 32,
+        enable_fp_fusion=False,
+    )
+
+
+def add_rows(plan: Plan) -> None:
+    """Add the listed rows, rescale, and fill job.y."""
+    settings, job = plan.settings, plan.job
+    add_events[plan.grid](
+        plan.places,
+        plan.high,
+        plan.head,
+        plan.threshold,
+        plan.rows,
+        plan.threshold if job.scale is None else job.scale,
+        plan.threshold if job.bias is None else job.bias,
+        job.y,
+        plan.sums,
+        plan.sums.shape[1],
+        plan.rows.shape[1],
+        len(job.weight),
+        plan.lists,
+        RESCALE=job.neuron is not None,
+        BIAS=job.bias is not None,
+        CHANNELS=_CHANNELS,
+        ROWS=settings.rows,
+        SHARES=plan.shares,
+        SLOTS=settings.slots,
+        WORDS=settings.words,
+        LENGTH=plan.length,
+        STAGES=settings.stages,
+        PAIRS=plan.pairs,
+        num_warps=1,
+        enable_fp_fusion=False,
+    )
+
+
+def _can_prefetch(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)

@@ -1,0 +1,81 @@
+"""Which launch settings of a kernel are fastest here: measured once for a device and shape, and kept in a file."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import threading
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from ...paths import cache_dir
+
+T = TypeVar("T")
+_known: dict[str, int] = {}
+_one_at_a_time = threading.Lock()
+# While the GPU counts so many cycles (some milliseconds), so many runs are lined up behind.
+_SLEEP_CYCLES, _RUNS = 10_000_000, 20
+
+
+def fastest(key: str, settings: Sequence[T], run: Callable[[T], object], device: torch.device) -> T:
+    """Return the settings with which `run` takes the least time (median of many runs).
+
+    The choice is kept in `tuning.json` in the cache folder, if that can be written. While a CUDA graph is captured
+    nothing can be timed: then the settings of an earlier choice are taken, or the first ones.
+
+    Args:
+        key: what the choice depends on besides device, its driver's kernels and the settings themselves.
+        settings: the candidates, best guess first.
+        run: does the work once, with any of them.
+        device: where it runs.
+    """
+    if len(settings) == 1:
+        return settings[0]
+    key = f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, {key}, {settings}"
+    if key not in _known:
+        _known.update(_read())
+    if key not in _known:
+        if torch.cuda.is_current_stream_capturing():
+            return settings[0]
+        with _one_at_a_time:
+            _known[key] = min(range(len(settings)), key=lambda i: _seconds(run, settings[i]))
+            _write()
+    return settings[_known[key]]
+
+
+def _seconds(run: Callable[[T], object], settings: T) -> float:
+    run(settings)  # compiles
+    return statistics.median(_queued_seconds(run, settings) for _ in range(3))
+
+
+def _queued_seconds(run: Callable[[T], object], settings: T) -> float:
+    """Time runs that wait in line for the GPU: launching takes longer than a small kernel runs, and would hide it."""
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(_SLEEP_CYCLES)
+    start.record()
+    for _ in range(_RUNS):
+        run(settings)
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop) / 1e3 / _RUNS
+
+
+def _read() -> dict[str, int]:
+    try:
+        return json.loads((cache_dir() / "tuning.json").read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _write() -> None:
+    path = cache_dir() / "tuning.json"
+    part = path.with_suffix(f".{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps({**_read(), **_known}, indent=1))
+        part.replace(path)
+    except OSError:
+        pass  # measured again next time

@@ -1,0 +1,29 @@
+"""The simulated asynchronous chip: exact integers, and how long, how much energy and where the bottleneck is."""
+
+from .activity import COMPONENTS, Activity
+from .description import Description, load_description
+from .layer import LayerSimulation, simulate_layer
+from .mapping import MAPPINGS, CoreTile, InOrder, Mapping, MinimalTraffic, Placement, num_packet_hops, plan
+from .ordering import ORDERS, AsGiven, ByRate, ChannelOrder, Together
+
+__all__ = [
+    "COMPONENTS",
+    "MAPPINGS",
+    "ORDERS",
+    "Activity",
+    "AsGiven",
+    "ByRate",
+    "ChannelOrder",
+    "CoreTile",
+    "Description",
+    "InOrder",
+    "LayerSimulation",
+    "Mapping",
+    "MinimalTraffic",
+    "Placement",
+    "Together",
+    "load_description",
+    "num_packet_hops",
+    "plan",
+    "simulate_layer",
+]

@@ -1,0 +1,5 @@
+"""`python -m spikebrain.cli`."""
+
+from .app import main
+
+main()

@@ -1,0 +1,142 @@
+"""What this machine can run, and why something cannot: the findings behind `spikebrain doctor`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import backends
+from ..backends import BACKENDS
+from ..coding.kernels import why_plain
+from ..models.io import smollm2
+from ..paths import cache_dir
+
+PACKAGES = ("spikebrain", "torch", "numba", "triton", "transformers")
+# Flags of /proc/cpuinfo by instruction set; any one of them is enough.
+INSTRUCTIONS = {
+    "AVX2": ("avx2",),
+    "AVX-512": ("avx512f",),
+    "VNNI": ("avx512_vnni", "avx_vnni"),
+    "AMX INT8": ("amx_int8",),
+    "NEON dot product": ("asimddp",),
+}
+# How many tokens stand for one and for many.
+FEW, MANY = 1, 512
+# Weights of a layer of a large model.
+LAYER = 4096 * 4096
+
+
+def examine() -> dict[str, Any]:
+    """Return what is there as plain values, ready for JSON; `advice` has what could be faster, and how."""
+    findings: dict[str, Any] = {
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "cpu": examine_cpu(_cpu_info()),
+        "gpus": _gpus(),
+        "devices": {str(device): examine_device(device) for device in _devices()},
+        "model_cache": _model_cache(),
+        "extras": _extras(),
+    }
+    findings["advice"] = advise(findings)
+    return findings
+
+
+def examine_cpu(info: str) -> dict[str, Any]:
+    """Return model, threads and instruction sets; info: the text of /proc/cpuinfo, empty where there is none."""
+    fields = dict(re.findall(r"^([^\t:]+?)\s*:[ \t]*(.*)$", info, re.MULTILINE))
+    flags = set((fields.get("flags") or fields.get("Features") or "").split())
+    return {
+        "model": fields.get("model name") or platform.processor() or platform.machine() or "unknown",
+        "num_cpus": os.cpu_count(),
+        "num_threads": torch.get_num_threads(),
+        "instructions": {name: any(flag in flags for flag in needed) for name, needed in INSTRUCTIONS.items()}
+        if flags
+        else None,
+    }
+
+
+def examine_device(device: torch.device) -> dict[str, Any]:
+    """Return, for one device, why each backend cannot run there (None if it can) and what runs where nobody chooses."""
+    return {
+        "backends": {name: BACKENDS.create(name).why_unavailable(device) for name in BACKENDS},
+        "auto": {str(n): BACKENDS.name_of(backends.auto(device, n, LAYER)) for n in (FEW, MANY)},
+        "packing_without_kernels": why_plain(device),
+    }
+
+
+def advise(findings: dict[str, Any]) -> list[str]:
+    """Return a sentence for everything that runs slower than it could, with what to do about it."""
+    advice = []
+    if not findings["gpus"]:
+        built = "has no CUDA in it" if torch.version.cuda is None else "finds no GPU"
+        advice.append(
+            f"No GPU: this PyTorch {built}. Everything runs on the CPU. If the machine has an NVIDIA GPU, install a "
+            "CUDA build of PyTorch and check the driver with nvidia-smi."
+        )
+    cpu = findings["cpu"]
+    if cpu["num_cpus"] and cpu["num_threads"] < cpu["num_cpus"]:
+        advice.append(
+            f"PyTorch uses {cpu['num_threads']} of {cpu['num_cpus']} processors. torch.set_num_threads or "
+            "OMP_NUM_THREADS changes it; hyper-threads add little."
+        )
+    for device, found in findings["devices"].items():
+        if "reference" in found["auto"].values():
+            reasons = [f"{name}: {why}" for name, why in found["backends"].items() if why is not None]
+            advice.append(f"{device}: auto takes the slow reference backend. {' '.join(reasons)}")
+        if found["packing_without_kernels"] is not None:
+            advice.append(
+                f"{device}: trains are packed by plain PyTorch, more slowly: {found['packing_without_kernels']}"
+            )
+    cache = findings["model_cache"]
+    if not cache["present"]:
+        advice.append(f"The default model is not in the cache: the first run fetches it ({smollm2.REQUIREMENT}).")
+    return advice
+
+
+def _devices() -> list[torch.device]:
+    gpus = [torch.device("cuda", i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return [torch.device("cpu"), *gpus]
+
+
+def _gpus() -> list[dict[str, Any]]:
+    properties = [torch.cuda.get_device_properties(device) for device in _devices() if device.type == "cuda"]
+    return [
+        {"name": gpu.name, "compute_capability": f"{gpu.major}.{gpu.minor}", "memory_bytes": gpu.total_memory}
+        for gpu in properties
+    ]
+
+
+def _cpu_info() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text() if path.exists() else ""
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _model_cache() -> dict[str, Any]:
+    path = cache_dir() / smollm2.GGUF_NAME
+    return {"path": str(path), "present": path.is_file() and path.stat().st_size == smollm2.GGUF_BYTES}
+
+
+def _extras() -> dict[str, dict[str, str | None]]:
+    """Return the version of each package of each optional extra, None where it is not installed."""
+    try:
+        requirements = importlib.metadata.requires("spikebrain") or []
+    except importlib.metadata.PackageNotFoundError:  # run from its source
+        return {}
+    extras: dict[str, dict[str, str | None]] = {}
+    for requirement in requirements:
+        optional = re.match(r"""([\w.-]+).*extra\s*==\s*["']([\w-]+)["']""", requirement)
+        if optional:
+            extras.setdefault(optional[2], {})[optional[1]] = _version(optional[1])
+    return extras

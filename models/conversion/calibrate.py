@@ -1,0 +1,202 @@
+"""First values for the new parameters of a converted model, from some text: closed forms, no gradients.
+
+Every layer with linear attention is shown what the Transformer's layer was given, and fitted to what that gave. Three
+steps, each over all tokens:
+
+1. *Decay.* For each key/value head, the time constant out of `TIME_CONSTANTS` whose outputs fit best, by the squared
+   error that step 2 would leave. (Not for a tied gate, which has no parameters.)
+2. *Columns.* A branch is normalised per head, so the size of the Transformer's outputs is lost. Each column of o_proj
+   is scaled by the least-squares factor between the layer's channel and the Transformer's. Where two branches share
+   the columns, softmax attention sets them, and both branch weights then follow by least squares over all channels.
+3. *Output projection* (fit="o-proj"). o_proj as a whole is fitted to the attention output by ridge regression towards
+   what step 2 left.
+
+The norms keep the weight 1: g_norm has one weight a channel for all heads, which the columns of o_proj do better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from ...errors import InputError
+from ..spikingbrain.attention import Attention
+from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
+from .layerwise import LayerTrace, Surroundings, trace, watch
+
+FITS = ("columns", "o-proj")
+# Tokens after which a state has decayed to 1 / e.
+TIME_CONSTANTS = (2.0, 8.0, 32.0, 128.0, 512.0, 4096.0)
+# Of the ridge regression, relative to the mean square of a column.
+RIDGE = 1e-3
+# Tokens whose activations are in memory at the same time, for all layers.
+_TOKENS = 2048
+# Number of a layer, the layer, the Transformer's trace of some rows, and how to run the layer on its input there.
+_Part: TypeAlias = tuple[int, Attention, LayerTrace, Callable[[], dict[str, tuple[Tensor, Tensor]]]]
+
+
+@torch.no_grad()
+def calibrate(
+    student: SpikingBrainForCausalLM,
+    teacher: Any,
+    tokens: Tensor,
+    *,
+    fit: str = "columns",
+    progress: Callable[[str, int], Callable[[int], None]] | None = None,
+) -> None:
+    """Fit the new parameters, and the output projections, of a model that `from_transformer` made; in place.
+
+    Args:
+        student: the converted model, not spiking.
+        teacher: the Transformer that it was made of.
+        tokens: token ids, [B, L], or [L] for one text. Some thousand tokens are enough.
+        fit: "columns": scales only; "o-proj": the output projections as well, which lowers the error of each layer on
+            these tokens, but not always the perplexity on others (DESIGN.md).
+        progress: called with the title and number of parts of a step, returns a function that is told of parts done.
+    Raises:
+        InputError: no tokens, ids outside the vocabulary, an unknown fit, or a spiking model.
+    """
+    if fit not in FITS:
+        raise InputError(f"calibrate.fit: expected one of {FITS}, got {fit!r}.")
+    if student.settings.spiking is not None:
+        raise InputError("calibrate: expected a float model, got one that spikes. Calibrate it before to_spiking.")
+    rows = check_tokens(tokens, student.settings.vocab_size, "calibrate.tokens").to(student.device)
+    rows = rows[None] if rows.ndim == 1 else rows
+    mixers: Any = [layer.attn for layer in student.model.layers]
+    layers: dict[int, Attention] = {i: mixer for i, mixer in enumerate(mixers) if "gla" in mixer.plan.mixers}
+    if not layers:
+        return
+
+    def parts(title: str) -> Iterator[_Part]:
+        groups = rows.split(max(_TOKENS // rows.shape[1], 1))
+        done = progress(title, len(groups) * len(layers)) if progress else lambda number: None
+        for part in _each(student, teacher, groups, layers):
+            yield part
+            done(1)
+
+    if student.settings.gate != "tied":
+        _choose_decay(student, layers, parts("time constants"))
+    _scale_columns(student, layers, parts("columns"))
+    if fit == "o-proj":
+        _fit_output(student, layers, parts("o_proj"))
+
+
+def check_tokens(tokens: Tensor, vocab_size: int, where: str) -> Tensor:
+    """Return token ids if they are at least two, integers, and within the vocabulary.
+
+    Raises:
+        InputError: they are not.
+    """
+    if tokens.ndim not in (1, 2) or tokens.shape[-1] < 2 or len(tokens) == 0 or tokens.dtype != torch.int64:
+        raise InputError(
+            f"{where}: expected int64 token ids [L] or [B, L] with L >= 2, got {tokens.dtype} {list(tokens.shape)}."
+        )
+    low, high = int(tokens.min()), int(tokens.max())
+    if low < 0 or high >= vocab_size:
+        raise InputError(f"{where}: expected ids from 0 to {vocab_size - 1}, got {low} to {high}. Is it its tokenizer?")
+    return tokens
+
+
+def gate_bias(time_constant: float, divisor: float) -> float:
+    """Return b such that the decay exp(logsigmoid(b) / divisor) falls to 1 / e after so many tokens.
+
+    >>> round(gate_bias(16 / math.log(2), 16.0), 6) + 0.0  # logsigmoid(0) is -log(2)
+    0.0
+    """
+    # logsigmoid(b) = -x, so b = -log(e^x - 1) = -x - log(1 - e^-x).
+    x = divisor / time_constant
+    return -x - math.log(-math.expm1(-x))
+
+
+def _each(
+    student: SpikingBrainForCausalLM, teacher: Any, groups: Sequence[Tensor], layers: dict[int, Attention]
+) -> Iterator[_Part]:
+    """Yield, for each group of rows and each layer, what is fitted to what."""
+    for some in groups:
+        traces = trace(teacher, some)
+        around = Surroundings(student, some, traces[0].normed.dtype)
+        for i, attention in layers.items():
+            watched = {
+                name: module for name, module in attention.named_children() if name.endswith(("_norm", "o_proj"))
+            }
+
+            def run(i=i, attention=attention, watched=watched, given=traces[i].normed, around=around):
+                with watch(watched) as seen:
+                    attention(given, around.context, around.state(i))
+                return seen
+
+            yield i, attention, traces[i], run
+
+
+def _choose_decay(student: SpikingBrainForCausalLM, layers: dict[int, Attention], parts: Iterator[_Part]) -> None:
+    """Give every key/value head the time constant whose outputs fit best."""
+    settings = student.settings
+    # Per layer and time constant, over tokens: sum of target * output, of output^2; [constants, channels].
+    sums = {i: torch.zeros(2, len(TIME_CONSTANTS), settings.num_heads * settings.dim).double() for i in layers}
+    for i, attention, target, run in parts:
+        for j, constant in enumerate(TIME_CONSTANTS):
+            _gate_bias(attention).fill_(gate_bias(constant, settings.gate_divisor))
+            output = _flat(run()["g_norm"][1].flatten(2))
+            sums[i][0, j] += (_flat(target.heads) * output).sum(0).cpu()
+            sums[i][1, j] += output.square().sum(0).cpu()
+    for i, attention in layers.items():
+        # What the best factor explains of the target; the rest is the error.
+        explained = sums[i][0].square() / sums[i][1].clamp(min=1e-30)
+        best = explained.unflatten(1, (settings.num_kv_heads, -1)).sum(-1).argmax(0)  # [Hk]
+        biases = torch.tensor([gate_bias(TIME_CONSTANTS[j], settings.gate_divisor) for j in best.tolist()])
+        _gate_bias(attention).copy_(biases.repeat_interleave(settings.dim))
+
+
+def _scale_columns(student: SpikingBrainForCausalLM, layers: dict[int, Attention], parts: Iterator[_Part]) -> None:
+    """Scale the columns of o_proj, and weigh the branches."""
+    num_channels = student.settings.num_heads * student.settings.dim
+    # Over tokens, for target u, linear branch a and softmax branch b: u a, u b, a a, a b, b b; [5, channels].
+    sums = {i: torch.zeros(5, num_channels).double() for i in layers}
+    for i, attention, target, run in parts:
+        seen, u = run(), _flat(target.heads)
+        a = _flat(seen["g_norm"][1].flatten(2))
+        b = _flat(seen["s_norm"][1].flatten(2)) if attention.plan.is_parallel else torch.zeros_like(a)
+        sums[i] += torch.stack([(u * a).sum(0), (u * b).sum(0), (a * a).sum(0), (a * b).sum(0), (b * b).sum(0)]).cpu()
+    for i, attention in layers.items():
+        ua, ub, aa, ab, bb = sums[i]
+        if not attention.plan.is_parallel:
+            factor = ua / aa.clamp(min=1e-30)
+        else:
+            factor = ub / bb.clamp(min=1e-30)
+            # The weights w of u = factor * (w_1 a + w_2 b), by the normal equations.
+            square = torch.stack([factor**2 * aa, factor**2 * ab, factor**2 * ab, factor**2 * bb]).sum(1).view(2, 2)
+            weights = torch.linalg.lstsq(square, torch.stack([factor * ua, factor * ub]).sum(1)).solution
+            attention.branch_weight.copy_(weights)
+        attention.o_proj.weight.mul_(factor.to(attention.o_proj.weight))
+
+
+def _fit_output(student: SpikingBrainForCausalLM, layers: dict[int, Attention], parts: Iterator[_Part]) -> None:
+    """Fit o_proj to the attention output: minimise |Z W^T - Y|^2 + ridge |W - W_0|^2 for its inputs Z."""
+    num_channels, hidden_size = student.settings.num_heads * student.settings.dim, student.settings.hidden_size
+    device = student.device
+    squares = {i: torch.zeros(num_channels, num_channels, device=device, dtype=torch.float64) for i in layers}
+    products = {i: torch.zeros(num_channels, hidden_size, device=device, dtype=torch.float64) for i in layers}
+    for i, _, target, run in parts:
+        z = _flat(run()["o_proj"][0])
+        squares[i] += z.T @ z
+        products[i] += z.T @ _flat(target.attended)
+    for i, attention in layers.items():
+        weight = attention.o_proj.weight
+        ridge = RIDGE * squares[i].diagonal().mean().clamp(min=1e-30)
+        left = squares[i] + ridge * torch.eye(num_channels, device=device, dtype=torch.float64)
+        weight.copy_(torch.linalg.solve(left, products[i] + ridge * weight.double().T).T)
+
+
+def _gate_bias(attention: Attention) -> Tensor:
+    """Return the bias of the gate, [Hk * D]."""
+    gate: Any = attention.gk_proj
+    return gate[-1].bias if attention.config.gate == "low-rank" else gate.bias
+
+
+def _flat(x: Tensor) -> Tensor:
+    """Return [tokens, channels] in float64."""
+    return x.flatten(0, -2).double()

@@ -1,0 +1,102 @@
+"""A Transformer and the SpikingBrain model made of it, layer by layer: each layer of the one on inputs of the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..spikingbrain.attention import Context
+from ..spikingbrain.cache import LayerState, SpikingBrainCache
+from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
+from ..spikingbrain.rope import rotary_angles
+
+
+@dataclass(frozen=True)
+class LayerTrace:
+    """What went through one layer of the Transformer. B batch, L tokens, d hidden size, H heads, D channels each.
+
+    Attributes:
+        residual: the stream into the layer, [B, L, d].
+        normed: the same after the norm before attention, [B, L, d].
+        heads: what attention gave for each head, before the output projection, [B, L, H * D].
+        attended: after the output projection, [B, L, d].
+        result: the stream out of the layer, [B, L, d].
+    """
+
+    residual: Tensor
+    normed: Tensor
+    heads: Tensor
+    attended: Tensor
+    result: Tensor
+
+
+@torch.no_grad()
+def trace(teacher: Any, ids: Tensor) -> list[LayerTrace]:
+    """Run a Transformer and keep what went through each layer.
+
+    Args:
+        teacher: LlamaForCausalLM or Qwen2ForCausalLM of transformers.
+        ids: token ids, [B, L].
+    """
+    layers = teacher.model.layers
+    watched = {}
+    for i, layer in enumerate(layers):
+        watched |= {f"{i}.norm": layer.input_layernorm, f"{i}.o_proj": layer.self_attn.o_proj, f"{i}": layer}
+    with watch(watched) as seen:
+        teacher.model(input_ids=ids, use_cache=False)
+    return [
+        LayerTrace(*seen[f"{i}.norm"], *seen[f"{i}.o_proj"], seen[f"{i}"][1])  # (in, out), (in, out), out
+        for i in range(len(layers))
+    ]
+
+
+@contextmanager
+def watch(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Yield a dictionary that fills with the first input and the output of each module at its last call, by name."""
+    seen: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def hook_for(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            seen[name] = (inputs[0], output[0] if isinstance(output, tuple) else output)
+
+        return hook
+
+    handles = [module.register_forward_hook(hook_for(name)) for name, module in modules.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Surroundings:
+    """What a layer of a student needs to run alone on a batch: positions, and states that hold the sink tokens.
+
+    Args:
+        student: the model.
+        ids: token ids of the batch, [B, L], without padding.
+        dtype: of the activations.
+    """
+
+    def __init__(self, student: SpikingBrainForCausalLM, ids: Tensor, dtype: torch.dtype) -> None:
+        settings = student.settings
+        positions = torch.arange(ids.shape[1], device=ids.device).expand(len(ids), -1)
+        self.context = Context(*rotary_angles(positions, settings.dim, settings.rope_theta, dtype))
+        self._states: list[LayerState] | None = None
+        if settings.num_sinks:
+            cache = SpikingBrainCache(settings)
+            student.model.start(cache, student.model.embeddings(ids))
+            for state in cache.layers:  # which no gradient passes: layers run apart
+                state.linear = None if state.linear is None else state.linear.detach()
+                if state.columns is not None:
+                    state.columns.tensors = tuple(x.detach() for x in state.columns.tensors)
+            self._states = cache.layers
+
+    def state(self, layer: int) -> LayerState | None:
+        """Return a state of its own for a run of that layer, None if there are no sink tokens."""
+        return None if self._states is None else self._states[layer].copy()

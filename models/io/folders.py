@@ -1,0 +1,282 @@
+"""Folders of SpikingBrain models: the released layout and our own, read and written a tensor at a time.
+
+Both hold config.json and safetensors shards with the same names of tensors. The weights of a spiking layer are floats
+there, beside their scales, `NAME.weight_quantizer.scales`; reading rounds them to the integers they stand for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from ...errors import CheckpointError, InputError
+from ..conversion.spiking import set_settings, spiking_policy
+from ..layers.convert import Policy
+from ..layers.quantize import quantize, quantize_with
+from ..layers.spike_linear import SpikeLinear
+from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
+from ..spikingbrain.config import SpikingBrainConfig
+from ..spikingbrain.transformers_config import SpikingBrainPretrainedConfig
+from .released import MODEL_TYPE, from_released, to_released
+from .shards import INDEX, Shards
+
+SCALES = ".weight_quantizer.scales"
+_GENERATION = "generation_config.json"
+
+
+def is_spikingbrain(path: Path) -> bool:
+    """Return whether a folder's config.json is that of a SpikingBrain model, ours or released.
+
+    Raises:
+        CheckpointError: config.json is not JSON.
+    """
+    return _config_json(path).get("model_type") in (MODEL_TYPE, SpikingBrainPretrainedConfig.model_type)
+
+
+def read_folder(
+    path: str | os.PathLike,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    spiking: str | None = None,
+) -> SpikingBrainForCausalLM:
+    """Read a model; at any time one tensor more than the model is in memory.
+
+    Args:
+        path: the folder.
+        dtype: of the float weights; None for that of the files.
+        device: where the model goes, tensor by tensor.
+        spiking: how a model that spikes is to run, "as-described" or "as-released"; None for what config.json says,
+            which in the released layout is nothing: then "as-described".
+    Returns:
+        The model, in evaluation mode; spiking where the folder has weight scales or config.json says so.
+    Raises:
+        CheckpointError: config.json or a shard is missing or damaged, or tensors are missing, unexpected, of another
+            shape or not finite: all of them are listed.
+        InputError: config.json describes no model.
+    """
+    path, device = Path(path), torch.device(device)
+    fields, shards = _config_json(path), Shards(path)
+    config = _read_config(fields, shards, spiking)
+    settings = config.settings
+    with torch.device("meta"):
+        model = SpikingBrainForCausalLM(SpikingBrainPretrainedConfig(settings.replace(spiking=None)))
+    reader = _Reader(model, settings, shards, device, dtype)
+    reader.run()
+    model.config = model.model.config = config
+    set_settings(model, settings)
+    if settings.tie_word_embeddings:
+        model.lm_head.register_parameter("weight", model.get_parameter("model.embeddings.weight"))
+    if (path / _GENERATION).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(path)
+    return model.eval()
+
+
+def save_folder(
+    model: SpikingBrainForCausalLM,
+    path: str | os.PathLike,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    released: bool = False,
+    max_shard_bytes: int = 4 * 2**30,
+) -> None:
+    """Write a model, spiking or not, as config.json, safetensors shards and their index.
+
+    Args:
+        model: a `SpikingBrainForCausalLM`.
+        path: the folder; made if it is missing.
+        tokenizer: saved beside the model.
+        released: write the released config.json (model_type "gla_swa"), which can't say how a spiking model runs;
+            else our own.
+        max_shard_bytes: of tensors in a shard; a larger tensor has one to itself.
+    Raises:
+        InputError: the released layout has no place for this model, or spiking weights do not survive the dtype of
+            the model.
+        CheckpointError: the folder cannot be written.
+    """
+    path = Path(path)
+    config = to_released(model.settings) if released else json.loads(model.config.to_json_string(use_diff=False))
+    shards: list[list[tuple[str, nn.Module, str]]] = [[]]
+    size = 0
+    for name, module, attribute, num_bytes in _stored(model):
+        if size + num_bytes > max_shard_bytes and shards[-1]:
+            shards.append([])
+            size = 0
+        shards[-1].append((name, module, attribute))
+        size += num_bytes
+    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / INDEX).unlink(missing_ok=True)  # until all shards are there
+        for file, shard in zip(names, shards, strict=True):
+            tensors = {name: _tensor(module, attribute, model.dtype, name) for name, module, attribute in shard}
+            save_file(tensors, path / file, metadata={"format": "pt"})
+        weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name, *_ in shard}
+        (path / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        if model.generation_config is not None:
+            model.generation_config.save_pretrained(path)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(path)
+        (path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}, indent=1), encoding="utf-8")
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error}") from error
+
+
+def _config_json(path: Path) -> dict[str, Any]:
+    file = path / "config.json"
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: expected a model folder, but it has no config.json.") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file}: cannot be read as JSON: {error}. Fetch it again.") from error
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{file}: expected a JSON object, got {type(fields).__name__}. Fetch it again.")
+    return fields
+
+
+def _read_config(fields: dict[str, Any], shards: Shards, spiking: str | None) -> SpikingBrainPretrainedConfig:
+    """Return the configuration; what the released layout does not say is told by the names of the tensors."""
+    has_scales = any(name.endswith(SCALES) for name in shards.shapes)
+    if fields.get("model_type") != MODEL_TYPE:
+        config = SpikingBrainPretrainedConfig(**{k: v for k, v in fields.items() if k != "model_type"})
+        if spiking is not None:
+            config.spiking = spiking
+        return config
+    settings = from_released(fields)
+    if has_scales or spiking is not None:
+        settings = settings.replace(spiking=spiking or "as-described")
+    if any(name.endswith(".gk_proj.weight") for name in shards.shapes):
+        settings = settings.replace(gate="full")
+    tokens = {k: fields[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id") if k in fields}
+    return SpikingBrainPretrainedConfig(settings, **tokens)
+
+
+class _Reader:
+    """Fills a model without memory for its weights from shards, and swaps the layers that spike."""
+
+    def __init__(
+        self,
+        model: SpikingBrainForCausalLM,
+        settings: SpikingBrainConfig,
+        shards: Shards,
+        device: torch.device,
+        dtype: torch.dtype | None,
+    ) -> None:
+        self.model, self.shards, self.device, self.dtype = model, shards, device, dtype
+        self.policy: Policy | None = None
+        if settings.spiking is not None:
+            self.policy = spiking_policy(settings.spiking, k=settings.k, group_size=settings.group_size)
+        self.not_finite: list[str] = []
+        self.not_floats: list[str] = []
+
+    def run(self) -> None:
+        """Read all tensors.
+
+        Raises:
+            CheckpointError: lists all that is wrong.
+        """
+        wrong = self._compare()
+        for name, module in list(self.model.named_modules()):
+            own = [f"{name}.{key}".lstrip(".") for key, _ in module.named_parameters(recurse=False)]
+            tensors = {key: self._read(key) for key in own if key in self.shards.shapes}
+            if any((*wrong.values(), self.not_finite, self.not_floats)):
+                continue  # only looking for more to list
+            if self._spikes(name, module):
+                parent, _, child = name.rpartition(".")
+                setattr(self.model.get_submodule(parent), child, self._spike_linear(name, tensors))
+                continue
+            for key, tensor in tensors.items():
+                module.register_parameter(key.rpartition(".")[2], nn.Parameter(tensor))
+        listed = {**wrong, "not of floats": self.not_floats, "not finite": sorted(self.not_finite)}
+        if any(listed.values()):
+            told = "; ".join(f"{what}: {', '.join(names)}" for what, names in listed.items() if names)
+            raise CheckpointError(
+                f"{self.shards.path}: its tensors are not those of the model. {told}. Fetch it again."
+            )
+
+    def _compare(self) -> dict[str, list[str]]:
+        """Return the names of tensors that are wrong by their headers alone."""
+        wanted = {name: tuple(p.shape) for name, p in self.model.named_parameters()}  # a tied head only once
+        shapes = self.shards.shapes
+        linears = [n for n, m in self.model.model.named_modules(prefix="model") if type(m) is nn.Linear]
+        scales = {f"{name}{SCALES}": name for name in linears}
+        has_scales = any(name in shapes for name in scales)
+        optional = set(scales) if self.policy is not None else set()
+        # As released, down_proj stays dense and needs no scales; its own rounding finds them.
+        rounded = spiking_policy("as-released")
+        needed = {scale for scale, name in scales.items() if rounded.matches(name)} if has_scales else set()
+        return {
+            "missing": sorted((wanted.keys() | (needed & optional)) - shapes.keys()),
+            "unexpected": sorted(shapes.keys() - wanted.keys() - optional),
+            "of another shape": [
+                f"{name} {shapes[name]} instead of {shape}"
+                for name, shape in sorted(wanted.items())
+                if name in shapes and shapes[name] != shape
+            ],
+        }
+
+    def _spikes(self, name: str, module: nn.Module) -> bool:
+        return self.policy is not None and type(module) is nn.Linear and self.policy.matches(name)
+
+    def _read(self, name: str) -> Tensor:
+        tensor = self.shards.read(name, self.device)
+        if not tensor.is_floating_point():
+            self.not_floats.append(f"{name} ({tensor.dtype})")
+        elif not bool(torch.isfinite(tensor).all()):
+            self.not_finite.append(name)
+        return tensor if self.dtype is None else tensor.to(self.dtype)
+
+    def _spike_linear(self, name: str, tensors: dict[str, Tensor]) -> SpikeLinear:
+        assert self.policy is not None
+        weight, bias = tensors[f"{name}.weight"], tensors.get(f"{name}.bias")
+        if f"{name}{SCALES}" in self.shards.shapes:
+            try:
+                integers, scale, group_size = quantize_with(
+                    weight, self.shards.read(f"{name}{SCALES}", self.device), name
+                )
+            except InputError as error:
+                raise CheckpointError(f"{self.shards.path}: {error}") from error
+        else:
+            group_size = self.policy.group_size
+            integers, scale = quantize(weight, group_size, name)
+        settings = {"neuron": self.policy.neuron, "encoder": self.policy.encoder, "backend": self.policy.backend}
+        return SpikeLinear(integers, scale, bias, group_size=group_size, name=name, **settings)
+
+
+def _stored(model: SpikingBrainForCausalLM) -> Iterator[tuple[str, nn.Module, str, int]]:
+    """Yield name, owner, attribute and bytes of each tensor of the folder, each once."""
+    seen: set[int] = set()
+    element = torch.empty((), dtype=model.dtype).element_size()
+    for prefix, module in model.named_modules():
+        if isinstance(module, SpikeLinear):
+            yield f"{prefix}.weight", module, "weight", module.weight.numel() * element
+            yield f"{prefix}{SCALES}", module, "scale", module.scale.numel() * 4
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield f"{prefix}.{name}".lstrip("."), module, name, parameter.numel() * parameter.element_size()
+
+
+def _tensor(module: nn.Module, attribute: str, dtype: torch.dtype, name: str) -> Tensor:
+    """Return a tensor as the folder holds it."""
+    tensor: Tensor = getattr(module, attribute)
+    if isinstance(module, SpikeLinear) and attribute == "scale":
+        tensor = module.scale if module.group_size is None else module.scale[..., None]
+    elif isinstance(module, SpikeLinear) and attribute == "weight":
+        size = min(module.group_size or module.in_features, module.in_features)
+        if module.in_features % size:
+            raise InputError(f"save_folder: expected a group size that divides the inputs of {name}, got {size}.")
+        tensor = module.dequantized_weight().to(dtype)
+        found = (tensor.float() / module.scale.repeat_interleave(size, 1)).round_()
+        if not torch.equal(found, module.weight.float()):
+            raise InputError(f"save_folder: {dtype} is too coarse for the weights of {name}. Use model.float() first.")
+    return tensor.detach().cpu().contiguous()

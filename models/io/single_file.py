@@ -1,0 +1,299 @@
+"""Save a converted model as one safetensors file, and read it back with identical logits.
+
+The file holds every parameter and buffer once, and JSON in its metadata: the configuration of the transformers
+model, the settings of each spiking layer, which names share a tensor, and the files of the tokenizer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import struct
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from ...backends import BACKENDS
+from ...coding import ENCODERS
+from ...errors import CheckpointError, InputError
+from ...neuro import NEURONS
+from ...registry import Registry
+from ..layers.spike_linear import SpikeLinear
+
+FORMAT = "spikebrain-converted"
+VERSION = 1
+
+# safetensors' own limit.
+_MAX_HEADER_BYTES = 100_000_000
+
+
+def save(model: nn.Module, path: str | os.PathLike, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    """Write a converted transformers model to one file.
+
+    Args:
+        model: a model that `convert` returned; `load` needs its architecture again if it is not of transformers.
+        path: the file to write, usually *.safetensors; replaced in one step once it is complete.
+        tokenizer: stored in the same file, so that `load` returns it too.
+    Raises:
+        InputError: no layer of the model spikes, or it uses a plug-in that is not registered, which `load` could
+            not find again.
+        CheckpointError: the file cannot be written.
+    """
+    path = Path(path)
+    spiking = _spiking_layers(model)
+    if not spiking:
+        raise InputError("save: expected a model with SpikeLinear layers. Call convert first.")
+    if "" in spiking:
+        raise InputError("save: expected a model around its SpikeLinear layers. Put a single one into nn.Sequential.")
+    first_names: dict[int, str] = {}
+    layers = {
+        name: {"same_as": first} if (first := first_names.setdefault(id(layer), name)) != name else _settings(layer)
+        for name, layer in spiking.items()
+    }
+    tensors, aliases = _distinct_tensors(model)
+    header = {
+        "format": FORMAT,
+        "version": VERSION,
+        **_describe(model),
+        "layers": layers,
+        "aliases": aliases,
+        "frozen": [name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad],
+        "tokenizer": _tokenizer_files(tokenizer),
+    }
+    try:
+        text = json.dumps(header)
+    except TypeError as error:
+        raise InputError(f"save: expected settings that JSON can hold: {error}. Use numbers, not tensors.") from error
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(tensors, partial, metadata={FORMAT: text})
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be written: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read(path: Path, architecture: nn.Module | None = None) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
+    """Read a file that `save` wrote.
+
+    Args:
+        path: the file.
+        architecture: for a model that is not of transformers: one with the same modules, whatever its weights; its
+            tensors are replaced.
+    Returns:
+        The model and its tokenizer, if it was saved with one.
+    Raises:
+        CheckpointError: the file is damaged, of a later version or not from `save`, or a plug-in it names is not
+            registered.
+    """
+    check_safetensors(path)
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            if FORMAT not in metadata:
+                raise CheckpointError(
+                    f"{path}: expected a file that spikebrain.save wrote. For a Hugging Face model name its folder."
+                )
+            header = json.loads(metadata[FORMAT])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        if header["version"] != VERSION:
+            raise CheckpointError(
+                f"{path}: expected format version {VERSION}, got {header['version']}. Update spikebrain."
+            )
+        tensors |= {name: tensors[stored] for name, stored in header["aliases"].items()}
+        model = architecture or _empty_model(header, path)
+        built: dict[str, SpikeLinear] = {}
+        for name, settings in header["layers"].items():
+            same = settings.get("same_as")
+            built[name] = built[same] if same else _layer(name, settings, tensors)
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, built[name])
+        _assign(model, tensors, set(header["frozen"]), path)
+        if header["generation_config"] and isinstance(model, GenerationMixin):
+            model.generation_config = GenerationConfig.from_dict(header["generation_config"])
+        return model, _tokenizer_from(header["tokenizer"])
+    except InputError as error:
+        raise CheckpointError(
+            f"{path}: {error} If the file uses a plug-in of your own, import the module that registers it first."
+        ) from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{path}: its description does not fit its tensors or this version; the file is damaged or was changed. "
+            f"({type(error).__name__}: {error})"
+        ) from error
+
+
+def check_safetensors(path: Path) -> None:
+    """Raise a CheckpointError unless the file has a header of sane size and all the bytes that it promises."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(8)
+    header_bytes = struct.unpack("<Q", start)[0] if len(start) == 8 else None
+    if header_bytes is None or header_bytes > min(_MAX_HEADER_BYTES, size - 8):
+        claim = "is too short for a header" if header_bytes is None else f"claims a header of {header_bytes:,} bytes"
+        raise CheckpointError(
+            f"{path}: expected a safetensors file, but it {claim} and has {size:,} bytes. It is truncated, damaged or "
+            "of another kind: fetch it again."
+        )
+    try:
+        with safe_open(path, "pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: damaged safetensors file, fetch it again. ({error})") from error
+
+
+def _spiking_layers(model: nn.Module) -> dict[str, SpikeLinear]:
+    """Return the spiking layers by every name they have."""
+    modules = model.named_modules(remove_duplicate=False)
+    return {name: module for name, module in modules if isinstance(module, SpikeLinear)}
+
+
+def _describe(model: nn.Module) -> dict[str, Any]:
+    """Return what it takes to build a causal language model of transformers; nothing for any other model."""
+    if not isinstance(model, PreTrainedModel) or type(model) not in MODEL_FOR_CAUSAL_LM_MAPPING.values():
+        return {"config": None, "generation_config": None}
+    generation = getattr(model, "generation_config", None)
+    return {
+        "config": json.loads(model.config.to_json_string(use_diff=False)),
+        "attention": model.config._attn_implementation,
+        "generation_config": json.loads(generation.to_json_string(use_diff=False)) if generation else None,
+    }
+
+
+def _empty_model(header: dict[str, Any], path: Path) -> nn.Module:
+    """Return the model of transformers that a header describes, without memory for its weights."""
+    config = header["config"]
+    if config is None:
+        raise CheckpointError(
+            f"{path}: holds a model that is no causal language model of transformers. Pass architecture=, one like it."
+        )
+    try:
+        built = AutoConfig.for_model(config.pop("model_type"), **config)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(built, attn_implementation=header["attention"])
+    except (ValueError, KeyError, ImportError) as error:
+        raise CheckpointError(f"{path}: transformers cannot build this model: {error}") from error
+
+
+def _settings(layer: SpikeLinear) -> dict[str, Any]:
+    return {
+        "group_size": layer.group_size,
+        "neuron": _plug_in(layer.neuron, NEURONS),
+        "encoder": _plug_in(layer.encoder, ENCODERS),
+        "backend": None if layer.backend == "auto" else _plug_in(layer.backend, BACKENDS),
+    }
+
+
+def _plug_in(value: Any, registry: Registry) -> dict[str, Any]:
+    name = registry.name_of(value)
+    if name is None:
+        raise InputError(
+            f"save: {registry.kind} {type(value).__name__} has no name by which load could find it. "
+            f"Decorate the class with @{registry.kind.upper()}S.register(...)."
+        )
+    fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
+    return {"name": name, **{field.name: getattr(value, field.name) for field in fields if field.init}}
+
+
+def _build(settings: dict[str, Any], registry: Registry) -> Any:
+    settings = dict(settings)
+    return registry.get(settings.pop("name"))(**settings)
+
+
+def _layer(name: str, settings: dict[str, Any], tensors: dict[str, Tensor]) -> SpikeLinear:
+    return SpikeLinear(
+        tensors[f"{name}.weight"],
+        tensors[f"{name}.scale"],
+        tensors.get(f"{name}.bias"),
+        group_size=settings["group_size"],
+        neuron=_build(settings["neuron"], NEURONS),
+        encoder=_build(settings["encoder"], ENCODERS),
+        backend="auto" if settings["backend"] is None else _build(settings["backend"], BACKENDS),
+        name=name,
+    )
+
+
+def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return all parameters and buffers by every name they have, buffers that state_dict leaves out included."""
+    everything = dict(model.named_parameters(remove_duplicate=False))
+    return everything | dict(model.named_buffers(remove_duplicate=False))
+
+
+def _distinct_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    tensors: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    names: dict[int, str] = {}
+    for name, tensor in _named_tensors(model).items():
+        first = names.setdefault(id(tensor), name)
+        if first == name:
+            # A copy, since two tensors may be views of one storage, which the format refuses.
+            tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        else:
+            aliases[name] = first
+    return tensors, aliases
+
+
+def _assign(model: nn.Module, tensors: dict[str, Tensor], frozen: set[str], path: Path) -> None:
+    """Put stored tensors in place of the model's; names that share a tensor share one parameter or buffer."""
+    wanted = _named_tensors(model)
+    missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    misshapen = sorted(n for n in wanted.keys() & tensors.keys() if wanted[n].shape != tensors[n].shape)
+    if missing or extra or misshapen:
+        raise CheckpointError(f"{path}: tensors missing {missing}, not expected {extra}, of another shape {misshapen}.")
+    shared: dict[int, Tensor] = {}
+    for name, tensor in wanted.items():
+        owner_name, _, attribute = name.rpartition(".")
+        owner, stored = model.get_submodule(owner_name), tensors[name]
+        if isinstance(tensor, nn.Parameter):
+            trained = name not in frozen and stored.is_floating_point()
+            placed = shared.setdefault(id(stored), nn.Parameter(stored, requires_grad=trained))
+            owner.register_parameter(attribute, placed)  # pyright: ignore[reportArgumentType]
+        else:
+            # A SpikeLinear has put its weight in the order that spikes read.
+            own = tensor if isinstance(owner, SpikeLinear) else stored
+            owner._buffers[attribute] = shared.setdefault(id(stored), own)
+
+
+def _tokenizer_files(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, str] | None:
+    if tokenizer is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = sorted(file for file in Path(folder).rglob("*") if file.is_file())
+        try:
+            return {file.relative_to(folder).as_posix(): file.read_text(encoding="utf-8") for file in files}
+        except UnicodeDecodeError as error:
+            raise InputError(
+                "save: expected a tokenizer whose files are text, got a binary one. Save it with its own "
+                "save_pretrained instead."
+            ) from error
+
+
+def _tokenizer_from(files: dict[str, str] | None) -> PreTrainedTokenizerBase | None:
+    if files is None:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in files.items():
+            file = Path(folder, name).resolve()
+            if not file.is_relative_to(Path(folder).resolve()):
+                raise ValueError(f"the tokenizer file {name!r} lies outside its folder")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

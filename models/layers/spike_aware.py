@@ -1,0 +1,81 @@
+"""Linear layers that compute in floats what a `SpikeLinear` made of them would, and that learn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...errors import InputError
+from ...neuro import Neuron
+from ...neuro.spike_count import straight_through
+from .convert import Policy, choose_layers
+from .quantize import quantize
+
+
+class SpikeAwareLinear(nn.Linear):
+    """y = W' x' + b, with x' the activation as spikes carry it and W' the weight rounded to INT8.
+
+    Gradients pass both roundings unchanged (straight-through), so that the float weight learns. The values are those of
+    `SpikeLinear`, but for the order of floating-point sums.
+
+    Args:
+        linear: whose parameters it takes over, not copies.
+        neuron: turns activations into counts.
+        group_size: input channels that share a weight scale; None for all.
+        name: of the layer, for messages.
+
+    Source:
+        SpikingBrain (arXiv:2509.05276), section 3.3.1.
+    """
+
+    def __init__(self, linear: nn.Linear, neuron: Neuron, group_size: int | None, name: str = "") -> None:
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.neuron, self.group_size, self.name = neuron, group_size, name
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, x: Float[Tensor, "*tokens in_features"]
+    ) -> Float[Tensor, "*tokens out_features"]:
+        """Run the layer.
+
+        Args:
+            x: activations.
+        """
+        integers, scale = quantize(self.weight.detach(), self.group_size, self.name)
+        size = self.group_size or self.in_features
+        rounded = integers.float() * scale.repeat_interleave(size, 1)[:, : self.in_features]
+        weight = straight_through(self.weight, rounded.to(self.weight.dtype))
+        return F.linear(self.neuron(x).activation().to(x.dtype), weight, self.bias)
+
+
+@contextmanager
+def spike_aware(model: nn.Module, policy: Policy) -> Iterator[None]:
+    """Let the layers that the policy names be `SpikeAwareLinear` inside a `with` block; parameters keep their names.
+
+    Args:
+        model: a float model.
+        policy: as for `convert`; its encoder and backend do not matter here, since they are exact.
+    Raises:
+        InputError: no layer matches, or one is no `nn.Linear`.
+    """
+    linears, _ = choose_layers(model, policy)
+    for name, linear in linears.items():
+        if not isinstance(linear, nn.Linear):
+            raise InputError(f"spike_aware: expected nn.Linear, got {type(linear).__name__} at {name}. Leave it out.")
+    try:
+        for name, linear in linears.items():
+            assert isinstance(linear, nn.Linear)
+            _put(model, name, SpikeAwareLinear(linear, policy.neuron, policy.group_size, name))
+        yield
+    finally:
+        for name, linear in linears.items():
+            _put(model, name, linear)
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)

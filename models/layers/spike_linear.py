@@ -1,0 +1,305 @@
+"""A linear layer that runs on spikes: neuron -> encoder -> integer accumulation -> one rescale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from jaxtyping import Float, Int8
+from torch import Tensor, nn
+
+from ... import backends
+from ...backends import Backend
+from ...backends.base import check_backend
+from ...coding import BidirectionalBitwise, Encoder, SpikeTrain
+from ...errors import InputError, SpikebrainError
+from ...neuro import AdaptiveThreshold, Neuron, SpikeCount
+from .quantize import check_group_size, copied, quantize, rows_together
+
+# A call holds this many bytes of spikes and sums at a time; tokens are independent, so the result is the same.
+_PORTION_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a `SpikeLinear` computed for some tokens of one call, flattened to [tokens, ...].
+
+    Attributes:
+        count: spike counts, int32, [tokens, in_features].
+        train: the counts unrolled, [T, tokens, in_features]; T is the same for all steps of one call.
+        accumulation: exact sums, int32, [tokens, groups, out_features].
+        first_token: position of the first of these tokens within the call.
+    """
+
+    count: Tensor
+    train: SpikeTrain
+    accumulation: Tensor
+    first_token: int
+
+
+Observer: TypeAlias = Callable[["SpikeLinear", Step], None]
+
+
+class SpikeLinear(nn.Module):
+    """y = threshold * scale * (W count) + bias, where W count is accumulated from spikes, exactly, in integers.
+
+    Its attribute `observers` holds functions that see every step; `record` adds one for a while.
+
+    Args:
+        weight: INT8, [out_features, in_features], within [-127, 127].
+        scale: activation worth of one weight unit, float32, [out_features, groups].
+        bias: float, [out_features], or None.
+        group_size: input channels that share a scale; None for all. The last group may be smaller.
+        neuron: turns activations into counts, with one threshold per token.
+        encoder: turns counts into spikes.
+        backend: accumulates; "auto" picks the fastest for the device of the input and the number of tokens.
+        name: name of the layer in its model, for messages.
+    Raises:
+        InputError: shapes or dtypes do not match.
+
+    Source:
+        SpikingBrain (arXiv:2509.05276), section 3.3.2, eq. 22 and 23.
+    """
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(
+        self,
+        weight: Int8[Tensor, "out_features in_features"],
+        scale: Float[Tensor, "out_features groups"],
+        bias: Float[Tensor, " out_features"] | None = None,
+        *,
+        group_size: int | None = None,
+        neuron: Neuron | None = None,
+        encoder: Encoder | None = None,
+        backend: Backend | Literal["auto"] = "auto",
+        name: str = "",
+    ) -> None:
+        super().__init__()
+        if weight.dtype != torch.int8 or weight.ndim != 2:
+            raise InputError(
+                f"SpikeLinear.weight: expected int8 [out_features, in_features], got {weight.dtype} of shape "
+                f"{tuple(weight.shape)}. SpikeLinear.from_linear quantises float weights."
+            )
+        self.out_features, self.in_features = weight.shape
+        check_group_size(group_size)
+        self.group_size = group_size
+        expected = (self.out_features, len(self.groups))
+        if scale.shape != expected or scale.dtype != torch.float32:
+            raise InputError(
+                f"SpikeLinear.scale: expected float32 of shape {expected}, got {scale.dtype} of {tuple(scale.shape)}."
+            )
+        if bias is not None and bias.shape != (self.out_features,):
+            raise InputError(f"SpikeLinear.bias: expected shape ({self.out_features},), got {tuple(bias.shape)}.")
+        self.register_buffer("weight", rows_together(weight))
+        self.register_buffer("scale", scale)
+        self.bias = None if bias is None else bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias)
+        self.neuron: Neuron = neuron or AdaptiveThreshold()
+        self.encoder: Encoder = encoder or BidirectionalBitwise()
+        check_backend(backend, "SpikeLinear.backend")
+        self.backend: Backend | Literal["auto"] = backend
+        self.name = name
+        self.observers: list[Observer] = []
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, *, group_size: int | None = None, **settings) -> SpikeLinear:
+        """Quantise a linear layer: scale = max|W| / 127 per output channel and group, symmetric, half to even.
+
+        Args:
+            linear: the layer; its bias is copied.
+            group_size: as of the class.
+            settings: neuron, encoder, backend and name, as of the class.
+        Raises:
+            InputError: the weights are not finite.
+        """
+        weight, scale = quantize(linear.weight.detach(), group_size, settings.get("name", ""))
+        return cls(weight, scale, copied(linear.bias), group_size=group_size, **settings)
+
+    @property
+    def groups(self) -> list[slice]:
+        """Input channels that share a scale, in order."""
+        size = self.group_size or max(self.in_features, 1)
+        return [slice(i, min(i + size, self.in_features)) for i in range(0, max(self.in_features, 1), size)]
+
+    def dequantized_weight(self) -> Float[Tensor, "out_features in_features"]:
+        """Return weight * scale, float32."""
+        parts = [self.weight[:, group] * self.scale[:, g, None] for g, group in enumerate(self.groups)]
+        return torch.cat(parts, 1)
+
+    def forward(self, x: Float[Tensor, "*tokens in_features"]) -> Float[Tensor, "*tokens out_features"]:
+        """Run the layer on spikes.
+
+        Args:
+            x: activations of any floating-point dtype; result and bias come in the same.
+        Raises:
+            ActivationError: x holds NaN or infinity; the message names the layer.
+            InputError: the last axis is not in_features wide.
+        """
+        if x.ndim == 0 or x.shape[-1] != self.in_features:
+            raise InputError(
+                f"{self._where}: expected activations [..., {self.in_features}], got shape {tuple(x.shape)}."
+            )
+        try:
+            if not self.observers and not (torch.is_grad_enabled() and (x.requires_grad or self._trains_bias)):
+                whole = self._fused(x)
+                if whole is not None:
+                    return whole
+            spikes = self.neuron(x)
+            y = self._run(spikes)
+        except SpikebrainError as error:
+            raise type(error)(f"{self._where}: {error}") from error
+        if torch.is_grad_enabled() and x.requires_grad:
+            if spikes.source is None:
+                raise InputError(
+                    f"{self._where}: {type(self.neuron).__name__} passes no gradient. Train with AdaptiveThreshold, or "
+                    "run under torch.no_grad()."
+                )
+            y: Tensor = _DenseGradient.apply(x, y, self)  # pyright: ignore[reportAssignmentType]
+        if self.bias is not None:
+            y = y + self.bias.to(y.dtype)
+        return y.to(x.dtype)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: Any,
+        local_metadata: Any,
+        strict: Any,
+        missing_keys: Any,
+        unexpected_keys: Any,
+        error_msgs: Any,
+    ) -> None:
+        """Refuse weights of another kind, which PyTorch would cut to integers."""
+        for name, dtype in (("weight", torch.int8), ("scale", torch.float32)):
+            value = state_dict.get(prefix + name)
+            if value is not None and value.dtype != dtype:
+                error_msgs.append(
+                    f"{prefix}{name}: expected {dtype} as `SpikeLinear` has it, got {value.dtype}. Load float weights "
+                    "before convert."
+                )
+                return
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _fused(self, x: Tensor) -> Tensor | None:
+        """Return the result in one go, where the backend can: same figures as step by step."""
+        if self.group_size is not None:
+            return None
+        # As attributes, nn.Module would look for them for two microseconds, of the twelve around a small layer.
+        weight, scale = self._buffers["weight"], self._buffers["scale"]
+        assert weight is not None
+        assert scale is not None
+        num_outputs, bias = self.out_features, self.bias
+        if weight.shape != (num_outputs, self.in_features) or scale.shape != (num_outputs, 1):
+            return None  # somebody replaced them: step by step they are checked, and kernels trust what they get
+        if weight.dtype != torch.int8 or scale.dtype != torch.float32:
+            return None
+        if bias is not None and bias.shape != (num_outputs,):
+            raise InputError(f"bias: expected {num_outputs} numbers, got shape {tuple(bias.shape)}.")
+        return self._backend_for(x).fused(x, weight, scale, bias, self.neuron, self.encoder)
+
+    def _backend_for(self, x: Tensor) -> Backend:
+        if self.backend != "auto":
+            return self.backend
+        # What is recorded must be what happens: then a silent channel's weight is never read.
+        num_tokens = x.numel() // max(self.in_features, 1)
+        num_weights = self.in_features * self.out_features
+        return backends.auto(x.device, num_tokens, num_weights, events_only=bool(self.observers))
+
+    @property
+    def _trains_bias(self) -> bool:
+        return self.bias is not None and self.bias.requires_grad
+
+    def _run(self, spikes: SpikeCount) -> Tensor:
+        """Unroll counts, accumulate and rescale, a portion of the tokens at a time; in the threshold's dtype."""
+        tokens = spikes.count.shape[:-1]
+        count = spikes.count.reshape(tokens.numel(), self.in_features)
+        threshold = spikes.threshold.to(torch.promote_types(spikes.threshold.dtype, torch.float32))
+        if threshold.ndim > 0 and threshold.shape[-1] != 1:
+            raise InputError(f"expected one threshold per token, [..., 1], got shape {tuple(threshold.shape)}.")
+        threshold = threshold.expand(*tokens, 1).reshape(-1, 1)
+        scale = self.scale.t().to(threshold.dtype)
+        backend = self._backend_for(count)
+        y = threshold.new_zeros(len(count), self.out_features)
+        for first, part, train in self._portions(count):
+            accumulation = torch.stack([backend.accumulate(*pair) for pair in self._by_group(train)], 1)
+            for observer in self.observers:
+                observer(self, Step(part, train, accumulation, first))
+            last = first + len(part)
+            y[first:last] = (accumulation * scale).sum(1) * threshold[first:last]
+        return y.reshape(*tokens, self.out_features)
+
+    def _portions(self, count: Tensor) -> Iterator[tuple[int, Tensor, SpikeTrain]]:
+        """Yield (first token, counts, train) for consecutive tokens, all with the same code and length."""
+        if count.numel() == 0:
+            return
+        encoder, num_timesteps = self.encoder.fitted(*(int(v) for v in count.aminmax()))
+        token_bytes = num_timesteps * self.in_features + 4 * self.scale.numel()
+        num_tokens = max(1, _PORTION_BYTES // token_bytes)
+        for first in range(0, len(count), num_tokens):
+            part = count[first : first + num_tokens]
+            yield first, part, encoder.encode(part, num_timesteps)
+
+    def _by_group(self, train: SpikeTrain) -> Iterator[tuple[SpikeTrain, Tensor]]:
+        """Yield the spikes and weights of the input channels of each group."""
+        if self.group_size is None:
+            yield train, self.weight
+            return
+        for group in self.groups:
+            yield SpikeTrain(train.spikes[..., group], train.timestep_weight, train.zero_point), self.weight[:, group]
+
+    def extra_repr(self) -> str:
+        """Show the settings when the module is printed."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"group_size={self.group_size}, {self.neuron}, {self.encoder}"
+        )
+
+    def _apply(self, fn, recurse=True):
+        """Move with the model, but keep the scales in float32 when it changes to a half-precision dtype."""
+        scale = self.scale
+        super()._apply(fn, recurse)
+        if self.scale.dtype != torch.float32:
+            self.scale = scale.to(self.scale.device)
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or a pickle takes along: everything but the observers, which watch this layer only."""
+        return {**super().__getstate__(), "observers": []}
+
+    @property
+    def _where(self) -> str:
+        return f"SpikeLinear {self.name!r}" if self.name else "SpikeLinear"
+
+
+@contextmanager
+def observing(layers: Iterable[SpikeLinear], observer: Observer) -> Iterator[None]:
+    """Let a function see every step of some layers inside a `with` block."""
+    watched = list(layers)
+    for layer in watched:
+        layer.observers.append(observer)
+    try:
+        yield
+    finally:
+        for layer in watched:
+            layer.observers.remove(observer)
+
+
+class _DenseGradient(torch.autograd.Function):
+    """Forward: the exact spiking result. Backward: the gradient of x W^T, straight through the counts."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, y: Tensor, layer: SpikeLinear) -> Tensor:
+        ctx.layer = layer  # whose weights are INT8 until backward needs them
+        ctx.dtype = x.dtype
+        return y.clone()
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        weight = ctx.layer.dequantized_weight()
+        return (grad_outputs[0].to(weight.dtype) @ weight).to(ctx.dtype), None, None

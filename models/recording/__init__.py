@@ -1,0 +1,5 @@
+"""What the layers of a model do while it runs."""
+
+from .record import LayerRecord, Recording, record
+
+__all__ = ["LayerRecord", "Recording", "record"]

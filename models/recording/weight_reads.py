@@ -1,0 +1,93 @@
+"""Which weights a run needed: as rows, as blocks of memory, and shared by several tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from ...errors import InputError
+
+
+@dataclass
+class FetchRecord:
+    """How many rows and blocks of INT8 weights were needed, each counted once per group of tokens.
+
+    The weights lie in memory as `SpikeLinear` keeps them: the out_features bytes of input channel 0, then those of
+    channel 1, and so on, from the start of a block on. A row is needed if its channel has a spike for any token of the
+    group; a block is read if any byte of it belongs to such a row, and then as a whole.
+
+    A group is `shared_tokens` consecutive tokens of a call. The last group of a call, or of a portion of a long one
+    (a call holds 64 MB of spikes at a time), may be smaller.
+
+    Attributes:
+        block_bytes: size of a block.
+        shared_tokens: tokens for which a read serves.
+        num_groups: groups of tokens.
+        num_rows: rows needed, over all groups.
+        num_blocks: blocks read, over all groups.
+    """
+
+    block_bytes: int
+    shared_tokens: int = 1
+    num_groups: int = 0
+    num_rows: int = 0
+    num_blocks: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("block_bytes", "shared_tokens"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise InputError(f"record.{name}: expected integers >= 1, got {value!r}.")
+
+    def add(self, active: Bool[Tensor, "tokens channels"], out_features: int) -> None:
+        """Add the tokens of one step.
+
+        Args:
+            active: whether a channel has a spike.
+            out_features: bytes of a row.
+        """
+        groups = active
+        if self.shared_tokens > 1:
+            groups = torch.stack([part.any(0) for part in active.split(self.shared_tokens)])
+        self.num_groups += len(groups)
+        self.num_rows += int(groups.count_nonzero())
+        self.num_blocks += blocks_needed(groups, out_features, self.block_bytes)
+
+
+def blocks_needed(active: Bool[Tensor, "tokens channels"], row_bytes: int, block_bytes: int) -> int:
+    """Return how many blocks hold a byte of an active row, summed over tokens.
+
+    Args:
+        active: rows that are needed.
+        row_bytes: bytes of a row; rows follow each other without gaps, from the start of a block on.
+        block_bytes: bytes of a block.
+
+    >>> blocks_needed(torch.tensor([[True, False, True]]), row_bytes=6, block_bytes=4)  # bytes 0-5 and 12-17
+    4
+    """
+    num_channels = active.shape[1]
+    if num_channels == 0 or row_bytes == 0:
+        return 0
+    if row_bytes % block_bytes == 0:  # every block belongs to one row
+        return int(active.count_nonzero()) * (row_bytes // block_bytes)
+    start = torch.arange(num_channels, device=active.device) * row_bytes
+    first, last = start // block_bytes, (start + row_bytes - 1) // block_bytes
+    if row_bytes >= block_bytes:
+        # A block then has bytes of two rows at most: count each row's blocks, and take off those met twice.
+        num_blocks = int((active.sum(0) * (last - first + 1)).sum())
+        begins_inside = first[1:] == last[:-1]
+        return num_blocks - int((active[:, 1:] & active[:, :-1] & begins_inside).count_nonzero())
+    # Blocks that hold several rows: b has rows from the first that ends in it or later to the last that begins.
+    block = torch.arange(int(last[-1]) + 1, device=active.device)
+    low = torch.searchsorted(last, block)
+    high = torch.searchsorted(first, block, right=True)
+    before = torch.nn.functional.pad(active.cumsum(1, dtype=torch.int32), (1, 0))
+    return int((before[:, high] > before[:, low]).count_nonzero())
+
+
+def num_blocks(num_channels: int, row_bytes: int, block_bytes: int) -> int:
+    """Return how many blocks all rows fill together."""
+    return -(-num_channels * row_bytes // block_bytes)

@@ -1,0 +1,281 @@
+"""Light training: a converted model learns from the Transformer that it was made of, in stages.
+
+Every batch follows from the settings and the number of the step alone, and nothing is drawn at random beside it. So a
+training that was interrupted, even killed, goes on from its last saved state and gives the losses that it would have
+given without the interruption, on the same machine.
+
+Source: SpikingBrain (arXiv:2509.05276), section 3.1, for conversion followed by light training in stages of growing
+context; the layer-wise objective as in LoLCATs, arXiv:2410.10254.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import CheckpointError, InputError, TrainingError
+from ..conversion.calibrate import check_tokens
+from ..conversion.spiking import set_settings, spiking_policy
+from ..layers.spike_aware import spike_aware
+from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
+from .objectives import match_layers, match_logits
+from .settings import DistillResult, DistillSettings, LossPoint, Stage
+from .state import SavedState, save_state
+
+# Parameters that the Transformer has not, and those of attention, by a part of their name.
+_NEW = (".gk_proj.", ".g_norm.", ".s_norm.", ".branch_weight", "model.sinks", ".router.")
+_ATTENTION = (*_NEW, ".attn.")
+# Steps after which losses are looked at: to read one, a GPU must have finished all before it.
+_LOOK_EVERY = 16
+# Numbers of a parameter, about, that tell models apart.
+_SAMPLED = 256
+
+
+def distill(
+    student: SpikingBrainForCausalLM,
+    teacher: Any,
+    tokens: Tensor,
+    settings: DistillSettings,
+    out: Path | None = None,
+    progress: Callable[[str, int], Callable[[int], None]] | None = None,
+    origin: str = "",
+) -> DistillResult:
+    """Train a converted model in place.
+
+    Args:
+        student: a float model from `from_transformer`; float32 parameters learn best.
+        teacher: the Transformer, on the same device.
+        tokens: token ids of a text, [N]; stages cut it into texts of their context, without overlap.
+        settings: stages and the rest.
+        out: folder for training.safetensors, from which the same call goes on, and loss.json; None to keep nothing.
+            If it holds the state of this job, the student's parameters are taken from there.
+        progress: called with the title and number of steps of a stage, returns a function that is told of steps done.
+        origin: what the student was before any training, such as its `fingerprint`; a state of another one is refused.
+            Not found out here, since the student of a call that goes on may have been trained by the first.
+    Returns:
+        The losses.
+    Raises:
+        InputError: tokens are too few or not the model's, the models do not belong together, the student spikes
+            (settings.spiking trains with spikes), or out holds the state of another job.
+        TrainingError: a loss is NaN or infinite; the saved state is of an earlier step.
+        CheckpointError: the state cannot be read or written.
+    """
+    start = time.perf_counter()
+    _check(student, teacher, tokens, settings)
+    losses: list[LossPoint] = []
+    saved, key = None, _key(student, teacher, tokens, settings, origin)
+    if out is not None:
+        _make(out)
+        saved = SavedState(out, key)
+        if saved.progress is not None:
+            saved.restore_model(student)
+            losses = [LossPoint(**point) for point in saved.progress["losses"]]
+    finished = True
+    with _prepared(student, teacher, settings):
+        for number, stage in enumerate(settings.stages):
+            done = sum(point.stage == number for point in losses)
+            if done == stage.steps:
+                continue
+            optimizer = _optimizer(student, stage, settings)
+            if saved is not None and saved.progress is not None and done:
+                saved.restore_optimizer(student, optimizer)
+            advance = progress(f"{number + 1} {stage.objective}", stage.steps) if progress else lambda steps: None
+            advance(done)
+            last_save, fresh = time.perf_counter(), list[Tensor]()
+            for step in range(done, stage.steps):
+                finished = settings.budget_s is None or time.perf_counter() - start < settings.budget_s
+                if not finished:
+                    break
+                fresh.append(_step(student, teacher, tokens, settings, number, step, optimizer))
+                advance(1)
+                is_due = out is not None and time.perf_counter() - last_save > settings.save_every_s
+                if is_due or len(fresh) == _LOOK_EVERY:
+                    losses += _read(fresh, stage, number, step + 1)
+                    fresh.clear()
+                if out is not None and is_due:
+                    save_state(out, key, student, optimizer, _progress(losses))
+                    last_save = time.perf_counter()
+            losses += _read(fresh, stage, number, sum(point.stage == number for point in losses) + len(fresh))
+            if out is not None:
+                save_state(out, key, student, optimizer, _progress(losses))
+            if not finished:
+                break
+    sizes = [stage.batch_size * stage.accumulation * stage.context for stage in settings.stages]
+    num_tokens = sum(sizes[point.stage] for point in losses)
+    return DistillResult(tuple(losses), finished, time.perf_counter() - start, num_tokens)
+
+
+def batch_of(tokens: Tensor, stage: Stage, seed: int, index: int) -> Tensor:
+    """Return a batch by its number: every text comes once, in an order of its own, before any comes again.
+
+    Args:
+        tokens: ids, [N].
+        stage: whose context and batch_size it has.
+        seed: of the orders.
+        index: of the batch within the stage, from 0.
+    Returns:
+        [batch_size, context].
+    """
+    num_texts = len(tokens) // stage.context
+    rows = []
+    for i in range(index * stage.batch_size, (index + 1) * stage.batch_size):
+        text = _order(num_texts, seed + i // num_texts)[i % num_texts]
+        rows.append(tokens[text * stage.context : (text + 1) * stage.context])
+    return torch.stack(rows)
+
+
+@lru_cache(maxsize=2)  # a batch may end one order and begin the next
+def _order(num_texts: int, seed: int) -> list[int]:
+    return torch.randperm(num_texts, generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def _step(
+    student: SpikingBrainForCausalLM,
+    teacher: Any,
+    tokens: Tensor,
+    settings: DistillSettings,
+    number: int,
+    step: int,
+    optimizer: torch.optim.Optimizer,
+) -> Tensor:
+    """Take one step of the optimiser, and return the loss, which a GPU may still be computing."""
+    stage, device = settings.stages[number], student.device
+    share, loss = 1 / stage.accumulation, torch.zeros((), device=device)
+    for i in range(stage.accumulation):
+        ids = batch_of(tokens, stage, settings.seed + 1000 * number, step * stage.accumulation + i).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
+            if stage.objective == "attention":
+                loss += share * match_layers(student, teacher, ids, share)
+            else:
+                options = {"temperature": stage.temperature, "ce_weight": stage.ce_weight}
+                loss += share * match_logits(student, teacher, ids, share, **options)
+    learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    nn.utils.clip_grad_norm_(learning, settings.max_norm)
+    for group in optimizer.param_groups:
+        group["lr"] = stage.learning_rate_at(step) * group["rate"]
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss
+
+
+def _read(fresh: list[Tensor], stage: Stage, number: int, end: int) -> list[LossPoint]:
+    """Return the points of the steps before `end`, for which a GPU must be waited for.
+
+    Raises:
+        TrainingError: a loss is NaN or infinite.
+    """
+    points = []
+    for step, loss in enumerate(torch.stack(fresh).tolist() if fresh else [], end - len(fresh)):
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"distill: expected a finite loss, got {loss} at step {step} of stage {number} ({stage.objective}). "
+                "Use a lower learning rate, a longer warm-up or float32."
+            )
+        points.append(LossPoint(number, step, loss, stage.learning_rate_at(step)))
+    return points
+
+
+def _optimizer(student: nn.Module, stage: Stage, settings: DistillSettings) -> torch.optim.Optimizer:
+    """Let the stage's parameters require gradients, and no others, and return their optimiser."""
+    parts = {"new": _NEW, "attention": _ATTENTION, "all": ("",)}[stage.trainable]
+    new, old = list[nn.Parameter](), list[nn.Parameter]()
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(any(part in name for part in parts))
+        parameter.grad = None
+        if parameter.requires_grad:
+            (new if any(part in name for part in _NEW) else old).append(parameter)
+    groups = [{"params": new, "rate": stage.new_rate}, {"params": old, "rate": 1.0}]
+    groups = [group for group in groups if group["params"]]
+    if not groups:
+        raise InputError(f"distill: the model has no parameters of the kind {stage.trainable!r}. Train others.")
+    return torch.optim.AdamW(groups, lr=stage.learning_rate, weight_decay=settings.weight_decay, fused=True)
+
+
+@contextmanager
+def _prepared(student: SpikingBrainForCausalLM, teacher: Any, settings: DistillSettings) -> Iterator[None]:
+    """Bring the models into the state for training, and back."""
+    modes, requires = (student.training, teacher.training), [p.requires_grad for p in student.parameters()]
+    before, checkpointing = student.settings, student.model.gradient_checkpointing
+    with ExitStack() as stack:
+        if settings.spiking is not None:
+            options = {"k": settings.k, "group_size": settings.group_size}
+            stack.enter_context(spike_aware(student, spiking_policy(settings.spiking, **options)))
+            set_settings(student, before.replace(spiking=settings.spiking, **options))
+        try:
+            student.train()
+            teacher.eval()
+            student.model.gradient_checkpointing = settings.gradient_checkpointing
+            yield
+        finally:
+            set_settings(student, before)
+            student.model.gradient_checkpointing = checkpointing
+            student.train(modes[0])
+            teacher.train(modes[1])
+            for parameter, required in zip(student.parameters(), requires, strict=True):
+                parameter.requires_grad_(required)
+                parameter.grad = None
+
+
+def _check(student: SpikingBrainForCausalLM, teacher: Any, tokens: Tensor, settings: DistillSettings) -> None:
+    ours = student.settings
+    if ours.spiking is not None:
+        raise InputError(
+            "distill: expected a float model, got one that spikes, whose INT8 weights cannot learn. Give the model of "
+            "before to_spiking; settings.spiking trains it with spikes in the forward pass."
+        )
+    theirs = teacher.config
+    sizes = (ours.num_layers, ours.hidden_size, ours.vocab_size)
+    expected = (theirs.num_hidden_layers, theirs.hidden_size, theirs.vocab_size)
+    if sizes != expected:
+        raise InputError(
+            f"distill: expected a student with the teacher's layers, hidden size and vocabulary, {expected}, got "
+            f"{sizes}."
+        )
+    longest = max(stage.context for stage in settings.stages)
+    if tokens.ndim != 1 or len(tokens) < longest:
+        raise InputError(
+            f"distill.tokens: expected at least {longest} ids [N], the longest context of a stage, got "
+            f"{list(tokens.shape)}. Give more text."
+        )
+    check_tokens(tokens, ours.vocab_size, "distill.tokens")
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Return a checksum of a sample of every parameter, the same on all devices."""
+    checksum = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        flat = parameter.detach().flatten()
+        some = flat[:: max(1, len(flat) // _SAMPLED)].to("cpu", torch.float64)
+        checksum.update(f"{name} {tuple(parameter.shape)}".encode() + some.numpy().tobytes())
+    return checksum.hexdigest()
+
+
+def _key(
+    student: SpikingBrainForCausalLM, teacher: nn.Module, tokens: Tensor, settings: DistillSettings, origin: str
+) -> str:
+    job = {"settings": settings.job(), "model": student.settings.to_dict()}
+    job |= {"teacher": fingerprint(teacher), "student": origin}
+    content = json.dumps(job, sort_keys=True).encode() + tokens.cpu().numpy().tobytes()
+    return hashlib.sha256(content).hexdigest()
+
+
+def _progress(losses: list[LossPoint]) -> dict[str, Any]:
+    return {"losses": [asdict(point) for point in losses]}
+
+
+def _make(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"{out}: cannot be made: {error.strerror}. Name another folder.") from error

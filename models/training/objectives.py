@@ -1,0 +1,140 @@
+"""What a student is to match of its teacher: attention outputs and hidden states per layer, or the logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..conversion.layerwise import Surroundings, trace, watch
+from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
+
+# Tokens whose logits are in memory at the same time.
+_TOKENS = 1024
+
+
+def match_layers(student: SpikingBrainForCausalLM, teacher: Any, ids: Tensor, share: float) -> Tensor:
+    """Add gradients of the layer-wise loss, and return the loss, without gradient.
+
+    Each layer of the student is shown what the teacher's layer was given, so that layers learn by themselves. Its loss
+    is |a - a'|^2 / |a'|^2 for the attention output a' of the teacher; where more than attention learns, plus the same
+    for what the whole layer adds to the residual stream, its hidden state. The result is the mean over all layers that
+    learn, which those that are the teacher's are not (`is_the_teachers`).
+
+    Args:
+        student: whose parameters that require gradients learn.
+        teacher: the Transformer.
+        ids: token ids, [B, L].
+        share: factor of the gradients: one over the number of batches that are accumulated.
+    """
+    traces = trace(teacher, ids)
+    around = Surroundings(student, ids, traces[0].normed.dtype)
+    learning = [
+        i
+        for i, layer in enumerate(student.model.layers)
+        if any(p.requires_grad for p in layer.parameters()) and not is_the_teachers(student, i, ids.shape[1])
+    ]
+    total = torch.zeros((), device=ids.device)
+    for i in learning:
+        target, layer = traces[i], student.model.layers[i]
+        # Requires a gradient, so that spiking attention takes its differentiable form in every layer.
+        residual = target.residual.detach().clone().requires_grad_()
+        if any(p.requires_grad for p in layer.get_submodule("mlp").parameters()):
+            with watch({"attn": layer.get_submodule("attn")}) as seen:
+                result, _ = layer(residual, around.context, around.state(i))
+            loss = _relative_error(result - residual, target.result - target.residual)
+            loss = loss + _relative_error(seen["attn"][1], target.attended)
+        else:
+            normed = layer.get_submodule("attn_norm")(residual)
+            attended = layer.get_submodule("attn")(normed, around.context, around.state(i))
+            loss = _relative_error(attended, target.attended)
+        loss = loss / len(learning)
+        (loss * share).backward()
+        total += loss.detach()
+    return total
+
+
+def is_the_teachers(student: SpikingBrainForCausalLM, layer: int, length: int) -> bool:
+    """Return whether a converted layer computes what the Transformer's does, on texts of that length.
+
+    Its layer-wise loss is rounding noise, which Adam would scale up to full steps.
+    """
+    settings, plan = student.settings, student.settings.layers[layer]
+    sees_all = plan.softmax == "full" or settings.max_window_keys >= length
+    same = settings.spiking is None and settings.num_sinks == 0 and plan.ffn != "moe"
+    return same and "gla" not in plan.mixers and sees_all
+
+
+def match_logits(
+    student: SpikingBrainForCausalLM, teacher: Any, ids: Tensor, share: float, *, temperature: float, ce_weight: float
+) -> Tensor:
+    """Add gradients of KL(teacher || student) * temperature^2 + ce_weight * cross-entropy; return it without gradient.
+
+    Both are means over tokens. With experts, the load-balancing loss is added, weighed as the configuration says.
+
+    Args:
+        student: whose parameters that require gradients learn.
+        teacher: the Transformer.
+        ids: token ids, [B, L].
+        share: factor of the gradients: one over the number of batches that are accumulated.
+        temperature: both logits are divided by it in KL.
+        ce_weight: of the cross-entropy of the next token of the text.
+
+    Source:
+        Hinton et al., Distilling the Knowledge in a Neural Network, arXiv:1503.02531.
+    """
+    with torch.no_grad():
+        known = teacher.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+    embedded = student.model.embeddings(ids)
+    if not embedded.requires_grad:
+        # As above: spiking attention is to take one form, for sink tokens and text.
+        embedded.requires_grad_()
+    found = student.model(inputs_embeds=embedded, use_cache=False)
+    hidden = found.last_hidden_state[:, :-1].flatten(0, 1)
+    targets = ids[:, 1:].flatten()
+    loss, gradients = torch.zeros((), device=ids.device), list[Tensor]()
+    for some, wanted, following in zip(
+        hidden.split(_TOKENS), known.split(_TOKENS), targets.split(_TOKENS), strict=True
+    ):
+        # Backwards at once: these logits are gone before the next ones come.
+        leaf = some.detach().requires_grad_()
+        part = _divergence(student, teacher, leaf, wanted, following, temperature, ce_weight) / len(targets)
+        (part * share).backward()
+        assert leaf.grad is not None
+        gradients.append(leaf.grad)
+        loss += part.detach()
+    ends, gradients = [hidden], [torch.cat(gradients)]
+    if found.aux_loss is not None:
+        ends.append(student.settings.aux_loss_weight * found.aux_loss)
+        gradients.append(torch.full_like(found.aux_loss, share))
+        loss += ends[-1].detach()
+    torch.autograd.backward(ends, gradients)
+    return loss
+
+
+def _divergence(
+    student: SpikingBrainForCausalLM,
+    teacher: Any,
+    hidden: Tensor,
+    known: Tensor,
+    targets: Tensor,
+    temperature: float,
+    ce_weight: float,
+) -> Tensor:
+    """Return the sum over tokens of what `match_logits` says, from last hidden states [tokens, d] of both."""
+    with torch.no_grad():
+        wanted = _divided(teacher.lm_head(known).float(), temperature).log_softmax(-1)
+    logits = student.lm_head(hidden).float()
+    found = _divided(logits, temperature).log_softmax(-1)
+    loss = F.kl_div(found, wanted, reduction="sum", log_target=True) * temperature**2
+    return loss + ce_weight * F.cross_entropy(logits, targets, reduction="sum") if ce_weight else loss
+
+
+def _divided(logits: Tensor, temperature: float) -> Tensor:
+    return logits if temperature == 1 else logits / temperature
+
+
+def _relative_error(found: Tensor, wanted: Tensor) -> Tensor:
+    return (found.float() - wanted.float()).square().sum() / wanted.float().square().sum().clamp(min=1e-30)

@@ -1,0 +1,53 @@
+"""Text that a model writes itself, as training data where there is none."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import InputError
+from ..spikingbrain.swa import any_length
+
+
+@torch.no_grad()
+def sample_from(
+    teacher: Any, num_tokens: int, *, length: int = 512, batch_size: int = 32, temperature: float = 1.0, seed: int = 0
+) -> Tensor:
+    """Let a language model write texts, each from a token drawn at random, and join them.
+
+    Args:
+        teacher: causal language model of transformers, with a cache.
+        num_tokens: how many tokens to return.
+        length: of one text, in tokens. An end-of-text token does not end it.
+        batch_size: texts written at the same time.
+        temperature: of the samples; 1 for the model's own distribution.
+        seed: same seed, same text, on the same device.
+    Returns:
+        Token ids, int64 [num_tokens], on the CPU.
+    Raises:
+        InputError: a size below 1, or a temperature not above 0.
+    """
+    for name, value, least in (("num_tokens", num_tokens, 1), ("length", length, 2), ("batch_size", batch_size, 1)):
+        if type(value) is not int or value < least:
+            raise InputError(f"sample_from.{name}: expected an integer >= {least}, got {value!r}.")
+    if not 0 < temperature < float("inf"):
+        raise InputError(f"sample_from.temperature: expected a finite number > 0, got {temperature!r}.")
+    generator = torch.Generator(teacher.device).manual_seed(seed)
+    # What transformers calls the cache changes with its version.
+    name = "cache" if "cache" in inspect.signature(teacher.forward).parameters else "past_key_values"
+    texts, num_texts = [], -(-num_tokens // length)
+    for first in range(0, num_texts, batch_size):
+        batch = min(batch_size, num_texts - first)
+        ids = torch.randint(teacher.config.vocab_size, (batch, 1), generator=generator, device=teacher.device)
+        written, cache = [ids], None
+        for _ in range(length - 1):
+            with any_length(teacher.device):
+                found = teacher(input_ids=written[-1], use_cache=True, **{name: cache})
+            cache = found[name]
+            probability = (found.logits[:, -1].float() / temperature).softmax(-1)
+            written.append(torch.multinomial(probability, 1, generator=generator))
+        texts.append(torch.cat(written, 1).cpu())
+    return torch.cat(texts).flatten()[:num_tokens]

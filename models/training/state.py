@@ -1,0 +1,97 @@
+"""The state of a training on disk: one safetensors file, replaced in one step."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ...errors import CheckpointError, InputError
+from ...files import write_whole
+
+FILE_NAME = "training.safetensors"
+_LOSSES = "loss.json"
+
+
+def save_state(
+    folder: Path, key: str, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]
+) -> None:
+    """Write parameters, what the optimiser remembers and the progress; a crash leaves the file of before.
+
+    Args:
+        folder: to write to.
+        key: identifies the job.
+        model: all of its parameters are written, by name.
+        optimizer: of some of them.
+        progress: JSON values; its "losses" are written to loss.json as well.
+    """
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+    tensors = {f"model.{name}": parameter.detach() for parameter, name in names.items()}
+    for parameter, remembered in optimizer.state.items():
+        tensors |= {f"optimizer.{names[parameter]}:{field}": value for field, value in remembered.items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    partial = folder / f"{FILE_NAME}.{os.getpid()}.partial"
+    try:
+        save_file(tensors, partial, metadata={"key": key, "progress": json.dumps(progress)})
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, folder / FILE_NAME)
+        write_whole(folder / _LOSSES, json.dumps(progress["losses"], indent=1) + "\n")
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise CheckpointError(f"{folder}: the state cannot be written: {error}. Make room there.") from error
+
+
+class SavedState:
+    """What `save_state` wrote.
+
+    Args:
+        folder: where it is.
+        key: of the job that is to go on.
+    Attributes:
+        progress: as it was saved; None if there is none.
+    Raises:
+        InputError: the state is of another job.
+        CheckpointError: the file is damaged.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        self.path = folder / FILE_NAME
+        self.progress: dict[str, Any] | None = None
+        self._tensors: dict[str, Tensor] = {}
+        if not self.path.exists():
+            return
+        try:
+            with safe_open(self.path, "pt") as file:
+                metadata = file.metadata()
+                self._tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{self.path}: cannot be read: {error}. Delete it to start again.") from error
+        if metadata.get("key") != key:
+            raise InputError(
+                f"{self.path}: this is the state of a training with other settings, tokens or sizes, or of other "
+                "models. Name another folder, or delete it to start again."
+            )
+        self.progress = json.loads(metadata["progress"])
+
+    @torch.no_grad()
+    def restore_model(self, model: nn.Module) -> None:
+        """Put the saved parameters into a model of the same kind."""
+        for name, parameter in model.named_parameters():
+            parameter.copy_(self._tensors[f"model.{name}"])
+
+    def restore_optimizer(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Put what the optimiser remembered into one of the same parameters."""
+        parameters = dict(model.named_parameters())
+        for name, tensor in self._tensors.items():
+            kind, _, rest = name.partition(".")
+            if kind == "optimizer":
+                owner, _, field = rest.rpartition(":")
+                parameter = parameters[owner]
+                optimizer.state[parameter][field] = tensor.to(parameter.device, copy=True)

@@ -1,0 +1,99 @@
+"""What a simulated model is as JSON: totals, components, layers, and where each number of the chip is from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from ..chip import COMPONENTS
+from ..energy import load_table
+from .model import LayerOnChip, ModelOnChip
+from .times import time_by_kind
+
+ASSUMPTIONS = (
+    "each layer has tiles of its own, which its packets never leave",
+    "results go from home to home on links of their own",
+    "layers that share an input each encode it; they run at the same time",
+    "what stays dense of a stage runs on one digital unit, the output head on those of all tiles",
+    "the time of attention is its mean over the tokens",
+    "the whole chip leaks for the whole time",
+)
+
+
+def describe_simulation(found: ModelOnChip) -> dict[str, Any]:
+    """Return totals per token, energy by component, time by kind, a row a layer, and the chip with its sources."""
+    n = found.num_tokens
+    energy = found.energy_pj
+    total = sum(energy.values())
+    activity = found.activity
+    num_spikes = sum(layer.num_spikes for layer in found.layers.values())
+    num_channels = n * sum(layer.placement.cores[-1].inputs.stop for layer in found.layers.values())
+    cores = sum(len(layer.placement.cores) for layer in found.layers.values())
+    add_pj = load_table()["int8_add"]
+    end_ps = int(found.end_ps[-1])
+    half = n // 2  # the rate is that of the second half of the tokens
+    steady_ps = end_ps - int(found.end_ps[half - 1]) if half else end_ps
+    return {
+        "chip": found.chip.name,
+        "process": found.chip.process,
+        "mode": found.mode,
+        "num_tokens": n,
+        "num_layers": len(found.layers),
+        "num_cores": {"mapped": cores, "chip": found.chip.num_cores},
+        "token_s": {
+            "mean": end_ps / n * 1e-12,
+            "first": int(found.end_ps[0]) * 1e-12,
+            "last": int(found.token_ps[-1]) * 1e-12,
+        },
+        "tokens_per_s": (n - half) / (steady_ps * 1e-12) if steady_ps else None,
+        "energy_per_token_pj": {name: value / n for name, value in energy.items()} | {"total": total / n},
+        "energy_per_mac_pj": {
+            "simulated": total / activity.num_macs,
+            "spiking layers without leakage and dense rest": (total - energy["leakage"] - energy["dense rest"])
+            / activity.num_macs,
+            "paper": num_spikes / num_channels * add_pj,
+            "paper, weighed by outputs": activity.num_synops / activity.num_macs * add_pj,
+        },
+        "components": COMPONENTS,
+        "time_per_token_ps": time_by_kind(found),
+        "activity": asdict(activity),
+        "exactness": {
+            "num_checked": sum(layer.num_sums for layer in found.layers.values()),
+            "num_mismatches": sum(layer.num_mismatches for layer in found.layers.values()),
+        },
+        "layers": [_row(layer, found) for layer in found.layers.values()],
+        "assumptions": list(ASSUMPTIONS),
+        "unsupported": list(found.unsupported),
+        "description": {
+            key: {
+                "value": getattr(getattr(found.chip, key.split(".")[0]), key.split(".")[1]),
+                "process": p,
+                "source": s,
+            }
+            for key, (p, s) in found.chip.sources.items()
+        },
+    }
+
+
+def _row(layer: LayerOnChip, found: ModelOnChip) -> dict[str, Any]:
+    energy = layer.activity.energy_pj(found.chip)
+    queues = sorted(layer.queues.items(), key=lambda queue: -queue[1][0])
+    links = sorted(layer.links.items(), key=lambda link: -link[1])
+    cores = zip(layer.placement.cores, layer.busy.tolist(), strict=True)
+    return {
+        "name": layer.name,
+        "num_cores": len(layer.placement.cores),
+        "origin": layer.placement.origin,
+        "latency_s": float(np.mean(layer.latency_ps)) * 1e-12,
+        "energy_per_token_pj": {name: value / found.num_tokens for name, value in energy.items()},
+        "num_synops": layer.activity.num_synops,
+        "busy": {"mean": float(layer.busy.mean()), "most": float(layer.busy.max())},
+        "cores": [{"tile": core.tile, "busy": share} for core, share in cores],
+        "queues": {  # fullest first
+            name: {"tile": layer.tiles[name][0], "mean": mean, "most": most} for name, (mean, most) in queues
+        },
+        "links": dict(links),  # packets, most first
+        "critical_path_ps": layer.critical_path_ps,
+    }
