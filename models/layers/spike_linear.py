@@ -32,12 +32,16 @@ class Step:
         train: the counts unrolled, [T, tokens, in_features]; T is the same for all steps of one call.
         accumulation: exact sums, int32, [tokens, groups, out_features].
         first_token: position of the first of these tokens within the call.
+        num_tokens: tokens of the whole call, which may come in several steps.
+        x: activations of the whole call, as the layer was given them, [*tokens, in_features].
     """
 
     count: Tensor
     train: SpikeTrain
     accumulation: Tensor
     first_token: int
+    num_tokens: int
+    x: Tensor
 
 
 Observer: TypeAlias = Callable[["SpikeLinear", Step], None]
@@ -149,7 +153,7 @@ class SpikeLinear(nn.Module):
                 if whole is not None:
                     return whole
             spikes = self.neuron(x)
-            y = self._run(spikes)
+            y = self._run(spikes, x)
         except SpikebrainError as error:
             raise type(error)(f"{self._where}: {error}") from error
         if torch.is_grad_enabled() and x.requires_grad:
@@ -215,7 +219,7 @@ class SpikeLinear(nn.Module):
     def _trains_bias(self) -> bool:
         return self.bias is not None and self.bias.requires_grad
 
-    def _run(self, spikes: SpikeCount) -> Tensor:
+    def _run(self, spikes: SpikeCount, x: Tensor) -> Tensor:
         """Unroll counts, accumulate and rescale, a portion of the tokens at a time; in the threshold's dtype."""
         tokens = spikes.count.shape[:-1]
         count = spikes.count.reshape(tokens.numel(), self.in_features)
@@ -229,7 +233,7 @@ class SpikeLinear(nn.Module):
         for first, part, train in self._portions(count):
             accumulation = torch.stack([backend.accumulate(*pair) for pair in self._by_group(train)], 1)
             for observer in self.observers:
-                observer(self, Step(part, train, accumulation, first))
+                observer(self, Step(part, train, accumulation, first, len(count), x))
             last = first + len(part)
             y[first:last] = (accumulation * scale).sum(1) * threshold[first:last]
         return y.reshape(*tokens, self.out_features)
