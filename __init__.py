@@ -25,8 +25,7 @@ from .models.io import load
 from .models.layers import convert
 from .models.recording import record
 from .neuro import AdaptiveThreshold, IntegrateAndFire, LeakyIntegrateAndFire, SpikeCount
-
-__version__ = "0.1.0"
+from .version import __version__
 
 __all__ = [
     "AEREvents",
@@ -49,6 +48,7 @@ __all__ = [
     "SpikingBrainForCausalLM",
     "Ternary",
     "TwosComplement",
+    "__version__",
     "convert",
     "decode",
     "dequantize",
