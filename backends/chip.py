@@ -35,7 +35,7 @@ class Chip(Backend):
         jitter: services last up to this share longer, at random; changes times, never sums.
         seed: of the jitter.
         trace: keep every service of every call.
-        implementation: "engine", or "reference" to run on SimPy.
+        implementation: "engine", or "simpy" for the short and slow one.
         on_simulation: called with the `LayerSimulation` of every call.
     Raises:
         InputError: an argument is wrong; a layer that does not fit raises when it is called.

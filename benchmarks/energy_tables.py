@@ -55,7 +55,7 @@ def main() -> None:
     codes(recordings)
     tables(recordings)
     steps(count_operations(recordings[3.0]))
-    fetches(recordings[3.0])
+    model_options(recordings[3.0])
     points(count_operations(recordings[3.0]).grouped(), options.out)
 
 
@@ -114,15 +114,15 @@ def steps(counts: ModelCounts) -> None:
             )
 
 
-def fetches(recording: Recording) -> None:
+def model_options(recording: Recording) -> None:
     print("\n## Options, k = 3, 45 nm: INT8 / spiking, projections and whole model\n")
     print("| option | whole model | projections only |")
     print("| --- | --- | --- |")
     rows: list[tuple[str, dict[str, Any], dict[str, Any]]]
-    rows = [(f"weights per {fetch}", {"fetch": fetch}, {}) for fetch in ("spike", "channel", "block")]
-    rows += [("blocks of 2048 bytes", {"fetch": "block"}, {"block_bytes": 2048})]
+    rows = [(f"weights per {per}", {"reads_per": per}, {}) for per in ("spike", "channel", "block")]
+    rows += [("blocks of 2048 bytes", {"reads_per": "block"}, {"block_bytes": 2048})]
     rows += [(f"per channel, shared by {n} tokens", {}, {"shared_tokens": n}) for n in SHARED[1:]]
-    rows += [("shift per spike", {"shift": "spike"}, {}), ("sums in SRAM", {"sums": "sram"}, {})]
+    rows += [("shift per spike", {"shifts_per": "spike"}, {}), ("sums in SRAM", {"sums_in": "sram"}, {})]
     rows += [(f"SRAM banks of {n // 1024} KB", {"sram_bytes": n}, {}) for n in (8192, 1048576)]
     rows += [
         ("weights in DRAM", {"on_chip_bytes": 0}, {}),

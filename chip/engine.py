@@ -1,4 +1,4 @@
-"""The simulation for large layers: `reference.py` in compiled loops, event for event."""
+"""The simulation for large layers: `simpy_engine.py` in compiled loops, event for event."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def _set_turn(s, turn, earliest, size):
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
-def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; reference.py says the same in parts
+def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; simpy_engine.py says the same in parts
     kind,
     depth,
     service_ps,

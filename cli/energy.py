@@ -27,9 +27,9 @@ def energy_command(
         str, typer.Argument(help="A model, as of `spikebrain report`, which is run; or a report.json, which is read.")
     ] = "smollm2",
     table: Annotated[str, typer.Option(help="Energy table: a name, or the path of a .toml file.")] = "horowitz_45nm",
-    fetch: Annotated[str, typer.Option(help="Weights read per spike, channel or block.")] = "channel",
-    shift: Annotated[str, typer.Option(help="Digits shifted per timestep or spike.")] = "timestep",
-    sums: Annotated[str, typer.Option(help="Sums kept in register or sram.")] = "register",
+    reads_per: Annotated[str, typer.Option(help="Weights read per spike, channel or block.")] = "channel",
+    shifts_per: Annotated[str, typer.Option(help="Digits shifted per timestep or spike.")] = "timestep",
+    sums_in: Annotated[str, typer.Option(help="Sums kept in register or sram.")] = "register",
     sram_bytes: Annotated[int, typer.Option(help="Size of an SRAM bank.")] = 32768,
     on_chip_bytes: Annotated[
         int | None, typer.Option(help="Weights beyond come from DRAM.", show_default="all on chip")
@@ -49,8 +49,8 @@ def energy_command(
     energies = load_table(table)
     if encoder not in ENCODERS:
         raise InputError(f"--encoder: expected one of {', '.join(ENCODERS)}; got {encoder!r}.")
-    options: dict[str, Any] = {"fetch": fetch, "shift": shift, "sums": sums, "sram_bytes": sram_bytes}
-    options |= {"on_chip_bytes": on_chip_bytes, "leakage_w": leakage_w, "token_s": token_s}
+    options: dict[str, Any] = {"reads_per": reads_per, "shifts_per": shifts_per, "sums_in": sums_in}
+    options |= {"sram_bytes": sram_bytes, "on_chip_bytes": on_chip_bytes, "leakage_w": leakage_w, "token_s": token_s}
     is_chip = "synop" in energies and "int8_add" not in energies
     if is_chip and out is not None:
         raise InputError(f"--out: nothing is written with the table {table}, which gives one number. Leave it out.")
@@ -153,7 +153,7 @@ def _table(*columns: str) -> Table:
 
 
 def _write(found: dict[str, Any], counts: ModelCounts, model: DigitalEnergy, out: Path) -> None:
-    title = f"{counts.model}, table {model.table.name}, weights read per {model.fetch}"
+    title = f"{counts.model}, table {model.table.name}, weights read per {model.reads_per}"
     groups = counts.grouped()
     points = [break_even(groups, model, name) for name, layer in groups.layers.items() if layer.spiking.num_spikes]
     try:

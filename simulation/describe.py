@@ -56,7 +56,7 @@ def describe_simulation(found: ModelOnChip) -> dict[str, Any]:
             "paper": num_spikes / num_channels * add_pj,
             "paper, weighed by outputs": activity.num_synops / activity.num_macs * add_pj,
         },
-        "components": COMPONENTS,
+        "components": {name: component.meaning for name, component in COMPONENTS.items()},
         "time_per_token_ps": time_by_kind(found),
         "activity": asdict(activity),
         "exactness": {
@@ -67,11 +67,7 @@ def describe_simulation(found: ModelOnChip) -> dict[str, Any]:
         "assumptions": list(ASSUMPTIONS),
         "unsupported": list(found.unsupported),
         "description": {
-            key: {
-                "value": getattr(getattr(found.chip, key.split(".")[0]), key.split(".")[1]),
-                "process": p,
-                "source": s,
-            }
+            key: {"value": found.chip.value(key), "process": p, "source": s}
             for key, (p, s) in found.chip.sources.items()
         },
     }

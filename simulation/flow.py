@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..chip import Activity, Description, Placement
-from ..chip.description import to_ps
 from ..chip.mapping import is_north_south, route
+from ..chip.parts import to_ps
 from ..energy import OperationCounts
 
 

@@ -19,7 +19,7 @@ from ...errors import InputError
 from ..layers.convert import check_patterns
 from ..layers.spike_linear import SpikeLinear, Step, observing
 from .modules import ModuleRecord, describe
-from .weight_reads import FetchRecord
+from .weight_reads import WeightReads
 
 # Counting into bins is ten times faster than sorting, as long as the bins fit the cache.
 _MAX_BINS = 2**20
@@ -41,7 +41,7 @@ class LayerRecord:
         num_weighted_spikes: spikes of timesteps whose weight is not 1 or -1: those that a shift goes with.
         num_active_channels: channels with a spike in their train, over all tokens: rows of weights that were needed.
         zero_point: the largest of the trains.
-        fetches: which weights were needed, in blocks of memory and by several tokens at a time.
+        weight_reads: which weights were needed, in blocks of memory and by several tokens at a time.
         num_scales: groups of input channels with a weight scale of their own.
         has_bias: whether the layer has a bias.
         k: of the layer's `AdaptiveThreshold`; None with another neuron.
@@ -60,7 +60,7 @@ class LayerRecord:
     num_weighted_spikes: int = 0
     num_active_channels: int = 0
     zero_point: int = 0
-    fetches: list[FetchRecord] = field(default_factory=list)
+    weight_reads: list[WeightReads] = field(default_factory=list)
     num_scales: int = 1
     has_bias: bool = False
     k: float | None = None
@@ -68,13 +68,13 @@ class LayerRecord:
     encoder: str = ""
 
     @classmethod
-    def of_layer(cls, name: str, layer: SpikeLinear, fetches: list[FetchRecord]) -> LayerRecord:
+    def of_layer(cls, name: str, layer: SpikeLinear, weight_reads: list[WeightReads]) -> LayerRecord:
         """Return an empty record of a layer."""
         return cls(
             name,
             layer.in_features,
             layer.out_features,
-            fetches=fetches,
+            weight_reads=weight_reads,
             num_scales=len(layer.groups),
             has_bias=layer.bias is not None,
             k=getattr(layer.neuron, "k", None),
@@ -103,19 +103,19 @@ class LayerRecord:
         # Spikes of both signs, so that none cancels another. Many times faster than `any` over the time axis.
         active = functools.reduce(torch.bitwise_or, train.spikes.unbind(0)) != 0
         self.num_active_channels += int(active.count_nonzero())
-        for fetch in self.fetches:
-            fetch.add(active, self.out_features)
+        for reads in self.weight_reads:
+            reads.add(active, self.out_features)
 
     def state(self) -> dict[str, Any]:
         """Return everything as JSON can hold it."""
-        return {**vars(self), "fetches": [asdict(fetch) for fetch in self.fetches]}
+        return {**vars(self), "fetches": [asdict(reads) for reads in self.weight_reads]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take over what `state` gave, after a way through JSON."""
         for attribute, value in state.items():
             setattr(self, attribute, value)
         self.count_histogram = Counter({int(c): n for c, n in state["count_histogram"].items()})
-        self.fetches = [FetchRecord(**fetch) for fetch in state["fetches"]]
+        self.weight_reads = [WeightReads(**reads) for reads in state["weight_reads"]]
 
 
 @dataclass
@@ -188,7 +188,7 @@ def record(
         model: a converted model, or a single SpikeLinear.
         layers: patterns of layer names (with * and ?); a layer is recorded if one matches.
         keep_trains: also keep every spike train, which takes timesteps x tokens x channels bytes a layer.
-        block_bytes: sizes of memory blocks for which reads of weights are counted (see `FetchRecord`).
+        block_bytes: sizes of memory blocks for which reads of weights are counted (see `WeightReads`).
         shared_tokens: numbers of consecutive tokens for which they are read once; all combinations are counted.
     Yields:
         A recording that fills while the model runs.
@@ -209,8 +209,8 @@ def record(
             f"record: expected a SpikeLinear that matches {layers}; the model has {len(spiking)}. "
             + (f"One is {next(iter(spiking))!r}." if spiking else "Call convert first.")
         )
-    fetches = [(size, tokens) for size in block_bytes for tokens in shared_tokens]
-    records = {n: LayerRecord.of_layer(n, m, [FetchRecord(*pair) for pair in fetches]) for n, m in chosen.items()}
+    sizes = [(size, tokens) for size in block_bytes for tokens in shared_tokens]
+    records = {n: LayerRecord.of_layer(n, m, [WeightReads(*pair) for pair in sizes]) for n, m in chosen.items()}
     parts, unsupported = describe(model)
     recording = Recording(
         records,

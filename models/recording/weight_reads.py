@@ -12,7 +12,7 @@ from ...errors import InputError
 
 
 @dataclass
-class FetchRecord:
+class WeightReads:
     """How many rows and blocks of INT8 weights were needed, each counted once per group of tokens.
 
     The weights lie in memory as `SpikeLinear` keeps them: the out_features bytes of input channel 0, then those of
