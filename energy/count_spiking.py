@@ -66,9 +66,11 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
     weights = inputs * outputs
     if not n:
         return LayerCounts("projection", weight_count=weights)
-    fetch = next((f for f in layer.fetches if (f.block_bytes, f.shared_tokens) == (block_bytes, shared_tokens)), None)
+    fetch = next(
+        (f for f in layer.weight_reads if (f.block_bytes, f.shared_tokens) == (block_bytes, shared_tokens)), None
+    )
     if fetch is None:
-        have = ", ".join(f"{f.block_bytes} bytes with {f.shared_tokens} tokens" for f in layer.fetches) or "none"
+        have = ", ".join(f"{f.block_bytes} bytes with {f.shared_tokens} tokens" for f in layer.weight_reads) or "none"
         raise InputError(
             f"{layer.name}: expected reads recorded for blocks of {block_bytes} bytes shared by {shared_tokens} "
             f"tokens, got {have}. Use record(..., block_bytes=..., shared_tokens=...)."
