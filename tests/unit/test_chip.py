@@ -285,7 +285,7 @@ def test_orders_are_learned_from_what_fires(spiking):
     assert all(layer.num_mismatches == 0 for layer in found.layers.values())
 
 
-def test_what_is_refused(spiking, tiny_llama):
+def test_what_is_refused(spiking, as_users):
     ids = torch.arange(3)
     with pytest.raises(InputError, match="expected one of decode, prefill"):
         simulate_model(spiking, ids, ASYNC, mode="train")
