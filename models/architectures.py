@@ -128,6 +128,12 @@ ARCHITECTURES = (
         _parts(window="config.sliding_window"),
         not_convertible="All its layers may have a sliding window, and ours that copy a layer have none.",
     ),
+    Architecture(
+        ("qwen3",),
+        "Qwen3",
+        _parts(window="sliding_window"),
+        not_convertible="It has norms of queries and keys (q_norm, k_norm), which our layers do not have.",
+    ),
 )
 
 # Of any architecture: norms, which are called by themselves, and classes that are counted with the module they are in.

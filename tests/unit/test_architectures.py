@@ -55,11 +55,29 @@ def test_every_part_is_counted(model_type):
     assert [len(found) for found in parts.values()] == [2, 2]
     residuals = [p for p in recording.modules.values() if p.kind == "residual"]
     assert [(p.sizes, p.num_tokens) for p in residuals] == [({"dim": 24}, 12)] * 2
-    # Two norms as wide as the residual stream in each block, and the last one.
-    norms = [p for p in recording.modules.values() if p.kind == "rms-norm" and p.sizes == {"dim": 24}]
-    assert [p.num_tokens for p in norms] == [12] * 5
     assert set(recording.order) == recording.layers.keys() | recording.modules.keys()
     assert count_operations(recording).unsupported == ()
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_norm_is_counted(model_type):
+    model, vectors = tiny(model_type), {}
+
+    def count(name):
+        return lambda module, arguments: vectors.update({name: arguments[0].numel() // module.weight.numel()})
+
+    for name, module in model.named_modules():
+        if type(module).__name__.endswith("Norm"):
+            module.register_forward_pre_hook(count(name))
+    norms = {p.name: p for p in recorded(model).modules.values() if p.kind == "rms-norm"}
+    with torch.inference_mode():
+        model(torch.arange(12)[None])
+    assert {name: part.num_tokens for name, part in norms.items()} == vectors
+    assert len(norms) >= 2 * 2 + 1
+    assert all(part.sizes == {"dim": model.get_submodule(name).weight.numel()} for name, part in norms.items())
+    if model_type == "qwen3":  # queries and keys: 12 tokens of 4 and of 2 heads of 6 channels
+        own = {name.rpartition(".")[2]: (part.num_tokens, part.sizes["dim"]) for name, part in norms.items()}
+        assert (own["q_norm"], own["k_norm"]) == ((48, 6), (24, 6))
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -92,6 +110,7 @@ def test_conversion_does_what_the_record_says(model_type):
     [
         ("mistral", {"sliding_window": 4}),
         ("qwen2", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}),
+        ("qwen3", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}),
     ],
 )
 def test_windows(model_type, changes):
