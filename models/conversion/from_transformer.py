@@ -30,7 +30,7 @@ from ..spikingbrain.config import LayerPlan, SpikingBrainConfig
 from ..spikingbrain.layouts import parse_layers
 from ..spikingbrain.transformers_config import SpikingBrainPretrainedConfig
 from .calibrate import calibrate, gate_bias
-from .source import BIASES, FFN, LAYER, settings_of
+from .source import origins, settings_of, weights_of
 
 # Tokens after which a state has decayed to 1 / e, before calibration; the best single one for SmolLM2 (DESIGN.md).
 TIME_CONSTANT = 64.0
@@ -59,7 +59,7 @@ def from_transformer(
     A layer "full" computes what the Transformer's did, and so does "swa" for texts within its window.
 
     Args:
-        model: LlamaForCausalLM or Qwen2ForCausalLM of transformers.
+        model: a causal language model of transformers, of a convertible architecture (`models/architectures.py`).
         layout: "7b", "76b", plans joined by commas such as "gla,swa,gla+full/moe", or a tuple of plans.
         calibration: token ids, [B, L] or [L]; None to leave the new parameters as they start.
         fit: what `calibrate` fits, "columns" or "o-proj".
@@ -104,21 +104,15 @@ def from_transformer(
 def _fill(student: SpikingBrainForCausalLM, source: Any, seed: int) -> None:
     """Give every parameter of a model without memory its first value."""
     weights = {name: parameter.detach() for name, parameter in source.named_parameters()}
-    embedding = weights["model.embed_tokens.weight"]
-    origin = {"model.embeddings.weight": "model.embed_tokens.weight", "model.norm.weight": "model.norm.weight"}
-    origin |= {
-        f"model.layers.{i}.{ours}": f"model.layers.{i}.{theirs}"
-        for i in range(student.settings.num_layers)
-        for ours, theirs in {**LAYER, **BIASES, **FFN}.items()
-    }
-    if not student.settings.tie_word_embeddings:
-        origin["lm_head.weight"] = "lm_head.weight"
+    origin = origins(weights_of(source), student.settings.num_layers)
+    embedding = weights[origin["model.embeddings.weight"]]
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in list(student.named_parameters()):
         if name in origin:
             value = weights[origin[name]].clone()
         elif ".experts." in name or ".shared." in name:
-            value = upcycle(weights[f"{name.partition('.mlp.')[0]}.mlp.{_tail(name)}"], name, student.settings)
+            dense = f"{name.partition('.mlp.')[0]}.mlp.{_tail(name)}"
+            value = upcycle(weights[origin[dense]], name, student.settings)
         elif name == "model.sinks":
             first = source.config.bos_token_id
             row = embedding.mean(0) if first is None else embedding[first]

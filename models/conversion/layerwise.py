@@ -14,6 +14,7 @@ from ..spikingbrain.attention import Context
 from ..spikingbrain.cache import LayerState, SpikingBrainCache
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from ..spikingbrain.rope import rotary_angles
+from .source import weights_of
 
 
 @dataclass(frozen=True)
@@ -40,15 +41,17 @@ def trace(teacher: Any, ids: Tensor) -> list[LayerTrace]:
     """Run a Transformer and keep what went through each layer.
 
     Args:
-        teacher: LlamaForCausalLM or Qwen2ForCausalLM of transformers.
+        teacher: a Transformer that `from_transformer` can convert.
         ids: token ids, [B, L].
     """
-    layers = teacher.model.layers
+    weights = weights_of(teacher)
+    norm, o_proj = (weights.layer[f"{name}.weight"].removesuffix(".weight") for name in ("attn_norm", "attn.o_proj"))
+    layers: Any = teacher.get_submodule(weights.layers)
     watched = {}
     for i, layer in enumerate(layers):
-        watched |= {f"{i}.norm": layer.input_layernorm, f"{i}.o_proj": layer.self_attn.o_proj, f"{i}": layer}
+        watched |= {f"{i}.norm": layer.get_submodule(norm), f"{i}.o_proj": layer.get_submodule(o_proj), f"{i}": layer}
     with watch(watched) as seen:
-        teacher.model(input_ids=ids, use_cache=False)
+        teacher.base_model(input_ids=ids, use_cache=False)
     return [
         LayerTrace(*seen[f"{i}.norm"], *seen[f"{i}.o_proj"], seen[f"{i}"][1])  # (in, out), (in, out), out
         for i in range(len(layers))

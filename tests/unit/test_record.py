@@ -1,3 +1,4 @@
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -118,3 +119,34 @@ def test_nothing_to_record(tiny_llama):
         pass
     with pytest.raises(InputError, match=r"One is 'model\.layers\.0"), record(convert(tiny_llama).model, layers=("x",)):
         pass
+
+
+def test_order_is_that_of_the_first_runs(tiny_llama):
+    model = convert(tiny_llama).model
+    with record(model) as recording:
+        model(IDS)
+        model(IDS)
+    block = [
+        "",
+        ".input_layernorm",
+        ".self_attn",
+        ".self_attn.q_proj",
+        ".self_attn.k_proj",
+        ".self_attn.v_proj",
+        ".self_attn.o_proj",
+        ".post_attention_layernorm",
+        ".mlp",
+        ".mlp.gate_proj",
+        ".mlp.up_proj",
+        ".mlp.down_proj",
+    ]
+    blocks = [f"model.layers.{i}{name}" for i in range(2) for name in block]
+    assert recording.order == ["model.embed_tokens", *blocks, "model.norm", "lm_head"]
+    # A recording that goes on after it was restored keeps the order.
+    state = json.loads(json.dumps(recording.state()))
+    with record(model) as restored:
+        restored.restore(state)
+        model(IDS)
+    assert restored.order == recording.order
+    assert restored.layers["model.layers.0.mlp.up_proj"].num_tokens == 36
+    assert restored.layers["model.layers.0.mlp.up_proj"].weight_reads[0].num_groups == 36
