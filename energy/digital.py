@@ -32,8 +32,8 @@ class DigitalEnergy(EnergyModel):
 
     Attributes:
         table: energies per operation.
-        reads_per: which weights are read: a row for each "spike", for each active "channel", or each memory "block" that
-            holds a byte of an active row (of the size that the counts are for). Dense layers read all.
+        reads_per: which weights are read: a row for each "spike", for each active "channel", or each memory "block"
+            that holds a byte of an active row (of the size that the counts are for). Dense layers read all.
         shifts_per: digits are shifted once a "timestep" (the sums) or for each "spike" (the weights).
         sums_in: where sums are kept while spikes are added: a "register" costs nothing, "sram" is read and written.
         accumulator_width: 8, 16 or 32, for integer sums of spikes; None derives it for each layer from the bound of its
@@ -107,8 +107,9 @@ class DigitalEnergy(EnergyModel):
         width = f"{self.accumulator_width}-bit" if self.accumulator_width else "derived"
         place = "on chip" if self.on_chip_bytes is None else f"on chip up to {self.on_chip_bytes:,} bytes"
         return (
-            f"weights read per {self.reads_per} from SRAM banks of {self.sram_bytes:,} bytes ({place}), sums {width} in "
-            f"{self.sums_in}, shifts per {self.shifts_per}, {self.leakage_w:g} W leakage x {self.token_s:g} s a token"
+            f"weights read per {self.reads_per} from SRAM banks of {self.sram_bytes:,} bytes ({place}), sums {width} "
+            f"in {self.sums_in}, shifts per {self.shifts_per}, {self.leakage_w:g} W leakage x {self.token_s:g} s a "
+            "token"
         )
 
     def _weight_memory(self, counts: ModelCounts, system: str) -> str:

@@ -21,7 +21,7 @@ def match_layers(student: SpikingBrainForCausalLM, teacher: Any, ids: Tensor, sh
     Each layer of the student is shown what the teacher's layer was given, so that layers learn by themselves. Its loss
     is |a - a'|^2 / |a'|^2 for the attention output a' of the teacher; where more than attention learns, plus the same
     for what the whole layer adds to the residual stream, its hidden state. The result is the mean over all layers that
-    learn, which those that are the teacher's are not (`is_the_teachers`).
+    learn, which those that are the teacher's are not (`equals_teacher`).
 
     Args:
         student: whose parameters that require gradients learn.
@@ -34,7 +34,7 @@ def match_layers(student: SpikingBrainForCausalLM, teacher: Any, ids: Tensor, sh
     learning = [
         i
         for i, layer in enumerate(student.model.layers)
-        if any(p.requires_grad for p in layer.parameters()) and not is_the_teachers(student, i, ids.shape[1])
+        if any(p.requires_grad for p in layer.parameters()) and not equals_teacher(student, i, ids.shape[1])
     ]
     total = torch.zeros((), device=ids.device)
     for i in learning:
@@ -56,7 +56,7 @@ def match_layers(student: SpikingBrainForCausalLM, teacher: Any, ids: Tensor, sh
     return total
 
 
-def is_the_teachers(student: SpikingBrainForCausalLM, layer: int, length: int) -> bool:
+def equals_teacher(student: SpikingBrainForCausalLM, layer: int, length: int) -> bool:
     """Return whether a converted layer computes what the Transformer's does, on texts of that length.
 
     Its layer-wise loss is rounding noise, which Adam would scale up to full steps.

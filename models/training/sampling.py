@@ -11,6 +11,9 @@ from torch import Tensor
 from ...errors import InputError
 from ..spikingbrain.swa import any_length
 
+# Share of a GPU's free memory that keys and values may take, and the most texts at a time there and on a CPU.
+_MEMORY_SHARE, _MOST_TEXTS, _TEXTS_ON_CPU = 0.25, 2048, 32
+
 
 @torch.no_grad()
 def sample_from(
@@ -51,3 +54,19 @@ def sample_from(
             written.append(torch.multinomial(probability, 1, generator=generator))
         texts.append(torch.cat(written, 1).cpu())
     return torch.cat(texts).flatten()[:num_tokens]
+
+
+def texts_at_once(teacher: Any, length: int) -> int:
+    """Return how many texts a model should write at the same time, so that its keys and values fit the memory.
+
+    Args:
+        teacher: causal language model of transformers.
+        length: of a text, in tokens.
+    """
+    if teacher.device.type == "cpu":
+        return _TEXTS_ON_CPU
+    config = teacher.config
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    text_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * dim * length * teacher.dtype.itemsize
+    free_bytes, _ = torch.cuda.mem_get_info(teacher.device)
+    return max(1, min(int(_MEMORY_SHARE * free_bytes / text_bytes), _MOST_TEXTS))

@@ -160,7 +160,9 @@ def test_waterfall_ends_at_the_full_model():
     }
 
 
-@pytest.mark.parametrize("options", [{}, {"reads_per": "spike"}, {"shifts_per": "spike", "sums_in": "sram"}, {"reads_per": "block"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"reads_per": "spike"}, {"shifts_per": "spike", "sums_in": "sram"}, {"reads_per": "block"}]
+)
 def test_break_even_is_where_both_cost_the_same(options):
     model = DigitalEnergy(**options)
     point = break_even(counts_with(113), model, "layer")
@@ -430,13 +432,17 @@ def test_command_on_a_model_and_on_its_report(model_folder, tmp_path, as_users):
     text = tmp_path / "text.txt"
     text.write_text("Neurons that fire together wire together. " * 4)
     usual = (model_folder, "--text", text, "--num-tokens", "64")
-    said = run(*usual, "--out", tmp_path / "out", "--reads-per", "block", "--block-bytes", 16, "--encoder", "signed-digit")
-    for shown in ("total", "eq. 24", "Break-even", "rest arithmetic", "Not verified", "SignedDigit", "Left out"):
+    said = run(
+        *usual, "--out", tmp_path / "out", "--reads-per", "block", "--block-bytes", 16, "--encoder", "signed-digit"
+    )
+    for shown in ("total", "eq. 24", "Break-even", "rest arithmetic", "Not confirmed", "SignedDigit", "Left out"):
         assert shown in said
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"energy.json", "waterfall.png", "break_even.png"}
     found = json.loads((tmp_path / "out" / "energy.json").read_text())
     counts = ModelCounts.from_dict(found["counts"])
-    assert DigitalEnergy(reads_per="block").estimate(counts).total_pj == pytest.approx(found["digital"]["spiking_total_pj"])
+    assert DigitalEnergy(reads_per="block").estimate(counts).total_pj == pytest.approx(
+        found["digital"]["spiking_total_pj"]
+    )
     assert counts.encoder == repr(SignedDigit())
     assert "Jouppi" in run(tmp_path / "out" / "energy.json", "--table", "jouppi_7nm")
     with pytest.raises(InputError, match="nothing is written with the table loihi_14nm"):

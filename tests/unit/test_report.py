@@ -15,7 +15,7 @@ from spikebrain.analysis import measure_perplexity, perplexity, split_windows
 from spikebrain.backends import Cpu
 from spikebrain.cli.app import app, main
 from spikebrain.errors import ActivationError, InputError
-from spikebrain.jobs import report
+from spikebrain.jobs.inputs import read_text
 from spikebrain.jobs.resume import FILE_NAME
 
 TEXT = "It reports firing rates, sparsity, accuracy and energy. " * 8
@@ -110,7 +110,7 @@ def test_files_and_keys(run, tmp_path):
     assert [row["name"] for row in rows] == [layer["name"] for layer in found["layers"]]
     assert len(rows) == 14
     assert float(rows[3]["mean_spikes"]) == found["layers"][3]["mean_spikes"]
-    for shown in ("Perplexity", "silent_fraction", "Left out", "nothing is measured", "Exactness: 0 of 1,792"):
+    for shown in ("Perplexity", "silent channels", "Left out", "nothing is measured", "Exactness: 0 of 1,792"):
         assert shown in run.screen
 
 
@@ -203,7 +203,7 @@ def test_converted_model(run, tiny_llama, tokenizer, tmp_path):
 
 
 def test_default_text():
-    text, source = report.read_text(None)
+    text, source = read_text(None)
     assert len(text) > 100_000
     assert source.startswith("pydoc_data.topics of Python 3.")
 
@@ -255,24 +255,28 @@ def fails(capsys, monkeypatch, *arguments):
     ("options", "message"),
     [
         (["--text", "nowhere.txt"], "--text nowhere.txt: cannot be read: No such file"),
-        (["--k", "0"], "AdaptiveThreshold.k: expected a finite number > 0, got 0.0"),
-        (["--k", "-2"], "AdaptiveThreshold.k: expected a finite number > 0, got -2.0"),
-        (["--k", "nan"], "AdaptiveThreshold.k: expected a finite number > 0, got nan"),
+        (["--k", "0"], "--k: expected a finite number > 0, got 0.0"),
+        (["--k", "-2"], "--k: expected a finite number > 0, got -2.0"),
+        (["--k", "nan"], "--k: expected a finite number > 0, got nan"),
         (["--k", "three"], "Invalid value for '--k'"),
         (["--encoder", "morse"], "--encoder: expected one of binary"),
         (["--backend", "tpu"], "--backend: expected one of auto, "),
         (
             ["--context", "65", "--num-tokens", "200"],
-            "A window of 65 tokens: expected at most the model's 64 positions.",
+            "A window of 65 tokens: expected at most the model's 64 positions. Lower --context (--num-tokens where",
         ),
-        (["--context", "1"], "context: expected at least 2 tokens"),
-        (["--num-tokens", "10"], "num_tokens: expected at least one window of context = 40 tokens, got 10"),
+        (["--context", "1"], "--context: expected at least 2 tokens"),
+        (
+            ["--num-tokens", "10"],
+            "--num-tokens: expected at least one window of 40 tokens, got 10. Raise --num-tokens or lower --context.",
+        ),
         (
             ["--layers", "*.conv"],
             "a linear layer that matches ('*.conv',), found none. 'model.embed_tokens': Embedding",
         ),
-        (["--seed", "-1"], "seed: expected an integer >= 0, got -1"),
-        (["--group-size", "0"], "group_size: expected an integer >= 1 or None, got 0"),
+        (["--seed", "-1"], "--seed: expected an integer >= 0, got -1"),
+        (["--group-size", "0"], "--group-size: expected an integer >= 1 or None, got 0"),
+        (["--device", "tpu"], "--device: expected auto, cpu or cuda, got 'tpu'"),
         (["--out", "/proc/nowhere"], "--out /proc/nowhere: cannot be written"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -286,7 +290,7 @@ def test_bad_texts(capsys, monkeypatch, model_folder, tmp_path):
     path = tmp_path / "text.txt"
     usual = ["report", model_folder, "--text", path, "--context", "40", "--num-tokens", "80", "--out", tmp_path / "out"]
     path.write_text("short")
-    assert "text: expected at least one window of 40 tokens, got 5" in fails(capsys, monkeypatch, *usual)
+    assert "--text: expected at least one window of 40 tokens, got 5" in fails(capsys, monkeypatch, *usual)
     path.write_bytes(b"caf\xe9 " * 30)
     assert "expected UTF-8 text, got invalid continuation byte at byte 3" in fails(capsys, monkeypatch, *usual)
     assert "Is a directory" in fails(capsys, monkeypatch, *usual[:3], tmp_path, *usual[4:])
