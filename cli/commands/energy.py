@@ -120,7 +120,7 @@ def _print_parts(console: Console, digital: dict[str, Any]) -> None:
 
 def _print_break_even(console: Console, points: list[dict[str, Any]]) -> None:
     """Print the spikes per channel at which a layer costs as much as in dense INT8."""
-    columns = ("Break-even with dense INT8", "spikes", "break-even", "without memory", "silent", "spiking wins")
+    columns = ("Break-even vs INT8", "spikes", "break-even", "without memory", "silent", "wins")
     table = table_of(*columns)
     for point in points:
         row = (point["spikes"], point["even_spikes"], point["even_spikes_without_memory"])

@@ -23,11 +23,11 @@ def sample_from(
 
     Args:
         teacher: causal language model of transformers, with a cache.
-        num_tokens: how many tokens to return.
-        length: of one text, in tokens. An end-of-text token does not end it.
+        num_tokens: number of tokens to return.
+        length: tokens of one text. An end-of-text token does not end it.
         batch_size: texts written at the same time.
-        temperature: of the samples; 1 for the model's own distribution.
-        seed: same seed, same text, on the same device.
+        temperature: divides the logits; 1 for the model's own distribution.
+        seed: random seed for the tokens; the same seed gives the same text on the same device.
     Returns:
         Token ids, int64 [num_tokens], on the CPU.
     Raises:
