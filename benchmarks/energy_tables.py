@@ -30,7 +30,7 @@ from spikebrain.energy import (
     table_names,
     waterfall,
 )
-from spikebrain.jobs.report import read_text
+from spikebrain.jobs.inputs import read_text
 from spikebrain.models import Recording
 
 KS = (2.0, 3.0, 4.0)

@@ -68,7 +68,7 @@ class Unfinished:
             write_whole(self.path, json.dumps(content))
         except OSError as error:
             raise InputError(
-                f"--out {self.path.parent}: progress cannot be written: {error}. Make room there."
+                f"out {self.path.parent}: progress cannot be written: {error}. Make room there."
             ) from error
 
     def restore(self, recording: Recording, check: ExactnessCheck) -> None:

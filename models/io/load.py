@@ -7,13 +7,12 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -48,7 +47,8 @@ def load(
     *,
     dtype: torch.dtype = torch.float32,
     architecture: nn.Module | None = None,
-    console: Console | None = None,
+    say: Callable[[str], None] | None = None,
+    bar: Callable[[str, int, str], Callable[[int], None]] | None = None,
 ) -> Loaded:
     """Load a causal language model. Pickles are never opened and code beside a model is never run.
 
@@ -58,12 +58,13 @@ def load(
         dtype: of the float weights; a converted file keeps its own.
         architecture: only for a file that `save` wrote of a model that is not of transformers; see
             `checkpoint.read`.
-        console: where a fetch reports progress; None for standard error.
+        say: told in a sentence what is fetched; None for a line on standard error.
+        bar: called with title, total and unit of each part of a fetch; returns a function that is told of progress.
     Raises:
         CheckpointError: nothing is there, the file is damaged or a pickle, or a hub cannot be reached.
     """
     name = os.fspath(name_or_path)
-    path = smollm2.fetch(console) if name == "smollm2" else Path(name)
+    path = smollm2.fetch(say, bar) if name == "smollm2" else Path(name)
     if path.is_dir():
         return _load_folder(path, dtype)
     if path.is_file():

@@ -34,6 +34,7 @@ class Step:
         first_token: position of the first of these tokens within the call.
         num_tokens: tokens of the whole call, which may come in several steps.
         x: activations of the whole call, as the layer was given them, [*tokens, in_features].
+        threshold: that the sums are rescaled with, float32 or float64, [tokens, 1].
     """
 
     count: Tensor
@@ -42,6 +43,7 @@ class Step:
     first_token: int
     num_tokens: int
     x: Tensor
+    threshold: Tensor
 
 
 Observer: TypeAlias = Callable[["SpikeLinear", Step], None]
@@ -149,7 +151,7 @@ class SpikeLinear(nn.Module):
             )
         try:
             if not self.observers and not (torch.is_grad_enabled() and (x.requires_grad or self._trains_bias)):
-                whole = self._fused(x)
+                whole = self.run_fused(x)
                 if whole is not None:
                     return whole
             spikes = self.neuron(x)
@@ -190,8 +192,19 @@ class SpikeLinear(nn.Module):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
-    def _fused(self, x: Tensor) -> Tensor | None:
-        """Return the result in one go, where the backend can: same figures as step by step."""
+    def run_fused(self, x: Tensor, num_tokens: int | None = None) -> Tensor | None:
+        """Return what the layer gives when nobody observes it, from one kernel of its backend; gradients are not kept.
+
+        The figures are those of the separate steps, bit for bit.
+
+        Args:
+            x: activations, [*tokens, in_features].
+            num_tokens: tokens of the call that x is a part of, by which "auto" picks the backend; None for those of x.
+        Returns:
+            Outputs, [*tokens, out_features], in the dtype of x; None if there is no such kernel for this layer or x.
+        Raises:
+            InputError: a replaced bias does not fit the layer.
+        """
         if self.group_size is not None:
             return None
         # As attributes, nn.Module would look for them for two microseconds, of the twelve around a small layer.
@@ -205,15 +218,15 @@ class SpikeLinear(nn.Module):
             return None
         if bias is not None and bias.shape != (num_outputs,):
             raise InputError(f"bias: expected {num_outputs} numbers, got shape {tuple(bias.shape)}.")
-        return self._backend_for(x).fused(x, weight, scale, bias, self.neuron, self.encoder)
+        return self._backend_for(x, num_tokens).fused(x, weight, scale, bias, self.neuron, self.encoder)
 
-    def _backend_for(self, x: Tensor) -> Backend:
+    def _backend_for(self, x: Tensor, num_tokens: int | None = None, *, events_only: bool = False) -> Backend:
         if self.backend != "auto":
             return self.backend
-        # What is recorded must be what happens: then a silent channel's weight is never read.
-        num_tokens = x.numel() // max(self.in_features, 1)
+        if num_tokens is None:
+            num_tokens = x.numel() // max(self.in_features, 1)
         num_weights = self.in_features * self.out_features
-        return backends.auto(x.device, num_tokens, num_weights, events_only=bool(self.observers))
+        return backends.auto(x.device, num_tokens, num_weights, events_only=events_only)
 
     @property
     def _trains_bias(self) -> bool:
@@ -228,13 +241,14 @@ class SpikeLinear(nn.Module):
             raise InputError(f"expected one threshold per token, [..., 1], got shape {tuple(threshold.shape)}.")
         threshold = threshold.expand(*tokens, 1).reshape(-1, 1)
         scale = self.scale.t().to(threshold.dtype)
-        backend = self._backend_for(count)
+        # What is recorded must be what happens: then a silent channel's weight is never read.
+        backend = self._backend_for(count, events_only=bool(self.observers))
         y = threshold.new_zeros(len(count), self.out_features)
         for first, part, train in self._portions(count):
             accumulation = torch.stack([backend.accumulate(*pair) for pair in self._by_group(train)], 1)
-            for observer in self.observers:
-                observer(self, Step(part, train, accumulation, first, len(count), x))
             last = first + len(part)
+            for observer in self.observers:
+                observer(self, Step(part, train, accumulation, first, len(count), x, threshold[first:last]))
             y[first:last] = (accumulation * scale).sum(1) * threshold[first:last]
         return y.reshape(*tokens, self.out_features)
 

@@ -45,7 +45,7 @@ def stepwise(layer, x):
 def assert_same(layer, x):
     expected = stepwise(layer, x)
     assert torch.equal(layer(x), expected)
-    result = layer._fused(x)
+    result = layer.run_fused(x)
     if layer.backend == Cpu("count") and layer.in_features == 1:
         assert result is None  # torch._int_mm does not stand one input
         return
@@ -100,7 +100,7 @@ def test_extreme_counts(backend):
 @pytest.mark.parametrize("backend", MODES, ids=str)
 def test_all_silent_and_memory_layout(backend):
     layer = make_layer(100, 63, bias=True, backend=backend)
-    assert torch.equal(layer._fused(torch.zeros(3, 100)), layer.bias.expand(3, 63))
+    assert torch.equal(layer.run_fused(torch.zeros(3, 100)), layer.bias.expand(3, 63))
     wide = torch.randn(6, 200)
     assert_same(layer, wide[:, ::2])
     assert_same(layer, torch.randn(100, 4).t())
@@ -115,13 +115,13 @@ def test_what_is_left_to_the_separate_steps(backend):
         pass
 
     x = torch.randn(2, 10)
-    assert make_layer(10, 4, backend=backend, encoder=OwnCode())._fused(x) is None
-    assert make_layer(10, 4, backend=backend, neuron=OwnNeuron())._fused(x) is None
-    assert make_layer(10, 4, backend=backend, group_size=5)._fused(x) is None
+    assert make_layer(10, 4, backend=backend, encoder=OwnCode()).run_fused(x) is None
+    assert make_layer(10, 4, backend=backend, neuron=OwnNeuron()).run_fused(x) is None
+    assert make_layer(10, 4, backend=backend, group_size=5).run_fused(x) is None
     layer = make_layer(10, 4, backend=backend)
-    assert layer._fused(x.double()) is None
+    assert layer.run_fused(x.double()) is None
     for shape in ((0, 10), (2, 0, 10)):
-        assert layer._fused(torch.empty(shape)) is None
+        assert layer.run_fused(torch.empty(shape)) is None
         assert layer(torch.empty(shape)).shape == (*shape[:-1], 4)
     assert make_layer(10, 0, backend=backend)(x).shape == (2, 0)
     assert torch.equal(layer(x.double()), stepwise(layer, x.double()))
@@ -155,11 +155,11 @@ def test_threads_do_not_matter(num_tokens, monkeypatch):
     try:
         for num_threads in (1, 2, 3, 16):
             torch.set_num_threads(num_threads)
-            assert torch.equal(layer._fused(x), expected)
+            assert torch.equal(layer.run_fused(x), expected)
         # Without OpenMP, Python's threads do the work.
         monkeypatch.setattr(team, "_openmp", lambda: None)
         torch.set_num_threads(2)
-        assert torch.equal(layer._fused(x), expected)
+        assert torch.equal(layer.run_fused(x), expected)
     finally:
         torch.set_num_threads(before)
 
@@ -218,7 +218,7 @@ for silent in (0, 2, 4):
     assert libc.mprotect(start, page, 0) == 0  # any access ends the process
 with torch.no_grad():
     # mean 1, threshold 1/3: counts 6 and -9; (6 * 1 - 9 * 3) / 3 = -7.
-    y = layer._fused(torch.tensor([[0.0, 2.0, 0.0, -3.0, 0.0]]))
+    y = layer.run_fused(torch.tensor([[0.0, 2.0, 0.0, -3.0, 0.0]]))
 print(round(float(y.min()), 4), round(float(y.max()), 4))
 """
 

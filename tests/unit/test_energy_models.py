@@ -448,7 +448,7 @@ def test_command_on_a_model_and_on_its_report(model_folder, tmp_path, as_users):
     said = run(
         *usual, "--out", tmp_path / "out", "--reads-per", "block", "--block-bytes", 16, "--encoder", "signed-digit"
     )
-    for shown in ("total", "eq. 24", "Break-even", "rest arithmetic", "Not verified", "SignedDigit", "Left out"):
+    for shown in ("total", "eq. 24", "Break-even", "rest arithmetic", "Not confirmed", "SignedDigit", "Left out"):
         assert shown in said
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"energy.json", "waterfall.png", "break_even.png"}
     found = json.loads((tmp_path / "out" / "energy.json").read_text())
@@ -458,10 +458,13 @@ def test_command_on_a_model_and_on_its_report(model_folder, tmp_path, as_users):
     )
     assert counts.encoder == repr(SignedDigit())
     assert "Jouppi" in run(tmp_path / "out" / "energy.json", "--table", "jouppi_7nm")
+    assert "--assumptions lists them" in said
+    listed = run(tmp_path / "out", "--assumptions")  # the folder of energy.json
+    assert all(f"- {sentence}"[:60] in listed for sentence in found["digital"]["assumptions"])
     with pytest.raises(InputError, match="nothing is written with the table loihi_14nm"):
         run(tmp_path / "out" / "energy.json", "--table", "loihi_14nm", "--out", tmp_path / "chip")
     assert "loihi" in run(tmp_path / "out" / "energy.json", "--table", "loihi_14nm").lower()
     with pytest.raises(InputError, match=r"expected a report\.json of this version"):
         run(text.rename(tmp_path / "text.json"))
-    with pytest.raises(InputError, match=r"DigitalEnergy\.reads_per"):
+    with pytest.raises(InputError, match="--reads-per: expected"):
         run(*usual, "--reads-per", "row")

@@ -7,7 +7,7 @@ from torch import nn
 import spikebrain
 from spikebrain import AdaptiveThreshold, Policy, SpikeLinear, SpikingBrainForCausalLM, convert, dequantize, record
 from spikebrain.errors import InputError
-from spikebrain.jobs.report import ReportSettings, run_report
+from spikebrain.jobs import ReportSettings, report
 from spikebrain.models.conversion import to_spiking
 from spikebrain.models.io import save_folder
 from spikebrain.models.layers.quantize import quantize_with
@@ -175,7 +175,7 @@ def test_one_file_there_and_back(model, ids, tmp_path):
 def test_report(tmp_path, tokenizer, setting):
     model = SpikingBrainForCausalLM(tiny_76b(vocab_size=258)).eval()
     save_folder(to_spiking(model) if setting else model, tmp_path / "model", tokenizer)
-    found = run_report(
+    found = report(
         ReportSettings(model=str(tmp_path / "model"), num_tokens=32, context=16, layers="*_proj"), tmp_path / "report"
     )
     assert found["model"]["architecture"] == "SpikingBrainForCausalLM"
