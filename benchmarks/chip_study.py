@@ -17,7 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from timing import write_json
 
-from spikebrain import Policy, convert, load
+from spikebrain import SpikeSettings, load, to_spiking
 from spikebrain.analysis.style import save_figure
 from spikebrain.chip import COMPONENTS, ORDERS, Description, MinimalTraffic, load_description
 from spikebrain.simulation.model import simulate_model
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     model, tokenizer, _ = load("smollm2")
-    spiking = convert(model, Policy(), inplace=True).model
+    spiking = to_spiking(model, SpikeSettings(), inplace=True)
     ids = torch.tensor(tokenizer.encode(options.text.read_text()[:10_000], verbose=False))
     ids, following = ids[: options.num_tokens], ids[options.num_tokens :][:512]
     orders = {name: learn_orders(spiking, following, ORDERS.create(name)) for name in ORDERS}

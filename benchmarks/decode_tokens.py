@@ -72,8 +72,8 @@ def models_to_compare(model: nn.Module) -> dict[str, nn.Module]:
         "fp32": model,
         "bf16": copy.deepcopy(model).to(torch.bfloat16),
         "int8": int8,
-        "spiking": sb.convert(model).model,
-        "spiking_head": sb.convert(model, sb.Policy(include_head=True)).model,
+        "spiking": sb.to_spiking(model),
+        "spiking_head": sb.to_spiking(model, sb.SpikeSettings(include_head=True)),
     }
 
 

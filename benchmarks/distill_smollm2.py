@@ -36,7 +36,7 @@ from torch import nn
 
 import spikebrain as sb
 from spikebrain.models.conversion import from_transformer
-from spikebrain.models.io import save_folder
+from spikebrain.models.io import save
 from spikebrain.models.training import DistillSettings, Stage, distill, fit_steps
 
 # Objective, share of the training time, tokens of a text, learning rate as a multiple of --learning-rate, spikes.
@@ -115,13 +115,13 @@ class Run:
         partial.write_text(json.dumps(fields))
         partial.replace(self.state / "progress.json")
 
-    def convert(self) -> None:
+    def to_spiking(self) -> None:
         """Measure the teacher, let it write, convert it, calibrate."""
         if (self.state / "progress.json").exists():
             vars(self).update(json.loads((self.state / "progress.json").read_text()))
         teacher, samples = self.teacher, self.state / "samples.safetensors"
         self.figure("teacher", lambda: teacher)
-        self.figure("teacher, spiking", lambda: sb.convert(teacher, sb.Policy()).model)
+        self.figure("teacher, spiking", lambda: sb.to_spiking(teacher, sb.SpikeSettings()))
         if not samples.exists():
             save_file({"ids": self.timed("sampling", lambda: written_by(teacher, self.options))}, samples)
         self.tokens = torch.cat([load_file(samples)["ids"], self.books])
@@ -202,7 +202,7 @@ class Run:
         (options.out / "losses.json").write_text(json.dumps(self.losses) + "\n")
         plot_curves(content, self.losses, self.measure(self.teacher, options.watched), options.out / "curve.png")
         if options.save:
-            save_folder(self.student, options.save, self.tokenizer)
+            save(self.student, options.save, self.tokenizer)
 
 
 def settings_of(number: int, options: argparse.Namespace, device: torch.device) -> DistillSettings:

@@ -108,7 +108,7 @@ def main() -> None:
     ids = ids.to("cuda")
     results = []
     for system in ("bf16", "int8", "spiking"):
-        model: Any = dense if system == "bf16" else sb.convert(dense).model
+        model: Any = dense if system == "bf16" else sb.to_spiking(dense)
         model = int8_model(model) if system == "int8" else model
         first = model(ids[:, :64], use_cache=True)
         # The cache was renamed from version to version of transformers.

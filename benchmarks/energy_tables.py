@@ -48,7 +48,7 @@ def main() -> None:
     ids = torch.tensor(tokenizer.encode(read_text(None)[0], verbose=False))[: options.tokens]
     recordings = {}
     for k in KS:
-        spiking = sb.convert(model, sb.Policy(neuron=sb.AdaptiveThreshold(k=k))).model
+        spiking = sb.to_spiking(model, sb.SpikeSettings(neuron=sb.AdaptiveThreshold(k=k)))
         with sb.record(spiking, block_bytes=BLOCKS, shared_tokens=SHARED) as recordings[k]:
             window_nlls(spiking, split_windows(ids, 512), lambda _: None)
         del spiking

@@ -57,13 +57,13 @@ def main() -> int:
 
     print(f"{'':32} {'found':>12} {'golden':>12} {'difference':>10}")
     compare("float perplexity", measure_perplexity(model, windows), golden["float_perplexity"], 0.005)
-    rounded = sb.dequantize(sb.convert(model).model)
+    rounded = sb.to_dense(sb.to_spiking(model))
     compare("INT8 weights perplexity", measure_perplexity(rounded, windows), golden["w8_perplexity"], 0.005)
     del rounded
     for k, expected in golden["k"].items():
         if options.k and float(k) not in map(float, options.k):
             continue
-        spiking = sb.convert(model, sb.Policy(neuron=sb.AdaptiveThreshold(k=float(k)))).model
+        spiking = sb.to_spiking(model, sb.SpikeSettings(neuron=sb.AdaptiveThreshold(k=float(k))))
         with sb.record(spiking, block_bytes=()) as recording:  # no figure here is of reads
             perplexity = measure_perplexity(spiking, windows)
         layers = recording.layers.values()

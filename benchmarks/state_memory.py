@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from spikebrain import spikingbrain_settings
 from spikebrain.models.conversion import to_spiking
 from spikebrain.models.spikingbrain import (
     SpikingBrainCache,
@@ -75,7 +76,7 @@ def _dense_76b() -> str:
 def measure(config: SpikingBrainConfig, setting: str | None, lengths: list[int], measured: int) -> dict[int, int]:
     """Return bytes by length, for all layers."""
     model = SpikingBrainForCausalLM(config).eval()
-    model = to_spiking(model, setting) if setting else model.bfloat16()
+    model = to_spiking(model, spikingbrain_settings(setting)) if setting else model.bfloat16()
     # Beyond their windows only the columns of full attention grow, one for each token.
     full = sum(plan.softmax == "full" for plan in config.layers)
     cache, sizes = SpikingBrainCache(config), {}

@@ -17,12 +17,12 @@ from ..analysis import spike_statistics
 from ..backends import device_of
 from ..errors import InputError
 from ..jobs.progress import progress_bars
-from ..models import SpikeLinear
+from ..models import SpikeLinear, spikingbrain_settings
 from ..models.conversion import from_transformer, to_spiking
-from ..models.io import load, save_folder
+from ..models.io import load, save
+from ..models.layers.settings import ATTENTION as SPIKING
 from ..models.recording import record
 from ..models.spikingbrain import SpikingBrainCache, SpikingBrainForCausalLM
-from ..models.spikingbrain.config import SPIKING
 
 # Options of `convert` that say what becomes of a Transformer.
 _OF_TRANSFORMERS = (
@@ -92,8 +92,8 @@ def convert_command(
                 teacher.to(where), layout, calibration=tokens, fit=fit, seed=seed, progress=add, **choices
             ).cpu()
     if spiking != "none":
-        student = to_spiking(student, spiking, k=k, inplace=True)
-    save_folder(student, out, tokenizer)
+        student = to_spiking(student, spikingbrain_settings(spiking, k=k), inplace=True)
+    save(student, out, tokenizer)
     print_line(f"Written to {out}: {student.settings.num_layers} layers, {_size(student)}, spiking: {spiking}.")
 
 

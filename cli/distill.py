@@ -18,7 +18,7 @@ from ..backends import device_of
 from ..errors import InputError
 from ..files import write_whole
 from ..jobs.progress import progress_bars
-from ..models.io import load, save_folder
+from ..models.io import load, save
 from ..models.training import DistillSettings, Stage, distill, fit_steps, sample_from
 from ..models.training.distill import fingerprint
 from .convert import DEVICE, OUT, check_spiking, load_ours, new_console, print_line, tokens_of
@@ -134,7 +134,7 @@ def distill_command(
         settings = _planned(new, old, tokens, settings, wanted, minutes, shares, out, console)
     with progress_bars(console, "steps") as add:
         result = distill(new, old, tokens, settings, out, add, fingerprint(new))
-    save_folder(new.cpu(), out, tokenizer)
+    save(new.cpu(), out, tokenizer)
     plot_losses(result, settings.stages, out / "loss.png")
     losses = ", ".join(
         f"{stage.objective} {_mean(found[:10]):.4g} -> {_mean(found[-10:]):.4g}"

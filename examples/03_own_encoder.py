@@ -45,7 +45,7 @@ model = nn.Sequential(nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 256))
 x = torch.randn(64, 256)
 outputs = {}
 for encoder in (sb.BidirectionalBitwise(), BalancedTernary()):
-    spiking = sb.convert(model, sb.Policy(encoder=encoder)).model
+    spiking = sb.to_spiking(model, sb.SpikeSettings(encoder=encoder))
     with torch.no_grad(), sb.record(spiking) as recording:
         outputs[encoder] = spiking(x)
     num_spikes = sum(layer.num_spikes for layer in recording.layers.values())

@@ -32,9 +32,8 @@ from ..backends import BACKENDS, Backend, device_of
 from ..coding import ENCODERS, BidirectionalBitwise, Encoder
 from ..energy import DigitalEnergy, count_operations, waterfall
 from ..errors import InputError
-from ..models import LayerRecord, Loaded, Policy, Recording, SpikeLinear, choose_layers, dequantize
+from ..models import LayerRecord, Loaded, Recording, SpikeLinear, SpikeSettings, choose_layers, to_dense, to_spiking
 from ..models.io import load
-from ..models.layers import convert
 from ..models.recording import record
 from ..neuro import AdaptiveThreshold
 from .progress import progress_bars
@@ -163,7 +162,12 @@ class _Run:
 
 
 def _measure(
-    model: nn.Module, policy: Policy | None, windows: list[Tensor], seed: int, unfinished: Unfinished, console: Console
+    model: nn.Module,
+    policy: SpikeSettings | None,
+    windows: list[Tensor],
+    seed: int,
+    unfinished: Unfinished,
+    console: Console,
 ) -> _Run:
     """Run all windows through the float model, the one with INT8 weights, and the spiking one.
 
@@ -190,8 +194,8 @@ def _measure(
             console.print("The model was converted before: its own settings are used, and there is no float model.")
         else:
             measure("float", "float", model)
-            model = convert(model, policy, inplace=True).model
-        measure("int8", "INT8 weights", dequantize(model))
+            model = to_spiking(model, policy, inplace=True)
+        measure("int8", "INT8 weights", to_dense(model))
         check = ExactnessCheck(seed)
         # Only what `count_operations` asks for by default: other sizes of blocks would be counted for nobody.
         with record(model, block_bytes=(64,)) as recording, check.watch(model):
@@ -227,7 +231,7 @@ def load_spiking(settings: ReportSettings, console: Console) -> SpikingText:
     loaded = load(settings.model, console=console)
     _moved(loaded, settings, console)
     ids = tokenize(loaded, text, settings, console)
-    model = loaded.model if is_spiking(loaded.model) else convert(loaded.model, policy, inplace=True).model
+    model = loaded.model if is_spiking(loaded.model) else to_spiking(loaded.model, policy, inplace=True)
     return SpikingText(model, ids, loaded.source, text_source)
 
 
@@ -246,7 +250,7 @@ def is_spiking(model: nn.Module) -> bool:
     return any(isinstance(module, SpikeLinear) for module in model.modules())
 
 
-def policy_of(settings: ReportSettings) -> Policy:
+def policy_of(settings: ReportSettings) -> SpikeSettings:
     """Return which layers spike, and how; raise an InputError if a setting is wrong."""
     device_of(settings.device)
     if settings.seed < 0:
@@ -256,7 +260,7 @@ def policy_of(settings: ReportSettings) -> Policy:
             f"num_tokens: expected at least one window of context = {settings.context} tokens, got "
             f"{settings.num_tokens}. Raise num_tokens or lower context."
         )
-    return Policy(
+    return SpikeSettings(
         layers=(settings.layers,),
         neuron=AdaptiveThreshold(settings.k),
         encoder=settings.encoder,

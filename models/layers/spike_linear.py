@@ -12,12 +12,11 @@ from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
 from ... import backends
-from ...backends import Backend
-from ...backends.base import check_backend
-from ...coding import BidirectionalBitwise, Encoder, SpikeTrain
+from ...backends import BACKENDS, Backend
+from ...coding import ENCODERS, BidirectionalBitwise, Encoder, SpikeTrain
 from ...errors import InputError, SpikebrainError
-from ...neuro import AdaptiveThreshold, Neuron, SpikeCount
-from .quantize import check_group_size, copied, quantize, rows_together
+from ...neuro import NEURONS, AdaptiveThreshold, Neuron, SpikeCount
+from .quantize import check_group_size, copy_bias, input_major, quantize
 
 # A call holds this many bytes of spikes and sums at a time; tokens are independent, so the result is the same.
 _PORTION_BYTES = 64 * 2**20
@@ -57,9 +56,10 @@ class SpikeLinear(nn.Module):
         scale: activation worth of one weight unit, float32, [out_features, groups].
         bias: float, [out_features], or None.
         group_size: input channels that share a scale; None for all. The last group may be smaller.
-        neuron: turns activations into counts, with one threshold per token.
-        encoder: turns counts into spikes.
-        backend: accumulates; "auto" picks the fastest for the device of the input and the number of tokens.
+        neuron: turns activations into counts, with one threshold per token; an object or a registered name.
+        encoder: turns counts into spikes; an object or a registered name.
+        backend: accumulates; an object, a registered name, or "auto" for the fastest on the device of the input and for
+            its number of tokens.
         name: name of the layer in its model, for messages.
     Raises:
         InputError: shapes or dtypes do not match.
@@ -78,9 +78,9 @@ class SpikeLinear(nn.Module):
         bias: Float[Tensor, " out_features"] | None = None,
         *,
         group_size: int | None = None,
-        neuron: Neuron | None = None,
-        encoder: Encoder | None = None,
-        backend: Backend | Literal["auto"] = "auto",
+        neuron: Neuron | str | None = None,
+        encoder: Encoder | str | None = None,
+        backend: Backend | str = "auto",
         name: str = "",
     ) -> None:
         super().__init__()
@@ -99,13 +99,14 @@ class SpikeLinear(nn.Module):
             )
         if bias is not None and bias.shape != (self.out_features,):
             raise InputError(f"SpikeLinear.bias: expected shape ({self.out_features},), got {tuple(bias.shape)}.")
-        self.register_buffer("weight", rows_together(weight))
+        self.register_buffer("weight", input_major(weight))
         self.register_buffer("scale", scale)
         self.bias = None if bias is None else bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias)
-        self.neuron: Neuron = neuron or AdaptiveThreshold()
-        self.encoder: Encoder = encoder or BidirectionalBitwise()
-        check_backend(backend, "SpikeLinear.backend")
-        self.backend: Backend | Literal["auto"] = backend
+        self.neuron: Neuron = NEURONS.resolve(neuron or AdaptiveThreshold(), "SpikeLinear.neuron")
+        self.encoder: Encoder = ENCODERS.resolve(encoder or BidirectionalBitwise(), "SpikeLinear.encoder")
+        self.backend: Backend | Literal["auto"] = "auto"
+        if backend != "auto":
+            self.backend = BACKENDS.resolve(backend, "SpikeLinear.backend")
         self.name = name
         self.observers: list[Observer] = []
 
@@ -114,14 +115,14 @@ class SpikeLinear(nn.Module):
         """Quantise a linear layer: scale = max|W| / 127 per output channel and group, symmetric, half to even.
 
         Args:
-            linear: the layer; its bias is copied.
+            linear: the layer; its bias is copy_bias.
             group_size: as of the class.
             settings: neuron, encoder, backend and name, as of the class.
         Raises:
             InputError: the weights are not finite.
         """
         weight, scale = quantize(linear.weight.detach(), group_size, settings.get("name", ""))
-        return cls(weight, scale, copied(linear.bias), group_size=group_size, **settings)
+        return cls(weight, scale, copy_bias(linear.bias), group_size=group_size, **settings)
 
     @property
     def groups(self) -> list[slice]:
@@ -183,7 +184,7 @@ class SpikeLinear(nn.Module):
             if value is not None and value.dtype != dtype:
                 error_msgs.append(
                     f"{prefix}{name}: expected {dtype} as `SpikeLinear` has it, got {value.dtype}. Load float weights "
-                    "before convert."
+                    "before to_spiking."
                 )
                 return
         super()._load_from_state_dict(

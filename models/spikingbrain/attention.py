@@ -103,7 +103,7 @@ class Attention(nn.Module):
 
     @property
     def spiking(self) -> str | None:
-        """How softmax attention spikes; None where the projections do not (`dequantize` makes them dense again)."""
+        """How softmax attention spikes; None where the projections do not (`to_dense` makes them dense again)."""
         return self.config.spiking if isinstance(self.q_proj, SpikeLinear | SpikeAwareLinear) else None
 
     def linear_inputs(self, x: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -52,13 +52,13 @@ class SpikingBrainForCausalLM(SpikingBrainPreTrainedModel, GenerationMixin):
         return loaded
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Save a float model as transformers does; `save_folder` saves every model.
+        """Save a float model as transformers does; `spikebrain.save` saves every model.
 
         Raises:
             InputError: the model spikes.
         """
         if any(isinstance(module, SpikeLinear) for module in self.modules()):
-            raise InputError("SpikingBrainForCausalLM.save_pretrained: the model spikes. Use save_folder.")
+            raise InputError("SpikingBrainForCausalLM.save_pretrained: the model spikes. Use spikebrain.save.")
         super().save_pretrained(*args, **kwargs)
 
     @property

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import InputError
+from ..layers.settings import ATTENTION
 
 MIXERS = ("gla", "swa", "full")
 FFNS = ("dense", "moe")
 GATES = ("low-rank", "full", "tied")
 FEATURE_MAPS = ("relu", "sigmoid")
 WINDOW_KEYS = ("w+1", "w")
-SPIKING = ("as-described", "as-released")
 KERNELS = ("auto", "ours", "fla")
 # Fields that are real numbers above 0.
 _POSITIVE = ("rope_theta", "norm_eps", "gate_divisor", "k", "initializer_range")
@@ -192,7 +192,7 @@ class SpikingBrainConfig:
             "window_keys": WINDOW_KEYS,
             "gate": GATES,
             "feature_map": FEATURE_MAPS,
-            "spiking": (None, *SPIKING),
+            "spiking": (None, *ATTENTION),
             "kernel": KERNELS,
             "tie_word_embeddings": (False, True),
             "qkv_bias": (False, True),

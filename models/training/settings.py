@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...errors import InputError
-from ..spikingbrain.config import SPIKING
+from ..layers.settings import ATTENTION as SPIKING
 
 OBJECTIVES = ("attention", "logits")
 TRAINABLE = ("new", "attention", "all")
