@@ -1,4 +1,4 @@
-"""Spiking layers, which layers spike and how, and the swap of linear layers for them."""
+"""Spiking layers, the settings that say which layers spike and how, and the swap of linear layers."""
 
 from .settings import SETTINGS, SpikeSettings, neuron_with_k
 from .spike_aware import SpikeAwareLinear, spike_aware

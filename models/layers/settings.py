@@ -22,10 +22,10 @@ class SpikeSettings:
     """Which layers spike, and how. Neuron, encoder and backend are objects, or names of registered classes.
 
     Attributes:
-        layers: patterns of module names (as of `named_modules`, with * and ?); a layer spikes if one matches.
-        skip: patterns of layers that stay dense although one of `layers` matches.
-        neuron: turns activations into counts. A mapping of name patterns to neurons gives kinds of layers different
-            ones; the first pattern that matches decides. `AdaptiveThreshold(k)` sets k.
+        layers: patterns for module names (as in `named_modules`, with * and ?); a layer spikes if any of them matches.
+        skip: patterns for layers that stay dense even if `layers` matches.
+        neuron: turns activations into counts. A mapping from name patterns to neurons gives layers different neurons;
+            the first pattern that matches applies. `AdaptiveThreshold(k)` sets k.
         encoder: turns counts into spikes.
         group_size: input channels that share a weight scale; None for one scale per output channel.
         backend: accumulates spikes; "auto" picks the fastest for each input.
@@ -98,7 +98,7 @@ SETTINGS.register("spike")(SpikeSettings)
 
 
 def neuron_with_k(k: float | Mapping[str, float]) -> Neuron | dict[str, Neuron]:
-    """Return the adaptive-threshold neuron of some k, or one for each pattern of layer names.
+    """Return an adaptive-threshold neuron with the given k, or one for each pattern of layer names.
 
     >>> neuron_with_k({"*down_proj": 4.0, "*": 3.0})["*"]
     AdaptiveThreshold(k=3.0, floor=1e-05, ceiling=10000.0)
@@ -109,7 +109,7 @@ def neuron_with_k(k: float | Mapping[str, float]) -> Neuron | dict[str, Neuron]:
 
 
 def check_patterns(patterns: Iterable[str], where: str) -> None:
-    """Raise an InputError if `patterns` is one text, whose letters would be taken for patterns."""
+    """Raise an InputError if `patterns` is a string, since each letter would be taken as a pattern."""
     if isinstance(patterns, str):
         raise InputError(f"{where}: expected a tuple of patterns, got the text {patterns!r}. Write ({patterns!r},).")
 

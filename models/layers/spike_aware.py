@@ -1,4 +1,4 @@
-"""Linear layers that compute in floats what a `SpikeLinear` made of them would, and that learn."""
+"""Trainable linear layers that compute, in floats, the same as a `SpikeLinear` with their weights."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .swap import choose_layers
 
 
 class SpikeAwareLinear(nn.Linear):
-    """y = W' x' + b, with x' the activation as spikes carry it and W' the weight rounded to INT8.
+    """y = W' x' + b, where x' is the activation as spikes represent it and W' the weight rounded to INT8.
 
-    Gradients pass both roundings unchanged (straight-through), so that the float weight learns. The values are those of
-    `SpikeLinear`, but for the order of floating-point sums.
+    Gradients pass both roundings unchanged (straight-through), so the float weight learns. The values are those of
+    `SpikeLinear`, except for the order of floating-point sums.
 
     Args:
-        linear: whose parameters it takes over, not copies.
+        linear: a layer whose parameters are shared, not copied.
         neuron: turns activations into counts.
         group_size: input channels that share a weight scale; None for all.
-        name: of the layer, for messages.
+        name: name of the layer, for messages.
 
     Source:
         SpikingBrain (arXiv:2509.05276), section 3.3.1.
@@ -63,7 +63,7 @@ def spike_aware(model: nn.Module, settings: SpikeSettings) -> Iterator[None]:
         model: a float model.
         settings: as for `to_spiking`; encoder and backend do not matter here, since they are exact.
     Raises:
-        InputError: no layer matches, or one is no `nn.Linear`.
+        InputError: no layer matches, or one is not an `nn.Linear`.
     """
     linears, _ = choose_layers(model, settings)
     for name, linear in linears.items():

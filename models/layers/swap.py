@@ -22,9 +22,9 @@ class Conversion:
     """What `to_spiking` did; a spiking model keeps it as its attribute `conversion`.
 
     Attributes:
-        settings: with which it was called.
+        settings: the settings it was called with.
         converted: names of the layers that spike now.
-        skipped: for every other module that holds weights of two or more axes, why it does not.
+        skipped: why each other module with weights of two or more axes does not spike, by name.
     """
 
     settings: SpikeSettings
@@ -42,10 +42,10 @@ def swap_linears(
 
     Args:
         model: any PyTorch model; `nn.Linear` and transformers' `Conv1D` modules are swapped.
-        settings: which layers, and how.
-        inplace: change the model itself; else work on a copy and leave the model as it was.
-        scales: by name of the layer, weight scales from a checkpoint in place of those that settings.group_size gives;
-            see `quantize_with`.
+        settings: which layers spike, and how.
+        inplace: change the model itself; otherwise work on a copy and leave the model unchanged.
+        scales: weight scales from a checkpoint, by layer name, instead of those computed with settings.group_size; see
+            `quantize_with`.
     Returns:
         The spiking model, with its attribute `conversion`.
     Raises:
@@ -121,8 +121,8 @@ def to_dense(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     The weights get the dtype of the model's float parameters.
 
     Args:
-        model: a converted model.
-        inplace: change the model itself; else work on a copy.
+        model: a spiking model.
+        inplace: change the model itself; otherwise work on a copy.
     """
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     dense: dict[int, nn.Module] = {}
@@ -138,7 +138,7 @@ def to_dense(model: nn.Module, *, inplace: bool = False) -> nn.Module:
 
 
 def _swap(model: nn.Module, replacements: dict[int, nn.Module], inplace: bool) -> nn.Module:
-    """Replace modules, given by id, wherever they occur."""
+    """Replace modules, looked up by id, wherever they occur."""
     if not inplace:
         # A deep copy that meets a replaced module takes its replacement instead of copying its weights.
         return copy.deepcopy(model, dict(replacements))
@@ -150,7 +150,7 @@ def _swap(model: nn.Module, replacements: dict[int, nn.Module], inplace: bool) -
 
 
 def _output_heads(model: nn.Module) -> list[nn.Module]:
-    """Return the output heads of all transformers models in the model, which may be wrapped in another module."""
+    """Return the output heads of all transformers models in `model`, which may be a wrapper around one."""
     heads = [m.get_output_embeddings() for m in model.modules() if isinstance(m, PreTrainedModel)]
     return [head for head in heads if isinstance(head, nn.Module)]
 
@@ -163,7 +163,7 @@ def _reads_weights_itself(model: nn.Module, name: str) -> str | None:
 
 
 def _as_linear(layer: nn.Linear | Conv1D) -> nn.Linear:
-    """Return a Conv1D, which stores [in, out], as the nn.Linear that it is."""
+    """Return a Conv1D, which stores [in, out], as the equivalent nn.Linear."""
     if isinstance(layer, nn.Linear):
         return layer
     linear = nn.Linear(layer.weight.shape[0], layer.weight.shape[1], device="meta")
