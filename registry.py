@@ -1,7 +1,7 @@
 """Plug-ins by name, and settings as JSON.
 
-There is one registry for each kind of plug-in. Shared tests run over it, the command line finds names in it, and a
-saved model names its neuron, encoder and backend by it.
+There is one registry for each kind of plug-in. Shared tests run over it, the command line looks names up in it, and a
+saved model stores the names of its neuron, encoder and backend.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Registry(Collection[str], Generic[T]):
     and to be chosen on the command line.
 
     Args:
-        kind: what the classes are, for messages and saved settings, such as "encoder".
-        contract: base class of all of them.
+        kind: the kind of plug-in, such as "encoder", for messages and saved settings.
+        contract: the base class of all of them.
     """
 
     def __init__(self, kind: str, contract: type[T]) -> None:
@@ -36,7 +36,7 @@ class Registry(Collection[str], Generic[T]):
         _REGISTRIES[kind] = self
 
     def register(self, name: str) -> Callable[[C], C]:
-        """Class decorator: enter the class under `name` (lower case, words joined by hyphens).
+        """Return a class decorator that registers the class under `name` (lower case, words joined by hyphens).
 
         Raises:
             InputError: another class has that name.
@@ -53,10 +53,10 @@ class Registry(Collection[str], Generic[T]):
         return enter
 
     def create(self, name: str) -> T:
-        """Build the class of that name with its default settings.
+        """Return an object of the class of that name, with default settings.
 
         Raises:
-            InputError: no such name; the message lists those there are.
+            InputError: no such name; the message lists the registered ones.
         """
         return self.get(name)()
 
@@ -64,7 +64,7 @@ class Registry(Collection[str], Generic[T]):
         """Return the class of that name.
 
         Raises:
-            InputError: no such name; the message lists those there are.
+            InputError: no such name; the message lists the registered ones.
         """
         if name not in self._classes:
             raise InputError(f"{self.kind}: expected one of {', '.join(self._classes)}; got {name!r}.")
@@ -75,11 +75,11 @@ class Registry(Collection[str], Generic[T]):
         return next((name for name, cls in self._classes.items() if type(value) is cls), None)
 
     def resolve(self, value: Any, where: str) -> T:
-        """Return an object of this kind, built with its default settings if `value` is a registered name.
+        """Return `value`, or an object with default settings if `value` is a registered name.
 
         Args:
             value: an object or a name.
-            where: names the argument in messages, such as "SpikeSettings.encoder".
+            where: the argument's name for messages, such as "SpikeSettings.encoder".
         Raises:
             InputError: no such name, or an object of another kind.
         """
@@ -105,7 +105,7 @@ class Registry(Collection[str], Generic[T]):
 
 @dataclasses.dataclass(frozen=True)
 class Raw:
-    """A field of saved settings that is JSON already, and is read back as it is."""
+    """A field of saved settings that is already JSON and is read back unchanged."""
 
     content: Any
 
@@ -113,9 +113,9 @@ class Raw:
 def to_dict(value: Any) -> dict[str, Any]:
     """Return a registered settings object as JSON values: its kind, name, version and every field.
 
-    An object is written whole or not at all. A class may write its fields in another way: it then defines
-    `to_fields()` and the class method `from_fields(fields)`. Its attribute `settings_version` (1 unless it says
-    otherwise) rises when old fields can no longer be read.
+    An object is written whole or not at all. A class can write its fields in its own way by defining `to_fields()` and
+    the class method `from_fields(fields)`. It must raise its attribute `settings_version` (1 by default) when old
+    fields can no longer be read.
 
     Raises:
         InputError: the class has no registered name, or a field holds something that JSON cannot hold.
@@ -140,7 +140,7 @@ def from_dict(content: Mapping[str, Any]) -> Any:
     """Build the object that `to_dict` wrote.
 
     Raises:
-        InputError: its class is not registered here, the version is another, or the fields are not those of the class.
+        InputError: the class is not registered here, or the version or the fields do not match those of the class.
     """
     if not isinstance(content, Mapping) or not {"kind", "name", "version"} <= content.keys():
         raise InputError(f"settings: expected kind, name, version and fields, as to_dict writes them, got {content!r}.")
@@ -173,7 +173,7 @@ def _fields(value: Any) -> list[tuple[str, Any]]:
 
 
 def _written(value: Any, where: str) -> Any:
-    """Return a field as JSON holds it; objects of a registered class become what `to_dict` gives."""
+    """Return a field as a JSON value; objects of registered classes are written by `to_dict`."""
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Raw):
@@ -203,7 +203,7 @@ def _read(value: Any) -> Any:
 
 
 def describe(value: Any) -> str:
-    """Return a settings object as one line of text that says every setting: JSON, or its repr if it has no name."""
+    """Return a settings object as one line of text with every setting: JSON, or its repr if it is not registered."""
     try:
         return json.dumps(to_dict(value), sort_keys=True)
     except InputError:

@@ -1,6 +1,6 @@
-"""A code of your own, outside the package: balanced ternary, in which a spike weighs a power of three.
+"""A code of your own, outside the package: balanced ternary, in which each spike has a power of three as its weight.
 
-Two methods are all it takes; the layer, the backends, recording and figures then work with it as with any other.
+It needs only two methods. The layer, the backends, recordings and plots then work as with any other code.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Models on disk: found, read and written."""
+"""Find, read and write models on disk."""
 
 from .folders import read_folder
 from .load import Loaded, load

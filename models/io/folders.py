@@ -1,7 +1,7 @@
-"""Folders of SpikingBrain models: the released layout and our own, read and written a tensor at a time.
+"""Folders of SpikingBrain models: the released layout and our own, read and written one tensor at a time.
 
-Both hold config.json and safetensors shards with the same names of tensors. The weights of a spiking layer are floats
-there, beside their scales, `NAME.weight_quantizer.scales`; reading rounds them to the integers they stand for.
+Both hold config.json and safetensors shards with the same tensor names. The weights of a spiking layer are stored as
+floats, with their scales in `NAME.weight_quantizer.scales`; reading rounds them back to integers.
 Our own config.json also holds the settings of every spiking layer (`layer_table`), under "quantization_config".
 """
 
@@ -32,12 +32,12 @@ from .shards import INDEX, Shards
 
 SCALES = ".weight_quantizer.scales"
 _GENERATION = "generation_config.json"
-# Where config.json keeps the table of spiking layers, in the form in which transformers keeps such things.
+# Where config.json keeps the table of spiking layers, in the form that transformers uses for quantised models.
 _TABLE, _METHOD = "quantization_config", "spikebrain"
 
 
 def is_spikingbrain(path: Path) -> bool:
-    """Return whether a folder's config.json is that of a SpikingBrain model, ours or released.
+    """Return whether a folder's config.json describes a SpikingBrain model, in our layout or the released one.
 
     Raises:
         CheckpointError: config.json is not JSON.
@@ -52,27 +52,27 @@ def read_folder(
     device: str | torch.device = "cpu",
     spiking: str | None = None,
 ) -> SpikingBrainForCausalLM:
-    """Read a model; at any time one tensor more than the model is in memory.
+    """Read a model with at most one extra tensor in memory at any time.
 
     Args:
         path: the folder.
-        dtype: of the float weights; None for that of the files.
-        device: where the model goes, tensor by tensor.
-        spiking: how a model that spikes is to run, "as-described" or "as-released", with the default settings of that
-            kind; None for what config.json says. The released layout says nothing: then "as-described".
+        dtype: dtype of the float weights; None to keep that of the files.
+        device: where each tensor of the model is put.
+        spiking: how a spiking model runs, "as-described" or "as-released", with the default settings of that kind; None
+            to follow config.json. The released layout does not say: then None means "as-described".
     Returns:
-        The model, in evaluation mode; spiking where the folder has weight scales or config.json says so.
+        The model, in evaluation mode; it spikes if the folder has weight scales or config.json says so.
     Raises:
         CheckpointError: config.json or a shard is missing or damaged, or tensors are missing, unexpected, of another
-            shape or not finite: all of them are listed.
-        InputError: config.json describes no model.
+            shape or not finite; the message lists all of them.
+        InputError: config.json does not describe a valid model.
     """
     path, device = Path(path), torch.device(device)
     fields, shards = _config_json(path), Shards(path)
     table = _table_of(fields) if spiking is None else None
     config = _read_config(fields, shards, spiking)
     settings = config.settings
-    # An output head that spikes has INT8 weights of its own, though its float weights were the embedding's.
+    # A spiking output head has its own INT8 weights, even if its float weights were tied to the embedding.
     is_tied = settings.tie_word_embeddings and (table is None or "lm_head" not in table.names)
     with torch.device("meta"):
         empty = settings.replace(spiking=None, tie_word_embeddings=is_tied)
@@ -103,13 +103,13 @@ def write_folder(
     Args:
         model: a `SpikingBrainForCausalLM`.
         path: the folder; made if it is missing.
-        tokenizer: saved beside the model.
+        tokenizer: saved in the same folder.
         released: write the released config.json (model_type "gla_swa"), which can't say how a spiking model runs;
-            else our own.
-        max_shard_bytes: of tensors in a shard; a larger tensor has one to itself.
+            otherwise our own.
+        max_shard_bytes: maximum size of the tensors in a shard; a larger tensor gets a shard of its own.
     Raises:
-        InputError: the released layout has no place for this model, spiking weights do not survive the dtype of the
-            model, or a layer uses a class or a setting that a file cannot hold.
+        InputError: the released layout cannot describe this model, the model's dtype is too coarse for its spiking
+            weights, or a layer uses a class or a setting that a file cannot hold.
         CheckpointError: the folder cannot be written.
     """
     path = Path(path)
@@ -149,7 +149,7 @@ def _own_config(model: SpikingBrainForCausalLM) -> dict[str, Any]:
 
 
 def _table_of(fields: dict[str, Any]) -> LayerTable | None:
-    """Take the table of spiking layers out of the fields of config.json; None if there is none."""
+    """Remove the table of spiking layers from the fields of config.json and return it; None if there is none."""
     content = fields.pop(_TABLE, None)
     if not isinstance(content, dict) or content.get("quant_method") != _METHOD:
         return None
@@ -157,7 +157,7 @@ def _table_of(fields: dict[str, Any]) -> LayerTable | None:
         return LayerTable(content)
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"config.json: {_TABLE} is not what save wrote, the file was changed. ({type(error).__name__}: {error})"
+            f"config.json: expected {_TABLE} as save wrote it; the file was changed. ({type(error).__name__}: {error})"
         ) from error
 
 
@@ -175,7 +175,7 @@ def _config_json(path: Path) -> dict[str, Any]:
 
 
 def _read_config(fields: dict[str, Any], shards: Shards, spiking: str | None) -> SpikingBrainPretrainedConfig:
-    """Return the configuration; what the released layout does not say is told by the names of the tensors."""
+    """Return the configuration; tensor names supply what the released layout does not say."""
     has_scales = any(name.endswith(SCALES) for name in shards.shapes)
     if fields.get("model_type") != MODEL_TYPE:
         own = {k: v for k, v in fields.items() if k not in ("model_type", _TABLE)}
@@ -193,7 +193,7 @@ def _read_config(fields: dict[str, Any], shards: Shards, spiking: str | None) ->
 
 
 class _Reader:
-    """Fills a model without memory for its weights from shards, and swaps the layers that spike."""
+    """Fills a model on the meta device from shards, and swaps the layers that spike."""
 
     def __init__(
         self,
@@ -216,14 +216,14 @@ class _Reader:
         """Read all tensors.
 
         Raises:
-            CheckpointError: lists all that is wrong.
+            CheckpointError: tensors are wrong; the message lists all of them.
         """
         wrong = self._compare()
         for name, module in list(self.model.named_modules()):
             own = [f"{name}.{key}".lstrip(".") for key, _ in module.named_parameters(recurse=False)]
             tensors = {key: self._read(key) for key in own if key in self.shards.shapes}
             if any((*wrong.values(), self.not_finite, self.not_floats)):
-                continue  # only looking for more to list
+                continue  # only look for more errors to list
             if self._spikes(name, module):
                 parent, _, child = name.rpartition(".")
                 setattr(self.model.get_submodule(parent), child, self._spike_linear(name, tensors))
@@ -233,19 +233,17 @@ class _Reader:
         listed = {**wrong, "not of floats": self.not_floats, "not finite": sorted(self.not_finite)}
         if any(listed.values()):
             told = "; ".join(f"{what}: {', '.join(names)}" for what, names in listed.items() if names)
-            raise CheckpointError(
-                f"{self.shards.path}: its tensors are not those of the model. {told}. Fetch it again."
-            )
+            raise CheckpointError(f"{self.shards.path}: its tensors do not match the model. {told}. Fetch it again.")
 
     def _compare(self) -> dict[str, list[str]]:
-        """Return the names of tensors that are wrong by their headers alone."""
+        """Return the names of tensors that are wrong according to the shards' headers."""
         wanted = {name: tuple(p.shape) for name, p in self.model.named_parameters()}  # a tied head only once
         shapes = self.shards.shapes
         linears = [n for n, m in self.model.named_modules() if type(m) is nn.Linear]
         scales = {f"{name}{SCALES}": name for name in linears}
         has_scales = any(name in shapes for name in scales)
         optional = {scale for scale, name in scales.items() if self.spiking is not None or name in self.names}
-        # As released, down_proj stays dense and needs no scales; its own rounding finds them.
+        # In the released model down_proj is dense and has no scales; if it spikes, rounding computes them.
         rounded = spikingbrain_settings("as-released")
         needed = {scale for scale, name in scales.items() if rounded.matches(name)} if has_scales else set()
         if self.table is not None:
@@ -295,7 +293,7 @@ class _Reader:
 
 
 def _stored(model: SpikingBrainForCausalLM) -> Iterator[tuple[str, nn.Module, str, int]]:
-    """Yield name, owner, attribute and bytes of each tensor of the folder, each once."""
+    """Yield name, owner, attribute and bytes of each tensor in the folder, without repeats."""
     seen: set[int] = set()
     element = torch.empty((), dtype=model.dtype).element_size()
     for prefix, module in model.named_modules():
@@ -309,7 +307,7 @@ def _stored(model: SpikingBrainForCausalLM) -> Iterator[tuple[str, nn.Module, st
 
 
 def _tensor(module: nn.Module, attribute: str, dtype: torch.dtype, name: str) -> Tensor:
-    """Return a tensor as the folder holds it."""
+    """Return a tensor in the form that the folder stores."""
     tensor: Tensor = getattr(module, attribute)
     if isinstance(module, SpikeLinear) and attribute == "scale":
         tensor = module.scale if module.group_size is None else module.scale[..., None]

@@ -1,4 +1,4 @@
-"""The spiking layers of a model as JSON: which there are, and with which settings. Both kinds of files hold it."""
+"""A model's spiking layers and their settings as JSON, for single files and folders alike."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VERSION = 1
 
 
 def layer_table(model: nn.Module) -> dict[str, Any]:
-    """Return the settings of every spiking layer, each setting written once, and what was skipped when they were made.
+    """Return the settings of every spiking layer, without repeats, and the model's `conversion`.
 
     Raises:
         InputError: a layer uses a class that is not registered, or a setting that JSON cannot hold.
@@ -42,18 +42,18 @@ def layer_table(model: nn.Module) -> dict[str, Any]:
 
 
 def spiking_layers(model: nn.Module) -> dict[str, SpikeLinear]:
-    """Return the spiking layers by every name they have."""
+    """Return the spiking layers by name; a layer with several names appears under each."""
     modules = model.named_modules(remove_duplicate=False)
     return {name: module for name, module in modules if isinstance(module, SpikeLinear)}
 
 
 class LayerTable:
-    """Builds layers from what `layer_table` gave.
+    """Builds layers from a table made by `layer_table`.
 
     Args:
         content: the table.
     Raises:
-        InputError: it is of another version, or names a class that is not registered here.
+        InputError: the table has another version, or names a class that is not registered here.
     """
 
     def __init__(self, content: Mapping[str, Any]) -> None:
@@ -75,15 +75,15 @@ class LayerTable:
 
     @property
     def names(self) -> list[str]:
-        """Names of the layers, in the order of the model; a layer that has several names comes once for each."""
+        """Names of the layers, in the order of the model; a layer with several names appears under each."""
         return list(self._content["layers"])
 
     def same_as(self, name: str) -> str | None:
-        """Return the first name of a layer that has several, or None if this is it."""
+        """Return the first name of a layer that has several names, or None if `name` is the first."""
         return self._content["layers"][name].get("same_as")
 
     def build(self, name: str, weight: Tensor, scale: Tensor, bias: Tensor | None) -> SpikeLinear:
-        """Return a layer of the given tensors."""
+        """Return the layer of that name, with the given tensors."""
         return SpikeLinear(weight, scale, bias, name=name, **self._settings[self._content["layers"][name]["settings"]])
 
     def restore_conversion(self, model: nn.Module) -> None:

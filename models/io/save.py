@@ -28,12 +28,12 @@ def save(
     SpikingBrain models, spiking or not.
 
     Args:
-        model: what to write.
-        path: file or folder.
+        model: the model to write.
+        path: the file or folder to write to.
         tokenizer: stored with the model, so that `load` returns it too.
         released: write a folder with the released config.json (model_type "gla_swa"), which cannot say how a spiking
             model runs.
-        max_shard_bytes: of tensors in one file of a folder; a larger tensor has a file to itself.
+        max_shard_bytes: maximum size of the tensors in one file of a folder; a larger tensor gets a file of its own.
     Raises:
         InputError: the model cannot be written to such a path, or it uses a class or a setting that a file cannot hold.
         CheckpointError: the path cannot be written.

