@@ -1,10 +1,10 @@
-"""Energy of SmolLM2 over k, codes and energy tables: the tables of docs/results.md, as Markdown.
+"""Energy of SmolLM2 by k, code and energy table: the tables of docs/results.md, as Markdown.
 
     python benchmarks/energy_tables.py [--tokens 2048] [--out FOLDER]
 
 Runs the default text of `spikebrain report` once for each k, in windows of 512 tokens, and counts every code from the
-same recording. Modelled, nothing is measured. Takes about two minutes on 2 cores. With --out, writes the waterfall and
-break-even plots of k = 3.
+same recording. All energies are modelled; nothing is measured. Takes about two minutes on 2 cores. With --out, writes
+the waterfall and break-even plots for k = 3.
 """
 
 from __future__ import annotations
