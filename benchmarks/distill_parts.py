@@ -29,8 +29,8 @@ def perplexity(model: Any, ids: Tensor, window: int, batch_tokens: int) -> float
             continue
         rows = batch.to(device)
         logits = model(input_ids=rows, use_cache=False).logits[:, :-1]
-        for some, targets in zip(logits, rows[:, 1:], strict=True):
-            total += nn.functional.cross_entropy(some.float(), targets, reduction="sum").double()
+        for row, targets in zip(logits, rows[:, 1:], strict=True):
+            total += nn.functional.cross_entropy(row.float(), targets, reduction="sum").double()
             count += len(targets)
     model.train(was_training)
     return float((total / count).exp())
@@ -49,8 +49,8 @@ def written_by(teacher: Any, options: argparse.Namespace) -> Tensor:
 def calibration_rows(tokens: Tensor, options: argparse.Namespace) -> Tensor:
     """Return texts of up to 512 tokens from the beginning (samples) and the end (books)."""
     size, half = min(512, options.window), options.calibrate // 2
-    some = torch.cat([tokens[:half], tokens[-half:]])
-    return some[: len(some) // size * size].view(-1, size)
+    both = torch.cat([tokens[:half], tokens[-half:]])
+    return both[: len(both) // size * size].view(-1, size)
 
 
 def load_teacher(options: argparse.Namespace) -> tuple[Any, Callable[[str], Tensor], Any]:

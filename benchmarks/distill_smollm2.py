@@ -6,7 +6,7 @@
 
 The teacher writes --samples tokens (bfloat16, temperature 1). Training uses these and the books, never the test text.
 The converted model is calibrated on --calibrate of those tokens, then trained in the stages of `STAGES`. Each stage
-gets a share of the time left of --minutes; its number of steps follows from the time of a few steps on a copy. The last
+gets a share of the remaining --minutes; its number of steps follows from the time of a few steps on a copy. The last
 stage has spikes in its forward pass. Perplexity, float and on spikes, is measured on the test text in float32, in
 windows of --window tokens without overlap, where the first token of each window is not predicted. It is also measured
 on the first --watched tokens a few times per stage. Training uses bfloat16 autocast on a GPU and float32 on a CPU;

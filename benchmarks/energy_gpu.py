@@ -111,7 +111,7 @@ def main() -> None:
         model: Any = dense if system == "bf16" else sb.to_spiking(dense)
         model = int8_model(model) if system == "int8" else model
         first = model(ids[:, :64], use_cache=True)
-        # Versions of transformers differ in the cache's name.
+        # The name of the cache argument depends on the version of transformers.
         name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
         cache, one = getattr(first, name), ids[:, 64:65]
 

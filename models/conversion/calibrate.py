@@ -97,7 +97,9 @@ def check_tokens(tokens: Tensor, vocab_size: int, where: str) -> Tensor:
         )
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= vocab_size:
-        raise InputError(f"{where}: expected ids from 0 to {vocab_size - 1}, got {low} to {high}. Use its tokenizer.")
+        raise InputError(
+            f"{where}: expected ids from 0 to {vocab_size - 1}, got {low} to {high}. Use the model's tokenizer."
+        )
     return tokens
 
 
@@ -116,17 +118,17 @@ def _each(
     student: SpikingBrainForCausalLM, teacher: Any, groups: Sequence[Tensor], layers: dict[int, Attention]
 ) -> Iterator[_Part]:
     """Yield each layer for each group of rows, with its target and a function to run it."""
-    for some in groups:
-        traces = trace(teacher, some)
-        around = Surroundings(student, some, traces[0].normed.dtype)
+    for group in groups:
+        traces = trace(teacher, group)
+        surroundings = Surroundings(student, group, traces[0].normed.dtype)
         for i, attention in layers.items():
             watched = {
                 name: module for name, module in attention.named_children() if name.endswith(("_norm", "o_proj"))
             }
 
-            def run(i=i, attention=attention, watched=watched, given=traces[i].normed, around=around):
+            def run(i=i, attention=attention, watched=watched, x=traces[i].normed, surroundings=surroundings):
                 with watch(watched) as seen:
-                    attention(given, around.context, around.state(i))
+                    attention(x, surroundings.context, surroundings.state(i))
                 return seen
 
             yield i, attention, traces[i], run

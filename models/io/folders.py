@@ -232,8 +232,8 @@ class _Reader:
                 module.register_parameter(key.rpartition(".")[2], nn.Parameter(tensor))
         listed = {**wrong, "not of floats": self.not_floats, "not finite": sorted(self.not_finite)}
         if any(listed.values()):
-            told = "; ".join(f"{what}: {', '.join(names)}" for what, names in listed.items() if names)
-            raise CheckpointError(f"{self.shards.path}: its tensors do not match the model. {told}. Fetch it again.")
+            details = "; ".join(f"{what}: {', '.join(names)}" for what, names in listed.items() if names)
+            raise CheckpointError(f"{self.shards.path}: its tensors do not match the model. {details}. Fetch it again.")
 
     def _compare(self) -> dict[str, list[str]]:
         """Return the names of tensors that are wrong according to the shards' headers."""

@@ -54,7 +54,7 @@ def write_file(model: nn.Module, path: Path, tokenizer: PreTrainedTokenizerBase 
     if not spiking:
         raise InputError("save: expected a model with SpikeLinear layers. Call to_spiking first.")
     if "" in spiking:
-        raise InputError("save: expected a model around its SpikeLinear layers. Put a single one into nn.Sequential.")
+        raise InputError("save: expected a model that contains SpikeLinear layers. Wrap a single one in nn.Sequential.")
     tensors, aliases = _distinct_tensors(model)
     header = {
         "format": FORMAT,
@@ -166,7 +166,7 @@ def _empty_model(header: dict[str, Any], path: Path) -> nn.Module:
     config = header["config"]
     if config is None:
         raise CheckpointError(
-            f"{path}: not a causal language model of transformers. Pass architecture=, a model with the same modules."
+            f"{path}: its model is not a transformers causal LM. Pass architecture=, a model with the same modules."
         )
     try:
         built = AutoConfig.for_model(config.pop("model_type"), **config)
