@@ -91,7 +91,7 @@ def to_released(config: SpikingBrainConfig) -> dict[str, Any]:
     }
     if any(unknown.values()):
         raise InputError(
-            f"to_released: the released layout cannot hold this {[name for name, bad in unknown.items() if bad]}. "
+            f"to_released: the released layout has no such {[name for name, bad in unknown.items() if bad]}. "
             "Save in our own layout."
         )
     ours = config.to_dict()
