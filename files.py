@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and TOML files whose faults are all told at once."""
+"""Write files completely or not at all, and read TOML files so that all faults are told at once."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .errors import InputError
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a UTF-8 file in one step: whoever reads it, or goes on after a crash, finds the old text or the new one.
+    """Write a UTF-8 file in one step: a reader finds either the old text or the new one, even after a crash.
 
     Args:
-        path: of the file; its folder must be there.
-        text: all of it.
+        path: path of the file; its folder must exist.
+        text: content of the file.
     Raises:
-        OSError: it cannot be written; what was there is left.
+        OSError: the file cannot be written; an existing file stays unchanged.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:

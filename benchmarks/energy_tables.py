@@ -1,10 +1,10 @@
-"""Energy of SmolLM2 over k, codes and energy tables: the tables of docs/results.md, as Markdown.
+"""Energy of SmolLM2 by k, code and energy table: the tables of docs/results.md, as Markdown.
 
     python benchmarks/energy_tables.py [--tokens 2048] [--out FOLDER]
 
 Runs the default text of `spikebrain report` once for each k, in windows of 512 tokens, and counts every code from the
-same recording. Modelled, nothing is measured. Takes about two minutes on 2 cores. With --out, writes the waterfall and
-break-even plots of k = 3.
+same recording. All energies are modelled; nothing is measured. Takes about two minutes on 2 cores. With --out, writes
+the waterfall and break-even plots for k = 3.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> None:
     ids = torch.tensor(tokenizer.encode(read_text(None)[0], verbose=False))[: options.tokens]
     recordings = {}
     for k in KS:
-        spiking = sb.convert(model, sb.Policy(neuron=sb.AdaptiveThreshold(k=k))).model
+        spiking = sb.to_spiking(model, sb.SpikeSettings(neuron=sb.AdaptiveThreshold(k=k)))
         with sb.record(spiking, block_bytes=BLOCKS, shared_tokens=SHARED) as recordings[k]:
             window_nlls(spiking, split_windows(ids, 512), lambda _: None)
         del spiking

@@ -147,7 +147,7 @@ class Mapping(ABC):
         return replace(placement, home=self.home(placement))
 
 
-MAPPINGS: Registry[Mapping] = Registry("mapping")
+MAPPINGS: Registry[Mapping] = Registry("mapping", Mapping)
 
 
 @MAPPINGS.register("in-order")

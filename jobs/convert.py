@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ..backends import device_of
 from ..errors import InputError
+from ..models import spikingbrain_settings
 from ..models.conversion import from_transformer, to_spiking
-from ..models.io import load, save_folder
+from ..models.io import load, save
+from ..models.layers.settings import ATTENTION
 from ..models.spikingbrain import SpikingBrainForCausalLM
-from ..models.spikingbrain.config import SPIKING
 from .inputs import read_text, require_tokenizer, token_ids
 from .progress import SILENT, Progress
 
@@ -89,15 +90,15 @@ def convert(settings: ConvertSettings, out: Path, progress: Progress = SILENT) -
             **{name: value for name, value in choices.items() if value is not None},
         ).cpu()
     if settings.spiking is not None:
-        student = to_spiking(student, settings.spiking, k=settings.k, inplace=True)
-    save_folder(student, out, tokenizer)
+        student = to_spiking(student, spikingbrain_settings(k=settings.k), inplace=True)
+    save(student, out, tokenizer)
     return student
 
 
 def check_spiking(spiking: str | None) -> None:
     """Raise an InputError unless that is a way in which a SpikingBrain model spikes, or None."""
-    if spiking not in (None, *SPIKING):
-        raise InputError(f"spiking: expected none, {' or '.join(SPIKING)}; got {spiking!r}.")
+    if spiking not in (None, *ATTENTION):
+        raise InputError(f"spiking: expected none, {' or '.join(ATTENTION)}; got {spiking!r}.")
 
 
 def _check_for_spikingbrain(settings: ConvertSettings, source: str) -> None:
@@ -108,7 +109,7 @@ def _check_for_spikingbrain(settings: ConvertSettings, source: str) -> None:
     if settings.spiking is None or given:
         raise InputError(
             f"{source}: is a SpikingBrain model already. It can be put on spikes with `spiking` "
-            f"({' or '.join(SPIKING)}) and `k` alone; got {', '.join(given) or '`spiking` none'}."
+            f"({' or '.join(ATTENTION)}) and `k` alone; got {', '.join(given) or '`spiking` none'}."
         )
 
 

@@ -16,7 +16,7 @@ from ..analysis.losses import plot_losses
 from ..backends import device_of
 from ..errors import InputError
 from ..files import write_whole
-from ..models.io import load, save_folder
+from ..models.io import load, save
 from ..models.spikingbrain import SpikingBrainForCausalLM
 from ..models.training import (
     DistillResult,
@@ -158,7 +158,7 @@ def distill(run: DistillRun, out: Path, progress: Progress = SILENT) -> Distille
         lambda title, total: progress.bar(title, total, "steps"),
         fingerprint(student),
     )
-    save_folder(student.cpu(), out, tokenizer)
+    save(student.cpu(), out, tokenizer)
     plot_losses(result, settings.stages, out / "loss.png")
     return Distilled(student, settings, result)
 

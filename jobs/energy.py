@@ -25,7 +25,7 @@ from ..energy import (
     waterfall,
 )
 from ..errors import InputError
-from ..models import Policy
+from ..models import SpikeSettings
 from ..models.recording import record
 from ..neuro import AdaptiveThreshold
 from .inputs import cannot_write, load_spiking
@@ -133,7 +133,7 @@ def read_counts(path: Path) -> ModelCounts:
 def count_run(settings: EnergySettings, progress: Progress = SILENT) -> ModelCounts:
     """Run a model on a text and count its operations and bytes."""
     context = min(settings.num_tokens, _CONTEXT)
-    policy = Policy(neuron=AdaptiveThreshold(settings.k), encoder=settings.encoder, backend=settings.backend)
+    policy = SpikeSettings(neuron=AdaptiveThreshold(settings.k), encoder=settings.encoder, backend=settings.backend)
     inputs = {"num_tokens": settings.num_tokens, "context": context, "device": settings.device}
     model, ids, _, _ = load_spiking(settings.source, settings.text, policy, progress=progress, **inputs)
     windows = split_windows(ids, context)

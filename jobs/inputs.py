@@ -14,9 +14,8 @@ from transformers import PreTrainedModel
 
 from ..backends import Backend, device_of
 from ..errors import InputError
-from ..models import Loaded, Policy, SpikeLinear
+from ..models import Loaded, SpikeLinear, SpikeSettings, to_spiking
 from ..models.io import load
-from ..models.layers import convert
 from ..models.spikingbrain import SpikingBrainForCausalLM
 from .progress import SILENT, Progress
 
@@ -168,7 +167,7 @@ class SpikingText(NamedTuple):
 def load_spiking(
     model: str,
     text: Path | None,
-    policy: Policy,
+    policy: SpikeSettings,
     *,
     num_tokens: int,
     context: int,
@@ -194,7 +193,7 @@ def load_spiking(
     loaded = load(model, say=progress.say, bar=progress.bar)
     move(loaded.model, device, policy.backend, progress)
     ids = first_tokens(loaded, content, num_tokens, context, progress)
-    spiking = loaded.model if is_spiking(loaded.model) else convert(loaded.model, policy, inplace=True).model
+    spiking = loaded.model if is_spiking(loaded.model) else to_spiking(loaded.model, policy, inplace=True)
     return SpikingText(spiking, ids, loaded.source, text_source)
 
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from ..analysis.exactness import ExactnessCheck
 from ..analysis.perplexity import perplexity_of, window_nlls
-from ..models import Policy, Recording, dequantize
-from ..models.layers import convert
+from ..models import Recording, SpikeSettings, to_dense, to_spiking
 from ..models.recording import record
 from .progress import SILENT, Progress
 from .resume import Unfinished
@@ -39,7 +38,7 @@ class Measured:
 
 def measure(
     model: nn.Module,
-    policy: Policy | None,
+    policy: SpikeSettings | None,
     windows: list[Tensor],
     seed: int,
     unfinished: Unfinished,
@@ -76,8 +75,8 @@ def measure(
         progress.say("The model spikes already: its own settings are used, and there is no float model.")
     else:
         run_windows("float", "float", model)
-        model = convert(model, policy, inplace=True).model
-    run_windows("int8", "INT8 weights", dequantize(model))
+        model = to_spiking(model, policy, inplace=True)
+    run_windows("int8", "INT8 weights", to_dense(model))
     check = ExactnessCheck(seed)
     # Only what `count_operations` asks for by default: other sizes of blocks would be counted for nobody.
     with record(model, block_bytes=(64,)) as recording, check.watch(model):

@@ -18,7 +18,7 @@ from ..analysis.stats import code_statistics, spike_statistics
 from ..backends import BACKENDS, Backend, device_of
 from ..coding import ENCODERS, BidirectionalBitwise, Encoder
 from ..energy import DigitalEnergy, ModelCounts, count_operations
-from ..models import LayerRecord, Loaded, Policy, SpikeLinear, choose_layers
+from ..models import LayerRecord, Loaded, SpikeLinear, SpikeSettings, choose_layers
 from ..models.io import load
 from ..neuro import AdaptiveThreshold
 from .inputs import check_seed, check_windows, first_tokens, is_spiking, move, read_text, require_writable
@@ -61,9 +61,9 @@ class ReportSettings:
     seed: int = 0
     device: str = "auto"
 
-    def policy(self) -> Policy:
+    def policy(self) -> SpikeSettings:
         """Return which layers spike, and how."""
-        return Policy(
+        return SpikeSettings(
             layers=(self.layers,),
             neuron=AdaptiveThreshold(self.k),
             encoder=self.encoder,

@@ -13,7 +13,7 @@ from ..chip import ORDERS, ChannelOrder, Description, InOrder, Mapping, load_des
 from ..chip.trace import write_timeline
 from ..coding import BidirectionalBitwise, Encoder
 from ..errors import InputError
-from ..models import Policy
+from ..models import SpikeSettings
 from ..neuro import AdaptiveThreshold
 from ..simulation.describe import describe_simulation
 from ..simulation.model import MODES, ModelOnChip, simulate_model, spiking_layers
@@ -63,9 +63,9 @@ class SimulateSettings:
     critical_path: bool = False
     timeline: str | None = None
 
-    def policy(self) -> Policy:
+    def policy(self) -> SpikeSettings:
         """Return which layers spike, and how."""
-        return Policy(layers=(self.layers,), neuron=AdaptiveThreshold(self.k), encoder=self.encoder)
+        return SpikeSettings(layers=(self.layers,), neuron=AdaptiveThreshold(self.k), encoder=self.encoder)
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class Neuron(ABC, Generic[State]):
         return SpikeCount(count, threshold), state
 
 
-NEURONS: Registry[Neuron] = Registry("neuron")
+NEURONS: Registry[Neuron] = Registry("neuron", Neuron)
 
 
 def raise_if_not_finite(x: Tensor, where: str) -> None:

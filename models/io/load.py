@@ -1,4 +1,4 @@
-"""Find and read a model: a converted file, a GGUF file, a Hugging Face folder or hub id, or `smollm2`."""
+"""Find and read a model: a file or folder from `save`, a GGUF file, a Hugging Face folder or hub id, or `smollm2`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ...errors import CheckpointError
 from . import smollm2
 from .folders import is_spikingbrain, read_folder
 from .shards import find_shards
-from .single_file import check_safetensors, read
+from .single_file import check_safetensors, read_file
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -32,8 +32,8 @@ class Loaded(NamedTuple):
 
     Attributes:
         model: the model.
-        tokenizer: its tokenizer, of transformers; None if the source has none. Typed as anything, since nearly every
-            source has one.
+        tokenizer: its transformers tokenizer; None if the source has none. Typed as Any, since nearly every source has
+            one.
         source: the file, folder or hub id that was read.
     """
 
@@ -50,31 +50,30 @@ def load(
     say: Callable[[str], None] | None = None,
     bar: Callable[[str, int, str], Callable[[int], None]] | None = None,
 ) -> Loaded:
-    """Load a causal language model. Pickles are never opened and code beside a model is never run.
+    """Load a causal language model. Pickles are never opened, and code that comes with a model is never run.
 
     Args:
         name_or_path: `smollm2` (fetched into the user's cache once); a `.gguf` file, which is dequantised; a
             `.safetensors` file that `save` wrote; a Hugging Face folder with safetensors; or a hub id `owner/name`.
-        dtype: of the float weights; a converted file keeps its own.
-        architecture: only for a file that `save` wrote of a model that is not of transformers; see
-            `checkpoint.read`.
-        say: told in a sentence what is fetched; None for a line on standard error.
-        bar: called with title, total and unit of each part of a fetch; returns a function that is told of progress.
+        dtype: dtype of the float weights; the file of a spiking model keeps its own.
+        architecture: only for a file that `save` wrote for a model that is not from transformers; see `read_file`.
+        say: called with a sentence that says what is downloaded; None for a line on standard error.
+        bar: called with title, total and unit of each part of a download; returns a function that is told of progress.
     Raises:
-        CheckpointError: nothing is there, the file is damaged or a pickle, or a hub cannot be reached.
+        CheckpointError: there is no such model, the file is damaged or a pickle, or the hub cannot be reached.
     """
     name = os.fspath(name_or_path)
-    path = smollm2.fetch(say, bar) if name == "smollm2" else Path(name)
+    path = smollm2.download(say, bar) if name == "smollm2" else Path(name)
     if path.is_dir():
         return _load_folder(path, dtype)
     if path.is_file():
         if path.suffix == ".gguf":
             return _load_gguf(path, dtype)
         if path.suffix in _PICKLES:
-            raise CheckpointError(f"{path}: a pickle can run any code when opened, so it never is. {_CONVERT_IT}")
+            raise CheckpointError(f"{path}: pickles are never opened, since they can run any code. {_CONVERT_IT}")
         if path.suffix != ".safetensors":
             raise CheckpointError(f"{path}: expected a .gguf or .safetensors file or a model folder.")
-        model, tokenizer = read(path, architecture)
+        model, tokenizer = read_file(path, architecture)
         return Loaded(model.eval(), tokenizer, str(path))
     if _HUB_ID.fullmatch(name) and path.suffix != ".gguf":
         return _load_hub(name, dtype)
@@ -93,20 +92,20 @@ def _load_gguf(path: Path, dtype: torch.dtype) -> Loaded:
     if magic != b"GGUF":
         raise CheckpointError(f"{path}: expected a GGUF file, got one that starts with {magic!r}.")
     try:
-        # Alone in a folder, since transformers would take tokenizer files that lie beside it for its own.
+        # Alone in a folder, since transformers would use any tokenizer files next to it.
         with tempfile.TemporaryDirectory() as alone, _quiet():
             (Path(alone) / path.name).symlink_to(path.resolve())
             options = {"gguf_file": path.name, "local_files_only": True}
             model, info = _read_weights(alone, dtype=dtype, **options)
             tokenizer = AutoTokenizer.from_pretrained(alone, **options)
-    except Exception as error:  # whatever a damaged file makes the readers stumble over
+    except Exception as error:  # a damaged file can cause any error in the readers
         raise CheckpointError(
             f"{path} ({path.stat().st_size:,} bytes): cannot be read as a GGUF model, so it is truncated, damaged or "
             f"of an architecture that transformers does not know. Fetch it again. ({type(error).__name__}: {error})"
         ) from error
     _check_complete(str(path), info)
     model.config.name_or_path = str(path)
-    # The weights are plain floats now: forget that they were quantised, so that copies and saves treat them so.
+    # The weights are plain floats now. Remove all signs of quantisation, so that copies and saves treat them as floats.
     for holder in (model, model.config):
         for attribute in (
             "hf_quantizer",
@@ -159,21 +158,21 @@ def _from_pretrained(name: str, dtype: torch.dtype, *, local: bool) -> Loaded:
 def _read_weights(name: str, **options: Any) -> tuple[Any, dict[str, Any]]:
     """Return the model, and which of its tensors were missing, unexpected or of another shape."""
     read: Any = AutoModelForCausalLM.from_pretrained
-    # Mismatched ones are listed, too, instead of raising an error that says nothing of them.
+    # Mismatched tensors are listed too; otherwise an error is raised that does not name them.
     return read(name, output_loading_info=True, ignore_mismatched_sizes=True, **options)
 
 
 def _check_complete(name: str, info: dict[str, Any]) -> None:
-    """Raise unless every weight of the model was in the file and the other way round.
+    """Raise a CheckpointError unless the file and the model have the same tensors.
 
-    transformers fills what is missing with random numbers, and leaves out what it does not know.
+    transformers fills missing tensors with random numbers, and ignores unknown ones.
     """
     wrong = {what: sorted(map(str, info.get(f"{what}_keys") or ())) for what in ("missing", "unexpected", "mismatched")}
     listed = [
         f"{what}: {', '.join(keys[:8])}{', ...' if len(keys) > 8 else ''}" for what, keys in wrong.items() if keys
     ]
     if listed:
-        raise CheckpointError(f"{name}: its tensors are not those of the model. {'; '.join(listed)}. Fetch it again.")
+        raise CheckpointError(f"{name}: its tensors do not match the model. {'; '.join(listed)}. Fetch it again.")
 
 
 def _tokenizer(name: str, local: bool) -> PreTrainedTokenizerBase | None:

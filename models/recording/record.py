@@ -14,7 +14,7 @@ from torch import nn
 
 from ...coding import SpikeTrain
 from ...errors import InputError
-from ..layers.convert import check_patterns
+from ..layers.settings import check_patterns
 from ..layers.spike_linear import SpikeLinear, Step, observing
 from .layer_record import LayerRecord
 from .modules import ModuleRecord, describe

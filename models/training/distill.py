@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ...errors import CheckpointError, InputError, TrainingError
 from ..conversion.calibrate import check_tokens
-from ..conversion.spiking import set_settings, spiking_policy
+from ..conversion.to_spiking import set_settings, spikingbrain_settings
 from ..layers.spike_aware import spike_aware
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from .objectives import match_layers, match_logits
@@ -211,7 +211,7 @@ def _prepared(student: SpikingBrainForCausalLM, teacher: Any, settings: DistillS
     with ExitStack() as stack:
         if settings.spiking is not None:
             options = {"k": settings.k, "group_size": settings.group_size}
-            stack.enter_context(spike_aware(student, spiking_policy(settings.spiking, **options)))
+            stack.enter_context(spike_aware(student, spikingbrain_settings(settings.spiking, **options)))
             set_settings(student, before.replace(spiking=settings.spiking, **options))
         try:
             student.train()

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...errors import InputError
-from ..spikingbrain.config import SPIKING
+from ..layers.settings import ATTENTION
 
 OBJECTIVES = ("attention", "logits")
 TRAINABLE = ("new", "attention", "all")
@@ -101,7 +101,7 @@ class DistillSettings:
     def __post_init__(self) -> None:
         are_stages = isinstance(self.stages, tuple) and all(isinstance(stage, Stage) for stage in self.stages)
         _require(are_stages and len(self.stages) > 0, "DistillSettings.stages", "a tuple of Stage", self.stages)
-        for name, allowed in (("spiking", (None, *SPIKING)), ("precision", PRECISIONS)):
+        for name, allowed in (("spiking", (None, *ATTENTION)), ("precision", PRECISIONS)):
             value = getattr(self, name)
             _require(value in allowed, f"DistillSettings.{name}", f"one of {allowed}", value)
         _require(self.max_norm > 0, "DistillSettings.max_norm", "a number > 0", self.max_norm)

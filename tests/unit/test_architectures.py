@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from spikebrain import convert, record
+from spikebrain import record, to_spiking
 from spikebrain.energy import count_operations
 from spikebrain.errors import InputError
 from spikebrain.models import from_transformer
@@ -35,7 +35,7 @@ def tiny(model_type, **changes):
 
 @torch.inference_mode()
 def recorded(model, num_tokens=12):
-    spiking = convert(model).model
+    spiking = to_spiking(model)
     with record(spiking) as recording:
         spiking(torch.arange(num_tokens)[None], use_cache=False)
     return recording
@@ -129,10 +129,10 @@ class Odd(nn.Module):
 
 def test_what_no_record_knows_is_told():
     model = nn.Sequential(nn.Linear(4, 4), Odd(), nn.Sequential(nn.Linear(4, 4), Odd()), nn.GELU())
-    parts, unknown = describe(convert(model).model)
+    parts, unknown = describe(to_spiking(model))
     assert parts == []
     assert unknown == ("GELU (1, first '3')", "Odd (2, first '1')")
-    with torch.no_grad(), record(convert(model).model) as recording:
+    with torch.no_grad(), record(to_spiking(model)) as recording:
         model(torch.randn(3, 4))
     assert recording.unsupported == count_operations(recording).unsupported == unknown
 

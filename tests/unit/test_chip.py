@@ -30,8 +30,8 @@ from spikebrain.chip.mapping import route
 from spikebrain.cli.app import app
 from spikebrain.energy import PaperEnergy, count_operations
 from spikebrain.errors import InputError
-from spikebrain.models import Policy, SpikeLinear
-from spikebrain.models.layers import convert
+from spikebrain.models import SpikeLinear, SpikeSettings
+from spikebrain.models.layers import to_spiking
 from spikebrain.models.layers.spike_linear import observing
 from spikebrain.models.recording import record
 from spikebrain.simulation.describe import describe_simulation
@@ -282,7 +282,7 @@ def test_channels_that_fire_together_share_blocks():
 
 @pytest.fixture
 def spiking(tiny_llama):
-    return convert(tiny_llama, Policy(), inplace=True).model.eval()
+    return to_spiking(tiny_llama, SpikeSettings(), inplace=True).eval()
 
 
 def test_ideal_chip_equals_the_papers_estimate(spiking):

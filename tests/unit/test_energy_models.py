@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from spikebrain import AdaptiveThreshold, SignedDigit, SpikeLinear, Ternary, convert, record
+from spikebrain import AdaptiveThreshold, SignedDigit, SpikeLinear, Ternary, record, to_spiking
 from spikebrain.analysis import plot_break_even, plot_waterfall
 from spikebrain.cli.app import app
 from spikebrain.energy import (
@@ -297,7 +297,7 @@ def test_reports_travel():
 
 
 def test_like_layers_are_grouped(tiny_llama):
-    model = convert(tiny_llama).model
+    model = to_spiking(tiny_llama)
     with torch.inference_mode(), record(model) as recording:
         model(torch.arange(5)[None])
     counts = count_operations(recording)

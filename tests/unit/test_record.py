@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from spikebrain import AdaptiveThreshold, Policy, SpikeLinear, Ternary, convert, decode, record
+from spikebrain import AdaptiveThreshold, SpikeLinear, SpikeSettings, Ternary, decode, record, to_spiking
 from spikebrain.errors import InputError
 from spikebrain.models import Recording
 
@@ -40,7 +40,7 @@ def test_calls_of_different_length_add_up():
 
 
 def test_the_model_is_as_it_was(tiny_llama):
-    model = convert(tiny_llama).model
+    model = to_spiking(tiny_llama)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     attributes = {name: set(vars(module)) for name, module in model.named_modules()}
     with torch.no_grad():
@@ -58,7 +58,7 @@ def test_the_model_is_as_it_was(tiny_llama):
 
 
 def test_layers_and_nesting(tiny_llama):
-    model = convert(tiny_llama).model
+    model = to_spiking(tiny_llama)
     with record(model) as everything, record(model, layers=("*.down_proj",)) as some:
         model(IDS)
     assert len(everything.layers) == 14
@@ -69,7 +69,7 @@ def test_layers_and_nesting(tiny_llama):
 
 
 def test_trains_only_when_asked(tiny_llama):
-    model = convert(tiny_llama, Policy(encoder=Ternary())).model
+    model = to_spiking(tiny_llama, SpikeSettings(encoder=Ternary()))
     name = "model.layers.0.mlp.up_proj"
     with record(model) as without, record(model, layers=(name,), keep_trains=True) as kept:
         model(IDS)
@@ -94,7 +94,7 @@ def test_trains_of_different_length_are_not_joined():
 
 
 def test_threads_share_a_recording(tiny_llama):
-    model = convert(tiny_llama).model
+    model = to_spiking(tiny_llama)
     batches = [torch.randint(0, 256, (1, 10)) for _ in range(12)]
 
     def run(num_threads) -> Recording:
@@ -117,12 +117,12 @@ def test_counts_of_any_size():
 def test_nothing_to_record(tiny_llama):
     with pytest.raises(InputError, match="Call convert first"), record(tiny_llama):
         pass
-    with pytest.raises(InputError, match=r"One is 'model\.layers\.0"), record(convert(tiny_llama).model, layers=("x",)):
+    with pytest.raises(InputError, match=r"One is 'model\.layers\.0"), record(to_spiking(tiny_llama), layers=("x",)):
         pass
 
 
 def test_order_is_that_of_the_first_runs(tiny_llama):
-    model = convert(tiny_llama).model
+    model = to_spiking(tiny_llama)
     with record(model) as recording:
         model(IDS)
         model(IDS)

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from spikebrain import Policy, Ternary, convert, save
+from spikebrain import SpikeSettings, Ternary, save, to_spiking
 from spikebrain.analysis import measure_perplexity, perplexity, split_windows
 from spikebrain.backends import Cpu
 from spikebrain.backends.cpu import backend as cpu_backend
@@ -239,7 +239,7 @@ def test_layers_without_a_fused_kernel_are_not_counted(run):
 def test_converted_model(run, tiny_llama, tokenizer, tmp_path):
     usual = run("--encoder", "ternary")
     path = tmp_path / "converted.safetensors"
-    save(convert(tiny_llama, Policy(encoder=Ternary())).model, path, tokenizer)
+    save(to_spiking(tiny_llama, SpikeSettings(encoder=Ternary())), path, tokenizer)
     found = run(model=path)
     assert found["perplexity"] == usual["perplexity"] | {"float": None}
     assert found["spikes"] == usual["spikes"]
@@ -374,7 +374,7 @@ def test_not_finite_activations_name_the_layer(
 def test_not_finite_activations_of_a_spiking_layer(tiny_llama):
     tiny_llama.model.layers[1].input_layernorm.weight.data.fill_(3e38)
     tiny_llama.model.layers[1].input_layernorm.weight.data[0] = float("inf")
-    model = convert(tiny_llama).model
+    model = to_spiking(tiny_llama)
     with pytest.raises(ActivationError, match=r"SpikeLinear 'model\.layers\.1\.self_attn\.q_proj'.*finite"):
         measure_perplexity(model, [torch.arange(10)])
 
@@ -442,7 +442,7 @@ def test_huge_counts_leave_out_the_rate_codes(run):
 
 
 def test_converted_half_precision_model(run, tiny_llama, tokenizer, tmp_path):
-    save(convert(tiny_llama.bfloat16()).model, tmp_path / "half.safetensors", tokenizer)
+    save(to_spiking(tiny_llama.bfloat16()), tmp_path / "half.safetensors", tokenizer)
     found = run("--layers", "*.q_proj", model=tmp_path / "half.safetensors")
     assert found["perplexity"]["int8"] == pytest.approx(found["perplexity"]["spiking"], rel=0.1)
     assert found["settings"]["layers"] == "as converted"

@@ -10,8 +10,8 @@ from torch import nn
 from spikebrain.chip import load_description
 from spikebrain.energy import EnergyReport
 from spikebrain.errors import InputError
-from spikebrain.models import Policy, to_spiking
-from spikebrain.models.layers import convert, spike_linear
+from spikebrain.models import SpikeSettings, to_spiking
+from spikebrain.models.layers import spike_linear
 from spikebrain.models.spikingbrain import LayerPlan, SpikingBrainForCausalLM, tiny_7b, tiny_76b
 from spikebrain.simulation import describe_simulation, simulate_model
 
@@ -21,7 +21,7 @@ IDS = torch.arange(5)
 
 @pytest.fixture
 def spiking(tiny_llama):
-    return convert(tiny_llama, Policy(), inplace=True).model.eval()
+    return to_spiking(tiny_llama, SpikeSettings(), inplace=True).eval()
 
 
 def topology(found):
@@ -43,8 +43,8 @@ def test_stages_of_llama(spiking):
 
 
 def test_dense_projections_run_where_they_are(tiny_llama):
-    policy = Policy(layers=("*.q_proj", "*.k_proj", "*.v_proj", "*.gate_proj", "*.up_proj"))
-    found = simulate_model(convert(tiny_llama, policy).model, IDS, ASYNC)
+    policy = SpikeSettings(layers=("*.q_proj", "*.k_proj", "*.v_proj", "*.gate_proj", "*.up_proj"))
+    found = simulate_model(to_spiking(tiny_llama, policy), IDS, ASYNC)
     assert topology(found) == [
         ("0.self_attn.q_proj 0.self_attn.k_proj 0.self_attn.v_proj", "model.embed_tokens 0.input_layernorm"),
         ("0.mlp.gate_proj 0.mlp.up_proj", "0.self_attn 0.self_attn.o_proj 0.post_attention_layernorm"),
@@ -90,7 +90,7 @@ class Parallel(nn.Module):
 
 
 def test_layers_share_a_stage_if_they_were_handed_the_same_tensor():
-    model = convert(Parallel()).model.eval()
+    model = to_spiking(Parallel()).eval()
     decode, prefill = (simulate_model(model, IDS, ASYNC, mode=mode) for mode in ("decode", "prefill"))
     for found in (decode, prefill):
         assert topology(found) == [("a c", "embedding"), ("b", "norm"), ("d", ""), ("", "")]
