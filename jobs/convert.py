@@ -90,7 +90,7 @@ def convert(settings: ConvertSettings, out: Path, progress: Progress = SILENT) -
             **{name: value for name, value in choices.items() if value is not None},
         ).cpu()
     if settings.spiking is not None:
-        student = to_spiking(student, spikingbrain_settings(k=settings.k), inplace=True)
+        student = to_spiking(student, spikingbrain_settings(settings.spiking, k=settings.k), inplace=True)
     save(student, out, tokenizer)
     return student
 
