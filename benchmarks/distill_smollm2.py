@@ -116,7 +116,7 @@ class Run:
         partial.write_text(json.dumps(fields))
         partial.replace(self.state / "progress.json")
 
-    def to_spiking(self) -> None:
+    def convert(self) -> None:
         """Measure the teacher, sample from it, convert it and calibrate the result."""
         if (self.state / "progress.json").exists():
             vars(self).update(json.loads((self.state / "progress.json").read_text()))
