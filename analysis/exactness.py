@@ -133,5 +133,5 @@ class ExactnessCheck:
 def _rescaled(layer: SpikeLinear, step: Step) -> Tensor:
     """Return sum * scale * threshold + bias from the recorded sums, [tokens, out_features]."""
     scale = layer.scale.t().to(step.threshold.dtype)  # [groups, out_features]
-    y = (step.accumulation * scale).sum(1) * step.threshold
+    y = (step.accumulation * scale).sum(1).mul_(step.threshold)
     return y if layer.bias is None else y + layer.bias.to(y.dtype)

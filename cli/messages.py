@@ -57,7 +57,9 @@ def option_names(command: Callable[..., Any]) -> dict[str, str]:
         for info in getattr(hint, "__metadata__", ()):
             if isinstance(info, OptionInfo):
                 usual = "--" + name.replace("_", "-")
-                names[name] = next((d for d in info.param_decls or () if d.startswith("--")), usual)
+                # In Annotated, typer keeps the first declaration in the place of the default.
+                declared = [d for d in (info.default, *(info.param_decls or ())) if isinstance(d, str)]
+                names[name] = next((d for d in declared if d.startswith("--")), usual)
             elif isinstance(info, ArgumentInfo):
                 names[name] = info.metavar or name.upper()
     return names

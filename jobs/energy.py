@@ -133,16 +133,18 @@ def read_counts(path: Path) -> ModelCounts:
 def count_run(settings: EnergySettings, progress: Progress = SILENT) -> ModelCounts:
     """Run a model on a text and count its operations and bytes."""
     context = min(settings.num_tokens, _CONTEXT)
-    policy = SpikeSettings(neuron=AdaptiveThreshold(settings.k), encoder=settings.encoder, backend=settings.backend)
+    spike_settings = SpikeSettings(
+        neuron=AdaptiveThreshold(settings.k), encoder=settings.encoder, backend=settings.backend
+    )
     inputs = {"num_tokens": settings.num_tokens, "context": context, "device": settings.device}
-    model, ids, _, _ = load_spiking(settings.source, settings.text, policy, progress=progress, **inputs)
+    model, ids, _, _ = load_spiking(settings.source, settings.text, spike_settings, progress=progress, **inputs)
     windows = split_windows(ids, context)
-    sizes = {"block_bytes": (settings.block_bytes,), "shared_tokens": (settings.shared_tokens,)}
-    with record(model, **sizes) as recording:
+    block_bytes, shared_tokens = settings.block_bytes, settings.shared_tokens
+    with record(model, block_bytes=(block_bytes,), shared_tokens=(shared_tokens,)) as recording:
         done = progress.bar("spiking", sum(len(window) for window in windows), "tokens")
         for first in range(0, len(windows), torch.get_num_threads()):
             window_nlls(model, windows[first : first + torch.get_num_threads()], done)
-    return count_operations(recording, block_bytes=settings.block_bytes, shared_tokens=settings.shared_tokens)
+    return count_operations(recording, block_bytes=block_bytes, shared_tokens=shared_tokens)
 
 
 def _file_of(source: str) -> Path | None:

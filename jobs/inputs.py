@@ -167,7 +167,7 @@ class SpikingText(NamedTuple):
 def load_spiking(
     model: str,
     text: Path | None,
-    policy: SpikeSettings,
+    spike_settings: SpikeSettings,
     *,
     num_tokens: int,
     context: int,
@@ -179,7 +179,7 @@ def load_spiking(
     Args:
         model: anything that `load` takes.
         text: as for `read_text`.
-        policy: which layers spike, and how; a model that spikes already keeps its own.
+        spike_settings: which layers spike, and how; a model that spikes already keeps its own.
         num_tokens: as for `first_tokens`.
         context: as for `first_tokens`.
         device: "cpu", "cuda" or "auto".
@@ -191,9 +191,9 @@ def load_spiking(
     check_windows(num_tokens, context)
     content, text_source = read_text(text)
     loaded = load(model, say=progress.say, bar=progress.bar)
-    move(loaded.model, device, policy.backend, progress)
+    move(loaded.model, device, spike_settings.backend, progress)
     ids = first_tokens(loaded, content, num_tokens, context, progress)
-    spiking = loaded.model if is_spiking(loaded.model) else to_spiking(loaded.model, policy, inplace=True)
+    spiking = loaded.model if is_spiking(loaded.model) else to_spiking(loaded.model, spike_settings, inplace=True)
     return SpikingText(spiking, ids, loaded.source, text_source)
 
 

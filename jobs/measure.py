@@ -38,7 +38,7 @@ class Measured:
 
 def measure(
     model: nn.Module,
-    policy: SpikeSettings | None,
+    spike_settings: SpikeSettings | None,
     windows: list[Tensor],
     seed: int,
     unfinished: Unfinished,
@@ -48,7 +48,7 @@ def measure(
 
     Args:
         model: put on spikes in place.
-        policy: which layers spike, and how; None for a model that spikes already, which has no float stage.
+        spike_settings: which layers spike, and how; None for a model that spikes already, which has no float stage.
         windows: token ids, each [L].
         seed: of the sample of outputs that is checked.
         unfinished: finished windows of an earlier run; saved after every few windows.
@@ -71,11 +71,11 @@ def measure(
         perplexity[stage] = perplexity_of(nlls, windows)
         seconds[stage] = time.perf_counter() - began
 
-    if policy is None:
+    if spike_settings is None:
         progress.say("The model spikes already: its own settings are used, and there is no float model.")
     else:
         run_windows("float", "float", model)
-        model = to_spiking(model, policy, inplace=True)
+        model = to_spiking(model, spike_settings, inplace=True)
     run_windows("int8", "INT8 weights", to_dense(model))
     check = ExactnessCheck(seed)
     # Only what `count_operations` asks for by default: other sizes of blocks would be counted for nobody.

@@ -61,7 +61,7 @@ class ReportSettings:
     seed: int = 0
     device: str = "auto"
 
-    def policy(self) -> SpikeSettings:
+    def spike_settings(self) -> SpikeSettings:
         """Return which layers spike, and how."""
         return SpikeSettings(
             layers=(self.layers,),
@@ -91,7 +91,7 @@ def report(settings: ReportSettings, out: Path, progress: Progress = SILENT) -> 
     device_of(settings.device)
     check_seed(settings.seed)
     check_windows(settings.num_tokens, settings.context)
-    policy = settings.policy()
+    spike_settings = settings.spike_settings()
     text, text_source = read_text(settings.text)
     require_writable(out)
     progress.say(f"Loading {settings.model}")
@@ -99,14 +99,15 @@ def report(settings: ReportSettings, out: Path, progress: Progress = SILENT) -> 
     device = move(loaded.model, settings.device, settings.backend, progress)
     settings = dataclasses.replace(settings, device=device)
     if is_spiking(loaded.model):
-        policy = None
+        spike_settings = None
     else:
-        choose_layers(loaded.model, policy)  # a pattern that matches nothing is told now, not after the float model ran
+        # A pattern that matches nothing is told now, not after the float model ran.
+        choose_layers(loaded.model, spike_settings)
     ids = first_tokens(loaded, text, settings.num_tokens, settings.context, progress)
     unfinished = Unfinished.of_job(out, _job(settings, loaded, text))
     windows = split_windows(ids, settings.context)
     loading_s = time.perf_counter() - start
-    run = measure(loaded.model, policy, windows, settings.seed, unfinished, progress)
+    run = measure(loaded.model, spike_settings, windows, settings.seed, unfinished, progress)
 
     records = [layer for layer in run.recording.layers.values() if layer.num_tokens]  # an expert may be silent
     counts = count_operations(run.recording)
@@ -118,7 +119,7 @@ def report(settings: ReportSettings, out: Path, progress: Progress = SILENT) -> 
             "architecture": type(loaded.model).__name__,
             "num_spiking_layers": len(run.recording.layers),
         },
-        "settings": _describe_settings(settings, run.model, policy is None),
+        "settings": _describe_settings(settings, run.model, spike_settings is None),
         "text": {"source": text_source, "sha256": _sha256(text), "num_tokens": num_tokens},
         **_figures(run, records, counts),
         "environment": describe_environment(device),

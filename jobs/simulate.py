@@ -63,7 +63,7 @@ class SimulateSettings:
     critical_path: bool = False
     timeline: str | None = None
 
-    def policy(self) -> SpikeSettings:
+    def spike_settings(self) -> SpikeSettings:
         """Return which layers spike, and how."""
         return SpikeSettings(layers=(self.layers,), neuron=AdaptiveThreshold(self.k), encoder=self.encoder)
 
@@ -102,11 +102,11 @@ def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT)
         raise InputError(f"mode: expected one of {', '.join(MODES)}; got {settings.mode!r}.")
     check_seed(settings.seed)
     chip = settings.chip if isinstance(settings.chip, Description) else load_description(settings.chip)
-    policy = settings.policy()
+    spike_settings = settings.spike_settings()
     require_writable(out)
     wanted = num_tokens + (ORDER_TOKENS if order is not None else 0)
     inputs = {"num_tokens": wanted, "context": num_tokens, "device": "cpu", "progress": progress}
-    model, ids, source, text_source = load_spiking(settings.model, settings.text, policy, **inputs)
+    model, ids, source, text_source = load_spiking(settings.model, settings.text, spike_settings, **inputs)
     if len(ids) < num_tokens:
         raise InputError(
             f"num_tokens: expected at most the {len(ids):,} tokens of the text, got {num_tokens:,}. Give a longer text."

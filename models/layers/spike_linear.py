@@ -224,7 +224,6 @@ class SpikeLinear(nn.Module):
     def _backend_for(self, x: Tensor, num_tokens: int | None = None, *, events_only: bool = False) -> Backend:
         if self.backend != "auto":
             return self.backend
-        # A recording must match what runs, so the backend must never read a silent channel's weights.
         if num_tokens is None:
             num_tokens = x.numel() // max(self.in_features, 1)
         num_weights = self.in_features * self.out_features
@@ -243,7 +242,7 @@ class SpikeLinear(nn.Module):
             raise InputError(f"expected one threshold per token, [..., 1], got shape {tuple(threshold.shape)}.")
         threshold = threshold.expand(*tokens, 1).reshape(-1, 1)
         scale = self.scale.t().to(threshold.dtype)
-        # What is recorded must be what happens: then a silent channel's weight is never read.
+        # A recording must match what runs, so the backend must never read a silent channel's weights.
         backend = self._backend_for(count, events_only=bool(self.observers))
         y = threshold.new_zeros(len(count), self.out_features)
         for first, part, train in self._portions(count):

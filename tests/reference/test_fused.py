@@ -193,11 +193,21 @@ def test_an_unknown_mode():
         Cpu("dense")
 
 
-def test_recorded_layers_run_on_events():
-    layer, x = make_layer(20, 8), torch.randn(100, 20)
-    assert layer._backend_for(x) == Cpu("count")
+def test_recorded_layers_run_on_events(monkeypatch):
+    layer, x, modes = make_layer(20, 8), torch.randn(100, 20), []
+    for name in ("fused", "_accumulate"):
+        exact = getattr(Cpu, name)
+        monkeypatch.setattr(
+            Cpu, name, lambda self, *rest, exact=exact, name=name: modes.append((name, self.mode)) or exact(self, *rest)
+        )
+    layer(x)
     layer.observers.append(lambda layer, step: None)
-    assert layer._backend_for(x) == Cpu("spike")
+    layer(x)
+    assert modes == [("fused", "count"), ("_accumulate", "spike")]
+    # What would run unobserved, for a token of a call of 100 and for one alone, even while somebody observes.
+    assert layer.run_fused(x[:1], 100) is not None
+    assert layer.run_fused(x[:1]) is not None
+    assert modes[2:] == [("fused", "count"), ("fused", "spike")]
 
 
 GUARDED_LAYER = """

@@ -396,7 +396,7 @@ def test_tokenizer_of_another_model(capsys, monkeypatch, model_folder, text, tmp
     assert "expected token ids below 258, got 267: the tokenizer is not this model's" in said
 
 
-def test_logits_out_of_proportion(capsys, monkeypatch, model_folder, text, tmp_path):
+def test_logits_that_are_far_too_large(capsys, monkeypatch, model_folder, text, tmp_path):
     weights = load_file(model_folder / "model.safetensors")
     weights["model.norm.weight"].fill_(1e6)
     save_file(weights, model_folder / "model.safetensors", metadata={"format": "pt"})
