@@ -69,7 +69,7 @@ def load(
         if path.suffix == ".gguf":
             return _load_gguf(path, dtype)
         if path.suffix in _PICKLES:
-            raise CheckpointError(f"{path}: pickles are never opened, since they can run any code. {_CONVERT_IT}")
+            raise CheckpointError(f"{path}: a pickle can run any code, so it is never opened. {_CONVERT_IT}")
         if path.suffix != ".safetensors":
             raise CheckpointError(f"{path}: expected a .gguf or .safetensors file or a model folder.")
         model, tokenizer = read_file(path, architecture)
