@@ -1,8 +1,8 @@
-"""A Transformer in, a SpikingBrain model out: Q, K, V, O, feed-forward parts, norms and embeddings are reused.
+"""Make a SpikingBrain model of a Transformer; Q, K, V, O, feed-forward parts, norms and embeddings are reused.
 
-The maps of softmax, window and linear attention share their projections, so that the weights of one initialise the
-others (report, eq. 12 to 14). What is new is small: the gate of linear attention, the norms and weights of its
-branches, sink tokens and routers. It starts so that the model is as close to the Transformer as we know how:
+Softmax, window and linear attention have the same projections, so that the weights of one initialise the others
+(report, eq. 12 to 14). Few parameters are new: the gate of linear attention, the norms and weights of its branches,
+sink tokens and routers. They start as follows, which keeps the model close to the Transformer:
 
 - *Gate*: its matrices give 0, so the decay is the same for every token at first, with a time constant of
   `TIME_CONSTANT` tokens. The first of two low-rank matrices is random, so that the second learns from the first step.
@@ -10,8 +10,8 @@ branches, sink tokens and routers. It starts so that the model is as close to th
 - *Sink tokens*: the embedding of the token that begins a text, if the model has one, else the mean of the embedding.
 - *Experts*: see `upcycle`.
 
-A norm gives every head of every token the same size, which is not the size of softmax attention's outputs. Only data
-tells those: give `calibration` tokens (see `calibrate`).
+A norm gives every head of every token the same size, but the outputs of softmax attention differ in size. Those sizes
+can only be found from data: give `calibration` tokens (see `calibrate`).
 
 Source: SpikingBrain (arXiv:2509.05276), sections 2 and 3.1.
 """
@@ -102,7 +102,7 @@ def from_transformer(
 
 
 def _fill(student: SpikingBrainForCausalLM, source: Any, seed: int) -> None:
-    """Give every parameter of a model without memory its first value."""
+    """Give every parameter of a model on the meta device its first value."""
     weights = {name: parameter.detach() for name, parameter in source.named_parameters()}
     origin = origins(weights_of(source), student.settings.num_layers)
     embedding = weights[origin["model.embeddings.weight"]]
@@ -150,7 +150,7 @@ def upcycle(weight: Tensor, name: str, settings: SpikingBrainConfig) -> Tensor:
 
 
 def _fresh(name: str, shape: tuple[int, ...], settings: SpikingBrainConfig, generator: torch.Generator) -> Tensor:
-    """Return the first value of a parameter that the Transformer has not, float32."""
+    """Return the first value of a parameter that the Transformer does not have, float32."""
     if name.endswith("_norm.weight"):
         return torch.ones(shape)
     if name.endswith("branch_weight"):
