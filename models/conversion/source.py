@@ -1,4 +1,4 @@
-"""What a Transformer must be to become a SpikingBrain model: its settings in our terms, and where its weights go."""
+"""Whether a Transformer can become a SpikingBrain model, its settings in our terms, and where its weights go."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def settings_of(model: nn.Module) -> dict[str, Any]:
         wrong.append(f"parameters {_some(unexpected)} have no place in our layers")
     if wrong:
         raise InputError(
-            f"from_transformer: {type(model).__name__} is none that our layers compute: {'; '.join(wrong)}."
+            f"from_transformer: {type(model).__name__} has parts that our layers cannot compute: {'; '.join(wrong)}."
         )
     theta, _ = _rope(config)
     return {
@@ -88,7 +88,7 @@ def _expected_names(weights: Weights, config: Any, *, has_biases: bool) -> set[s
 
 
 def _wrong_settings(config: Any) -> list[str]:
-    """Say which settings our layers do not have."""
+    """Return a text for each setting of a Transformer that our layers cannot compute."""
     wrong = []
     if config.hidden_act not in ("silu", "swish"):
         wrong.append(f"hidden_act is {config.hidden_act!r}, not 'silu'")

@@ -91,7 +91,7 @@ def _load_file(path: Path, dtype: torch.dtype, architecture: nn.Module | None) -
         with path.open("rb") as file:
             raise CheckpointError(f"{path}: expected a GGUF file, got one that starts with {file.read(4)!r}.")
     if path.suffix.lower() in _PICKLES:
-        raise CheckpointError(f"{path}: pickles are never opened, since they can run any code. {_CONVERT_IT}")
+        raise CheckpointError(f"{path}: a pickle can run any code, so it is never opened. {_CONVERT_IT}")
     if path.suffix.lower() != ".safetensors":
         raise CheckpointError(f"{path}: expected a .gguf or .safetensors file or a model folder.")
     model, tokenizer = read_file(path, architecture)
