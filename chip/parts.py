@@ -210,5 +210,5 @@ class Barrier:
         ns: time of the barrier from that number of tiles on.
     """
 
-    tiles: tuple[float, ...]
+    tiles: tuple[int, ...]
     ns: tuple[float, ...]

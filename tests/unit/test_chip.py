@@ -31,7 +31,7 @@ from spikebrain.cli.app import app
 from spikebrain.energy import PaperEnergy, count_operations
 from spikebrain.errors import InputError
 from spikebrain.models import SpikeLinear, SpikeSettings
-from spikebrain.models.layers import to_spiking
+from spikebrain.models.conversion import to_spiking
 from spikebrain.models.layers.spike_linear import observing
 from spikebrain.models.recording import record
 from spikebrain.simulation.describe import describe_simulation

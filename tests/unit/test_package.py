@@ -88,15 +88,44 @@ def test_exports(package):
     assert [name for name in module.__all__ if not hasattr(module, name)] == []
 
 
+def imports_of(file):
+    """Yield line and path within the package, such as ["models", "io", "load"], of all it imports from there."""
+    package = file.relative_to(ROOT).parts[:-1]
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            module = node.module.split(".") if node.module else []
+            if node.level:
+                module = [*package[: len(package) + 1 - node.level], *module]
+            elif module[:1] == ["spikebrain"]:
+                module = module[1:]
+            else:
+                continue
+            for name in node.names:
+                yield node.lineno, [*module, name.name]
+
+
 @pytest.mark.parametrize("package", FLOW)
 def test_a_folder_imports_only_from_its_left(package):
     allowed = {*FLOW[: FLOW.index(package)], *UNDER_ALL, package}
     for file in (ROOT / package).rglob("*.py"):
-        to_the_root = len(file.relative_to(ROOT).parts)
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.level == to_the_root:
-                names = [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
-                assert set(names) <= allowed, f"{file}:{node.lineno}"
+        for line, path in imports_of(file):
+            assert path[0] in allowed, f"{file}:{line}"
+
+
+@pytest.mark.parametrize("room", MODEL_ROOMS)
+def test_a_room_of_models_imports_only_from_its_left(room):
+    allowed = {*MODEL_ROOMS[: MODEL_ROOMS.index(room)], "architectures", room}
+    for file in (ROOT / "models" / room).rglob("*.py"):
+        for line, path in imports_of(file):
+            assert path[0] != "models" or path[1] in allowed, f"{file}:{line}"
+
+
+def test_what_is_under_all_rooms_imports_no_room():
+    files = [file for file in ROOT.glob("*.py") if file.name != "__init__.py"]
+    assert {file.stem for file in files} <= set(UNDER_ALL)
+    for file in files:
+        for line, path in imports_of(file):
+            assert path[0] in UNDER_ALL, f"{file}:{line}"
 
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
