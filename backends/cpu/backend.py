@@ -6,12 +6,12 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...coding import Encoder
+from ...compiled import compiled
 from ...neuro import AdaptiveThreshold, Neuron
 from ..base import BACKENDS, INT32, LOSSLESS, MAX_WEIGHT, MOST_COUNT, Backend, check_mode
 from .events import DIGITS_WEIGH, LARGEST_DIGIT, add_events, num_digits
@@ -158,7 +158,7 @@ def _pass_outputs(weight: Tensor) -> int:
     return _SHORT_PASS if weight.numel() <= _CACHED_BYTES else _LONG_PASS
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _add_tokens(times, rows, pass_outputs, total):  # pragma: no cover - compiled
     """Add times @ rows to total, token by token; see `add_events`. times: int64 [tokens, in]."""
     num_buckets = 0
@@ -169,7 +169,7 @@ def _add_tokens(times, rows, pass_outputs, total):  # pragma: no cover - compile
         add_events(times[token], rows, pass_outputs, buckets, total[token])
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _gather(planes, weights, times):  # pragma: no cover - compiled
     """Fill times, int64 [tokens, in], with how often each row counts; return the largest sum of |times| of a token.
 

@@ -3,8 +3,6 @@
 The number of times that a channel's row counts is written in signed hexadecimal digits, -8 to 8. Rows with the same
 digit magnitude are summed in one 16-bit bucket (added for digits > 0, subtracted for digits < 0); a bucket is shifted
 into the total when it is full or the rows end. So a row of |count| <= 8 is added once, and no weight is multiplied.
-
-Who edits this file deletes __pycache__: numba does not notice that cpu.py and cpu_layer.py have compiled it in.
 """
 
 # Type checkers do not know that numba passes an intrinsic its first argument.
@@ -12,12 +10,13 @@ Who edits this file deletes __pycache__: numba does not notice that cpu.py and c
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from ...compiled import compiled
 
 DIGIT_BITS = 4
 LARGEST_DIGIT = 8
@@ -36,7 +35,7 @@ _TILE = 1024
 _ROWS_AHEAD, _LINES_AHEAD, _LINE, _LONG_ROW = 32, 9, 64, 2048
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def add_events(times, rows, pass_outputs, buckets, total):  # pragma: no cover - compiled
     """Add times @ rows to total.
 
@@ -67,7 +66,7 @@ def add_events(times, rows, pass_outputs, buckets, total):  # pragma: no cover -
                 filled[b] = 0
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def num_digits(times):  # pragma: no cover - compiled
     """Return the number of signed hexadecimal digits of the largest |times|."""
     largest = 0
@@ -81,7 +80,7 @@ def num_digits(times):  # pragma: no cover - compiled
     return num
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _sort(times, first, lists, length):  # pragma: no cover - compiled
     """List the channels of the tile from `first` on by digit: list 1 + 2 * bucket, the next one for negative digits.
 
@@ -112,7 +111,7 @@ def _sort(times, first, lists, length):  # pragma: no cover - compiled
             level += 1
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _join(lists, length, channels):  # pragma: no cover - compiled
     """Write the lists but for the first, one after the other; return how many channels they hold."""
     num = 0
@@ -144,7 +143,7 @@ def _prefetch(typing_context, rows, row, column):  # pragma: no cover - compiled
     return types.void(rows, types.intp, types.intp), generate
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _fill(rows, listed, num, sign, start, bucket, filled, b, block):  # pragma: no cover - compiled
     """Add the first `num` listed rows to the bucket, and empty it into block before it is full.
 
@@ -160,7 +159,7 @@ def _fill(rows, listed, num, sign, start, bucket, filled, b, block):  # pragma: 
     return filled
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _add_rows(rows, listed, num, sign, start, bucket):  # pragma: no cover - compiled
     """Add rows[c, start:] to the bucket for the first `num` listed c if sign is 0, subtract them if it is -1.
 
@@ -196,7 +195,7 @@ def _add_rows(rows, listed, num, sign, start, bucket):  # pragma: no cover - com
             bucket[i] = np.int16(bucket[i] + np.int16(np.int16(np.int16(r0[i]) ^ flip) - flip))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _empty(bucket, b, block):  # pragma: no cover - compiled
     """Add what a bucket's rows count for to block, by shifts: one addition for each binary digit; then clear it."""
     times = (b % LARGEST_DIGIT + 1) << (DIGIT_BITS * (b // LARGEST_DIGIT))

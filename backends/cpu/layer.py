@@ -23,6 +23,7 @@ from numba.extending import intrinsic
 from numba.np.numpy_support import carray
 from torch import Tensor
 
+from ...compiled import compiled, compiled_callback
 from ...neuro import AdaptiveThreshold
 from ..base import INT32, MAX_WEIGHT, MOST_COUNT
 from . import team
@@ -139,9 +140,7 @@ def run_layer(
 @functools.cache
 def _kernel() -> int:
     """Return the address of the compiled kernel; it is compiled by the first call, not by the first import."""
-    address = numba.cfunc(types.void(types.int64), cache=True)(_work_through_parts).address
-    assert address is not None
-    return address
+    return compiled_callback(_work_through_parts, types.void(types.int64))
 
 
 @intrinsic
@@ -204,7 +203,7 @@ def _work_through_parts(address):  # pragma: no cover - compiled
         _rescale(total, scale, threshold, bias, y[token])
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "nsz"})
+@compiled(fastmath={"reassoc", "nsz"})
 def _sum_of_magnitudes(x):  # pragma: no cover - compiled
     """Return sum |x| in float64, in any order: so the compiler may use vector registers."""
     total = 0.0
@@ -213,7 +212,7 @@ def _sum_of_magnitudes(x):  # pragma: no cover - compiled
     return total
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _threshold(x, k, floor, ceiling):  # pragma: no cover - compiled
     """Return the threshold of one token, or -1 for NaN, infinity or sums that might not fit 32 bits."""
     total = _sum_of_magnitudes(x)
@@ -225,7 +224,7 @@ def _threshold(x, k, floor, ceiling):  # pragma: no cover - compiled
     return threshold if charge <= _LARGEST_CHARGE else np.float32(-1)
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _count(x, threshold, count):  # pragma: no cover - compiled
     """Fill count with round(x / threshold), half to even; return whether every |count| is within the limit."""
     largest = np.float32(0)
@@ -236,7 +235,7 @@ def _count(x, threshold, count):  # pragma: no cover - compiled
     return largest <= MOST_COUNT
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _rescale(total, scale, threshold, bias, y):  # pragma: no cover - compiled
     """Fill y with (total * scale) * threshold + bias, every step rounded to float32."""
     for output in range(total.shape[0]):

@@ -16,7 +16,6 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import numba
 import numpy as np
 import torch
 from llvmlite import ir
@@ -24,6 +23,7 @@ from numba import types
 from numba.extending import intrinsic
 from torch import Tensor
 
+from ...compiled import compiled
 from ...neuro import AdaptiveThreshold
 from ..unrolling import LARGEST_COUNT, Unrolling
 
@@ -256,7 +256,7 @@ def _where(typingctx, lanes, mask, above):  # pragma: no cover - compiled
     return types.int32(lanes, lanes.dtype, lanes.dtype), generate
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _pack(  # pragma: no cover - compiled
     source, threshold, mask, above, zero_point, signed, digits, fired, negative
 ):
@@ -308,7 +308,7 @@ def _float32_of(typingctx, value, is_bfloat):  # pragma: no cover - compiled
     return types.float32(value, types.boolean), generate
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _load(x, first, is_bfloat, block):  # pragma: no cover - compiled
     """Fill block, float32 [rows, channels], with rows of x from the first on; return those that there are."""
     num_rows = min(len(block), len(x) - first)
@@ -318,7 +318,7 @@ def _load(x, first, is_bfloat, block):  # pragma: no cover - compiled
     return block[:num_rows]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _measure_blocks(x, is_bfloat, k, floor, ceiling, threshold):  # pragma: no cover - compiled
     """Do `_measure` for activations of any kind."""
     low, high = np.float32(np.inf), np.float32(-np.inf)
@@ -332,7 +332,7 @@ def _measure_blocks(x, is_bfloat, k, floor, ceiling, threshold):  # pragma: no c
     return low, high
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _pack_blocks(  # pragma: no cover - compiled
     x, is_bfloat, measures, k, floor, ceiling, threshold, mask, above, zero_point, signed, digits, fired, negative
 ):
@@ -352,7 +352,7 @@ def _pack_blocks(  # pragma: no cover - compiled
     return low, high
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _measure(x, k, floor, ceiling, threshold):  # pragma: no cover - compiled
     """Fill threshold, float32 [tokens]; return the extremes of x / threshold; x: float32 [tokens, channels]."""
     low, high = np.float32(np.inf), np.float32(-np.inf)
@@ -367,7 +367,7 @@ def _measure(x, k, floor, ceiling, threshold):  # pragma: no cover - compiled
     return low, high
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc"})
+@compiled(fastmath={"reassoc"})
 def _sum_of_magnitudes(x):  # pragma: no cover - compiled
     """Return the sum of |x| in float64, in whatever order suits vector registers."""
     total = 0.0
@@ -376,13 +376,13 @@ def _sum_of_magnitudes(x):  # pragma: no cover - compiled
     return total
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _ordered(bits):  # pragma: no cover - compiled
     """Turn the bits of a finite float32 into an int32 of the same order, and back."""
     return bits ^ ((bits >> 31) & np.int32(0x7FFFFFFF))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _extremes(x):  # pragma: no cover - compiled
     """Return the smallest and the largest of finite numbers, as integers, whose comparisons are compiled to vectors."""
     bits = x.view(np.int32)
@@ -397,7 +397,7 @@ def _extremes(x):  # pragma: no cover - compiled
     return values[0], values[1]
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _active(fired, token, word):  # pragma: no cover - compiled
     """Return the union of a word over time, as uint32."""
     union = np.uint32(0)
@@ -444,7 +444,7 @@ def _add_spikes(typingctx, plus, minus, weight, counts):  # pragma: no cover - c
     return types.void(types.int32, types.int32, counts.dtype, counts), generate
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _count_active(fired, num_active):  # pragma: no cover - compiled
     for token in range(fired.shape[1]):
         total = 0
@@ -453,7 +453,7 @@ def _count_active(fired, num_active):  # pragma: no cover - compiled
         num_active[token] = total
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _list_active(fired, negative, weight, first, channel, count):  # pragma: no cover - compiled
     """List channels and counts; weight: [T], of the dtype of count."""
     counts = np.zeros(32, count.dtype)
