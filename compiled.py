@@ -137,13 +137,13 @@ class _Locator(_CacheLocator):
         code = function.__code__
         self._folder, self._py_file, self._lineno = folder, code.co_filename, code.co_firstlineno
 
-    def get_cache_path(self) -> str:
+    def get_cache_path(self) -> Any:
         return str(self._folder)
 
-    def get_source_stamp(self) -> str:
+    def get_source_stamp(self) -> Any:
         return self._folder.name
 
-    def get_disambiguator(self) -> str:
+    def get_disambiguator(self) -> Any:
         return str(self._lineno)
 
 
