@@ -44,7 +44,7 @@ NO_RULE = KernelRule(0, (0.0, 0.0, 0.0), (0.0, 0.0))
 class CountBounds(NamedTuple):
     """What the counts of a token cannot exceed.
 
-    They hold where no upper limit of the threshold binds; a kernel finds out token by token.
+    They hold for tokens at which no upper limit of the threshold binds; kernels check that.
 
     Attributes:
         largest: of |count| in one channel, with room for the rounding of float32.

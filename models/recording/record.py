@@ -44,7 +44,7 @@ class LayerRecord:
         fetches: which weights were needed, in blocks of memory and by several tokens at a time.
         num_scales: groups of input channels with a weight scale of their own.
         has_bias: whether the layer has a bias.
-        k: of the layer's `AdaptiveThreshold`; None with another neuron.
+        mean_count_bound: what the mean |count| of a token cannot exceed (see `CountBounds`); None if that is unknown.
         neuron: of the layer.
         encoder: of the layer.
     """
@@ -63,13 +63,14 @@ class LayerRecord:
     fetches: list[FetchRecord] = field(default_factory=list)
     num_scales: int = 1
     has_bias: bool = False
-    k: float | None = None
+    mean_count_bound: float | None = None
     neuron: str = ""
     encoder: str = ""
 
     @classmethod
     def of_layer(cls, name: str, layer: SpikeLinear, fetches: list[FetchRecord]) -> LayerRecord:
         """Return an empty record of a layer."""
+        bounds = layer.neuron.count_bounds(layer.in_features)
         return cls(
             name,
             layer.in_features,
@@ -77,7 +78,7 @@ class LayerRecord:
             fetches=fetches,
             num_scales=len(layer.groups),
             has_bias=layer.bias is not None,
-            k=getattr(layer.neuron, "k", None),
+            mean_count_bound=None if bounds is None else bounds.mean,
             neuron=repr(layer.neuron),
             encoder=repr(layer.encoder),
         )
