@@ -1,14 +1,26 @@
-"""Where fetched models and measured launch settings are kept."""
+"""Where fetched models, measured launch settings and compiled kernels are kept."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from .errors import InputError
+
 
 def cache_dir() -> Path:
-    """Return the folder: $SPIKEBRAIN_CACHE, else spikebrain in the user's cache folder."""
+    """Return the folder: $SPIKEBRAIN_CACHE, else spikebrain in the user's cache folder.
+
+    Raises:
+        InputError: there is no variable, and the user has no home folder.
+    """
     chosen = os.environ.get("SPIKEBRAIN_CACHE")
     if chosen:
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "spikebrain"
+    users = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(users) if users else Path.home() / ".cache") / "spikebrain"
+    except RuntimeError as error:
+        raise InputError(
+            "cache folder: expected a home folder, found none. Set SPIKEBRAIN_CACHE to a folder that can be written."
+        ) from error

@@ -8,35 +8,21 @@ import torch
 from jaxtyping import Float, Int8, Int32
 from torch import Tensor
 
-from ..coding import (
-    BidirectionalBitwise,
-    Binary,
-    Bitwise,
-    Encoder,
-    PackedTrain,
-    SignedDigit,
-    SpikeTrain,
-    Ternary,
-    TwosComplement,
-)
+from ..coding import Encoder, PackedTrain, SpikeTrain
 from ..errors import AccumulatorOverflowError, BackendUnavailableError, InputError
 from ..neuro import Neuron
 from ..registry import Registry
 
 INT32 = torch.iinfo(torch.int32)
-# Codes known to unroll every count that fits without loss, so that counts may be added up without unrolling them.
-LOSSLESS = (BidirectionalBitwise, Binary, Bitwise, SignedDigit, Ternary, TwosComplement)
-# Largest |count| that all of them unroll, zero point included: 2^20 timesteps are a rate code's limit.
-MOST_COUNT = 2**19
 # Largest magnitude of an INT8 weight.
 MAX_WEIGHT = 128
 
 
 class Backend(ABC):
-    """Accumulates the weights that a spike train addresses.
+    """Adds up the weights of the channels that spike.
 
-    A subclass writes `_accumulate`, and `why_unavailable` if it needs something that a machine may lack. It equals
-    `Reference` bit for bit; tests/reference runs over every registered backend.
+    A subclass writes `_accumulate`, and `why_unavailable` if it needs something that a machine may lack. Its sums equal
+    those of `Reference` bit for bit; tests/reference runs over every registered backend.
     """
 
     def __repr__(self) -> str:
@@ -104,20 +90,20 @@ class Backend(ABC):
     ) -> Float[Tensor, "*tokens out_features"] | None:
         """Run a whole layer, from activations to rescaled sums, in kernels of this backend.
 
-        A matter of speed only: the result is that of neuron, encoder, `accumulate` and rescaling one after the other.
-        Since every code of ours unrolls a count without loss, a kernel may add up counts without unrolling them; a code
-        or neuron that it does not know must run, so it leaves those alone.
+        This is only for speed: the result equals that of neuron, encoder, `accumulate` and rescaling one after the
+        other. Where the code is `lossless`, a kernel may add up counts without unrolling them; where the neuron has a
+        `kernel_rule`, it may find the counts itself. Any other code or neuron must run, so then there is no kernel.
 
         Args:
-            x: activations of any floating-point dtype, of which the result is as well.
+            x: activations of any floating-point dtype; the result has the same.
             weight: INT8 weights; see `accumulate`.
-            scale: activation worth of one weight unit, float32.
+            scale: what one unit of an INT8 weight stands for, float32.
             bias: added at the end, or None.
             neuron: turns activations into counts.
             encoder: turns counts into spikes.
         Returns:
-            (W count) * scale * threshold + bias, or None if there is no kernel for this input: then take the steps,
-            which also have the message where the input is at fault.
+            (W count) * scale * threshold + bias, or None if there is no kernel for this input. Then run the separate
+            steps, which also raise the error if the input is wrong.
         """
         return None
 
@@ -130,7 +116,7 @@ class Backend(ABC):
             timestep_weight: int64, [T].
             weight: int8, [out_features, in_features].
 
-        The spikes of a token weigh little enough that no partial sum, in any order of addition, reaches 2^61.
+        The caller has checked that no partial sum, in any order of addition, can reach 2^61.
         """
 
 

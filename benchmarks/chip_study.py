@@ -61,9 +61,13 @@ def variants(chip: Description) -> list[tuple[str, Description, dict]]:
 
 def plot(rows: list[dict], path: Path) -> None:
     """Draw energy by component and time per token, with one bar per variant."""
-    colors = dict(
-        zip(COMPONENTS, ("#0072b2", "#56b4e9", "#e69f00", *["#999999"] * 4, "#cc79a7", "#d55e00"), strict=True)
-    )
+    colors = dict.fromkeys(COMPONENTS, "#999999") | {
+        "compute": "#0072b2",
+        "accumulators": "#56b4e9",
+        "weight reads": "#e69f00",
+        "dense rest": "#cc79a7",
+        "leakage": "#d55e00",
+    }
     labels = {"routing": "packets, routing, handshakes, encoding"}
     shown = [
         row for row in rows if "DRAM" not in row["variant"] and not row["variant"].startswith(("  bursts", "    "))

@@ -103,13 +103,13 @@ def add_alone(
     settings: triton_spike.Settings, layer: sb.SpikeLinear, x: Tensor, weights: list[Tensor]
 ) -> Callable[[int], None]:
     """Return a call that runs only the accumulation of mode `spike`: rows from ready lists are added and rescaled."""
-    neuron = layer.neuron
-    assert isinstance(neuron, sb.AdaptiveThreshold)
+    rule, bounds = layer.neuron.kernel_rule(), layer.neuron.count_bounds(layer.in_features)
+    assert rule is not None
     plans = []
     failed = torch.empty(len(x), dtype=torch.int32, device="cuda")
     for weight in weights:
         y = torch.empty(len(x), len(weight), dtype=x.dtype, device="cuda")
-        job = Job(x, weight, y, 1, neuron, layer.scale, None, failed)
+        job = Job(x, weight, y, 1, rule, bounds, layer.scale, None, failed)
         plans.append(triton_spike.plan_for(settings, job, rows_of(weight).view(torch.int32)))
         triton_spike.list_rows(plans[-1])
     sums = torch.zeros(len(plans), *plans[0].sums.shape, dtype=torch.int64, device="cuda")

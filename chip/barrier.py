@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from ..compiled import compiled
 from .description import Description
 from .network import Network
 from .parts import to_ps
@@ -36,7 +36,7 @@ def updated(spikes: np.ndarray, sums: np.ndarray) -> np.ndarray:
     return changes
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _note_changes(came, sums, changes):
     num_tokens, num_timesteps, num_outputs = sums.shape
     held = np.zeros(num_outputs, np.int64)  # what the timesteps before the last one left

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numba
 import numpy as np
 
+from ..compiled import compiled
 from ..errors import InputError
 from .engine_arrays import CORES, QUEUED, SERVICES, STATE, LayerArrays, PacketArrays
 from .network import ACCUMULATE, LINK, REDUCE, SEND, SOURCE, Network
@@ -87,7 +87,7 @@ def _run(network, traffic, weight, arrival_ps, jitter, seed, num_services) -> tu
     return outcome_of(sums, begin_ps, end_ps, state, cores), services
 
 
-@numba.njit(cache=True)
+@compiled
 def _mix(seed, station, serial):
     """Return 16 random bits for a service: splitmix64 of seed, station and the number of the service there."""
     x = seed * np.uint64(0x9E3779B97F4A7C15) + np.uint64(station) * np.uint64(0xD1342543DE82EF95) + np.uint64(serial)
@@ -96,14 +96,14 @@ def _mix(seed, station, serial):
     return np.int64((x ^ (x >> np.uint64(31))) >> np.uint64(48))
 
 
-@numba.njit(cache=True)
+@compiled
 def _add_row(total, at, weight, row, columns, value):
     """Add value times the row: the sum of its additions of shifted rows."""
     for j in range(np.uintp(columns)):
         total[at + j] += value * weight[row + j]
 
 
-@numba.njit(cache=True)
+@compiled
 def _set_turn(s, turn, earliest, size):
     """Let station s act in that turn; `earliest` is a binary tree whose root is the earliest turn of all."""
     node = s + size
@@ -117,7 +117,7 @@ def _set_turn(s, turn, earliest, size):
         node >>= 1
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled(error_model="numpy")
 def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; simpy_engine.py says the same in parts
     layer,
     packets,

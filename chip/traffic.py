@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numba
 import numpy as np
 
+from ..compiled import compiled
 from ..errors import InputError
 from .description import Description
 from .mapping import Placement
@@ -114,7 +114,7 @@ def _padded(lists: list[list[list[int]]]) -> np.ndarray:
     return table
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _add_up(spikes, timestep_weight, ones, start, stop, channels):
     """Find what the spikes [T, N] of each channel add up to, and their additions and shifts; channels: [3, N]."""
     channels[:, start:stop] = 0
@@ -128,7 +128,7 @@ def _add_up(spikes, timestep_weight, ones, start, stop, channels):
                 channels[2, n] += ones[t] - odd
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def _fill(
     spikes,
     timestep_weight,

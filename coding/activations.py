@@ -6,50 +6,50 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..neuro import AdaptiveThreshold
+from ..neuro import LARGEST_COUNT, Neuron
 from .base import Encoder, as_rows, cached_unrolling, empty_train
 from .kernels import kernels_for
 from .packed import PackedTrain
-from .unrolling import LARGEST_COUNT
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def pack_activations(
-    x: Float[Tensor, "*tokens channels"], neuron: AdaptiveThreshold, encoder: Encoder, num_timesteps: int | None = None
+    x: Float[Tensor, "*tokens channels"], neuron: Neuron, encoder: Encoder, num_timesteps: int | None = None
 ) -> tuple[PackedTrain, Float[Tensor, "*tokens 1"]]:
-    """Turn activations into a packed train, and say what one spike of each token is worth.
+    """Turn activations into a packed train, and return it with the threshold of each token.
 
-    Gives what neuron(x) and `Encoder.pack` give one after the other, bit for bit, without a tensor of counts. Kernels
-    read x once, or on a GPU a second time from the cache, where num_timesteps is given; otherwise they read it again
-    when they know the range of all counts. They need a code with an `unrolling`, a plain `AdaptiveThreshold` and
+    The result equals neuron(x) followed by `Encoder.pack`, bit for bit, but no tensor of counts is made. If
+    num_timesteps is given, kernels read x once (on a GPU a second time from the cache); otherwise they read it again
+    when they know the range of all counts. They need a code with an `unrolling`, a neuron with a `kernel_rule`, and
     float32, bfloat16 or float16; for anything else the steps run one after the other. No gradient passes.
 
     Args:
         x: activations, [*tokens, channels].
-        neuron: for the thresholds.
+        neuron: gives the thresholds and counts.
         encoder: the code.
         num_timesteps: length of the train; None for the code and length that `Encoder.fitted` finds for the counts.
     Returns:
         The train, and the thresholds, float32 (float64 for float64 input).
     Raises:
-        InputError, ActivationError: as of `AdaptiveThreshold.step`.
-        EncodingError: as of `Encoder.encode`.
+        InputError, ActivationError: see `Neuron.step`.
+        EncodingError: see `Encoder.encode`.
 
     >>> from spikebrain.coding import Ternary
+    >>> from spikebrain.neuro import AdaptiveThreshold
     >>> train, threshold = pack_activations(torch.tensor([[1.0, -1.0, 4.0, 0.0]]), AdaptiveThreshold(k=2.0), Ternary())
     >>> train.num_timesteps, train.num_spikes, threshold.item()  # counts 1, -1, 5, 0
     (5, 7, 0.75)
     """
     kernels = kernels_for(x.device)
-    known = type(neuron) is AdaptiveThreshold and x.dtype in _DTYPES
-    if kernels is None or not known or x.ndim == 0 or x.numel() == 0:
+    rule = neuron.kernel_rule() if x.dtype in _DTYPES else None
+    if kernels is None or rule is None or x.ndim == 0 or x.numel() == 0:
         return _step_by_step(x, neuron, encoder, num_timesteps)
     tokens = x.detach().reshape(-1, x.shape[-1]).contiguous()
     threshold = torch.empty(len(tokens), dtype=torch.float32, device=x.device)
     measured = num_timesteps is None
     if num_timesteps is None:
-        low, high = kernels.measure(tokens, neuron, threshold)
+        low, high = kernels.measure(tokens, rule, threshold)
         if not -LARGEST_COUNT <= low <= high <= LARGEST_COUNT:
             return _step_by_step(x, neuron, encoder, None)
         encoder, num_timesteps = encoder.fitted(round(low), round(high))
@@ -59,15 +59,13 @@ def pack_activations(
     train = empty_train(unrolling, x.shape, x.device)
     if measured:
         kernels.pack_activations(tokens, threshold, unrolling, *as_rows(train))
-    elif not unrolling.fits(*kernels.measure_and_pack(tokens, neuron, threshold, unrolling, *as_rows(train))):
+    elif not unrolling.fits(*kernels.measure_and_pack(tokens, rule, threshold, unrolling, *as_rows(train))):
         return _step_by_step(x, neuron, encoder, num_timesteps)
     return train, threshold.reshape(*x.shape[:-1], 1)
 
 
-def _step_by_step(
-    x: Tensor, neuron: AdaptiveThreshold, encoder: Encoder, num_timesteps: int | None
-) -> tuple[PackedTrain, Tensor]:
-    """Do the same in steps: what the kernels must equal. It also has the message where the input is at fault."""
+def _step_by_step(x: Tensor, neuron: Neuron, encoder: Encoder, num_timesteps: int | None) -> tuple[PackedTrain, Tensor]:
+    """Do the same step by step: what the kernels must equal. It also raises the error if the input is wrong."""
     with torch.no_grad():
         spikes = neuron(x)
     if num_timesteps is None:

@@ -11,6 +11,7 @@ from jaxtyping import Integer
 from torch import Tensor
 
 from ..errors import EncodingError
+from ..neuro.base import overrides
 from ..registry import Registry
 from .kernels import kernels_for
 from .packed import PackedTrain, num_words
@@ -23,7 +24,8 @@ class Encoder(ABC):
 
     An encoder keeps nothing of its input: the number of timesteps comes with each call, and a count that does not
     fit raises. To add a code, write `encode` and `timesteps_for`; decode(encode(c)) == c must hold for every count
-    that fits (tests/property runs over all registered encoders).
+    that fits (tests/property runs over all registered encoders). A code that says it is `lossless` may run in the
+    kernels of whole layers, one with an `unrolling` also in those that pack.
     """
 
     @abstractmethod
@@ -56,12 +58,16 @@ class Encoder(ABC):
 
     # Whether `unrolling` says in another way what `encode` does, so that kernels may run in its place.
     has_kernels: ClassVar[bool] = False
+    # Whether decode(encode(c)) == c for every |c| <= MAX_LOSSLESS_COUNT with the encoder that `fitted` returns. Then
+    # backends may add up the counts themselves, without unrolling them. A class says so in its own body.
+    lossless: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options) -> None:
-        """Let no class inherit the kernels of another `encode` than its own."""
+        """Let no class inherit what its parent says about methods that it has overridden."""
         super().__init_subclass__(**options)
-        if "encode" in vars(cls):
-            cls.has_kernels = "unrolling" in vars(cls)
+        cls.has_kernels = cls.unrolling is not Encoder.unrolling and not overrides(cls, "unrolling", ("encode",))
+        if overrides(cls, "lossless", ("encode", "fitted", "timesteps_for")):
+            cls.lossless = False
 
     def unrolling(self, num_timesteps: int) -> Unrolling:
         """Return this code in the form that kernels run; only a code that defines it beside `encode` has one.
@@ -82,7 +88,7 @@ class Encoder(ABC):
             count: spike counts of any integer dtype, [*tokens, channels].
             num_timesteps: length of the train, in timesteps, at least 1.
         Raises:
-            EncodingError: as of `encode`, or the counts have no channel axis.
+            EncodingError: see `encode`; or the counts have no channel axis.
         """
         if count.ndim == 0:
             raise EncodingError(
@@ -179,7 +185,7 @@ def checked_counts(encoder: Encoder, count: Tensor, num_timesteps: int, low: int
 
 @functools.lru_cache(maxsize=64)
 def cached_unrolling(encoder: Encoder, num_timesteps: int) -> Unrolling:
-    """Return `encoder.unrolling`, built once: a token is packed faster than its masks are."""
+    """Return `encoder.unrolling`, built once: building its masks takes longer than packing a token."""
     return encoder.unrolling(num_timesteps)
 
 
@@ -189,7 +195,7 @@ def empty_train(unrolling: Unrolling, shape: torch.Size, device: torch.device) -
     fired = torch.empty(unrolling.num_timesteps, *words, dtype=torch.int32, device=device)
     negative = torch.empty(unrolling.sign_planes, *words, dtype=torch.int32, device=device)
     weight = unrolling.timestep_weight.to(device, copy=True)
-    return PackedTrain.of_kernel(fired, negative, weight, shape[-1], unrolling.zero_point)
+    return PackedTrain.unchecked(fired, negative, weight, shape[-1], unrolling.zero_point)
 
 
 def as_rows(train: PackedTrain) -> tuple[Tensor, Tensor]:
@@ -223,3 +229,5 @@ def rate_planes(magnitude: Tensor, num_timesteps: int) -> Tensor:
 MAX_BIT_PLANES = 62
 # Longest train of a rate code: a count beyond this is better unrolled into digits.
 MAX_RATE_TIMESTEPS = 2**20
+# Largest |count| that every lossless code carries: a rate code with a zero point needs twice as many timesteps.
+MAX_LOSSLESS_COUNT = MAX_RATE_TIMESTEPS // 2

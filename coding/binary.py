@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Integer
@@ -25,6 +26,8 @@ class Binary(UnsignedEncoder):
     >>> Binary().encode(torch.tensor([2, 1, 0]), num_timesteps=2).spikes.tolist()
     [[1, 1, 0], [1, 0, 0]]
     """
+
+    lossless: ClassVar[bool] = True
 
     def encode(self, count: Integer[Tensor, "*shape"], num_timesteps: int) -> SpikeTrain:
         """Unroll counts in [-zero_point, num_timesteps - zero_point]; see `Encoder.encode`."""

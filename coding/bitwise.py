@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Integer
@@ -25,6 +26,8 @@ class Bitwise(UnsignedEncoder):
     >>> Bitwise().encode(torch.tensor([5, 2, 0]), num_timesteps=3).spikes.tolist()
     [[1, 0, 0], [0, 1, 0], [1, 0, 0]]
     """
+
+    lossless: ClassVar[bool] = True
 
     def encode(self, count: Integer[Tensor, "*shape"], num_timesteps: int) -> SpikeTrain:
         """Unroll counts in [-zero_point, 2^num_timesteps - 1 - zero_point]; see `Encoder.encode`."""
@@ -55,6 +58,8 @@ class BidirectionalBitwise(Encoder):
     >>> BidirectionalBitwise().encode(torch.tensor([5, -2, 0]), num_timesteps=3).spikes.tolist()
     [[1, 0, 0], [0, -1, 0], [1, 0, 0]]
     """
+
+    lossless: ClassVar[bool] = True
 
     def encode(self, count: Integer[Tensor, "*shape"], num_timesteps: int) -> SpikeTrain:
         """Unroll counts with |count| < 2^num_timesteps; see `Encoder.encode`."""
@@ -87,6 +92,8 @@ class TwosComplement(Encoder):
     >>> TwosComplement().encode(torch.tensor([3, -1, 0]), num_timesteps=3).spikes.tolist()
     [[0, 1, 0], [1, 1, 0], [1, 1, 0]]
     """
+
+    lossless: ClassVar[bool] = True
 
     def encode(self, count: Integer[Tensor, "*shape"], num_timesteps: int) -> SpikeTrain:
         """Unroll counts in [-2^(num_timesteps - 1), 2^(num_timesteps - 1) - 1]; see `Encoder.encode`."""

@@ -1,4 +1,4 @@
-"""The active channels of each token with their counts: what an event-driven backend visits."""
+"""The active channels of each token with their counts: what an event-driven backend reads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from jaxtyping import Int, Int32, Int64
 from torch import Tensor
 
 from .base import as_rows
-from .kernels import kernels_for
+from .kernels import active_kernels_for
 from .packed import PackedTrain, or_over_time, unpack_bits
 
 _INT32_MAX = torch.iinfo(torch.int32).max
@@ -45,7 +45,7 @@ class ChannelEvents:
     @classmethod
     def from_packed(cls, train: PackedTrain) -> ChannelEvents:
         """List the active channels on the device of the train, with compiled kernels where there are any."""
-        kernels = kernels_for(train.fired.device)
+        kernels = active_kernels_for(train.fired.device)
         fired, negative = (planes.contiguous() for planes in as_rows(train))
         if kernels is None or fired.numel() == 0:
             return cls.from_packed_plainly(train)

@@ -1,4 +1,4 @@
-"""A spike train at one bit per place: what kernels write and read instead of int8 or float planes."""
+"""A spike train with one bit per neuron and timestep: what kernels write and read instead of int8 or float planes."""
 
 from __future__ import annotations
 
@@ -88,10 +88,10 @@ class PackedTrain:
             )
 
     @classmethod
-    def of_kernel(
+    def unchecked(
         cls, fired: Tensor, negative: Tensor, timestep_weight: Tensor, num_channels: int, zero_point: int
     ) -> PackedTrain:
-        """Build a train from what our own kernels wrote, without a look at its values, which a GPU would wait for."""
+        """Build a train from the output of our own kernels without checking its values: a GPU would have to wait."""
         train = object.__new__(cls)
         values = (fired, negative, timestep_weight, num_channels, zero_point)
         for name, value in zip(cls.__dataclass_fields__, values, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Integer
@@ -28,6 +29,8 @@ class SignedDigit(Encoder):
     >>> SignedDigit().encode(torch.tensor([7, -3, 0]), num_timesteps=4).spikes.tolist()
     [[1, 0, 0], [0, -1, 0], [0, 0, 0], [-1, 1, 0]]
     """
+
+    lossless: ClassVar[bool] = True
 
     def encode(self, count: Integer[Tensor, "*shape"], num_timesteps: int) -> SpikeTrain:
         """Unroll counts with |count| <= floor(2^(num_timesteps + 1) / 3); see `Encoder.encode`."""

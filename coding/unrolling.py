@@ -1,4 +1,4 @@
-"""A code as kernels run it: which bits of a count are the planes of its train."""
+"""A code as kernels run it: which bits of a count make up its train."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-# The largest float32 below 2^31: a number up to here becomes an int32 without wrapping, as in AdaptiveThreshold.
-LARGEST_COUNT = 2147483520.0
+from ..neuro import LARGEST_COUNT
 
 
 @dataclass(frozen=True, eq=False)
 class Unrolling:
-    """How a train of a given length follows from a count; what `Encoder.encode` does, in a form that kernels share.
+    """How a train of a given length follows from a count: what `Encoder.encode` does, in a form that kernels share.
 
     A count has a pattern, an integer, and timestep t fires where (pattern & mask[t]) > above[t]: a digit of the pattern
     (mask 2^(T-1-t), above 0), or, in a rate code, the pattern itself beyond t (mask -1, above t). Patterns by
@@ -26,7 +25,7 @@ class Unrolling:
       half = |count| >> 1 and total = |count| + half they are total ^ half, of which those of half are -1; for a
       negative count, those of total are.
 
-    With half = 0 the last is the second, so kernels compute all of them alike.
+    With half = 0 the third is the second, so kernels compute all of them in the same way.
 
     Attributes:
         timestep_weight: of the train, int64, [T], in main memory.
@@ -55,7 +54,7 @@ class Unrolling:
         return torch.int32 if max(-self.low, self.high) < 2**30 else torch.int64
 
     def fits(self, low: float, high: float) -> bool:
-        """Return whether all numbers in [low, high] round to counts that fit, and that 32 bits hold; False for NaN."""
+        """Return whether all numbers in [low, high] round to counts that fit this code and 32 bits; False for NaN."""
         in_range = -LARGEST_COUNT <= low <= high <= LARGEST_COUNT
         return in_range and self.low <= round(low) and round(high) <= self.high
 

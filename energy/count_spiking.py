@@ -15,9 +15,9 @@ _WEIGHT = 127
 def accumulator_bits(layer: LayerRecord, zero_point: int = 0) -> int:
     """Return the bits, sign included, that hold every sum of a layer whatever its input.
 
-    From the threshold mean|x| / k follows sum |count| <= k * K + K / 2 for K channels, so that no sum of INT8 weights
-    leaves 127 * (k + 1/2 + zero_point) * K. Without an adaptive threshold, whose k gives this bound, it is taken from
-    the largest count that was seen, in every channel.
+    The neuron bounds the mean |count| of K channels (the adaptive threshold by k + 1/2), so no sum of INT8 weights
+    exceeds 127 * (bound + zero_point) * K. For a neuron without such a bound, the largest count that was seen is taken,
+    in every channel.
 
     Args:
         layer: the record.
@@ -26,8 +26,8 @@ def accumulator_bits(layer: LayerRecord, zero_point: int = 0) -> int:
     Source:
         SpikingBrain (arXiv:2509.05276), eq. 19 and 21.
     """
-    if layer.k is not None:
-        per_channel = layer.k + 0.5
+    if layer.mean_count_bound is not None:
+        per_channel = layer.mean_count_bound
     else:
         per_channel = max((abs(count) for count in layer.count_histogram), default=0)
     bound = int(_WEIGHT * (per_channel + zero_point) * layer.in_features)

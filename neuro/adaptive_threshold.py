@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..errors import ActivationError, InputError
-from .base import NEURONS, Neuron, raise_if_not_finite
-from .spike_count import SpikeCount
+from ..errors import InputError
+from .base import NEURONS, CountBounds, KernelRule, Neuron, checked_activations, raise_if_not_finite
+from .spike_count import LARGEST_COUNT, SpikeCount, count_spikes
 
-# The largest float32 below 2^31: a ratio up to here becomes an int32 without wrapping.
-_INT32_MAX = 2147483520.0
+# Number of this rule in threshold_numba.py and threshold_triton.py.
+RULE = 1
 _FLOAT32 = torch.finfo(torch.float32)
 
 
@@ -23,12 +23,12 @@ _FLOAT32 = torch.finfo(torch.float32)
 class AdaptiveThreshold(Neuron[None]):
     """threshold = mean|x| / k over the channels of a token; count = round(x / threshold), half to even.
 
-    The mean is summed in float64 and rounded to float32 (kept for float64 input), whatever the dtype of x: so it does
-    not depend on the order of addition, and devices and kernels agree on the counts. The threshold carries no gradient;
+    The mean is summed in float64 and rounded to float32 (for float64 input it stays float64), so it does not depend on
+    the order of addition, and all devices and kernels find the same counts. The threshold carries no gradient;
     `SpikeCount.activation()` passes gradients straight through.
 
     Attributes:
-        k: thresholds that the mean |x| is worth. It sets the mean |count|; larger means more spikes, less error.
+        k: the mean |x| divided by the threshold, so about the mean |count|; larger means more spikes and less error.
         floor: smallest threshold, in the unit of x; makes an all-zero token silent.
         ceiling: largest threshold, in the unit of x.
 
@@ -74,26 +74,23 @@ class AdaptiveThreshold(Neuron[None]):
             ActivationError: x holds NaN or infinity, or a count does not fit 32 bits (possible where the ceiling
                 binds or k * N is that large, since otherwise |count| <= k * N + 1/2).
         """
-        if not x.is_floating_point() or x.ndim == 0:
-            raise InputError(
-                f"AdaptiveThreshold: expected a floating-point tensor [..., N], got {x.dtype} of shape "
-                f"{tuple(x.shape)}. Convert it, or add a channel axis."
-            )
-        wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
+        wide = checked_activations(x, "AdaptiveThreshold")
         total = wide.abs().sum(-1, keepdim=True, dtype=torch.float64)
         # By tensors: on a GPU PyTorch divides by a number through its rounded reciprocal, which is not the same.
         mean = (total / torch.full_like(total, max(x.shape[-1], 1))).to(wide.dtype)
         if not bool(torch.isfinite(mean).all()):
             raise_if_not_finite(x, "AdaptiveThreshold")
         threshold = (mean / torch.full_like(mean, self.k)).clamp(self.floor, self.ceiling)
-        ratio = wide / threshold
-        # |count| <= k * N + 1/2 unless the ceiling binds.
-        may_overflow = self.k * x.shape[-1] + 1 > _INT32_MAX or bool((mean > self.k * self.ceiling).any())
-        if may_overflow and float(ratio.abs().max()) > _INT32_MAX:
-            raise ActivationError(
-                f"AdaptiveThreshold: expected counts that fit 32 bits, got {float(ratio.abs().max()):.3g} spikes for "
-                f"|x| up to {float(wide.abs().max()):.3g} with k = {self.k:g} and ceiling {self.ceiling:g}. "
-                "Lower k, raise the ceiling or scale the activations."
-            )
-        source = x if torch.is_grad_enabled() and x.requires_grad else None
-        return SpikeCount(ratio.round_().to(torch.int32), threshold, source), None
+        ceiling_binds = bool((mean > self.k * self.ceiling).any())
+        may_overflow = ceiling_binds or self.count_bounds(x.shape[-1]).largest > LARGEST_COUNT
+        where = f"AdaptiveThreshold(k={self.k:g}, ceiling={self.ceiling:g})"
+        remedy = "Lower k, raise the ceiling"
+        return count_spikes(wide, threshold, x, may_overflow=may_overflow, where=where, remedy=remedy), None
+
+    def kernel_rule(self) -> KernelRule:
+        """Return the rule that kernels run; see `Neuron.kernel_rule`."""
+        return KernelRule(RULE, (float(self.k), float(self.floor), float(self.ceiling)), (self.floor, self.ceiling))
+
+    def count_bounds(self, num_channels: int) -> CountBounds:
+        """Return |count| <= k N + 1/2 and sum |count| <= (k + 1/2) N, which follow from the threshold mean|x| / k."""
+        return CountBounds(self.k * num_channels + 1, self.k + 0.5)

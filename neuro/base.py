@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -22,12 +23,63 @@ class MembraneState(NamedTuple):
     v: Tensor
 
 
+class KernelRule(NamedTuple):
+    """A neuron as kernels run it: which rule for the threshold, and the numbers in it.
+
+    Attributes:
+        number: of the rule in `threshold_numba` and `threshold_triton`, from 1 on, different for each rule.
+        parameters: the rule's numbers, three of them (0 where it needs fewer); kernels take them as float32.
+        threshold_range: smallest and largest threshold that the rule can give, in the unit of the activation.
+    """
+
+    number: int
+    parameters: tuple[float, float, float]
+    threshold_range: tuple[float, float]
+
+
+# Stands for a rule where a kernel is given counts, or thresholds.
+NO_RULE = KernelRule(0, (0.0, 0.0, 0.0), (0.0, 0.0))
+
+
+class CountBounds(NamedTuple):
+    """What the counts of a token cannot exceed.
+
+    They hold for tokens at which no upper limit of the threshold binds; kernels check that.
+
+    Attributes:
+        largest: of |count| in one channel, with room for the rounding of float32.
+        mean: of |count| over the channels of a token.
+    """
+
+    largest: float
+    mean: float
+
+
 class Neuron(ABC, Generic[State]):
     """Turns activations into spike counts, one step at a time.
 
     A subclass writes `initial_state` and `step` and keeps nothing of its input on itself: the same neuron object
     serves any number of layers and shapes. Silence in, silence out: a zero input to a resting neuron gives no spike.
+
+    A neuron that has one threshold for each token and no state may also have kernels. It then says in `kernel_rule`
+    which rule they run, and has that rule in `threshold_numba.py` and `threshold_triton.py`, in the operations and the
+    order of `step`. A subclass with another `step` has no kernels and no bounds unless it defines its own.
     """
+
+    def __init_subclass__(cls, **options) -> None:
+        """Let no class inherit kernels or bounds that belong to another `step` than its own."""
+        super().__init_subclass__(**options)
+        for name in ("kernel_rule", "count_bounds"):
+            if overrides(cls, name, ("step", "initial_state", "__call__")):
+                setattr(cls, name, getattr(Neuron, name))
+
+    def kernel_rule(self) -> KernelRule | None:
+        """Return what kernels run in the place of `step`, or None: then `step` runs."""
+        return None
+
+    def count_bounds(self, num_channels: int) -> CountBounds | None:
+        """Return bounds of the counts of a token of that many channels, whatever its activations; None if unknown."""
+        return None
 
     @abstractmethod
     def initial_state(self, x: Float[Tensor, "*shape"]) -> State:
@@ -78,6 +130,35 @@ class Neuron(ABC, Generic[State]):
 
 
 NEURONS: Registry[Neuron] = Registry("neuron", Neuron)
+
+
+def overrides(cls: type, declaration: str, methods: Iterable[str]) -> bool:
+    """Return whether cls has other methods than the class that a declaration was made in.
+
+    Args:
+        cls: the class.
+        declaration: name of an attribute that says something about the methods.
+        methods: names of the methods.
+    """
+    declared_in = next(base for base in cls.__mro__ if declaration in vars(base))
+    return any(getattr(cls, method) is not getattr(declared_in, method) for method in methods)
+
+
+def checked_activations(x: Tensor, where: str) -> Tensor:
+    """Return activations without gradient, in float32, or float64 if they are that.
+
+    Args:
+        x: activations, [*tokens, N].
+        where: the neuron, for the message.
+    Raises:
+        InputError: x is no floating-point tensor with a channel axis.
+    """
+    if not x.is_floating_point() or x.ndim == 0:
+        raise InputError(
+            f"{where}: expected a floating-point tensor [..., N], got {x.dtype} of shape {tuple(x.shape)}. Convert it, "
+            "or add a channel axis."
+        )
+    return x.detach().to(torch.promote_types(x.dtype, torch.float32))
 
 
 def raise_if_not_finite(x: Tensor, where: str) -> None:

@@ -1,4 +1,4 @@
-"""What a neuron hands on: how many spikes, and what one spike is worth."""
+"""What a neuron returns: how many spikes, and the threshold that each of them stands for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from ..errors import ActivationError
+
+# The largest float32 below 2^31: a ratio up to here becomes an int32 without wrapping.
+LARGEST_COUNT = 2147483520.0
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -24,11 +29,11 @@ class _StraightThrough(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class SpikeCount:
-    """Signed spike counts and the activation that one spike stands for.
+    """Signed spike counts, and the threshold: the activation that one spike stands for.
 
     Attributes:
         count: signed spikes per neuron, int32, [*shape, N].
-        threshold: activation worth of one spike, in the unit of the activation; broadcasts against count
+        threshold: activation that one spike stands for, in the unit of the activation; broadcasts against count
             (one value per token: [*shape, 1]).
         source: the activation that was counted; kept only while gradients are recorded.
     """
@@ -49,3 +54,34 @@ class SpikeCount:
 def straight_through(source: Tensor, value: Tensor) -> Tensor:
     """Return value, with the gradient of the identity to source, which it is a rounded form of."""
     return _StraightThrough.apply(source, value)  # pyright: ignore[reportReturnType]
+
+
+def count_spikes(
+    x: Float[Tensor, "*shape"],
+    threshold: Float[Tensor, "*tokens 1"],
+    source: Float[Tensor, "*shape"],
+    *,
+    may_overflow: bool,
+    where: str,
+    remedy: str,
+) -> SpikeCount:
+    """Return count = round(x / threshold), half to even: the rounding of every neuron with one threshold per token.
+
+    Args:
+        x: activations, finite, [*tokens, N], of the dtype of the threshold, without gradient.
+        threshold: [*tokens, 1], > 0.
+        source: the activations before they were converted to this dtype.
+        may_overflow: whether a count may not fit 32 bits; the counts are checked only then.
+        where: the neuron and its settings, for the message.
+        remedy: what to change about the neuron, for the message.
+    Raises:
+        ActivationError: a count does not fit 32 bits.
+    """
+    ratio = x / threshold
+    if may_overflow and ratio.numel() and float(ratio.abs().max()) > LARGEST_COUNT:
+        raise ActivationError(
+            f"{where}: expected counts that fit 32 bits, got {float(ratio.abs().max()):.3g} spikes for |x| up to "
+            f"{float(x.abs().max()):.3g}. {remedy} or scale the activations."
+        )
+    keep = torch.is_grad_enabled() and source.requires_grad
+    return SpikeCount(ratio.round_().to(torch.int32), threshold, source if keep else None)

@@ -1,4 +1,10 @@
-"""The adaptive threshold as Triton functions, in the operations and the order of `AdaptiveThreshold`."""
+"""The neurons' thresholds and rounding as Triton functions: fast copies of the plain rules beside this file.
+
+The threshold of a token follows from a statistic of its |x|, for example their sum, which kernels collect block by
+block in float64. RULE is a constant of the compiler, so the choice of a rule costs nothing. To add one, extend
+`block_statistic`, `merged`, `add_lanes`, `lanes_statistic` and `threshold_of`, in the operations and the order of the
+neuron's `step`.
+"""
 
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 # pyright: reportIndexIssue=false, reportAttributeAccessIssue=false, reportCallIssue=false
@@ -8,31 +14,103 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-# What `tiny` divides by: the exponents of float64 start 896 below those of float32.
-TINY = tl.constexpr(2.0**896)
+from . import adaptive_threshold, base
+
+# RULE where the input of a kernel holds counts already.
+COUNTED = tl.constexpr(base.NO_RULE.number)
+_ADAPTIVE_THRESHOLD = tl.constexpr(adaptive_threshold.RULE)
+# `_scaled_magnitude` divides by this: the exponents of float64 start 896 below those of float32.
+_SCALE = tl.constexpr(2.0**896)
 
 
 @triton.jit
-def threshold_of(total, num_inputs, k, floor, ceiling):
-    """Return the threshold of a token and whether its counts are sure to fit: its input is finite, no ceiling binds.
-
-    total is the sum of |x| in float64.
-    """
-    ratio = tl.div_rn((total / num_inputs).to(tl.float32), k)
-    return tl.minimum(tl.maximum(ratio, floor), ceiling), ratio <= ceiling
+def block_statistic(x, RULE: tl.constexpr, AXIS: tl.constexpr):
+    """Return the statistic of a block of activations, float64; those that are 0 do not change it."""
+    tl.static_assert(RULE == _ADAPTIVE_THRESHOLD, "unknown rule")
+    return tl.sum(tl.abs(x.to(tl.float32)).to(tl.float64), AXIS)
 
 
 @triton.jit
-def tiny(x):
-    """Return |x| / TINY in float64: the bits of the float32, moved, which takes less than a conversion.
+def merged(statistic, more, RULE: tl.constexpr):
+    """Return the statistic of two blocks from those of each."""
+    tl.static_assert(RULE == _ADAPTIVE_THRESHOLD, "unknown rule")
+    return statistic + more
 
-    It is exact, for subnormal numbers too. Infinity and NaN become 2^128 / TINY and more, which no ceiling admits.
+
+@triton.jit
+def add_lanes(lanes, x, RULE: tl.constexpr):
+    """Add a block of activations to statistics that are kept lane by lane, float64; they start with 0."""
+    tl.static_assert(RULE == _ADAPTIVE_THRESHOLD, "unknown rule")
+    return lanes + _scaled_magnitude(x)
+
+
+@triton.jit
+def lanes_statistic(lanes, RULE: tl.constexpr):
+    """Return the statistic of all lanes; it may be finite, but above every ceiling, where x is not."""
+    tl.static_assert(RULE == _ADAPTIVE_THRESHOLD, "unknown rule")
+    return tl.sum(lanes, 0) * _SCALE
+
+
+@triton.jit
+def _scaled_magnitude(x):
+    """Return |x| / _SCALE in float64: the bits of the float32, moved, which takes less than a conversion.
+
+    It is exact, for subnormal numbers too. Infinity and NaN become 2^128 / _SCALE and more, so that no threshold below
+    1e30 with counts below 2^19 can follow from them.
     """
     bits = x.to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF
     return (bits.to(tl.int64) << 29).to(tl.float64, bitcast=True)
 
 
 @triton.jit
-def rounded(ratio):
-    """Return the nearest integer, half to even, of |ratio| < 2^22: float32 has no fraction left at 1.5 * 2^23."""
-    return (ratio + 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000
+def threshold_of(statistic, num_inputs, a, b, c, RULE: tl.constexpr):
+    """Return the threshold of a token, and what is known about its input.
+
+    Args:
+        statistic: of the token, float64.
+        num_inputs: channels of the token.
+        a: the rule's first parameter (see `KernelRule`).
+        b: its second.
+        c: its third.
+        RULE: number of the rule.
+    Returns:
+        The threshold; whether the neuron's `count_bounds` hold, that is, the input is finite and no upper limit of the
+        threshold binds; and 0, or NaN if the input is not finite.
+    """
+    tl.static_assert(RULE == _ADAPTIVE_THRESHOLD, "unknown rule")
+    k, floor, ceiling = a, b, c
+    mean = (statistic / num_inputs).to(tl.float32)
+    ratio = tl.div_rn(mean, k)
+    return tl.minimum(tl.maximum(ratio, floor), ceiling), ratio <= ceiling, mean * 0.0
+
+
+@triton.jit
+def count_of(x, threshold, SMALL: tl.constexpr, FMA: tl.constexpr):
+    """Return round(x / threshold), half to even, as int32: the rounding of `count_spikes`.
+
+    Args:
+        x: activations.
+        threshold: float32.
+        SMALL: all |count| are below 2^22 (if not, the result is any number); otherwise they are below 2^31.
+        FMA: divide by fused multiply-adds; the threshold is between 1e-30 and 1e30, and |count| is below 2^22.
+    """
+    x = x.to(tl.float32)
+    if FMA:
+        # Correctly rounded x / threshold in five instructions: with the correctly rounded reciprocal, each step adds
+        # the exact remainder's share, and the second is exact (Markstein 1990). The division that the compiler makes
+        # checks every element for exponents that cannot come here.
+        reciprocal = tl.div_rn(1.0, threshold)
+        ratio = x * reciprocal
+        ratio = tl.fma(tl.fma(-ratio, threshold, x), reciprocal, ratio)
+        ratio = tl.fma(tl.fma(-ratio, threshold, x), reciprocal, ratio)
+    else:
+        ratio = tl.div_rn(x, threshold)
+    if SMALL:
+        # float32 has no fraction left at 1.5 * 2^23, so the addition rounds; the count is in the last bits.
+        return (ratio + 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000
+    else:
+        # What is cut off is exact, so no case is special.
+        whole = ratio.to(tl.int32)
+        rest = ratio - whole.to(tl.float32)
+        away = (tl.abs(rest) > 0.5) | ((tl.abs(rest) == 0.5) & ((whole & 1) == 1))
+        return whole + tl.where(away, tl.where(ratio > 0, 1, -1), 0)

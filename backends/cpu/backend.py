@@ -1,29 +1,29 @@
-"""The CPU backend: adds the weight rows of the channels that spike, and reads no others; or multiplies counts."""
+"""The CPU backend: adds the weight rows of the channels that spike and reads no others; or multiplies counts."""
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Literal
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from ...coding import Encoder
-from ...neuro import AdaptiveThreshold, Neuron
-from ..base import BACKENDS, INT32, LOSSLESS, MAX_WEIGHT, MOST_COUNT, Backend, check_mode
+from ...coding.base import MAX_LOSSLESS_COUNT
+from ...coding.kernels.threads import pool
+from ...compiled import compiled
+from ...neuro import Neuron
+from ..base import BACKENDS, INT32, MAX_WEIGHT, Backend, check_mode
 from .events import DIGITS_WEIGH, LARGEST_DIGIT, add_events, num_digits
 from .layer import run_layer
-from .team import pool
 
 # Outputs per pass. Short passes keep the buckets in the first-level cache; long ones read memory in long runs, which
 # is faster once the weights do not fit the caches.
 _SHORT_PASS, _LONG_PASS = 2048, 32768
 _CACHED_BYTES = 4 * 2**20
-# Weights times tokens from which a second thread saves more than waking it costs: a thread of Python's, and one of
-# PyTorch's team.
+# Weights times tokens from which a second thread saves more than waking it costs: a Python thread, and one of PyTorch's
+# team.
 _WORTH_THREADS, _WORTH_TEAM = 2**22, 2**16
 # Inputs whose INT8 products add up within 32 bits. With one input torch._int_mm gives wrong integers (torch 2.14.1).
 _PRODUCT_INPUTS = range(2, INT32.max // (MAX_WEIGHT * MAX_WEIGHT) + 1)
@@ -32,10 +32,10 @@ _PRODUCT_INPUTS = range(2, INT32.max // (MAX_WEIGHT * MAX_WEIGHT) + 1)
 @BACKENDS.register("cpu")
 @dataclass(frozen=True)
 class Cpu(Backend):
-    """Adds rows of INT8 weights, those of channels that spike and no others; or, for many tokens, multiplies counts.
+    """Adds rows of INT8 weights, only those of channels that spike; or, for many tokens, multiplies counts.
 
-    Tokens (or the channels, if there are fewer tokens) are divided over `torch.get_num_threads()` threads; integers
-    make the result the same for any number of them.
+    Tokens (or the channels, if there are fewer tokens than threads) are divided over `torch.get_num_threads()` threads.
+    The sums are integers, so the number of threads does not change them.
 
     Attributes:
         mode: "spike" is event-driven and adds only. "count" collapses the spikes into INT8 counts and multiplies them
@@ -62,10 +62,11 @@ class Cpu(Backend):
         encoder: Encoder,
     ) -> Tensor | None:
         """Run a whole layer in one kernel; see `Backend.fused`."""
-        if type(neuron) is not AdaptiveThreshold or type(encoder) not in LOSSLESS:
+        rule = neuron.kernel_rule()
+        if rule is None or not encoder.lossless:
             return None
         num_outputs = weight.shape[0]
-        # Most layers answer the first, cheaper question.
+        # Most layers pass the first test, which takes less time.
         by_channel = weight.stride() == (1, num_outputs) or weight.t().is_contiguous()
         fits = by_channel and scale.is_contiguous() and scale.numel() == num_outputs
         on_cpu = x.is_cpu and weight.is_cpu and scale.is_cpu and (bias is None or bias.is_cpu)
@@ -80,7 +81,7 @@ class Cpu(Backend):
             weight,
             scale,
             None if bias is None else bias.detach().to(torch.float32).contiguous(),
-            neuron,
+            rule,
             torch.get_num_threads() if worth_threads else 1,
             _pass_outputs(weight),
         )
@@ -89,40 +90,49 @@ class Cpu(Backend):
     def _accumulate(self, spikes: Tensor, timestep_weight: Tensor, weight: Tensor) -> Tensor:
         num_tokens, (num_outputs, num_inputs) = spikes.shape[1], weight.shape
         rows = weight.t().contiguous().numpy()
-        times = np.empty((num_tokens, rows.shape[0]), np.int64)
-        charge = _gather(spikes.contiguous().numpy(), timestep_weight.numpy(), times)
+        count = np.empty((num_tokens, rows.shape[0]), np.int64)
+        charge = _gather(spikes.contiguous().numpy(), timestep_weight.numpy(), count)
         if self.mode == "count" and num_inputs in _PRODUCT_INPUTS and min(num_tokens, num_outputs) > 0:
-            return _multiply(torch.from_numpy(times), weight)
-        return _add(times, rows, charge, _pass_outputs(weight))
+            return _multiply(torch.from_numpy(count), weight)
+        return _add(count, rows, charge, _pass_outputs(weight))
 
 
-def _add(times: np.ndarray, rows: np.ndarray, charge: int, pass_outputs: int) -> Tensor:
-    """Return times @ rows by additions: int64 [tokens, in] and int8 [in, out]; no token's |times| exceed the charge."""
+def _add(count: np.ndarray, rows: np.ndarray, charge: int, pass_outputs: int) -> Tensor:
+    """Return count @ rows by additions.
+
+    Args:
+        count: int64, [tokens, in].
+        rows: weights, int8, [in, out].
+        charge: at least the sum of |count| of each token.
+        pass_outputs: outputs visited together.
+    Returns:
+        Sums, int32 or int64, [tokens, out].
+    """
     narrow = DIGITS_WEIGH * MAX_WEIGHT * charge <= INT32.max
     dtype = np.int32 if narrow else np.int64
-    num_tokens, num_outputs = len(times), rows.shape[1]
+    num_tokens, num_outputs = len(count), rows.shape[1]
     num_threads = torch.get_num_threads() if num_tokens * rows.size >= _WORTH_THREADS else 1
     by_token = num_tokens >= num_threads
     bounds = np.linspace(0, num_tokens if by_token else len(rows), num_threads + 1).astype(int).tolist()
 
     def work(part: int) -> np.ndarray:
         share = slice(bounds[part], bounds[part + 1])
-        mine, read = (times[share], rows) if by_token else (times[:, share], rows[share])
+        mine, read = (count[share], rows) if by_token else (count[:, share], rows[share])
         total = np.zeros((len(mine), num_outputs), dtype)
         _add_tokens(mine, read, pass_outputs, total)
         return total
 
-    others = [pool(num_threads, os.getpid()).submit(work, part) for part in range(1, num_threads)]
+    others = [pool().submit(work, part) for part in range(1, num_threads)]
     totals = [work(0), *(other.result() for other in others)]
     return torch.from_numpy(np.concatenate(totals) if by_token else sum(totals[1:], totals[0]))
 
 
-def _multiply(times: Tensor, weight: Tensor) -> Tensor:
-    """Return times @ weight.t(): the low byte of each count by an INT8 product, the rest as the rare events it is."""
-    low = times.to(torch.int8)  # wraps, so that times - low is a multiple of 256
+def _multiply(count: Tensor, weight: Tensor) -> Tensor:
+    """Return count @ weight.t(): the low byte of each count by an INT8 product, the rest, which is rare, as events."""
+    low = count.to(torch.int8)  # wraps, so that count - low is a multiple of 256
     int_mm = getattr(torch, "_int_mm")  # noqa: B009 - private, and unknown to type checkers
     total = int_mm(low, weight.t())
-    rest = times - low
+    rest = count - low
     rare = rest.any(1).nonzero().flatten()
     if len(rare):
         events = rest[rare].to(torch.int64)
@@ -133,17 +143,15 @@ def _multiply(times: Tensor, weight: Tensor) -> Tensor:
     return total
 
 
-def _count_layer(
-    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, neuron: AdaptiveThreshold
-) -> Tensor | None:
-    """Return a whole layer from collapsed counts, or None where the separate steps have a message or wider sums."""
+def _count_layer(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, neuron: Neuron) -> Tensor | None:
+    """Run a whole layer on collapsed counts; return None where the separate steps must raise or need wider sums."""
     if weight.shape[1] not in _PRODUCT_INPUTS:
         return None
     with torch.no_grad():
         spikes = neuron(x)
         count = spikes.count.reshape(-1, weight.shape[1])
         low, high = (int(v) for v in count.aminmax())
-        if max(-low, high) > MOST_COUNT:
+        if max(-low, high) > MAX_LOSSLESS_COUNT:
             return None
         total = _multiply(count, weight)
         if total.dtype != torch.int32 and not INT32.min <= int(total.min()) <= int(total.max()) <= INT32.max:
@@ -158,34 +166,34 @@ def _pass_outputs(weight: Tensor) -> int:
     return _SHORT_PASS if weight.numel() <= _CACHED_BYTES else _LONG_PASS
 
 
-@numba.njit(nogil=True, cache=True)
-def _add_tokens(times, rows, pass_outputs, total):  # pragma: no cover - compiled
-    """Add times @ rows to total, token by token; see `add_events`. times: int64 [tokens, in]."""
+@compiled
+def _add_tokens(count, rows, pass_outputs, total):  # pragma: no cover - compiled
+    """Add count @ rows to total, token by token; see `add_events`. count: int64 [tokens, in]."""
     num_buckets = 0
-    for token in range(times.shape[0]):
-        num_buckets = max(num_buckets, LARGEST_DIGIT * num_digits(times[token]))
+    for token in range(count.shape[0]):
+        num_buckets = max(num_buckets, LARGEST_DIGIT * num_digits(count[token]))
     buckets = np.zeros((num_buckets, min(pass_outputs, total.shape[1])), np.int16)
-    for token in range(times.shape[0]):
-        add_events(times[token], rows, pass_outputs, buckets, total[token])
+    for token in range(count.shape[0]):
+        add_events(count[token], rows, pass_outputs, buckets, total[token])
 
 
-@numba.njit(nogil=True, cache=True)
-def _gather(planes, weights, times):  # pragma: no cover - compiled
-    """Fill times, int64 [tokens, in], with how often each row counts; return the largest sum of |times| of a token.
+@compiled
+def _gather(planes, weights, count):  # pragma: no cover - compiled
+    """Collapse a train into counts; return the largest sum of |count| of a token.
 
-    planes: int8 [T, tokens, in]; weights: int64 [T].
+    planes: int8 [T, tokens, in]; weights: int64 [T]; count: int64 [tokens, in], filled.
     """
     largest = 0
-    for token in range(times.shape[0]):
-        counted = times[token]
-        counted[:] = 0
+    for token in range(count.shape[0]):
+        mine = count[token]
+        mine[:] = 0
         for t in range(planes.shape[0]):
             plane, weight = planes[t, token], weights[t]
-            for channel in range(counted.shape[0]):
+            for channel in range(mine.shape[0]):
                 # Without branches, so that the compiler uses vector registers.
-                counted[channel] += (weight if plane[channel] > 0 else 0) - (weight if plane[channel] < 0 else 0)
+                mine[channel] += (weight if plane[channel] > 0 else 0) - (weight if plane[channel] < 0 else 0)
         charge = 0
-        for channel in range(counted.shape[0]):
-            charge += abs(counted[channel])
+        for channel in range(mine.shape[0]):
+            charge += abs(mine[channel])
         largest = max(largest, charge)
     return largest

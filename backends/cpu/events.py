@@ -1,10 +1,8 @@
 """The event kernel of the CPU backend: adds and subtracts the weight rows of the channels that spike.
 
-The number of times that a channel's row counts is written in signed hexadecimal digits, -8 to 8. Rows with the same
-digit magnitude are summed in one 16-bit bucket (added for digits > 0, subtracted for digits < 0); a bucket is shifted
-into the total when it is full or the rows end. So a row of |count| <= 8 is added once, and no weight is multiplied.
-
-Who edits this file deletes __pycache__: numba does not notice that cpu.py and cpu_layer.py have compiled it in.
+A channel's count is written in signed hexadecimal digits, -8 to 8. Rows whose digits have the same magnitude are summed
+in one 16-bit bucket (added for digits > 0, subtracted for digits < 0). A bucket is shifted into the total when it is
+full or the rows end. So a row with |count| <= 8 is added once, and no weight is multiplied.
 """
 
 # Type checkers do not know that numba passes an intrinsic its first argument.
@@ -12,46 +10,47 @@ Who edits this file deletes __pycache__: numba does not notice that cpu.py and c
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from ...compiled import compiled
+
 DIGIT_BITS = 4
 LARGEST_DIGIT = 8
-# The digits of a count weigh less than this many times the count (9 = 16 - 7: 23 / 9; the limit is 2.75), so no partial
-# sum of shifted buckets exceeds this many times what the rows can add up to.
+# The magnitudes of a count's digits add up to less than this many times the count (9 = 16 - 7: 23 / 9; the limit is
+# 2.75), so no partial sum of shifted buckets exceeds this many times the largest sum of the rows.
 DIGITS_WEIGH = 3
 # Rows that a bucket holds: |sum of 255 INT8 weights| <= 255 * 128 = 32640 fits 16 bits, 256 weights of -128 would not.
 _BUCKET_ROWS = 255
-# Rows added to a bucket at once, before anybody looks whether it is full.
+# Rows added to a bucket before checking again whether it is full.
 _BATCH = 64
 # Channels sorted together: enough of them in each bucket to add eight rows at a time, few enough that memory is read
 # nearly in order.
 _TILE = 1024
-# While rows are added, the first lines of those that come so much later are on their way to the second-level cache.
-# Long rows are left alone: a processor foresees them by itself.
+# While rows are added, the first cache lines of rows that come this much later are fetched into the second-level cache.
+# Long rows need no such help: the processor prefetches them by itself.
 _ROWS_AHEAD, _LINES_AHEAD, _LINE, _LONG_ROW = 32, 9, 64, 2048
 
 
-@numba.njit(nogil=True, cache=True)
-def add_events(times, rows, pass_outputs, buckets, total):  # pragma: no cover - compiled
-    """Add times @ rows to total.
+@compiled
+def add_events(count, rows, pass_outputs, buckets, total):  # pragma: no cover - compiled
+    """Add count @ rows to total.
 
-    times: int32 or int64 [in]; rows: int8 [in, out]; pass_outputs: outputs visited together, at most
+    count: int32 or int64 [in]; rows: int8 [in, out]; pass_outputs: outputs visited together, at most
     buckets.shape[1]; buckets: int16 [8 * digits or more, ...], zero before and after; total: int32 or int64 [out].
     """
-    num_buckets = LARGEST_DIGIT * num_digits(times)
+    num_buckets = LARGEST_DIGIT * num_digits(count)
     lists = np.empty((1 + 2 * num_buckets, _TILE), np.int32)
     length = np.empty(len(lists), np.int64)
     channels = np.empty(num_buckets // LARGEST_DIGIT * _TILE, np.int32)
     filled = np.zeros(num_buckets, np.int64)
     for start in range(0, total.shape[0], pass_outputs):
         block = total[start : min(start + pass_outputs, total.shape[0])]
-        for tile in range(0, times.shape[0], _TILE):
-            _sort(times, tile, lists, length)
+        for tile in range(0, count.shape[0], _TILE):
+            _sort(count, tile, lists, length)
             listed = channels[: _join(lists, length, channels)]
             for b in range(num_buckets):
                 bucket = buckets[b, : block.shape[0]]
@@ -67,12 +66,12 @@ def add_events(times, rows, pass_outputs, buckets, total):  # pragma: no cover -
                 filled[b] = 0
 
 
-@numba.njit(nogil=True, cache=True)
-def num_digits(times):  # pragma: no cover - compiled
-    """Return the number of signed hexadecimal digits of the largest |times|."""
+@compiled
+def num_digits(count):  # pragma: no cover - compiled
+    """Return the number of signed hexadecimal digits of the largest |count|."""
     largest = 0
-    for channel in range(times.shape[0]):
-        largest = max(largest, abs(times[channel]))
+    for channel in range(count.shape[0]):
+        largest = max(largest, abs(count[channel]))
     num = 0
     while largest > 0:
         num += 1
@@ -81,17 +80,17 @@ def num_digits(times):  # pragma: no cover - compiled
     return num
 
 
-@numba.njit(nogil=True, cache=True)
-def _sort(times, first, lists, length):  # pragma: no cover - compiled
+@compiled
+def _sort(count, first, lists, length):  # pragma: no cover - compiled
     """List the channels of the tile from `first` on by digit: list 1 + 2 * bucket, the next one for negative digits.
 
-    Bucket 8 * level + |digit| - 1 is that of a digit. Silent channels go to list 0, which nobody reads: so the usual
-    channel of one digit takes no branch that depends on its count, which a processor could not foretell.
+    Bucket 8 * level + |digit| - 1 is that of a digit. Silent channels go to list 0, which is never read: so the usual
+    channel of one digit takes no branch that depends on its count, which a processor could not predict.
     """
     length[:] = 0
-    for channel in range(first, min(first + _TILE, times.shape[0])):
-        rest = abs(times[channel])
-        minus = 1 if times[channel] < 0 else 0
+    for channel in range(first, min(first + _TILE, count.shape[0])):
+        rest = abs(count[channel])
+        minus = 1 if count[channel] < 0 else 0
         if rest <= LARGEST_DIGIT:
             at = max(2 * rest - 1 + minus, 0)
             lists[at, length[at]] = channel
@@ -112,9 +111,9 @@ def _sort(times, first, lists, length):  # pragma: no cover - compiled
             level += 1
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _join(lists, length, channels):  # pragma: no cover - compiled
-    """Write the lists but for the first, one after the other; return how many channels they hold."""
+    """Write all lists except the first, one after the other; return how many channels they hold."""
     num = 0
     for which in range(1, length.shape[0]):
         for i in range(length[which]):
@@ -125,7 +124,7 @@ def _join(lists, length, channels):  # pragma: no cover - compiled
 
 @intrinsic
 def _prefetch(typing_context, rows, row, column):  # pragma: no cover - compiled
-    """Ask for an element of a 2D array to be brought to the second-level cache."""
+    """Fetch an element of a 2D array into the second-level cache, without waiting for it."""
 
     def generate(context, builder, signature, arguments):
         array_type = signature.args[0]
@@ -144,7 +143,7 @@ def _prefetch(typing_context, rows, row, column):  # pragma: no cover - compiled
     return types.void(rows, types.intp, types.intp), generate
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _fill(rows, listed, num, sign, start, bucket, filled, b, block):  # pragma: no cover - compiled
     """Add the first `num` listed rows to the bucket, and empty it into block before it is full.
 
@@ -160,20 +159,20 @@ def _fill(rows, listed, num, sign, start, bucket, filled, b, block):  # pragma: 
     return filled
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _add_rows(rows, listed, num, sign, start, bucket):  # pragma: no cover - compiled
     """Add rows[c, start:] to the bucket for the first `num` listed c if sign is 0, subtract them if it is -1.
 
-    Eight rows at a time, to load and store the bucket less often, and all in 16 bits, so that a vector register holds
-    as many sums as it can. (v ^ -1) + 1 is -v.
+    Eight rows at a time, so that the bucket is loaded and stored less often, and all in 16 bits, so that a vector
+    register holds many sums. (v ^ -1) + 1 is -v.
     """
     stop = start + bucket.shape[0]
-    ask_to = min(start + _LINES_AHEAD * _LINE, stop) if stop - start <= _LONG_ROW else start
+    prefetch_to = min(start + _LINES_AHEAD * _LINE, stop) if stop - start <= _LONG_ROW else start
     flip = np.int16(sign)
     eights = num // 8 * 8
     for e in range(0, eights, 8):
         for ahead in range(e + _ROWS_AHEAD, min(e + _ROWS_AHEAD + 8, listed.shape[0])):
-            for column in range(start, ask_to, _LINE):
+            for column in range(start, prefetch_to, _LINE):
                 _prefetch(rows, listed[ahead], column)
         r0, r1 = rows[listed[e], start:stop], rows[listed[e + 1], start:stop]
         r2, r3 = rows[listed[e + 2], start:stop], rows[listed[e + 3], start:stop]
@@ -196,13 +195,13 @@ def _add_rows(rows, listed, num, sign, start, bucket):  # pragma: no cover - com
             bucket[i] = np.int16(bucket[i] + np.int16(np.int16(np.int16(r0[i]) ^ flip) - flip))
 
 
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _empty(bucket, b, block):  # pragma: no cover - compiled
-    """Add what a bucket's rows count for to block, by shifts: one addition for each binary digit; then clear it."""
-    times = (b % LARGEST_DIGIT + 1) << (DIGIT_BITS * (b // LARGEST_DIGIT))
+    """Add a bucket times its weight to block, by shifts: one addition for each binary digit; then clear the bucket."""
+    weight = (b % LARGEST_DIGIT + 1) << (DIGIT_BITS * (b // LARGEST_DIGIT))
     bit = 0
-    while times >> bit:
-        if (times >> bit) & 1:
+    while weight >> bit:
+        if (weight >> bit) & 1:
             for i in range(block.shape[0]):
                 block[i] += bucket[i] << bit
         bit += 1

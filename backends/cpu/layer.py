@@ -1,7 +1,7 @@
-"""A whole spiking layer on the CPU in one call: neuron, counts, event kernel and rescaling, without a step of PyTorch.
+"""A whole spiking layer on the CPU in one call: threshold, counts, events and rescaling, without PyTorch operators.
 
-Every float operation is that of `AdaptiveThreshold` and `SpikeLinear`, in the same order and precision, so results
-are equal bit for bit. Around a layer of 50 microseconds every operator of PyTorch counts, hence plain addresses.
+The float operations are those of the neuron and of `SpikeLinear`, in the same order and precision, so results are equal
+bit for bit. A layer takes 50 microseconds, where each PyTorch operator would matter: hence plain addresses.
 """
 
 # Type checkers do not know that numba passes an intrinsic its first argument.
@@ -23,16 +23,19 @@ from numba.extending import intrinsic
 from numba.np.numpy_support import carray
 from torch import Tensor
 
-from ...neuro import AdaptiveThreshold
-from ..base import INT32, MAX_WEIGHT, MOST_COUNT
+from ...coding.base import MAX_LOSSLESS_COUNT
+from ...compiled import compiled, compiled_callback
+from ...neuro import KernelRule
+from ...neuro.threshold_numba import count_channels, threshold_of
+from ..base import INT32, MAX_WEIGHT
 from . import team
 from .events import DIGITS_WEIGH, LARGEST_DIGIT, add_events
 
-_NUM_BUCKETS = LARGEST_DIGIT * 5  # MOST_COUNT has five hexadecimal digits
-# What |count| may add up to in a token, so that no sum leaves 32 bits.
+_NUM_BUCKETS = LARGEST_DIGIT * 5  # MAX_LOSSLESS_COUNT has five hexadecimal digits
+# Largest sum of |count| of a token for which no sum can leave 32 bits.
 _LARGEST_CHARGE = INT32.max // (DIGITS_WEIGH * MAX_WEIGHT)
 
-# What the threads of a call are given: addresses of float32 and INT8 arrays, and numbers.
+# What the threads of a call receive: addresses of float32 and INT8 arrays, and numbers.
 _FIELDS = {
     "x": c_int64,  # [tokens, inputs]
     "weight": c_int64,  # [inputs, outputs]
@@ -48,9 +51,10 @@ _FIELDS = {
     "num_threads": c_int64,
     "splits": c_int64,  # parts that the channels of a token are divided into
     "pass_outputs": c_int64,
-    "k": c_double,
-    "floor": c_double,
-    "ceiling": c_double,
+    "rule": c_int64,  # number and parameters of a `KernelRule`
+    "a": c_double,
+    "b": c_double,
+    "c": c_double,
     "next_thread": c_int64,  # counts threads as they come
     "next_part": c_int64,  # counts parts as they are taken
     "refused": c_int64,  # set if the input needs the separate steps
@@ -63,7 +67,7 @@ class _Task(ctypes.Structure):
 
 
 class _Scratch(threading.local):
-    """Memory that the calls of one thread share: buckets, totals and done; grows to what the largest layer needs."""
+    """Memory that the calls of one thread share: buckets, totals and done. It grows with the largest layer."""
 
     sizes: tuple[int, ...] = (0, 0, 0)
     addresses: tuple[int, ...] = (0, 0, 0)
@@ -86,7 +90,7 @@ def run_layer(
     weight: Tensor,
     scale: Tensor,
     bias: Tensor | None,
-    neuron: AdaptiveThreshold,
+    rule: KernelRule,
     num_threads: int,
     pass_outputs: int,
 ) -> Tensor | None:
@@ -97,7 +101,7 @@ def run_layer(
         weight: INT8, [out, in], of which weight.t() is contiguous.
         scale: float32, [out, 1], contiguous.
         bias: float32, [out], contiguous, or None.
-        neuron: gives threshold and counts.
+        rule: of the neuron.
         num_threads: at most.
         pass_outputs: outputs visited together.
     """
@@ -105,7 +109,7 @@ def run_layer(
     num_tokens = x.numel() // num_inputs
     splits = 1 if num_tokens >= num_threads else num_threads
     pass_outputs = min(pass_outputs, num_outputs)
-    # Where channels are divided there is one token at a time, so that as many totals as threads are enough.
+    # Where channels are divided, there is one token at a time: as many totals as threads are enough.
     scratch = _scratch.fit(num_threads * _NUM_BUCKETS * pass_outputs, num_threads * num_outputs, 1)
     y = torch.empty((*x.shape[:-1], num_outputs), dtype=torch.float32)
     task = _Task(
@@ -121,9 +125,8 @@ def run_layer(
         num_threads,
         splits,
         pass_outputs,
-        neuron.k,
-        neuron.floor,
-        neuron.ceiling,
+        rule.number,
+        *rule.parameters,
     )
     for token in range(1 if splits == 1 else num_tokens):
         if token > 0:
@@ -139,9 +142,7 @@ def run_layer(
 @functools.cache
 def _kernel() -> int:
     """Return the address of the compiled kernel; it is compiled by the first call, not by the first import."""
-    address = numba.cfunc(types.void(types.int64), cache=True)(_work_through_parts).address
-    assert address is not None
-    return address
+    return compiled_callback(_work_through_parts, types.void(types.int64))
 
 
 @intrinsic
@@ -156,7 +157,7 @@ def _at(typing_context, address, element):  # pragma: no cover - compiled
 
 @intrinsic
 def _take(typing_context, address):  # pragma: no cover - compiled
-    """Add 1 to the int64 at an address, and return what it was; threads take turns."""
+    """Add 1 to the int64 at an address, atomically, and return its value before."""
 
     def generate(context, builder, signature, arguments):
         pointer = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
@@ -188,13 +189,17 @@ def _work_through_parts(address):  # pragma: no cover - compiled
         first, last = task.num_inputs * split // task.splits, task.num_inputs * (split + 1) // task.splits
         total = totals[thread if task.splits == 1 else split]
         total[:] = 0
-        threshold = _threshold(x[token], task.k, task.floor, task.ceiling)
-        if threshold > 0 and _count(x[token, first:last], threshold, count[first:last]):
+        threshold, charge = threshold_of(
+            x[token], task.rule, np.float32(task.a), np.float32(task.b), np.float32(task.c)
+        )
+        # Not so for NaN, infinity, and sums that might not fit 32 bits.
+        fits = threshold > 0 and charge <= _LARGEST_CHARGE
+        if fits and count_channels(x[token, first:last], threshold, count[first:last]) <= MAX_LOSSLESS_COUNT:
             add_events(count[first:last], rows[first:last], task.pass_outputs, buckets[thread], total)
         else:
             task.refused = 1
         if task.splits > 1:
-            # Whoever is last adds up what all have found.
+            # The last thread adds up the totals of all.
             if _take(task.done) < task.splits - 1:
                 continue
             carray(_at(task.done, numba.int64), 1)[0] = 0
@@ -204,39 +209,7 @@ def _work_through_parts(address):  # pragma: no cover - compiled
         _rescale(total, scale, threshold, bias, y[token])
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "nsz"})
-def _sum_of_magnitudes(x):  # pragma: no cover - compiled
-    """Return sum |x| in float64, in any order: so the compiler may use vector registers."""
-    total = 0.0
-    for channel in range(x.shape[0]):
-        total += abs(np.float64(x[channel]))
-    return total
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _threshold(x, k, floor, ceiling):  # pragma: no cover - compiled
-    """Return the threshold of one token, or -1 for NaN, infinity or sums that might not fit 32 bits."""
-    total = _sum_of_magnitudes(x)
-    mean = np.float32(total / x.shape[0])
-    if not np.isfinite(mean):
-        return np.float32(-1)
-    threshold = min(max(np.float32(mean / np.float32(k)), np.float32(floor)), np.float32(ceiling))
-    charge = total / threshold + x.shape[0]  # at least the sum of |count|
-    return threshold if charge <= _LARGEST_CHARGE else np.float32(-1)
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _count(x, threshold, count):  # pragma: no cover - compiled
-    """Fill count with round(x / threshold), half to even; return whether every |count| is within the limit."""
-    largest = np.float32(0)
-    for channel in range(x.shape[0]):
-        ratio = np.float32(np.rint(x[channel] / threshold))
-        largest = max(largest, abs(ratio))
-        count[channel] = np.int32(ratio)
-    return largest <= MOST_COUNT
-
-
-@numba.njit(nogil=True, cache=True)
+@compiled
 def _rescale(total, scale, threshold, bias, y):  # pragma: no cover - compiled
     """Fill y with (total * scale) * threshold + bias, every step rounded to float32."""
     for output in range(total.shape[0]):

@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import os
-from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_uint, c_void_p
 
 import torch
+
+from ...coding.kernels.threads import pool
 
 
 @functools.cache
 def _openmp():
     """Return GNU OpenMP's function that runs a function on several threads, or None if PyTorch has none.
 
-    Its threads still spin when the next layer comes, so that waking them takes a microsecond or two, and no second set
-    of threads fights PyTorch's for the cores. PyTorch enters it from several threads at once, and so may we.
+    Its threads are still spinning when the next layer starts, so waking them takes only a microsecond or two, and no
+    second set of threads competes with PyTorch's for the cores. Several threads may call it at once, as PyTorch does.
     """
     try:
-        # A library is looked up among those that PyTorch's own is linked to.
+        # The name is looked up in the libraries that PyTorch itself is linked to.
         parallel = ctypes.CDLL(torch._C.__file__).GOMP_parallel
     except (AttributeError, OSError):
         return None
     parallel.argtypes, parallel.restype = (c_void_p, c_void_p, c_uint, c_uint), None
     return parallel
-
-
-@functools.lru_cache(maxsize=1)
-def pool(num_threads: int, process: int) -> ThreadPoolExecutor:
-    """Return Python threads that help the calling one; new ones in a forked process, which has none of its parent's."""
-    return ThreadPoolExecutor(num_threads)
 
 
 @functools.cache
@@ -55,7 +49,7 @@ def run(function: int, argument: int, num_threads: int) -> None:
         parallel(function, argument, num_threads, 0)
         return
     call = _callable(function)
-    others = [pool(num_threads, os.getpid()).submit(call, argument) for _ in range(num_threads - 1)]
+    others = [pool().submit(call, argument) for _ in range(num_threads - 1)]
     call(argument)
     for other in others:
         other.result()

@@ -1,4 +1,4 @@
-"""Triton kernel of mode `spike` that adds the listed rows; `triton_spike` says how, `triton_list` what a list is."""
+"""Triton kernel of mode `spike` that adds the listed rows; `spike.py` says how, `list.py` what a list is."""
 
 # ruff: noqa: PLR0912, PLR0915 - a kernel is one function
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from ...coding import Encoder
+from ...coding.base import MAX_LOSSLESS_COUNT
 from ...coding.kernels import interpreting
-from ...neuro import AdaptiveThreshold, Neuron
-from ..base import BACKENDS, INT32, LOSSLESS, MAX_WEIGHT, MOST_COUNT, Backend, check_mode
+from ...neuro import Neuron
+from ..base import BACKENDS, INT32, MAX_WEIGHT, Backend, check_mode
 from .job import Job, power_of_two
 from .tuning import fastest
 
@@ -63,48 +64,49 @@ class Triton(Backend):
         """Run the whole layer in two kernels; see `Backend.fused`.
 
         While a CUDA graph is captured nothing can raise. Then the output of a token is NaN where its input is not
-        finite or the neuron's ceiling binds, so that its counts may not fit.
+        finite or the threshold's upper limit binds, so that its counts may not fit.
         """
         num_inputs = weight.shape[1]
+        rule, bounds = neuron.kernel_rule(), neuron.count_bounds(num_inputs)
         if (
-            type(neuron) is not AdaptiveThreshold
-            or type(encoder) not in LOSSLESS
+            rule is None
+            or bounds is None
+            or not encoder.lossless
             or x.dtype not in (torch.float32, torch.bfloat16, torch.float16)
             or not x.numel()
             or not weight.numel()
             or not x.device == weight.device == scale.device
             or (bias is not None and bias.device != x.device)
             or self.why_unavailable(x.device) is not None
-            # |count| <= k * N + 1/2 and the sum of |count| <= (k + 1/2) * N, unless the ceiling binds.
-            or neuron.k * num_inputs + 1 > MOST_COUNT
-            or MAX_WEIGHT * (neuron.k + 0.5) * num_inputs > INT32.max
-            or not 1e-30 < neuron.floor <= neuron.ceiling < 1e30
+            or bounds.largest > MAX_LOSSLESS_COUNT
+            or MAX_WEIGHT * bounds.mean * num_inputs > INT32.max
+            or not 1e-30 < rule.threshold_range[0] <= rule.threshold_range[1] < 1e30
         ):
             return None
         flat = x.detach().reshape(-1, num_inputs).contiguous()
         failed = torch.empty(len(flat), dtype=torch.int32, device=x.device)
         y = torch.empty(len(flat), len(weight), dtype=x.dtype, device=x.device)
-        most_high = int((neuron.k + 0.5) * num_inputs / (MAX_WEIGHT - 1)) + 1
-        self._run(Job(flat, weight, y, most_high, neuron, scale, bias, failed))
+        high_capacity = int(bounds.mean * num_inputs / (MAX_WEIGHT - 1)) + 1
+        self._run(Job(flat, weight, y, high_capacity, rule, bounds, scale, bias, failed))
         capturing = x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         if not capturing and bool(failed.any()):
             return None
         return y.reshape(*x.shape[:-1], len(weight))
 
     def _accumulate(self, spikes: Tensor, timestep_weight: Tensor, weight: Tensor) -> Tensor:
-        times = torch.zeros(spikes.shape[1:], dtype=torch.int64, device=spikes.device)
+        count = torch.zeros(spikes.shape[1:], dtype=torch.int64, device=spikes.device)
         for spike_weight, plane in zip(timestep_weight.tolist(), spikes, strict=True):
-            times.add_(plane, alpha=spike_weight)
-        if not times.numel() or not weight.numel():
-            return torch.zeros(len(times), len(weight), dtype=torch.int32, device=spikes.device)
-        if self._fits(times):
-            return self._accumulate_narrow(times, weight)
-        total = torch.zeros(len(times), len(weight), dtype=torch.int64, device=spikes.device)
+            count.add_(plane, alpha=spike_weight)
+        if not count.numel() or not weight.numel():
+            return torch.zeros(len(count), len(weight), dtype=torch.int32, device=spikes.device)
+        if self._fits(count):
+            return self._accumulate_narrow(count, weight)
+        total = torch.zeros(len(count), len(weight), dtype=torch.int64, device=spikes.device)
         shift = 0
-        while bool(times.any()):
-            digit = ((times + 2 ** (_DIGIT_BITS - 1)) & (2**_DIGIT_BITS - 1)) - 2 ** (_DIGIT_BITS - 1)
-            times = (times - digit) >> _DIGIT_BITS
-            for first in range(0, times.shape[1], _MOST_DIGITS):
+        while bool(count.any()):
+            digit = ((count + 2 ** (_DIGIT_BITS - 1)) & (2**_DIGIT_BITS - 1)) - 2 ** (_DIGIT_BITS - 1)
+            count = (count - digit) >> _DIGIT_BITS
+            for first in range(0, count.shape[1], _MOST_DIGITS):
                 part = slice(first, first + _MOST_DIGITS)
                 sums = self._accumulate_narrow(digit[:, part], weight[:, part])
                 total += sums.to(torch.int64) << shift
@@ -112,14 +114,14 @@ class Triton(Backend):
         return total
 
     @staticmethod
-    def _fits(times: Tensor) -> bool:
-        return MAX_WEIGHT * int(times.abs().sum(1).max()) <= INT32.max
+    def _fits(count: Tensor) -> bool:
+        return MAX_WEIGHT * int(count.abs().sum(1).max()) <= INT32.max
 
-    def _accumulate_narrow(self, times: Tensor, weight: Tensor) -> Tensor:
+    def _accumulate_narrow(self, count: Tensor, weight: Tensor) -> Tensor:
         """Accumulate int64 counts whose sums fit 32 bits."""
-        most_high = int((times.abs() >= MAX_WEIGHT).sum(1).max()) + 1
-        sums = torch.empty(len(times), len(weight), dtype=torch.int32, device=times.device)
-        self._run(Job(times.to(torch.int32).contiguous(), weight, sums, most_high))
+        high_capacity = int((count.abs() >= MAX_WEIGHT).sum(1).max()) + 1
+        sums = torch.empty(len(count), len(weight), dtype=torch.int32, device=count.device)
+        self._run(Job(count.to(torch.int32).contiguous(), weight, sums, high_capacity))
         return sums
 
     def _run(self, job: Job) -> None:

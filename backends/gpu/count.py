@@ -18,7 +18,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ...coding.kernels import interpreting
-from ...neuro.threshold_triton import rounded, threshold_of
+from ...neuro.threshold_triton import COUNTED, block_statistic, count_of, threshold_of
 from .job import Job, cdiv, num_processors, power_of_two
 from .weights import columns_of, rows_of
 
@@ -46,15 +46,14 @@ def settings_for(num_tokens: int) -> list[Settings]:
 
 def run(settings: Settings, job: Job) -> None:
     """Fill job.y."""
-    x, weight, y, most_high, neuron, scale, bias, failed = job
+    x, weight, y, high_capacity, rule, _, scale, bias, failed = job
     (num_tokens, num_inputs), num_outputs = x.shape, len(weight)
     rows, columns = rows_of(weight), columns_of(weight)
     stride = columns.shape[1]
     low = torch.empty(num_tokens, stride, dtype=torch.int8, device=x.device)
     threshold = torch.empty(num_tokens, dtype=torch.float32, device=x.device)
     num_high = torch.empty(num_tokens, dtype=torch.int32, device=x.device)
-    channel, high = torch.empty(2, num_tokens, most_high, dtype=torch.int32, device=x.device)
-    k, floor, ceiling = (neuron.k, neuron.floor, neuron.ceiling) if neuron else (1.0, 1.0, 1.0)
+    channel, high = torch.empty(2, num_tokens, high_capacity, dtype=torch.int32, device=x.device)
     block = power_of_two(stride)
     count_spikes[num_tokens,](
         x,
@@ -66,11 +65,9 @@ def run(settings: Settings, job: Job) -> None:
         num_high if failed is None else failed,
         num_inputs,
         stride,
-        most_high,
-        k,
-        floor,
-        ceiling,
-        COUNTED=neuron is None,
+        high_capacity,
+        *rule.parameters,
+        RULE=rule.number,
         FMA=not interpreting(),  # the interpreter's fma rounds twice
         BLOCK=block,
         num_warps=2 if block <= 4096 else 16,
@@ -93,9 +90,9 @@ def run(settings: Settings, job: Job) -> None:
         num_outputs,
         stride,
         rows.shape[1],
-        most_high,
+        high_capacity,
         num_programs,
-        RESCALE=neuron is not None,
+        RESCALE=scale is not None,
         BIAS=bias is not None,
         TOKENS=settings.tokens,
         OUTPUTS=settings.outputs,
@@ -118,10 +115,10 @@ def count_spikes(
     num_inputs,
     stride,
     num_places,
-    k,
-    floor,
-    ceiling,
-    COUNTED: tl.constexpr,
+    a,  # the rule's parameters
+    b,
+    c,
+    RULE: tl.constexpr,  # COUNTED if x holds counts
     FMA: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -129,25 +126,14 @@ def count_spikes(
     token = tl.program_id(0).to(tl.int64)
     channel = tl.arange(0, BLOCK)
     x = tl.load(x_ptr + token * num_inputs + channel, mask=channel < num_inputs, other=0)
-    if COUNTED:
+    if RULE == COUNTED:
         count = x
         some_high = True
     else:
         x = x.to(tl.float32)
-        size = tl.abs(x)
-        largest = tl.max(size, 0)
-        threshold, fits = threshold_of(tl.sum(size.to(tl.float64), 0), num_inputs, k, floor, ceiling)
-        if FMA:
-            # Correctly rounded x / threshold in five instructions: with the correctly rounded reciprocal, each step
-            # adds the exact remainder's share, and the second is exact (Markstein 1990). The division that
-            # the compiler makes checks every element for exponents that cannot come here.
-            reciprocal = tl.div_rn(1.0, threshold)
-            ratio = x * reciprocal
-            ratio = tl.fma(tl.fma(-ratio, threshold, x), reciprocal, ratio)
-            ratio = tl.fma(tl.fma(-ratio, threshold, x), reciprocal, ratio)
-        else:
-            ratio = tl.div_rn(x, threshold)
-        count = tl.where(fits, rounded(ratio), 0)
+        largest = tl.max(tl.abs(x), 0)
+        threshold, fits, _ = threshold_of(block_statistic(x, RULE, 0), num_inputs, a, b, c, RULE)
+        count = tl.where(fits, count_of(x, threshold, SMALL=True, FMA=FMA), 0)
         some_high = largest > 127 * threshold
         tl.store(threshold_ptr + token, tl.where(fits, threshold, float("nan")))
         tl.store(failed_ptr + token, (fits == 0).to(tl.int32))

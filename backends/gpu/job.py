@@ -1,4 +1,4 @@
-"""What the kernels for GPUs are asked to do."""
+"""What the kernels for GPUs get to do."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...neuro import AdaptiveThreshold
+from ...neuro import NO_RULE, CountBounds, KernelRule
 
 
 class Job(NamedTuple):
     """A layer to run, or counts to accumulate.
 
     Attributes:
-        x: activations, or, without a neuron, int32 counts; [tokens, inputs], contiguous.
+        x: activations, or int32 counts where there is no rule; [tokens, inputs], contiguous.
         weight: int8, [outputs, inputs].
-        y: filled with rescaled sums, or, without a neuron, with int32 sums; [tokens, outputs].
-        most_high: more than the channels of a token whose count is beyond INT8.
-        neuron: counts.
+        y: filled with rescaled sums, or with int32 sums where there is no rule; [tokens, outputs].
+        high_capacity: room in each token's list of counts beyond INT8; more than there can be.
+        rule: of the neuron that counts.
+        bounds: of its counts.
         scale: float32, [outputs, 1].
         bias: [outputs].
-        failed: int32, [tokens], filled with 1 where a token's counts are not sure to fit, whose output is NaN, else 0.
+        failed: int32, [tokens], filled with 1 where a token's counts might not fit (its output is NaN), else with 0.
     """
 
     x: Tensor
     weight: Tensor
     y: Tensor
-    most_high: int
-    neuron: AdaptiveThreshold | None = None
+    high_capacity: int
+    rule: KernelRule = NO_RULE
+    bounds: CountBounds | None = None
     scale: Tensor | None = None
     bias: Tensor | None = None
     failed: Tensor | None = None

@@ -1,4 +1,4 @@
-"""Triton kernel of mode `spike` that lists the weight rows to add; `triton_spike` says what for.
+"""Triton kernel of mode `spike` that lists the weight rows to add; `spike.py` says what for.
 
 A list is for CHANNELS input channels of a token. It is an array of places in the order of falling digit, in tiles of
 ROWS places that share a digit; a place is one row to add, or empty. |count| = 64 * high + 8 * eights + digit: a channel
@@ -21,7 +21,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ...neuro.threshold_triton import TINY, rounded, threshold_of, tiny
+from ...neuro.threshold_triton import COUNTED, add_lanes, count_of, lanes_statistic, threshold_of
 
 HEAD = tl.constexpr(12)
 # Of a program of `list_events`.
@@ -62,10 +62,10 @@ def list_events(
     num_words,
     lists,
     most_places,  # of a list
-    k,
-    floor,
-    ceiling,
-    COUNTED: tl.constexpr,
+    a,  # the rule's parameters
+    b,
+    c,
+    RULE: tl.constexpr,  # COUNTED if x holds counts
     CHANNELS: tl.constexpr,
     ROWS: tl.constexpr,
     LENGTH: tl.constexpr,
@@ -83,15 +83,15 @@ def list_events(
     x = tl.load(x_row + channel, mask=channel < num_inputs, other=0)
     threshold = 1.0
     fits = True
-    if COUNTED:
+    if RULE == COUNTED:
         count = x
     else:
         part = tl.zeros([BLOCK], tl.float64)
         for block in tl.static_range(BLOCKS):  # so that all loads are under way at once
             every = block * BLOCK + tl.arange(0, BLOCK)
-            part += tiny(tl.load(x_row + every, mask=every < num_inputs, other=0))
-        threshold, fits = threshold_of(tl.sum(part, 0) * TINY, num_inputs, k, floor, ceiling)
-        count = tl.where(fits, rounded(tl.div_rn(x.to(tl.float32), threshold)), 0)
+            part = add_lanes(part, tl.load(x_row + every, mask=every < num_inputs, other=0), RULE)
+        threshold, fits, _ = threshold_of(lanes_statistic(part, RULE), num_inputs, a, b, c, RULE)
+        count = tl.where(fits, count_of(x, threshold, SMALL=True, FMA=False), 0)
         if program == 0:
             tl.store(threshold_ptr + token, tl.where(fits, threshold, float("nan")))
             tl.store(failed_ptr + token, (fits == 0).to(tl.int32))
@@ -103,8 +103,8 @@ def list_events(
             for start in range(0, num_inputs, others * THREADS):
                 ahead = start + ((lane & 7) * (THREADS // 8) + (lane >> 3)) * others + program - lists
                 soon = tl.load(x_row + ahead, mask=ahead < num_inputs, other=0)
-                if not COUNTED:
-                    soon = tl.where(fits, rounded(tl.div_rn(soon.to(tl.float32), threshold)), 0)
+                if RULE != COUNTED:
+                    soon = tl.where(fits, count_of(soon, threshold, SMALL=True, FMA=False), 0)
                 row = rows_ptr + ahead.to(tl.int64) * num_words
                 prefetch_rows(row, num_words * 4, tl.abs(soon) >= PREFETCH)
         share = tl.cdiv(num_sums, others)

@@ -86,7 +86,7 @@ def run(settings: Settings, job: Job) -> None:
 
 
 class Plan(NamedTuple):
-    """How a job is divided, and the memory that its kernels share; `triton_list` says what is in it."""
+    """How a job is divided, and the memory that its kernels share; `list.py` says what is in it."""
 
     settings: Settings
     job: Job
@@ -105,15 +105,16 @@ class Plan(NamedTuple):
 
 def plan_for(settings: Settings, job: Job, rows: Tensor) -> Plan:
     """Divide the work and allocate memory."""
-    (num_tokens, num_inputs), neuron, device = job.x.shape, job.neuron, job.x.device
+    (num_tokens, num_inputs), device = job.x.shape, job.x.device
     lists, tiles = cdiv(num_inputs, _CHANNELS), cdiv(rows.shape[1], settings.words)
-    k = neuron.k if neuron else 1.0
-    # A channel takes one place, and one more for every 8 of its |count|, whose mean is about k.
-    num_places = int(_CHANNELS * (1 + (k + 0.5) / 8)) + 8 * settings.rows
+    mean_count = job.bounds.mean if job.bounds else 1.5
+    # A channel takes one place, and one more for every 8 of its |count|.
+    num_places = int(_CHANNELS * (1 + mean_count / 8)) + 8 * settings.rows
     wanted = settings.programs * num_processors(device) * settings.slots // (tiles * lists * num_tokens)
     shares = power_of_two(max(cdiv(num_places, _MOST_ROWS - settings.rows), wanted))
     programs = cdiv(lists * shares, settings.slots)
-    pairs = neuron is not None and MAX_WEIGHT * (k + 0.5) * num_inputs < _PAIRED_SUMS and programs < _PAIRED_PROGRAMS
+    fit_pairs = job.bounds is not None and MAX_WEIGHT * job.bounds.mean * num_inputs < _PAIRED_SUMS
+    pairs = fit_pairs and programs < _PAIRED_PROGRAMS
     length = 8 * _CHANNELS + 8 * settings.rows  # places: 8 a channel at most, and padding
     sizes = [num_tokens * lists * size for size in (length, _CHANNELS, HEAD.value)]
     places, high, head = torch.empty(sum(sizes), dtype=torch.int32, device=device).split(sizes)
@@ -128,7 +129,6 @@ def list_rows(plan: Plan) -> None:
     """Find the thresholds, list the rows to add, and set the sums to zero."""
     settings, job = plan.settings, plan.job
     num_tokens, num_inputs = job.x.shape
-    neuron = job.neuron
     block = min(power_of_two(num_inputs), 4096)
     # Rows of several tokens overlap: those of the first bring most of the others' into the cache.
     prefetch = settings.prefetch if num_tokens == 1 and _can_prefetch(job.x.device) else 0
@@ -149,8 +149,8 @@ def list_rows(plan: Plan) -> None:
         plan.rows.shape[1],
         plan.lists,
         plan.shares * (_MOST_ROWS - settings.rows),
-        *((neuron.k, neuron.floor, neuron.ceiling) if neuron else (1.0, 1.0, 1.0)),
-        COUNTED=neuron is None,
+        *job.rule.parameters,
+        RULE=job.rule.number,
         CHANNELS=_CHANNELS,
         ROWS=settings.rows,
         LENGTH=plan.length,
@@ -179,7 +179,7 @@ def add_rows(plan: Plan) -> None:
         plan.rows.shape[1],
         len(job.weight),
         plan.lists,
-        RESCALE=job.neuron is not None,
+        RESCALE=job.scale is not None,
         BIAS=job.bias is not None,
         CHANNELS=_CHANNELS,
         ROWS=settings.rows,

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import torch
 
+from ...errors import InputError
 from ...paths import cache_dir
 
 T = TypeVar("T")
@@ -66,16 +67,16 @@ def _queued_seconds(run: Callable[[T], object], settings: T) -> float:
 def _read() -> dict[str, int]:
     try:
         return json.loads((cache_dir() / "tuning.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # InputError, where the user has no folder, is a ValueError
         return {}
 
 
 def _write() -> None:
-    path = cache_dir() / "tuning.json"
-    part = path.with_suffix(f".{os.getpid()}")
     try:
+        path = cache_dir() / "tuning.json"
+        part = path.with_suffix(f".{os.getpid()}")
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(json.dumps({**_read(), **_known}, indent=1))
         part.replace(path)
-    except OSError:
+    except (OSError, InputError):
         pass  # measured again next time

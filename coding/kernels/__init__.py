@@ -1,4 +1,4 @@
-"""Which compiled kernels pack and compact trains on which device."""
+"""Which compiled kernels pack trains and list active channels on which device."""
 
 from __future__ import annotations
 
@@ -11,15 +11,24 @@ import torch
 
 
 def kernels_for(device: torch.device) -> ModuleType | None:
-    """Return the module of kernels for tensors of that device, or None where plain PyTorch has to do.
+    """Return the kernels that pack trains of that device, or None where plain PyTorch has to do it.
 
-    `packing_numba` and `packing_triton` have the same functions. Triton is imported here alone, for a CUDA GPU or
-    where TRITON_INTERPRET=1 asks for its interpreter, which runs the kernels on a CPU to test them.
+    `packing_numba` and `packing_triton` have the same functions. Triton is imported only here, for a CUDA GPU or where
+    TRITON_INTERPRET=1 asks for its interpreter, which runs the kernels on a CPU to test them.
     """
+    return _kernels("packing", device)
+
+
+def active_kernels_for(device: torch.device) -> ModuleType | None:
+    """Return the kernels that list the active channels of packed trains, or None; see `kernels_for`."""
+    return _kernels("active", device)
+
+
+def _kernels(job: str, device: torch.device) -> ModuleType | None:
     if why_plain(device) is not None:
         return None
     on_cpu = device.type == "cpu" and not interpreting()
-    return importlib.import_module(f".{'packing_numba' if on_cpu else 'packing_triton'}", __package__)
+    return importlib.import_module(f".{job}_{'numba' if on_cpu else 'triton'}", __package__)
 
 
 def why_plain(device: torch.device) -> str | None:

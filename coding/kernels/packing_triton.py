@@ -1,4 +1,4 @@
-"""Kernels that pack and compact trains on a CUDA GPU (Triton); the functions of `pack_cpu`, which see for arguments.
+"""Kernels that pack trains on a CUDA GPU (Triton); the functions and arguments of `packing_numba`.
 
 Import it through `kernels_for`: TRITON_INTERPRET=1 must be set before the first import to have any effect.
 """
@@ -16,15 +16,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...neuro import AdaptiveThreshold
+from ...neuro import KernelRule
+from ...neuro.threshold_triton import block_statistic, count_of, merged, threshold_of
 from ..unrolling import Unrolling
 
 # Most words that one program takes at a time: 128 words are 4096 channels. Each of its warps takes 32.
 _WORDS = 128
 # Planes that are taken from a count together: a byte holds as many, and the sign.
 _PLANES = 7
-# Words of a row that are read at a time to find the channels that fired.
-_READ = 32
 
 
 def pack_counts(count: Tensor, unrolling: Unrolling, fired: Tensor, negative: Tensor) -> tuple[int, int]:
@@ -41,16 +40,18 @@ def pack_activations(x: Tensor, threshold: Tensor, unrolling: Unrolling, fired: 
     _launch(x, threshold, unrolling, fired, negative, of_counts=False)
 
 
-def measure(x: Tensor, neuron: AdaptiveThreshold, threshold: Tensor) -> tuple[float, float]:
+def measure(x: Tensor, rule: KernelRule, threshold: Tensor) -> tuple[float, float]:
     """Fill the thresholds of a neuron; return the smallest and largest x / threshold."""
     extremes = torch.empty(len(x), 2, dtype=torch.float32, device=x.device)
     words = _words(x.shape[1])
-    _measure[(len(x),)](x, threshold, extremes, x.shape[1], *_settings(neuron), WORDS=words, num_warps=words // 32)
+    _measure[(len(x),)](
+        x, threshold, extremes, x.shape[1], *rule.parameters, RULE=rule.number, WORDS=words, num_warps=words // 32
+    )
     return _range(extremes)
 
 
 def measure_and_pack(
-    x: Tensor, neuron: AdaptiveThreshold, threshold: Tensor, unrolling: Unrolling, fired: Tensor, negative: Tensor
+    x: Tensor, rule: KernelRule, threshold: Tensor, unrolling: Unrolling, fired: Tensor, negative: Tensor
 ) -> tuple[float, float]:
     """Do `measure` and `pack_activations` in one launch; if the range returned does not fit, nothing is valid.
 
@@ -66,31 +67,16 @@ def measure_and_pack(
         negative,
         fired[0].numel(),
         x.shape[1],
-        *_settings(neuron),
+        *rule.parameters,
         *_planes(unrolling),
         **_code(unrolling),
+        RULE=rule.number,
         WORDS=words,
         num_warps=words // 32,
         # More rows at a time: one is read while another is packed. Wide patterns would not fit.
         maxnreg=None if unrolling.dtype == torch.int64 else 64,
     )
     return _range(extremes)
-
-
-def count_active(fired: Tensor, num_active: Tensor) -> None:
-    """Fill num_active, int64 [tokens], with the channels of each token that fired at all."""
-    num_timesteps, num_tokens, num_words = fired.shape
-    _count_active[(num_tokens,)](fired, num_active, num_timesteps, num_tokens * num_words, num_words, WORDS=_READ)
-
-
-def list_active(
-    fired: Tensor, negative: Tensor, timestep_weight: Tensor, first: Tensor, channel: Tensor, count: Tensor
-) -> None:
-    """Fill the columns of `ChannelEvents`."""
-    num_timesteps, num_tokens, num_words = fired.shape
-    weight = timestep_weight.to(count.dtype)
-    planes = (fired, negative, weight, num_timesteps, num_tokens * num_words, num_words)
-    _list_active[(num_tokens,)](*planes, first, channel, count, SIGN_PLANES=min(len(negative), 2), WORDS=_READ)
 
 
 def _launch(
@@ -121,10 +107,6 @@ def _range(extremes: Tensor) -> tuple[float, float]:
     return low, high
 
 
-def _settings(neuron: AdaptiveThreshold) -> tuple[float, float, float]:
-    return float(neuron.k), float(neuron.floor), float(neuron.ceiling)
-
-
 def _words(num_channels: int) -> int:
     """Return how many words of a row a program takes at a time."""
     return 32 if num_channels <= 1024 else 64 if num_channels <= 2048 else _WORDS
@@ -142,25 +124,11 @@ def _code(unrolling: Unrolling) -> dict[str, int | bool]:
         "RATE": unrolling.rate,
         "SIGN_PLANES": min(unrolling.sign_planes, 2),
         "WIDE": unrolling.dtype == torch.int64,
-        # Counts that fit round by one addition, see `_rounded`.
+        # Counts that fit round by one addition, see `count_of`.
         "SMALL": max(-unrolling.low, unrolling.high) < 2**22,
         # As few as the bytes need, all of them equally full.
         "PLANES": -(-num_timesteps // num_bytes),
     }
-
-
-@triton.jit
-def _rounded(value, SMALL: tl.constexpr):
-    """Round float32 half to even: numbers below 2^31, or, if SMALL, below 2^22 (others become any number)."""
-    if SMALL:
-        # 1.5 * 2^23 has no places after the point, and the count in its last bits.
-        return (value + 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000
-    else:
-        # What is cut off is exact, so no case is special.
-        whole = value.to(tl.int32)
-        rest = value - whole.to(tl.float32)
-        away = (tl.abs(rest) > 0.5) | ((tl.abs(rest) == 0.5) & ((whole & 1) == 1))
-        return whole + tl.where(away, tl.where(value > 0, 1, -1), 0)
 
 
 @triton.jit
@@ -281,7 +249,7 @@ def _pack(
         tl.store(extreme, tl.min(count))
         tl.store(extreme + 1, tl.max(count))
     else:
-        count = _rounded(tl.div_rn(value.to(tl.float32), tl.load(other + token)), SMALL)
+        count = count_of(value, tl.load(other + token), SMALL, FMA=False)
     _store_train(
         count,
         words,
@@ -302,37 +270,35 @@ def _pack(
 
 
 @triton.jit
-def _extent(value, words, num_channels):
-    """Return the sum of absolute values, float64, and the smallest and largest number of a block."""
+def _extent(value, words, num_channels, RULE: tl.constexpr):
+    """Return the neuron's statistic, and the smallest and largest number of a block."""
     inside = words[:, None] * 32 + tl.arange(0, 32)[None, :] < num_channels
     value = value.to(tl.float32)
     low = tl.min(tl.where(inside, value, float("inf")))
-    return tl.sum(tl.abs(value).to(tl.float64)), low, tl.max(tl.where(inside, value, float("-inf")))
+    return block_statistic(value, RULE, None), low, tl.max(tl.where(inside, value, float("-inf")))
 
 
 @triton.jit
-def _measured(x, token, num_channels, k, floor, ceiling, WORDS: tl.constexpr):
-    """Return the threshold of a row, and its smallest and largest number over it."""
+def _measured(x, token, num_channels, a, b, c, RULE: tl.constexpr, WORDS: tl.constexpr):
+    """Return the threshold of a row, and its smallest and largest number divided by it."""
     words = tl.arange(0, WORDS)
-    total, low, high = _extent(_load(x, token, words, num_channels), words, num_channels)
+    statistic, low, high = _extent(_load(x, token, words, num_channels), words, num_channels, RULE)
     for start in range(WORDS, (num_channels + 31) // 32, WORDS):
         more = _load(x, token, start + words, num_channels)
-        more_total, more_low, more_high = _extent(more, start + words, num_channels)
-        total += more_total
+        more_statistic, more_low, more_high = _extent(more, start + words, num_channels, RULE)
+        statistic = merged(statistic, more_statistic, RULE)
         low = tl.minimum(low, more_low)
         high = tl.maximum(high, more_high)
-    mean = (total / num_channels).to(tl.float32)
-    worth = tl.minimum(tl.maximum(tl.div_rn(mean, k), floor), ceiling)
-    # NaN or infinity in x makes the mean so, and the range NaN.
-    nothing = mean * 0.0
-    return worth, tl.div_rn(low, worth) + nothing, tl.div_rn(high, worth) + nothing
+    # NaN or infinity in x makes the range NaN.
+    threshold, _, nothing = threshold_of(statistic, num_channels, a, b, c, RULE)
+    return threshold, tl.div_rn(low, threshold) + nothing, tl.div_rn(high, threshold) + nothing
 
 
 @triton.jit
-def _measure(x, threshold, extremes, num_channels, k, floor, ceiling, WORDS: tl.constexpr):
+def _measure(x, threshold, extremes, num_channels, a, b, c, RULE: tl.constexpr, WORDS: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
-    worth, low, high = _measured(x, token, num_channels, k, floor, ceiling, WORDS)
-    tl.store(threshold + token, worth)
+    token_threshold, low, high = _measured(x, token, num_channels, a, b, c, RULE, WORDS)
+    tl.store(threshold + token, token_threshold)
     tl.store(extremes + 2 * token, low)
     tl.store(extremes + 2 * token + 1, high)
 
@@ -346,9 +312,9 @@ def _measure_and_pack(
     negative,
     plane,
     num_channels,
-    k,
-    floor,
-    ceiling,
+    a,
+    b,
+    c,
     num_timesteps,
     num_bytes,
     zero_point,
@@ -357,19 +323,20 @@ def _measure_and_pack(
     WIDE: tl.constexpr,
     SMALL: tl.constexpr,
     PLANES: tl.constexpr,
+    RULE: tl.constexpr,
     WORDS: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
     num_words = (num_channels + 31) // 32
-    worth, low, high = _measured(x, token, num_channels, k, floor, ceiling, WORDS)
-    tl.store(threshold + token, worth)
+    token_threshold, low, high = _measured(x, token, num_channels, a, b, c, RULE, WORDS)
+    tl.store(threshold + token, token_threshold)
     tl.store(extremes + 2 * token, low)
     tl.store(extremes + 2 * token + 1, high)
     for start in range(0, num_words, WORDS):
         words = start + tl.arange(0, WORDS)
         value = _load(x, token, words, num_channels)
         _store_train(
-            _rounded(tl.div_rn(value.to(tl.float32), worth), SMALL),
+            count_of(value, token_threshold, SMALL, FMA=False),
             words,
             fired,
             negative,
@@ -385,64 +352,3 @@ def _measure_and_pack(
             PLANES,
             WORDS,
         )
-
-
-@triton.jit
-def _active(fired, at, stored, num_timesteps, plane):
-    """Return the union over time of words."""
-    union = tl.zeros(at.shape, tl.int32)
-    for _ in range(num_timesteps):
-        union |= tl.load(fired + at, mask=stored, other=0)
-        at += plane
-    return union
-
-
-@triton.jit
-def _count_active(fired, num_active, num_timesteps, plane, num_words, WORDS: tl.constexpr):
-    token = tl.program_id(0).to(tl.int64)
-    found = tl.zeros((WORDS,), tl.int32)
-    for start in range(0, num_words, WORDS):
-        words = start + tl.arange(0, WORDS)
-        union = _active(fired, token * num_words + words, words < num_words, num_timesteps, plane)
-        found += tl.sum((union[:, None] >> tl.arange(0, 32)[None, :]) & 1, axis=1)
-    tl.store(num_active + token, tl.sum(found, axis=0).to(tl.int64))
-
-
-@triton.jit
-def _list_active(
-    fired,
-    negative,
-    weight,
-    num_timesteps,
-    plane,
-    num_words,
-    first,
-    channel,
-    count,
-    SIGN_PLANES: tl.constexpr,  # 2 stands for T
-    WORDS: tl.constexpr,
-):
-    token = tl.program_id(0).to(tl.int64)
-    event = tl.load(first + token)
-    lanes = tl.arange(0, WORDS * 32)
-    for start in range(0, num_words, WORDS):
-        words = start + lanes // 32
-        stored = words < num_words
-        at = token * num_words + words
-        active = (_active(fired, at, stored, num_timesteps, plane) >> (lanes % 32)) & 1
-        total = tl.zeros((WORDS * 32,), count.dtype.element_ty)
-        sign_at = at
-        for t in range(num_timesteps):
-            plus = tl.load(fired + at, mask=stored, other=0)
-            spikes = (plus >> (lanes % 32)) & 1
-            at += plane
-            if SIGN_PLANES > 0:
-                minus = plus & tl.load(negative + sign_at, mask=stored, other=0)
-                spikes -= 2 * ((minus >> (lanes % 32)) & 1)
-                if SIGN_PLANES == 2:
-                    sign_at = at
-            total += spikes * tl.load(weight + t)
-        place = event + tl.cumsum(active, axis=0) - 1
-        tl.store(channel + place, start * 32 + lanes, mask=active == 1)
-        tl.store(count + place, total, mask=active == 1)
-        event += tl.sum(active, axis=0)

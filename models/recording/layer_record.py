@@ -36,7 +36,7 @@ class LayerRecord:
         weight_reads: which weights were needed, for each size of block and number of tokens that share a read.
         num_scales: groups of input channels with a weight scale of their own.
         has_bias: whether the layer has a bias.
-        k: of the layer's `AdaptiveThreshold`; None with another neuron.
+        mean_count_bound: the largest mean |count| that the neuron allows (see `CountBounds`); None if it has no bound.
         neuron: of the layer.
         encoder: of the layer.
     """
@@ -55,13 +55,14 @@ class LayerRecord:
     weight_reads: list[WeightReads] = field(default_factory=list)
     num_scales: int = 1
     has_bias: bool = False
-    k: float | None = None
+    mean_count_bound: float | None = None
     neuron: str = ""
     encoder: str = ""
 
     @classmethod
     def of_layer(cls, name: str, layer: SpikeLinear, weight_reads: list[WeightReads]) -> LayerRecord:
         """Return an empty record of a layer."""
+        bounds = layer.neuron.count_bounds(layer.in_features)
         return cls(
             name,
             layer.in_features,
@@ -69,7 +70,7 @@ class LayerRecord:
             weight_reads=weight_reads,
             num_scales=len(layer.groups),
             has_bias=layer.bias is not None,
-            k=getattr(layer.neuron, "k", None),
+            mean_count_bound=None if bounds is None else bounds.mean,
             neuron=repr(layer.neuron),
             encoder=repr(layer.encoder),
         )

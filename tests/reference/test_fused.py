@@ -14,6 +14,7 @@ from spikebrain.backends.cpu import layer as cpu_layer
 from spikebrain.backends.cpu import team
 from spikebrain.coding import ENCODERS
 from spikebrain.errors import ActivationError, EncodingError, InputError
+from spikebrain.neuro import NEURONS
 
 MODES = [Cpu("spike"), Cpu("count")]
 
@@ -83,6 +84,16 @@ def test_every_code(backend, code):
 
 
 @pytest.mark.parametrize("backend", MODES, ids=str)
+@pytest.mark.parametrize("name", [name for name in NEURONS if NEURONS.create(name).kernel_rule() is not None])
+def test_every_neuron_with_kernels(backend, name):
+    layer = make_layer(577, 63, bias=True, backend=backend, neuron=NEURONS.create(name))
+    for num_tokens in (1, 2, 40):
+        x = activations(num_tokens, 577)
+        x[-1] = 0
+        assert_same(layer, x)
+
+
+@pytest.mark.parametrize("backend", MODES, ids=str)
 def test_extreme_counts(backend):
     # One channel of 7000 holds everything: mean = x / 7000, so its count is 3 * 7000 = 21000, beyond INT8; the
     # weights are -127 or 127 alternately. A count of exactly 2^k, and its neighbours, cross digits of every size.
@@ -109,12 +120,18 @@ def test_all_silent_and_memory_layout(backend):
 @pytest.mark.parametrize("backend", MODES, ids=str)
 def test_what_is_left_to_the_separate_steps(backend):
     class OwnCode(Ternary):
-        pass
+        def encode(self, count, num_timesteps):
+            return super().encode(count.clamp(-1, 1), num_timesteps)
 
     class OwnNeuron(AdaptiveThreshold):
-        pass
+        def step(self, x, state=None):
+            return super().step(2 * x)
+
+    class OtherName(AdaptiveThreshold):
+        """Another class, but with its parent's `step`: the kernels are those of that."""
 
     x = torch.randn(2, 10)
+    assert_same(make_layer(10, 4, backend=backend, neuron=OtherName(k=2.0)), x)
     assert make_layer(10, 4, backend=backend, encoder=OwnCode()).run_fused(x) is None
     assert make_layer(10, 4, backend=backend, neuron=OwnNeuron()).run_fused(x) is None
     assert make_layer(10, 4, backend=backend, group_size=5).run_fused(x) is None

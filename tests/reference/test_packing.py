@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from spikebrain import AdaptiveThreshold, ChannelEvents, PackedTrain, SpikeTrain, pack_activations
-from spikebrain.coding import ENCODERS, kernels
+from spikebrain.coding import ENCODERS, activations, kernels
 from spikebrain.errors import ActivationError, EncodingError
+from spikebrain.neuro import NEURONS
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICES = [
@@ -38,7 +39,7 @@ def test_all_of_this_through_the_interpreter():
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_triton_runs(device):
-    assert kernels.kernels_for(torch.device(device)).__name__.endswith("pack_gpu")
+    assert kernels.kernels_for(torch.device(device)).__name__.endswith("packing_triton")
 
 
 def check(packed, encoder, count, num_timesteps):
@@ -100,6 +101,21 @@ def test_pack_activations(device, name, dtype, shape):
     neuron = AdaptiveThreshold()
     spikes = neuron(x)
     encoder, num_timesteps = ENCODERS.create(name).fitted(*(int(v) for v in spikes.count.aminmax()))
+    for length in (None, num_timesteps):
+        packed, threshold = pack_activations(x.to(device), neuron, encoder, length)
+        assert torch.equal(threshold.cpu(), spikes.threshold)
+        check(packed, encoder, spikes.count, num_timesteps)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", [name for name in NEURONS if NEURONS.create(name).kernel_rule() is not None])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 100), (2, 1500), (1, 9000)], ids=str)
+def test_every_neuron_with_kernels(device, name, shape, monkeypatch):
+    x, neuron = torch.randn(shape) ** 3, NEURONS.create(name)
+    x[-1] = 0
+    spikes = neuron(x)
+    encoder, num_timesteps = ENCODERS.create("bitwise-bidirectional").fitted(*(int(v) for v in spikes.count.aminmax()))
+    monkeypatch.setattr(activations, "_step_by_step", lambda *arguments: pytest.fail("the kernels did not run"))
     for length in (None, num_timesteps):
         packed, threshold = pack_activations(x.to(device), neuron, encoder, length)
         assert torch.equal(threshold.cpu(), spikes.threshold)

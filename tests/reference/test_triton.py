@@ -16,6 +16,7 @@ from spikebrain.backends import Reference, Triton
 from spikebrain.backends.gpu import backend as triton
 from spikebrain.backends.gpu import tuning
 from spikebrain.errors import AccumulatorOverflowError, ActivationError, BackendUnavailableError, InputError
+from spikebrain.neuro import NEURONS
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICES = [
@@ -78,7 +79,7 @@ def activations(num_tokens, num_inputs, dtype=torch.float32):
 def check(layer, x):
     """Compare with neuron, encoder, `Reference` and rescaling one after the other; the kernels must have run."""
     with torch.no_grad():
-        found = layer._fused(x)
+        found = layer.run_fused(x)
         assert found is not None, "there was no kernel for this"
         backend, layer.backend = layer.backend, Reference()
         expected = layer(x)
@@ -100,6 +101,15 @@ def test_layer(device, mode, bias, shape):
     num_tokens, num_inputs, num_outputs = shape
     layer = layer_of(mode, num_inputs, num_outputs, bias=bias).to(device)
     check(layer, activations(num_tokens, num_inputs).to(device))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", [name for name in NEURONS if NEURONS.create(name).kernel_rule() is not None])
+def test_every_neuron_with_kernels(device, mode, name):
+    layer = layer_of(mode, 500, 70, neuron=NEURONS.create(name), bias=True).to(device)
+    for num_tokens in (1, 3):
+        check(layer, activations(num_tokens, 500).to(device))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -145,17 +155,23 @@ def test_memory_layouts(device, mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_what_the_kernels_leave_to_the_steps(device, mode):
     class Own(sb.Ternary):
-        pass
+        def encode(self, count, num_timesteps):
+            return super().encode(count.clamp(-1, 1), num_timesteps)
+
+    class OwnNeuron(sb.AdaptiveThreshold):
+        def step(self, x, state=None):
+            return super().step(2 * x)
 
     x = activations(2, 20).to(device)
     for layer in (
         layer_of(mode, 20, 6, encoder=Own()),
+        layer_of(mode, 20, 6, neuron=OwnNeuron()),
         layer_of(mode, 20, 6, neuron=sb.AdaptiveThreshold(k=1e6)),
         layer_of(mode, 20, 6, group_size=7),
     ):
         layer.to(device)
         with torch.no_grad():
-            assert layer._fused(x) is None
+            assert layer.run_fused(x) is None
     with torch.no_grad():
         assert layer_of(mode, 20, 6).to(device)._fused(x.double()) is None
 
@@ -220,7 +236,7 @@ def test_cuda_graph(mode):
 def test_all_launch_settings(mode, monkeypatch):
     # All are exact, and the fastest is found and kept.
     layer, x = layer_of(mode, 700, 1040).cuda(), activations(66 if mode == "count" else 2, 700).cuda()
-    kernels = importlib.import_module(f"spikebrain.backends.triton_{mode}")
+    kernels = importlib.import_module(f"spikebrain.backends.gpu.{mode}")
     for chosen in kernels.settings_for(len(x)):
         monkeypatch.setattr(triton, "fastest", lambda key, settings, run, device, chosen=chosen: chosen)
         check(layer, x)

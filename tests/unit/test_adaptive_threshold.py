@@ -1,8 +1,9 @@
 import pytest
 import torch
 
-from spikebrain import AdaptiveThreshold
+from spikebrain import AdaptiveThreshold, IntegrateAndFire
 from spikebrain.errors import ActivationError, InputError
+from spikebrain.neuro import NEURONS, NO_RULE
 
 
 def test_worked_example():
@@ -61,6 +62,51 @@ def test_counts_stay_within_their_bound(k):
     x = torch.zeros(1000)
     x[3] = -7.0
     assert AdaptiveThreshold(k=k)(x).count.min().item() == -round(k * 1000)
+    assert AdaptiveThreshold(k=k).count_bounds(1000) == (k * 1000 + 1, k + 0.5)
+
+
+def test_kernels_know_the_numbers_and_a_rule_of_their_own(as_users):
+    rule = AdaptiveThreshold(k=2, floor=0.5, ceiling=4.0).kernel_rule()
+    assert rule.parameters == (2.0, 0.5, 4.0)
+    assert all(type(value) is float for value in rule.parameters)
+    assert rule.threshold_range == (0.5, 4.0)
+    rules = [NEURONS.create(name).kernel_rule() for name in NEURONS]
+    numbers = [rule.number for rule in rules if rule is not None] + [NO_RULE.number]
+    assert len(set(numbers)) == len(numbers)
+    assert IntegrateAndFire().kernel_rule() is None
+    assert IntegrateAndFire().count_bounds(5) is None
+
+
+def test_kernels_and_bounds_belong_to_the_step_they_were_made_for():
+    class SameStep(AdaptiveThreshold):
+        pass
+
+    class OtherStep(SameStep):
+        def step(self, x, state=None):
+            return super().step(x + 1)
+
+    class OtherCall(AdaptiveThreshold):
+        def __call__(self, x):
+            return super().__call__(x + 1)
+
+    class Shifted:
+        def step(self, x, state=None):
+            return super().step(x + 1)
+
+    class Mixed(Shifted, AdaptiveThreshold):
+        pass
+
+    class Own(OtherStep):
+        def kernel_rule(self):
+            return AdaptiveThreshold().kernel_rule()
+
+    assert SameStep().kernel_rule() == AdaptiveThreshold().kernel_rule()
+    assert SameStep().count_bounds(10) == AdaptiveThreshold().count_bounds(10)
+    for neuron in (OtherStep(), OtherCall(), Mixed(), type("Child", (OtherStep,), {})()):
+        assert neuron.kernel_rule() is None
+        assert neuron.count_bounds(10) is None
+    assert Own().kernel_rule() is not None
+    assert Own().count_bounds(10) is None
 
 
 def test_gradient_passes_straight_through():

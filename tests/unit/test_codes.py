@@ -5,6 +5,7 @@ import torch
 
 from spikebrain import BidirectionalBitwise, Binary, Bitwise, SignedDigit, SpikeTrain, Ternary, TwosComplement, decode
 from spikebrain.coding import ENCODERS
+from spikebrain.coding.base import MAX_LOSSLESS_COUNT
 from spikebrain.errors import EncodingError, InputError
 
 ALL = torch.arange(-(2**12), 2**12 + 1, dtype=torch.int32)
@@ -213,3 +214,40 @@ def test_rates():
     train = SpikeTrain(torch.tensor([[1, -1, 0], [0, -1, 0]], dtype=torch.int8), torch.tensor([2, 1]))
     assert (train.num_timesteps, train.num_spikes, train.firing_rate) == (2, 3, 0.5)
     assert SpikeTrain(torch.zeros(2, 0, dtype=torch.int8), torch.tensor([2, 1])).firing_rate == 0
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_lossless_codes_carry_what_backends_rely_on(name):
+    encoder = ENCODERS.create(name)
+    assert encoder.lossless
+    fitted, num_timesteps = encoder.fitted(-MAX_LOSSLESS_COUNT, MAX_LOSSLESS_COUNT)
+    code = fitted.unrolling(num_timesteps)
+    assert code.low <= -MAX_LOSSLESS_COUNT
+    assert code.high >= MAX_LOSSLESS_COUNT
+
+
+def test_what_a_class_says_about_its_code_is_not_inherited_by_another_code():
+    class Renamed(Ternary):
+        """The same code."""
+
+    class OtherEncode(Ternary):
+        def encode(self, count, num_timesteps):
+            return super().encode(count.clamp(-1, 1), num_timesteps)
+
+    class OtherLength(Binary):
+        def timesteps_for(self, max_count):
+            return 4
+
+    class Lossless(OtherEncode):
+        lossless = True
+
+    assert Renamed.lossless
+    assert Renamed.has_kernels
+    assert not OtherEncode.lossless
+    assert not OtherEncode.has_kernels
+    assert not type("Child", (OtherEncode,), {}).lossless
+    assert not type("Child", (OtherEncode,), {}).has_kernels
+    assert not OtherLength.lossless
+    assert OtherLength.has_kernels  # they encode what they are given
+    assert Lossless.lossless
+    assert not Lossless.has_kernels

@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 # Modules that need a package which a machine may lack; nothing imports them before it is needed.
 OPTIONAL = {
     "spikebrain.neuro.threshold_triton": "triton",
+    "spikebrain.coding.kernels.active_triton": "triton",
     "spikebrain.coding.kernels.packing_triton": "triton",
     "spikebrain.backends.gpu.add": "triton",
     "spikebrain.backends.gpu.list": "triton",

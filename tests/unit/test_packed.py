@@ -167,8 +167,10 @@ def test_without_kernels(name, monkeypatch):
 
 def test_which_kernels(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert kernels.kernels_for(torch.device("cpu")).__name__.endswith("pack_cpu")
+    assert kernels.kernels_for(torch.device("cpu")).__name__.endswith("packing_numba")
+    assert kernels.active_kernels_for(torch.device("cpu")).__name__.endswith("active_numba")
     assert kernels.kernels_for(torch.device("meta")) is None
+    assert kernels.active_kernels_for(torch.device("meta")) is None
     assert "not for meta" in kernels.why_plain(torch.device("meta"))
     monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
     assert kernels.kernels_for(torch.device("cuda")) is None
