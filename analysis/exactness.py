@@ -108,15 +108,16 @@ class ExactnessCheck:
     def _check_fused(self, layer: SpikeLinear, step: Step, rng: np.random.Generator) -> None:
         num_tokens, first = len(step.count), step.first_token
         x = step.x.detach().reshape(-1, layer.in_features)[first : first + num_tokens]
-        found = layer.run_fused(x, step.num_tokens)
-        if found is None:
-            return
-        expected = _rescaled(layer, step).to(x.dtype)
-        self._compare(layer, "whole call", found, expected, first)
-        for token in rng.choice(num_tokens, size=min(self.num_alone, num_tokens), replace=False).tolist():
-            alone = layer.run_fused(x[token : token + 1], 1)
-            if alone is not None:
-                self._compare(layer, "alone", alone, expected[token : token + 1], first + token)
+        alone = rng.choice(num_tokens, size=min(self.num_alone, num_tokens), replace=False).tolist()
+        # Tokens, and how many the call has that they are a part of.
+        runs = [(0, num_tokens, step.num_tokens), *((token, token + 1, 1) for token in alone)]
+        expected = None
+        for start, stop, call_tokens in runs:
+            found = layer.run_fused(x[start:stop], call_tokens)
+            if found is not None:
+                expected = _rescaled(layer, step).to(x.dtype) if expected is None else expected
+                how = "whole call" if start == 0 and stop == num_tokens else "alone"
+                self._compare(layer, how, found, expected[start:stop], first + start)
 
     def _compare(self, layer: SpikeLinear, how: str, found: Tensor, expected: Tensor, first_token: int) -> None:
         bits = _BITS[found.element_size()]
