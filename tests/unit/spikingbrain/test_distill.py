@@ -130,7 +130,8 @@ def test_a_killed_run_goes_on(teacher, tokens, tmp_path):
         from conftest import make_teacher
         from test_distill import SETTINGS, torch
         import dataclasses
-        from spikebrain.models.spikingbrain import distill, from_transformer
+        from spikebrain.models.conversion import from_transformer
+        from spikebrain.models.training import distill
         teacher, steps = make_teacher(), []
         tokens = torch.randint(0, 61, (600,), generator=torch.Generator().manual_seed(4))
         def kill(title, total):
