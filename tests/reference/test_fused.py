@@ -250,6 +250,7 @@ print(round(float(y.min()), 4), round(float(y.max()), 4))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory protection is set through Linux' libc")
 def test_no_weight_of_a_silent_channel_is_read():
     run = subprocess.run(

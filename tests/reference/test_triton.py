@@ -33,6 +33,7 @@ MODES = ["spike", "count"]
 LARGE = [(1, 18944, 577), (2, 577, 18944), (70, 640, 1024)]  # minutes in the interpreter
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETING, reason="this is the process that it starts")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_all_of_this_through_the_interpreter():

@@ -256,7 +256,8 @@ def test_gguf_does_not_take_a_neighbours_tokenizer(gguf_file, tokenizer):
 
 def test_missing_tensors_are_not_made_up(model_folder):
     path = model_folder / "model.safetensors"
-    weights = load_file(path)
+    # Copied: older versions of safetensors write over the file in which these tensors still are.
+    weights = {name: tensor.clone() for name, tensor in load_file(path).items()}
     down = weights.pop("model.layers.0.mlp.down_proj.weight")
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"missing:? model\.layers\.0\.mlp\.down_proj\.weight"):
@@ -270,5 +271,5 @@ def test_missing_tensors_are_not_made_up(model_folder):
 def test_folder_of_a_converted_model_is_not_read_as_floats(model_folder, tmp_path):
     # transformers can write it, but its INT8 numbers would be read without their scales.
     to_spiking(load(model_folder).model).save_pretrained(tmp_path / "converted")
-    with pytest.raises(CheckpointError, match="unexpected"):
+    with pytest.raises(CheckpointError, match=r"unexpected|transformers cannot load it"):  # newer and older versions
         load(tmp_path / "converted")

@@ -185,6 +185,7 @@ def test_registry(as_users):
         registry.register("one")(type("Two", (), {}))
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_no_triton():
     code = "import sys; import spikebrain; print('spikebrain.coding.kernels.packing_triton' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -209,6 +209,7 @@ for spiking in (None, "as-described"):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from /proc")
 def test_memory_while_reading_is_near_the_size_of_the_model(tmp_path):
     # 6 layers of 3 * 512 * 2048 + 2.5 * 512 * 512 weights: 92 MB in float32, in shards of 20; 23 MB in INT8.

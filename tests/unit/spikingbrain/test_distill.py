@@ -122,6 +122,7 @@ def test_going_on_gives_the_same_losses(teacher, tokens, tmp_path, num_steps, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["loss.json", FILE_NAME]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(teacher, tokens, tmp_path):
     script = """
         import os, signal, sys
