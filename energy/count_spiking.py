@@ -13,11 +13,11 @@ _WEIGHT = 127
 
 
 def accumulator_bits(layer: LayerRecord, zero_point: int = 0) -> int:
-    """Return the bits, sign included, that hold every sum of a layer whatever its input.
+    """Return the bits, sign included, that hold every sum of a layer for any input.
 
-    From the threshold mean|x| / k follows sum |count| <= k * K + K / 2 for K channels, so that no sum of INT8 weights
-    leaves 127 * (k + 1/2 + zero_point) * K. Without an adaptive threshold, whose k gives this bound, it is taken from
-    the largest count that was seen, in every channel.
+    With the threshold mean|x| / k, sum |count| <= k * K + K / 2 for K channels, so no sum of INT8 weights leaves
+    127 * (k + 1/2 + zero_point) * K. Only an adaptive threshold has this k. With another neuron, the bound assumes the
+    largest recorded count in every channel.
 
     Args:
         layer: the record.
@@ -37,7 +37,7 @@ def accumulator_bits(layer: LayerRecord, zero_point: int = 0) -> int:
 def adder_width(bits: int) -> int:
     """Return the narrowest of 8, 16 and 32 bits that holds a number of bits.
 
-    32 for more, too: the bound may be larger, but a layer raises where a sum leaves 32 bits, so those that ran fit.
+    More bits give 32, too: the bound can be larger, but a layer raises if a sum leaves 32 bits, so all that ran fit.
     """
     return next((width for width in WIDTHS if bits <= width), WIDTHS[-1])
 
