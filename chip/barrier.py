@@ -12,7 +12,7 @@ from .traffic import Traffic
 
 
 def barrier_ps(chip: Description, num_tiles: int) -> int:
-    """Return how long the barrier takes for that many mapped tiles; 0 without one."""
+    """Return the time of the barrier for `num_tiles` tiles in use; 0 on a chip without a barrier."""
     if not chip.barrier.tiles:
         return 0
     reached = [ns for tiles, ns in zip(chip.barrier.tiles, chip.barrier.ns, strict=True) if tiles <= num_tiles]
@@ -20,11 +20,11 @@ def barrier_ps(chip: Description, num_tiles: int) -> int:
 
 
 def updated(spikes: np.ndarray, sums: np.ndarray) -> np.ndarray:
-    """Return which outputs change in each timestep: all if a spike came in the one before, else those that hold a sum.
+    """Return which outputs change in each timestep: all after a timestep with a spike, else those that hold a sum.
 
     Args:
         spikes: int8 [T, tokens, N].
-        sums: what each timestep adds, int64 [tokens, T, M].
+        sums: sums of each timestep, int64 [tokens, T, M].
     Returns:
         bool [tokens, T, M].
 
@@ -51,16 +51,16 @@ def _note_changes(came, sums, changes):
 def simple_ps(changes: np.ndarray, traffic: Traffic, network: Network, chip: Description, num_tiles: int) -> np.ndarray:
     """Return the time of each timestep as SANA-FE's `simple` timing has it, int64 [tokens, T].
 
-    The longest that a core takes to send or to receive, plus the barrier; neither queues nor links count. A sender
-    takes `spike_ns` per spike and `send_ns` per packet; a core, `access_ns` per output and `update_ns` per output that
-    changes, or `receive_ns` per packet and `add_ns` per `lanes` additions, whichever is longer.
+    It is the longest time that a core takes to send or to receive, plus the barrier; queues and links do not count. A
+    sender takes `spike_ns` per spike and `send_ns` per packet. A core takes the longer of two times: `access_ns` per
+    output and `update_ns` per output that changes; or `receive_ns` per packet and `add_ns` per `lanes` additions.
 
     Args:
         changes: which outputs change, bool [tokens, T, M].
         traffic: packets of the timesteps.
         network: the stations.
         chip: with a barrier.
-        num_tiles: tiles with neurons, senders included.
+        num_tiles: tiles with neurons, and tiles of senders.
 
     Source:
         J. A. Boyle et al., SANA-FE, IEEE TCAD 2025; the equations in tests/peers/loihi_equations.py.

@@ -32,15 +32,15 @@ def simulate(
         network: the stations.
         traffic: packets of L tokens.
         weight: int8, [N, M], rows in the order of the positions.
-        arrival_ps: when each token's input is there, not falling; int64 [L].
-        jitter: services last up to this share longer, at random.
-        seed: of the jitter.
+        arrival_ps: time at which each token's input arrives, never falling; int64 [L].
+        jitter: services last longer by a random share up to this one.
+        seed: random seed of the jitter.
         trace: also return every service.
     """
     outcome, _ = _run(network, traffic, weight, arrival_ps, jitter, seed, 0)
     if not trace:
         return outcome
-    # The first run tells how many there are; the second is the same.
+    # The first run gives the number of services; the second repeats it and keeps them.
     outcome, services = _run(network, traffic, weight, arrival_ps, jitter, seed, int(outcome.num_served.sum()))
     columns = {name: np.ascontiguousarray(services[name][:-1]) for name in SERVICES.names or ()}
     return replace(outcome, trace=Trace(**columns, last=int(services["cause"][-1])))
@@ -139,7 +139,7 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; simpy_engine.py 
 ):
     """Run until no station has anything to do; return the number of tokens, or -1 if times get too large.
 
-    Indices of hot arrays are unsigned: of a signed one, every access checks whether it counts from the end.
+    Indices of hot arrays are unsigned: with a signed index, every access checks whether it counts from the end.
     """
     # Arrays get names of their own here: taking one out of a tuple in the loop would count its references each time.
     kind, depth, service_ps, latency_ps, unit = layer.kind, layer.depth, layer.service_ps, layer.latency_ps, layer.unit

@@ -25,10 +25,11 @@ class LayerSimulation:
     """What a chip did with some tokens of a layer.
 
     Attributes:
-        chip, placement, network, traffic, outcome: what was simulated, and what came out, by station.
+        chip, placement, network, traffic: what was simulated.
+        outcome: counts and times of the stations and cores.
         sums: exact, int64 [tokens, out_features].
         begin_ps, end_ps: of each token, from encoding to the last collected sum, int64 [tokens].
-        activity: what it did in all, with the leakage of its own cores.
+        activity: totals of the layer, with the leakage of its own cores.
         changes: on a chip with a barrier, which outputs change in each timestep, bool [tokens, T, out_features].
     """
 
@@ -45,7 +46,7 @@ class LayerSimulation:
 
     @property
     def latency_ps(self) -> np.ndarray:
-        """Time of each token within the layer, int64 [tokens]."""
+        """Time that each token spent in the layer, int64 [tokens]."""
         return self.end_ps - self.begin_ps
 
     @property
@@ -66,7 +67,7 @@ class LayerSimulation:
 
     @property
     def utilization(self) -> np.ndarray:
-        """Share of the time in which each core was adding, [cores]."""
+        """Share of the time during which each core was adding, [cores]."""
         return utilization(self.outcome, self.network)
 
     def packets_on_links(self) -> dict[str, int]:
@@ -74,13 +75,13 @@ class LayerSimulation:
         return {self.network.names[s]: int(self.outcome.num_served[s]) for s in self.network.of_kind(LINK)}
 
     def queues(self) -> dict[str, tuple[float, int]]:
-        """Return mean over time and maximum of the length of each queue, by the name of its station."""
+        """Return the mean (over time) and the maximum length of each queue, by the name of its station."""
         time = max(int(self.outcome.end_ps.max(initial=0)), 1)
         lengths = zip(self.network.names, self.outcome.queue_ps.tolist(), self.outcome.queue_most.tolist(), strict=True)
         return {name: (integral / time, most) for name, integral, most in lengths}
 
     def critical_path_ps(self) -> dict[str, int]:
-        """Return how long each kind of station held up the last token, from its beginning or arrival to its end.
+        """Return how long each kind of station held up the last token, from its arrival or first service to its end.
 
         Walks back from the end of the last token: each service began because another ended. "wire" is the latency of
         links; "wait" is what lies before the first service (an arrival). The parts add up to the end of the simulation.
@@ -125,17 +126,17 @@ def simulate_layer(
         timestep_weight: integer [T].
         weight: int8 [in_features, out_features].
         chip: the chip.
-        placement: where the layer lies.
-        network: its stations, where they have been built before.
+        placement: of the layer.
+        network: its stations, if they have been built before.
         order: channels in the order in which they lie in memory; None for 0, 1, 2, ...
-        overlap: let a token begin before the one before has ended, as in prefill; else one after the other.
-        arrival_ps: when each token's input is there, not falling; None for 0.
-        jitter: services last up to this share longer, at random; changes times, never sums.
-        seed: of the jitter.
+        overlap: True lets a token begin before the previous one has ended, as in prefill; False runs one by one.
+        arrival_ps: time at which each token's input arrives, never falling; None for 0.
+        jitter: services last longer by a random share up to this one; changes times, never sums.
+        seed: random seed of the jitter.
         trace: keep every service, for the critical path and the timeline.
         implementation: "engine" (compiled) or "simpy" (short and slow); both give the same.
     Raises:
-        InputError: arguments that don't match, or packets that can't hold what they have to.
+        InputError: arguments do not match, or packets have too few bits.
     """
     _, num_tokens, num_inputs = spikes.shape
     _check(spikes, weight, placement, num_tokens, arrival_ps, jitter, seed, implementation)
@@ -169,7 +170,7 @@ def simulate_layer(
 
 
 def check_jitter(jitter: float, seed: int) -> None:
-    """Raise an InputError unless services can be lengthened by that share, drawn with that seed."""
+    """Raise an InputError unless jitter and seed are in range."""
     if not 0 <= jitter <= 100:
         raise InputError(f"jitter: expected a share between 0 and 100, got {jitter!r}.")
     if not 0 <= seed < 2**64:

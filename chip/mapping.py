@@ -36,12 +36,11 @@ class Placement:
 
     Attributes:
         origin, columns, rows: the rectangle of tiles that belongs to the layer.
-        home: tile whose digital unit receives the sums, and whose encoder sends the input unless `sources` says
-            otherwise.
-        cores: output-major: the cores of one block of outputs follow each other, by rising inputs.
-        num_input_blocks: cores that share a block of outputs; their partial sums meet at the first one.
-        streamed: weights come from DRAM, block by block.
-        sources: tiles that send parts of the input, where it is not the home that sends all.
+        home: tile whose digital unit receives the sums. Its encoder sends the input, unless `sources` names others.
+        cores: ordered by outputs, then by inputs: the cores of one block of outputs follow each other.
+        num_input_blocks: number of cores that share a block of outputs; their partial sums meet at the first one.
+        streamed: True if weights come from DRAM, block by block.
+        sources: tiles that send parts of the input; empty if the home sends all of it.
     """
 
     origin: Tile
@@ -75,7 +74,7 @@ class Placement:
 
 
 def route(start: Tile, end: Tile) -> list[tuple[Tile, Tile]]:
-    """Return the links from tile to tile, first along the row, then along the column (XY, dimension-ordered).
+    """Return the links from one tile to another, first along the row, then along the column (XY routing).
 
     >>> route((0, 0), (1, 1))
     [((0, 0), (1, 0)), ((1, 0), (1, 1))]
@@ -95,17 +94,16 @@ def is_north_south(a: Tile, b: Tile) -> bool:
 class Mapping(ABC):
     """Cuts a layer into blocks that fit the cores, and places them.
 
-    To add one, write `cut` and `home`; `place` does the rest, and the floor plan moves the result to its part of the
-    mesh.
+    To add a mapping, write `cut` and `home`. `place` does the rest; `plan` moves the result to its part of the mesh.
     """
 
     @abstractmethod
     def cut(self, in_features: int, out_features: int, chip: Description) -> tuple[int, int]:
-        """Return into how many blocks of inputs and of outputs a layer is cut; every block fits a core."""
+        """Return the numbers of input blocks and of output blocks. Every block has to fit a core."""
 
     @abstractmethod
     def home(self, placement: Placement) -> Tile:
-        """Return the tile, within the layer's rectangle, that sends its input and receives its sums."""
+        """Return the tile of the layer's rectangle that sends its input and receives its sums."""
 
     def place(
         self, in_features: int, out_features: int, chip: Description, *, height: int = 4, streamed: bool = False
@@ -115,11 +113,11 @@ class Mapping(ABC):
         Args:
             in_features: input channels, at least 1.
             out_features: output channels, at least 1.
-            chip: what it has to fit.
-            height: most rows of the layer's rectangle.
+            chip: the chip.
+            height: largest number of rows of the layer's rectangle.
             streamed: weights stream from DRAM, so that only accumulators have to fit.
         Raises:
-            InputError: the layer fits no division into cores, or needs more cores than the chip has.
+            InputError: no division of the layer fits the cores, or it needs more cores than the chip has.
         """
         if streamed:
             num_in, num_out = _streamed_cut(in_features, out_features, chip)
@@ -152,7 +150,7 @@ MAPPINGS: Registry[Mapping] = Registry("mapping", Mapping)
 
 @MAPPINGS.register("in-order")
 class InOrder(Mapping):
-    """As few cores as possible, and of those divisions the one with the fewest blocks of inputs; home is the corner."""
+    """The fewest cores; among divisions with as few, the one with the fewest input blocks. Home is the corner."""
 
     def cut(self, in_features: int, out_features: int, chip: Description) -> tuple[int, int]:
         """Return the division with the fewest cores."""
@@ -165,9 +163,9 @@ class InOrder(Mapping):
 
 @MAPPINGS.register("minimal-traffic")
 class MinimalTraffic(Mapping):
-    """The fewest packet-hops for one packet per input channel, with the home that needs fewest.
+    """The fewest packet-hops if every input channel sends one packet, from the home tile that needs the fewest.
 
-    Divisions of up to a quarter more cores than necessary are compared.
+    Compares divisions that take at most a quarter more cores than necessary.
     """
 
     def cut(self, in_features: int, out_features: int, chip: Description) -> tuple[int, int]:
@@ -185,13 +183,13 @@ class MinimalTraffic(Mapping):
         return min(tiles, key=lambda tile: (num_packet_hops(replace(placement, home=tile)), tile))
 
     def _traffic(self, in_features: int, out_features: int, cut: tuple[int, int]) -> int:
-        """Packets that arrive at cores, partial sums included: on a compact rectangle each costs about one hop."""
+        """Return the packets that reach cores, with partial sums; on a compact rectangle each takes about one hop."""
         num_in, num_out = cut
         return in_features * num_out + out_features * num_in
 
 
 def num_packet_hops(placement: Placement) -> int:
-    """Return the links that packets cross if every channel sends one (copied by routers) and every sum travels."""
+    """Return the packet-hops of a token: every channel sends one packet, which routers copy, and every sum travels."""
     total = 0
     for i, inputs in enumerate(placement.input_blocks):
         holders = placement.cores[i :: placement.num_input_blocks]
@@ -208,7 +206,7 @@ def num_packet_hops(placement: Placement) -> int:
 def plan(
     layers: MappingOf[str, tuple[int, int]], chip: Description, mapping: Mapping, *, stream: bool = False
 ) -> dict[str, Placement]:
-    """Place every layer of a model on its own rectangle of the mesh; streamed layers take turns on all of it.
+    """Place every layer of a model on a rectangle of its own; streamed layers take turns on the whole mesh.
 
     Args:
         layers: (in_features, out_features) of each layer, in order.
@@ -216,7 +214,7 @@ def plan(
         mapping: cuts layers.
         stream: weights stream from DRAM.
     Raises:
-        InputError: the model does not fit; the message says how many cores it needs.
+        InputError: the model does not fit; the message gives the number of cores it needs.
     """
     if stream:
         return {n: mapping.place(*shape, chip, height=chip.mesh.rows, streamed=True) for n, shape in layers.items()}
@@ -236,7 +234,7 @@ def plan(
 
 
 def _shelves(placed: MappingOf[str, Placement], chip: Description, height: int) -> dict[str, Placement] | None:
-    """Put rectangles side by side on shelves of that height; narrow ones share a column. None if they don't fit."""
+    """Put rectangles side by side on shelves of one height; narrow ones share a column. None if they do not fit."""
     planned, x, y, shelf, width = {}, 0, 0, 0, 0
     for name, p in placed.items():
         if not (p.columns == width == 1 and y + p.rows <= height):
@@ -260,12 +258,12 @@ def moved(placement: Placement, origin: Tile) -> Placement:
 
 
 def accumulator_bytes(num_outputs: int, chip: Description) -> int:
-    """Return what the sums of a core take: for every token under way its own, and those that meet in it."""
+    """Return the bytes for the sums of a core: for every token in progress its own, and those that meet in it."""
     return 2 * num_outputs * chip.core.accumulator_banks * chip.core.accumulator_bits // 8
 
 
 def _cuts(in_features: int, out_features: int, chip: Description) -> Sequence[tuple[int, int]]:
-    """Return for each number of input blocks the fewest blocks of outputs that fit."""
+    """Return, for each number of input blocks, the smallest number of output blocks that fits."""
     cuts = []
     for num_in in range(1, in_features + 1):
         rows = -(-in_features // num_in)
@@ -287,7 +285,7 @@ def _cuts(in_features: int, out_features: int, chip: Description) -> Sequence[tu
 
 
 def _streamed_cut(in_features: int, out_features: int, chip: Description) -> tuple[int, int]:
-    """Return a division whose accumulators fit beside one block of weights, no narrower than a block."""
+    """Return a division whose accumulators fit beside one block of weights; parts are at least a block wide."""
     room = chip.core.sram_bytes - chip.dram.block_bytes
     columns = room // accumulator_bytes(1, chip) if room > 0 else 0
     if columns == 0:
@@ -300,7 +298,7 @@ def _streamed_cut(in_features: int, out_features: int, chip: Description) -> tup
 
 
 def _blocks(total: int, num: int) -> list[range]:
-    """Cut range(total) into that many parts of nearly equal length, the longer ones first.
+    """Cut range(total) into `num` parts of nearly equal length, the longer ones first.
 
     >>> _blocks(5, 2)
     [range(0, 3), range(3, 5)]

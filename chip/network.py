@@ -2,8 +2,8 @@
 
     source -> links -> accumulate -> send -> links -> reduce -> links -> collect
 
-Spikes, partial sums and results travel on links of their own, and XY routes never turn back, so no station can wait for
-itself: the graph of stations has no cycle, hence no deadlock (DESIGN.md).
+Spikes, partial sums and results each have links of their own, and XY routes never turn back. So the graph of stations
+has no cycle, and no station can wait for itself: there is no deadlock (DESIGN.md).
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ class Network:
     """Stations of one layer, as arrays: S stations, R routes, C cores.
 
     Attributes:
-        names: of the stations. The number of a station is also its turn among those that act at the same instant.
-        tiles: where each station is, and where it leads to: another tile for a link, else the same.
-        kind: what each does, int8 [S].
+        names: of the stations. Of stations that act at the same instant, the one with the lowest number acts first.
+        tiles: tile of each station, and the tile that it leads to: another one for a link, else the same.
+        kind: kind of each station, int8 [S].
         depth: packets that fit its queue; one more is in service. int64 [S].
-        service_ps: time of a packet in this station, but for what depends on the packet; int64 [S].
-        latency_ps: from leaving this station to being there for the next, int64 [S].
+        service_ps: time in service that is the same for every packet; int64 [S].
+        latency_ps: time from leaving this station to arriving at the next, int64 [S].
         unit: number of the core (accumulate, send), block of outputs (reduce) or sender (source); int64 [S].
         next_first, next_num, next_station: a packet of route r goes from station s to the `next_num[s, r]` stations
             from `next_station[next_first[s, r]]` on; int64.
         north_south: whether a link runs along a column, bool [S].
         spike_routes: for each sender and block of inputs, the routes on which one packet each carries a spike.
         end_routes: for each sender, the routes on which it says that a token is done.
-        num_ends: senders of which a core has to hear that, int64 [C].
+        num_ends: number of senders from which a core has to hear that a token is done, int64 [C].
         core_inputs, core_outputs: first and last (exclusive) input position and output of each core, int64 [C, 2].
         num_partial: cores that share a block of outputs.
         sum_route: route of the sums of each core, int64 [C].
         result_route: route of finished sums.
-        lanes, add_ps: additions at a time of a core, and their duration.
-        block_bytes, block_ps: what one access to weights reads, and its duration.
-        free_ends: the end of a token is a barrier's, not a packet's.
-        keeps_sums: a core that has heard all ends keeps its sums, instead of sending them.
-        num_banks: tokens that may be under way.
+        lanes, add_ps: additions that a core does in parallel, and the time of one such step.
+        block_bytes, block_ps: bytes that one access to weights reads, and its time.
+        free_ends: True if a barrier ends a token, at no cost; False if packets do.
+        keeps_sums: True if a core that has heard all ends keeps its sums; False if it sends them.
+        num_banks: number of tokens that can be in progress at the same time.
     """
 
     names: list[str]
@@ -86,7 +86,7 @@ class Network:
         return len(self.names)
 
     def of_kind(self, kind: int) -> np.ndarray:
-        """Return the numbers of all stations of a kind."""
+        """Return the numbers of the stations of a kind."""
         return np.flatnonzero(self.kind == kind)
 
 
@@ -159,7 +159,7 @@ def build_network(placement: Placement, chip: Description) -> Network:
 
 
 class _Graph:
-    """Stations, named by what and where they are, and where packets go from them on each route."""
+    """Stations, named by kind and place, and where packets of each route go from them."""
 
     def __init__(self) -> None:
         self.stations: dict[tuple, None] = {}
@@ -216,7 +216,7 @@ _NETWORKS = ("result", "partial", "spike")
 
 
 def _turn(key: tuple) -> tuple:
-    """Sort stations from the end of the line to its start, so that who makes room acts before who needs it."""
+    """Sort stations from the last to the first, so that a station that makes room acts before one that needs it."""
     if key[0] == "link":
         return (1 + 2 * _NETWORKS.index(key[1]), *key[2:])
     return ({"collect": 0, "reduce": 2, "send": 4, "accumulate": 4.5, "source": 6}[key[0]], key[1])
@@ -250,7 +250,7 @@ def _depth(kind: str, chip: Description) -> int:
 
 
 def _service(key: tuple, chip: Description) -> int:
-    """Return the time of a packet that does not depend on what it holds, in ps."""
+    """Return the part of the service time that is the same for every packet, in ps."""
     core, digital = chip.core, chip.digital
     handshake = chip.handshake.ps
     if key[0] == "link":

@@ -1,4 +1,4 @@
-"""In which order the channels of a layer lie in memory: silent ones that share a block cost nothing."""
+"""Orders of the channels of a layer in memory: a block costs nothing if all of its channels are silent."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from ..registry import Registry
 
 
 class ChannelOrder(ABC):
-    """Decides from a recording which channels are neighbours. To add one, write `order`."""
+    """Orders channels by what fired in a recording. To add an order, write `order`."""
 
     @abstractmethod
     def order(self, active: np.ndarray) -> np.ndarray:
         """Return the channels in the order in which they lie in memory and are sent.
 
         Args:
-            active: which channels fired for which token, bool [tokens, N].
+            active: whether a channel fired for a token, bool [tokens, N].
         Returns:
             A permutation, int64 [N].
         """
@@ -46,10 +46,10 @@ class ByRate(ChannelOrder):
 
 @ORDERS.register("together")
 class Together(ChannelOrder):
-    """Channels that fire for the same tokens side by side: each next one is the most similar of those that are left.
+    """Channels that fire for the same tokens lie side by side: each is followed by the most similar of those left.
 
-    Similar means that the fewest tokens tell the two apart. The first channel is the most active. Takes time and
-    memory of N^2.
+    The most similar channel is the one that differs for the fewest tokens. The first channel is the most active one.
+    Time and memory grow with N^2.
     """
 
     def order(self, active: np.ndarray) -> np.ndarray:

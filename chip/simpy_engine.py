@@ -1,8 +1,8 @@
 """The simulation, short and readable, on SimPy: what stations are and when they act. `engine.py` is its fast copy.
 
 A station takes the packet at the head of its queue, serves it, and hands it to the queue of each next station. Where
-there is no room it waits, first come first served, and serves nothing meanwhile: back-pressure. A place that becomes
-free goes at once to who has waited longest. Of stations whose service ends at the same picosecond, the one with the
+there is no room it waits, first come first served, and serves nothing meanwhile: back-pressure. A free place goes at
+once to the station that has waited longest. Of stations whose service ends at the same picosecond, the one with the
 lowest number acts first.
 """
 

@@ -1,4 +1,4 @@
-"""What senders emit: the spikes of a train as packets in order, each with the time that its encoding takes."""
+"""What senders emit: the spikes of a train as packets in order, each with the time it takes to encode."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from .parts import to_ps
 
 @dataclass(frozen=True)
 class Traffic:
-    """Packets of all senders, E in all; a sender's packets of a token follow each other and end with its end packets.
+    """The E packets of all senders. A sender's packets of a token follow each other; its end packets come last.
 
     Attributes:
-        first: where the packets of a token begin; those of the last token end at the last entry. int64 [senders,
-            tokens + 1].
-        position: input position, int64 [E].
-        value: what the row of weights is worth, int64 [E].
-        num_adds: additions per output that this takes, int64 [E]; -1 for the end of a token.
-        num_shifts: those of them of a shifted weight, int64 [E].
+        first: index of the first packet of each sender and token; the last entry is where the last token ends. int64
+            [senders, tokens + 1].
+        position: position of the input channel, int64 [E].
+        value: factor of the row of weights, int64 [E].
+        num_adds: additions per output that this factor takes, int64 [E]; -1 for the end of a token.
+        num_shifts: additions of a shifted weight among these, int64 [E].
         route: of the packet, int64 [E].
-        service_ps: from the packet before to this one, int64 [E].
+        service_ps: time from the packet before to this one, int64 [E].
         num_packets: spikes or counts that left an encoder; copies for several cores count once.
-        num_sent: packets that left a sender, ends included.
+        num_sent: packets that left a sender, with end packets.
     """
 
     first: np.ndarray
@@ -52,14 +52,14 @@ def build_traffic(
 ) -> Traffic:
     """Turn a spike train into packets.
 
-    With a barrier the timesteps of a token become tokens of their own.
+    On a chip with a barrier, each timestep of a token becomes a token of its own.
 
     Args:
         spikes: -1, 0 or 1, int8 [T, tokens, N], the channels in the order in which they are sent.
         timestep_weight: int64 [T].
-        placement: where the layer lies.
+        placement: of the layer.
         network: its stations.
-        chip: says what a packet holds and what encoding takes.
+        chip: gives the content of a packet and the times of encoding.
     Raises:
         InputError: address or payload have too few bits.
     """
@@ -116,7 +116,7 @@ def _padded(lists: list[list[list[int]]]) -> np.ndarray:
 
 @compiled
 def _add_up(spikes, timestep_weight, ones, start, stop, channels):
-    """Find what the spikes [T, N] of each channel add up to, and their additions and shifts; channels: [3, N]."""
+    """Write value, additions and shifts of each channel's spikes [T, N] to `channels` [3, N]."""
     channels[:, start:stop] = 0
     for t in range(len(spikes)):
         odd = timestep_weight[t] & 1
@@ -203,7 +203,7 @@ def _fill(
 
 
 def _check_bits(value: np.ndarray, timestep_weight: np.ndarray, num_inputs: int, chip: Description) -> None:
-    """Raise unless packets hold the address of every channel, and what a packet of this code says."""
+    """Raise unless a packet has enough bits for the address of every channel and for its payload in this code."""
     needed = max(num_inputs - 1, 0).bit_length()
     if chip.packet.address_bits < needed:
         raise InputError(

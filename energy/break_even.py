@@ -1,4 +1,4 @@
-"""At how many spikes, and how many silent channels, a layer on spikes costs as much as a dense INT8 one."""
+"""The numbers of spikes and silent channels at which a spiking layer costs as much as a dense INT8 one."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .digital import DigitalEnergy
 
 @dataclass(frozen=True)
 class BreakEven:
-    """Energy of a layer as a plane over spikes per channel s and the share z of channels that are silent.
+    """Energy of a layer as a linear function of s spikes per channel and the share z of silent channels.
 
         spiking = fixed_pj + s * spike_pj + (1 - z) * channel_pj        dense INT8 = dense_pj
 
-    per token, with all costs that the digital model counts for the layer; the numbers without memory leave out weights
+    per token, with all costs that the digital model counts for the layer. The numbers without memory leave out weights
     and activations on both sides.
 
     Attributes:
@@ -23,8 +23,8 @@ class BreakEven:
         spikes: per channel, as it ran.
         silent_fraction: share of weight rows that were not read, as it ran.
         fixed_pj: encoding, rescaling, activations, shifts of sums.
-        spike_pj: what one spike in each channel costs.
-        channel_pj: what reading the rows of all channels costs; 0 if each spike reads its row.
+        spike_pj: energy of one spike in each channel.
+        channel_pj: energy to read the rows of all channels; 0 if each spike reads its row.
         dense_pj: the dense INT8 layer.
         arithmetic_fixed_pj: as fixed_pj, without memory.
         arithmetic_spike_pj: as spike_pj, without memory.
@@ -44,7 +44,7 @@ class BreakEven:
 
     @property
     def spiking_pj(self) -> float:
-        """What the layer cost as it ran."""
+        """Energy of the layer as it ran."""
         return self.fixed_pj + self.spikes * self.spike_pj + (1 - self.silent_fraction) * self.channel_pj
 
     @property
@@ -61,7 +61,7 @@ class BreakEven:
     def even_silent_fraction(self) -> float | None:
         """Silent share at which both cost the same, at the layer's spikes; None if none from 0 to 1 does.
 
-        Below 0 the layer wins whatever its channels do, above 1 it never does; see `wins`.
+        With a share below 0 the layer always wins, with one above 1 it never does; see `wins`.
         """
         if not self.channel_pj:
             return None

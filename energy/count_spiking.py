@@ -13,7 +13,7 @@ _WEIGHT = 127
 
 
 def accumulator_bits(layer: LayerRecord, zero_point: int = 0) -> int:
-    """Return the bits, sign included, that hold every sum of a layer whatever its input.
+    """Return the bits, sign included, that hold every sum of a layer for any input.
 
     The neuron bounds the mean |count| of K channels (the adaptive threshold by k + 1/2), so no sum of INT8 weights
     exceeds 127 * (bound + zero_point) * K. For a neuron without such a bound, the largest count that was seen is taken,
@@ -37,7 +37,7 @@ def accumulator_bits(layer: LayerRecord, zero_point: int = 0) -> int:
 def adder_width(bits: int) -> int:
     """Return the narrowest of 8, 16 and 32 bits that holds a number of bits.
 
-    32 for more, too: the bound may be larger, but a layer raises where a sum leaves 32 bits, so those that ran fit.
+    More bits give 32, too: the bound can be larger, but a layer raises if a sum leaves 32 bits, so all that ran fit.
     """
     return next((width for width in WIDTHS if bits <= width), WIDTHS[-1])
 

@@ -16,8 +16,8 @@ SYSTEMS = ("spiking", "int8", "fp16")
 class OperationCounts:
     """Operations of one or more layers; add them with `+`, repeat them with `* integer`.
 
-    Where the same work can be done in several ways (which weights are read, when digits are shifted), each way has its
-    own field, and the energy model takes one of them. Every other field is part of the work.
+    Some work can be done in several ways (which weights are read, when digits are shifted). Each way has its own field,
+    and the energy model uses one of them. It uses all other fields.
 
     Attributes:
         num_activations: channels encoded, over all tokens.
@@ -157,7 +157,7 @@ class ModelCounts:
         neuron: of the spiking layers, with k.
         encoder: that the counts are for.
         unsupported: parts of the model that are not counted.
-        assumptions: what the counts take for granted.
+        assumptions: of the counts.
     """
 
     layers: Mapping[str, LayerCounts]

@@ -1,4 +1,4 @@
-"""The result of an energy model: numbers together with what they rest on."""
+"""The result of an energy model: energies, with their table, source and assumptions."""
 
 from __future__ import annotations
 
@@ -40,9 +40,6 @@ def origin(counts: ModelCounts, table: EnergyTable, used: Iterable[str]) -> dict
 class EnergyReport:
     """Modelled energy of a spiking run, beside the dense models it replaces. Nothing in it is measured.
 
-    An energy model fills it in; so can anything else that knows the energy of parts of layers, such as a simulated
-    chip, which leaves out the dense models.
-
     Attributes:
         model: which estimate this is, with its equation or options.
         layers: spiking energy by layer and part, in picojoules.
@@ -54,9 +51,9 @@ class EnergyReport:
         table_version: of the table.
         process: of the table.
         source: of the table.
-        assumptions: what the estimate takes for granted.
+        assumptions: of the estimate.
         left_out: costs that it does not count.
-        unverified: energies that were used and whose source was not seen.
+        unverified: entries that were used and whose source this project did not see.
         run: model, neuron and code that ran, so that only equals are added.
     """
 
@@ -207,7 +204,7 @@ def by_part(layers: Mapping[str, Parts]) -> dict[str, float]:
 
 
 def ratio(dense_pj: float, spiking_pj: float) -> float | None:
-    """Return how many times the spiking energy goes into the dense one; None if either is 0."""
+    """Return the dense energy over the spiking one; None if either is 0."""
     return dense_pj / spiking_pj if dense_pj and spiking_pj else None
 
 

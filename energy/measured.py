@@ -146,15 +146,15 @@ def measure_energy(
     repetition.
 
     Args:
-        run: does the work, of num_tokens tokens a call.
-        num_tokens: tokens of a call.
+        run: does the work.
+        num_tokens: tokens of one call of `run`.
         meter: reads joules.
-        seconds: least time of a repetition, many times longer than the meter takes to be brought up to date.
+        seconds: shortest time of a repetition; many times longer than the interval at which the meter is updated.
         repetitions: how often it is measured.
         idle_s: for how long idle power is read.
         synchronize: waits until the device has done its work.
         clock: returns seconds.
-        sleep: waits for so many seconds.
+        sleep: waits for a number of seconds.
     Raises:
         InputError: a number is not above 0.
     """
@@ -181,11 +181,11 @@ def measure_energy(
     sleep(idle_s)
     idle_w = (meter.read_j() - before) / (clock() - began)
     loop()
-    whole, above, times = [], [], []
+    whole, above, seconds_each = [], [], []
     for _ in range(repetitions):
         joules, elapsed, calls = loop()
         tokens = calls * num_tokens
         whole.append(joules / tokens)
         above.append((joules - idle_w * elapsed) / tokens)
-        times.append(elapsed / tokens)
-    return MeasuredEnergy(meter.name, num_tokens, tuple(above), tuple(whole), idle_w, tuple(times))
+        seconds_each.append(elapsed / tokens)
+    return MeasuredEnergy(meter.name, num_tokens, tuple(above), tuple(whole), idle_w, tuple(seconds_each))

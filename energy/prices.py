@@ -1,4 +1,4 @@
-"""What operations cost with a table, with a memory of which entries were used and what stood in for a missing one."""
+"""Energies of operations by a table, with a list of the entries used and of what replaced missing ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Prices:
         table: the energies.
         function_macs: FP32 MACs that an exponential, division or square root takes, where the table has no entry.
         used: entries that were asked for.
-        notes: what stood in for a missing entry.
+        notes: what replaced a missing entry.
     """
 
     table: EnergyTable

@@ -1,4 +1,4 @@
-"""What recorded spike counts cost in a code: in the one that ran, or in another."""
+"""The spikes of recorded counts in a code: in the one that ran, or in another."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def recode(layer: LayerRecord, encoder: Encoder) -> Recoded | None:
         return None
     portion = max(1, _PORTION_BYTES // num_timesteps)
     num_spikes = num_weighted = num_active = zero_point = 0
-    for some, times in zip(counts.split(portion), frequency.split(portion), strict=True):
+    for some, count in zip(counts.split(portion), frequency.split(portion), strict=True):
         train = suited.encode(some, num_timesteps)
         fired = train.spikes.abs()  # [T, counts]
         spikes_of_each = fired.sum(0, dtype=torch.int64)
         weighted = fired[train.timestep_weight.abs() != 1].sum(0, dtype=torch.int64)
-        num_spikes += int((spikes_of_each * times).sum())
-        num_weighted += int((weighted * times).sum())
-        num_active += int(times[spikes_of_each > 0].sum())
+        num_spikes += int((spikes_of_each * count).sum())
+        num_weighted += int((weighted * count).sum())
+        num_active += int(count[spikes_of_each > 0].sum())
         zero_point = train.zero_point
     num_slots = num_timesteps * int(frequency.sum())
     return Recoded(num_spikes, num_weighted, num_active, num_slots, num_timesteps, zero_point)

@@ -1,4 +1,4 @@
-"""Which energy of a table moves the answer most."""
+"""How much each energy of a table moves the result."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _STEP = 2.0**-8
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What one entry of a table decides.
+    """How much one entry of a table matters.
 
     Attributes:
         entry: name.
-        spiking_share: share of the spiking model's energy that goes with it.
+        spiking_share: share of the spiking model's energy that is proportional to it.
         int8_share: the same of the dense INT8 model.
         ratio_vs_int8: of the table as it is.
         ratio_if_doubled: the same if this energy were twice as large.
@@ -34,9 +34,9 @@ class Sensitivity:
 
 
 def sensitivity(counts: ModelCounts, model: DigitalEnergy) -> tuple[Sensitivity, ...]:
-    """Return what each entry of the table decides, that which moves the ratio most first.
+    """Return how much each entry of the table matters, starting with the one that moves the ratio most.
 
-    Energy is linear in every entry, so that a step of any size gives the share that goes with it.
+    Energy is linear in every entry, so a step of any size gives its share.
 
     Args:
         counts: what ran.

@@ -12,7 +12,7 @@ from .paper import PaperEnergy
 
 @dataclass(frozen=True)
 class WaterfallStep:
-    """What the models cost once this cost is added to those before.
+    """Energies of the models with this cost and all costs before it.
 
     Attributes:
         name: of the cost.
@@ -55,8 +55,8 @@ _COSTS = (
 def waterfall(counts: ModelCounts, model: DigitalEnergy) -> tuple[WaterfallStep, ...]:
     """Return the energies as costs are added; the first step is eq. 24, the last is what `model` estimates.
 
-    Eq. 24 takes the average spikes over channels, whatever the number of outputs that they reach; the second step takes
-    the synaptic operations, which weighs each layer by its outputs.
+    Eq. 24 averages spikes over channels and ignores how many outputs they reach. The second step counts synaptic
+    operations, which weighs each layer by its outputs.
 
     Args:
         counts: what ran.
