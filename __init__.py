@@ -1,9 +1,12 @@
 """Language models on integer spike trains: event-driven, by additions only, exactly.
 
-Activations become spike counts (`neuro`), counts become spike trains (`coding`), layers run on the spikes
-(`backends`, `models`), a recording of the run becomes energy (`energy`) and figures (`analysis`).
+Activations become spike counts (`neuro`), counts become spike trains (`coding`), layers run on the spikes (`backends`,
+`models`), and a recording of the run becomes energy (`energy`) and figures (`analysis`). `simulation` runs a whole
+model on a simulated chip (`chip`), and `jobs` holds what the commands do.
 """
 
+from .analysis import measure_perplexity, plot_raster, spike_statistics
+from .backends import Chip, Cpu, Reference, Triton
 from .coding import (
     AEREvents,
     BidirectionalBitwise,
@@ -19,14 +22,30 @@ from .coding import (
     decode,
     pack_activations,
 )
+from .energy import DigitalEnergy, PaperEnergy, SynopEnergy, count_operations, load_table
 from .errors import SpikebrainError
-from .models import Policy, SpikeLinear, SpikingBrainConfig, SpikingBrainForCausalLM, dequantize, save, to_spiking
-from .models.io import load
-from .models.layers import convert
-from .models.recording import record
-from .neuro import AdaptiveThreshold, IntegrateAndFire, LeakyIntegrateAndFire, SpikeCount
-
-__version__ = "0.1.0"
+from .models import (
+    Conversion,
+    DistillSettings,
+    SpikeLinear,
+    SpikeSettings,
+    SpikingBrainConfig,
+    SpikingBrainForCausalLM,
+    Stage,
+    distill,
+    from_transformer,
+    load,
+    neuron_with_k,
+    record,
+    save,
+    spike_aware,
+    spikingbrain_settings,
+    to_dense,
+    to_spiking,
+)
+from .neuro import AdaptiveThreshold, IntegrateAndFire, LeakyIntegrateAndFire, Neuron, SpikeCount
+from .simulation import simulate_model
+from .version import __version__
 
 __all__ = [
     "AEREvents",
@@ -35,26 +54,48 @@ __all__ = [
     "Binary",
     "Bitwise",
     "ChannelEvents",
+    "Chip",
+    "Conversion",
+    "Cpu",
+    "DigitalEnergy",
+    "DistillSettings",
     "Encoder",
     "IntegrateAndFire",
     "LeakyIntegrateAndFire",
+    "Neuron",
     "PackedTrain",
-    "Policy",
+    "PaperEnergy",
+    "Reference",
     "SignedDigit",
     "SpikeCount",
     "SpikeLinear",
+    "SpikeSettings",
     "SpikeTrain",
     "SpikebrainError",
     "SpikingBrainConfig",
     "SpikingBrainForCausalLM",
+    "Stage",
+    "SynopEnergy",
     "Ternary",
+    "Triton",
     "TwosComplement",
-    "convert",
+    "__version__",
+    "count_operations",
     "decode",
-    "dequantize",
+    "distill",
+    "from_transformer",
     "load",
+    "load_table",
+    "measure_perplexity",
+    "neuron_with_k",
     "pack_activations",
+    "plot_raster",
     "record",
     "save",
+    "simulate_model",
+    "spike_aware",
+    "spike_statistics",
+    "spikingbrain_settings",
+    "to_dense",
     "to_spiking",
 ]

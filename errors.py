@@ -1,4 +1,4 @@
-"""The errors that bad input raises: each says where, what was expected, what came and what to do."""
+"""Errors for bad input. Each message says where it arose, what was expected, what was given and what to do."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class AccumulatorOverflowError(SpikebrainError, OverflowError):
 
 
 class BackendUnavailableError(SpikebrainError, RuntimeError):
-    """A backend was asked for by name and cannot run here."""
+    """A backend was requested by name but cannot run here."""
 
 
 class CheckpointError(SpikebrainError, RuntimeError):
@@ -32,4 +32,4 @@ class CheckpointError(SpikebrainError, RuntimeError):
 
 
 class TrainingError(SpikebrainError, ArithmeticError):
-    """Training cannot go on: a loss is NaN or infinite."""
+    """Training cannot continue: a loss is NaN or infinite."""

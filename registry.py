@@ -1,28 +1,42 @@
-"""One list per kind of plug-in: shared tests run over it and the command line finds names in it."""
+"""Plug-ins by name, and settings as JSON.
+
+There is one registry for each kind of plug-in. Shared tests run over it, the command line looks names up in it, and a
+saved model stores the names of its neuron, encoder and backend.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from typing import Generic, TypeVar
+import dataclasses
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, Generic, TypeVar
 
 from .errors import InputError
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
 
+_REGISTRIES: dict[str, Registry] = {}
+
 
 class Registry(Collection[str], Generic[T]):
     """Classes by name, in the order in which they were registered.
 
-    Registration is for names only: every function takes objects, so an unregistered class works too.
+    Every function takes objects, so a class works without being registered. It needs a name to be saved with a model
+    and to be chosen on the command line.
+
+    Args:
+        kind: the kind of plug-in, such as "encoder", for messages and saved settings.
+        contract: the base class of all of them.
     """
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, contract: type[T]) -> None:
+        self.kind, self.contract = kind, contract
         self._classes: dict[str, type[T]] = {}
+        _REGISTRIES[kind] = self
 
     def register(self, name: str) -> Callable[[C], C]:
-        """Class decorator: enter the class under `name` (lower case, words joined by hyphens).
+        """Return a class decorator that registers the class under `name` (lower case, words joined by hyphens).
 
         Raises:
             InputError: another class has that name.
@@ -39,10 +53,10 @@ class Registry(Collection[str], Generic[T]):
         return enter
 
     def create(self, name: str) -> T:
-        """Build the class of that name with its default settings.
+        """Return an object of the class of that name, with default settings.
 
         Raises:
-            InputError: no such name; the message lists those there are.
+            InputError: no such name; the message lists the registered ones.
         """
         return self.get(name)()
 
@@ -50,7 +64,7 @@ class Registry(Collection[str], Generic[T]):
         """Return the class of that name.
 
         Raises:
-            InputError: no such name; the message lists those there are.
+            InputError: no such name; the message lists the registered ones.
         """
         if name not in self._classes:
             raise InputError(f"{self.kind}: expected one of {', '.join(self._classes)}; got {name!r}.")
@@ -60,6 +74,25 @@ class Registry(Collection[str], Generic[T]):
         """Return the name under which the class of `value` is registered, or None."""
         return next((name for name, cls in self._classes.items() if type(value) is cls), None)
 
+    def resolve(self, value: Any, where: str) -> T:
+        """Return `value`, or an object with default settings if `value` is a registered name.
+
+        Args:
+            value: an object or a name.
+            where: the argument's name for messages, such as "SpikeSettings.encoder".
+        Raises:
+            InputError: no such name, or an object of another kind.
+        """
+        if isinstance(value, self.contract):
+            return value
+        if isinstance(value, str) and value in self._classes:
+            return self.create(value)
+        example = next(iter(self._classes.values())).__name__
+        raise InputError(
+            f"{where}: expected an object such as {example}(), or one of the names {', '.join(self._classes)}; got "
+            f"{value!r}."
+        )
+
     def __contains__(self, name: object) -> bool:
         return name in self._classes
 
@@ -68,3 +101,110 @@ class Registry(Collection[str], Generic[T]):
 
     def __len__(self) -> int:
         return len(self._classes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Raw:
+    """A field of saved settings that is already JSON and is read back unchanged."""
+
+    content: Any
+
+
+def to_dict(value: Any) -> dict[str, Any]:
+    """Return a registered settings object as JSON values: its kind, name, version and every field.
+
+    An object is written whole or not at all. A class can write its fields in its own way by defining `to_fields()` and
+    the class method `from_fields(fields)`. It must raise its attribute `settings_version` (1 by default) when old
+    fields can no longer be read.
+
+    Raises:
+        InputError: the class has no registered name, or a field holds something that JSON cannot hold.
+
+    >>> from spikebrain.neuro import AdaptiveThreshold
+    >>> to_dict(AdaptiveThreshold(k=2.0))["k"]
+    2.0
+    """
+    found = next(((r, name) for r in _REGISTRIES.values() if (name := r.name_of(value)) is not None), None)
+    if found is None:
+        kind = next((r.kind for r in _REGISTRIES.values() if isinstance(value, r.contract)), "class")
+        raise InputError(
+            f"save: {kind} {type(value).__name__} has no name by which load could find it. Decorate the class with "
+            f"@{kind.upper()}S.register(...)."
+        )
+    registry, name = found
+    content = {"kind": registry.kind, "name": name, "version": getattr(value, "settings_version", 1)}
+    return {**content, **{key: _written(field, f"{type(value).__name__}.{key}") for key, field in _fields(value)}}
+
+
+def from_dict(content: Mapping[str, Any]) -> Any:
+    """Build the object that `to_dict` wrote.
+
+    Raises:
+        InputError: the class is not registered here, or the version or the fields do not match those of the class.
+    """
+    if not isinstance(content, Mapping) or not {"kind", "name", "version"} <= content.keys():
+        raise InputError(f"settings: expected kind, name, version and fields, as to_dict writes them, got {content!r}.")
+    fields = dict(content)
+    kind, name, version = (fields.pop(key) for key in ("kind", "name", "version"))
+    if kind not in _REGISTRIES:
+        raise InputError(f"settings: expected one of the kinds {', '.join(_REGISTRIES)}; got {kind!r}.")
+    cls = _REGISTRIES[kind].get(name)
+    expected = getattr(cls, "settings_version", 1)
+    if version != expected:
+        raise InputError(
+            f"{kind} {name!r}: expected settings of version {expected}, got {version!r}. Use the version of spikebrain "
+            "that wrote them, or make the settings again."
+        )
+    read = {key: _read(value) for key, value in fields.items()}
+    if hasattr(cls, "from_fields"):
+        return cls.from_fields(read)
+    known = {f.name for f in dataclasses.fields(cls) if f.init} if dataclasses.is_dataclass(cls) else set()
+    if read.keys() != known:
+        missing, unknown = sorted(known - read.keys()), sorted(read.keys() - known)
+        raise InputError(f"{kind} {name!r}: fields missing {missing}, unknown {unknown}. The file was changed.")
+    return cls(**read)
+
+
+def _fields(value: Any) -> list[tuple[str, Any]]:
+    if hasattr(value, "to_fields"):
+        return list(value.to_fields().items())
+    fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
+    return [(field.name, getattr(value, field.name)) for field in fields if field.init]
+
+
+def _written(value: Any, where: str) -> Any:
+    """Return a field as a JSON value; objects of registered classes are written by `to_dict`."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Raw):
+        return {"raw": value.content}
+    if isinstance(value, tuple | list):
+        return [_written(v, where) for v in value]
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return {"mapping": {key: _written(v, where) for key, v in value.items()}}
+    if any(r.name_of(value) is not None for r in _REGISTRIES.values()):
+        return to_dict(value)
+    if isinstance(value, type) or callable(value) or not dataclasses.is_dataclass(value):
+        raise InputError(
+            f"save: {where} is {value!r}, which a file cannot hold. Use numbers, texts and registered objects, or "
+            "leave the setting out before saving."
+        )
+    return to_dict(value)  # raises: the class has no name
+
+
+def _read(value: Any) -> Any:
+    if isinstance(value, list):
+        return tuple(_read(v) for v in value)
+    if isinstance(value, Mapping) and "raw" in value:
+        return value["raw"]
+    if isinstance(value, Mapping):
+        return {key: _read(v) for key, v in value["mapping"].items()} if "mapping" in value else from_dict(value)
+    return value
+
+
+def describe(value: Any) -> str:
+    """Return a settings object as one line of text with every setting: JSON, or its repr if it is not registered."""
+    try:
+        return json.dumps(to_dict(value), sort_keys=True)
+    except InputError:
+        return repr(value)

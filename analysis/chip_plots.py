@@ -9,6 +9,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from ..chip.mapping import Tile
 from ..simulation.model import ModelOnChip
@@ -42,13 +43,12 @@ def plot_chip_energy(found: ModelOnChip, path: Path, title: str = "") -> None:
     figure = Figure(figsize=(8, 0.42 * len(parts) + 1.3), layout="constrained")
     axes = figure.subplots()
     axes.barh(range(len(parts)), values, color=POSITIVE, height=0.66)
-    for place, (name, value) in enumerate(parts):
-        share = value / total if total else 0.0
-        axes.text(values[place], place, f" {values[place]:.1f} µJ, {share:.1%}", va="center", fontsize=9)
-        assert name
+    for place, value in enumerate(values):
+        share = parts[place][1] / total if total else 0.0
+        axes.text(value, place, f" {value:.1f} µJ, {share:.1%}", va="center", fontsize=9)
     axes.set_yticks(range(len(parts)), [name for name, _ in parts])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.3 * max(values[0], 1e-12))
+    axes.set_xlim(0, 1.3 * values[0] or 1.0)
     axes.set_xlabel(f"µJ per token (simulated; {total / 1e6 / found.num_tokens:.1f} µJ in all)")
     axes.set_title(plain(title), loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
@@ -74,11 +74,12 @@ def plot_mesh(found: ModelOnChip, path: Path, title: str = "") -> None:
         for name, number in layer.links.items():
             ends = layer.tiles[name]
             packets[ends] = packets.get(ends, 0.0) + number / found.num_tokens
-    figure = Figure(figsize=(15, 2.2 + 4.4 * mesh.rows / mesh.columns), layout="constrained")
+    figure = Figure(figsize=(15, 2.4 + 4.4 * mesh.rows / mesh.columns), layout="constrained")
     panels = figure.subplots(1, 3, sharex=True, sharey=True)
+    longest = float(np.nan_to_num(queued).max()) or 1.0
     for axes, values, label, most in (
         (panels[0], busy, "% of its layer's time in which a core adds (busiest of a tile)", 100.0),
-        (panels[1], queued, "packets waiting on average (fullest queue of a tile)", None),
+        (panels[1], queued, "packets waiting on average (fullest queue of a tile)", longest),
     ):
         image = axes.imshow(values, cmap="viridis", norm=Normalize(0, most))
         axes.set_facecolor("#dddddd")
@@ -94,6 +95,8 @@ def plot_mesh(found: ModelOnChip, path: Path, title: str = "") -> None:
     panels[2].add_collection(lines)
     panels[2].set_aspect("equal")
     panels[2].set_facecolor("#dddddd")
+    if not packets:
+        panels[2].set_title("no packet crosses a link: each layer fits one tile", loc="left", fontsize=9)
     figure.colorbar(lines, ax=panels[2], label="packets a token on a link", location="bottom", shrink=0.9)
     for axes in panels:
         for layer in found.layers.values():
@@ -101,7 +104,10 @@ def plot_mesh(found: ModelOnChip, path: Path, title: str = "") -> None:
             corner = (p.origin[0] - 0.5, p.origin[1] - 0.5)
             axes.add_patch(Rectangle(corner, p.columns, p.rows, fill=False, edgecolor="white", linewidth=0.8))
         axes.set_xlabel("column of tiles")
-    panels[0].set_ylabel("row of tiles (white: borders of layers; grey: none)")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
+    panels[0].set_ylabel("row of tiles")
+    panels[1].set_title("white: borders of layers; grey: tiles without a layer", loc="left", fontsize=9)
     panels[0].set_title(plain(title), loc="left", fontsize=10)
     save_figure(figure, path)
 
@@ -149,7 +155,9 @@ def plot_chip_time(found: ModelOnChip, path: Path, title: str = "") -> None:
         axes.text(value, place, f" {value:.1f} µs, {value / total if total else 0:.0%}", va="center", fontsize=9)
     axes.set_yticks(range(len(parts)), list(parts))
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.25 * max([*values, 1e-12]))
+    axes.set_xlim(0, 1.25 * max(values) or 1.0)
+    if not total:
+        axes.text(0.5, 0.5, "nothing takes time on this chip", transform=axes.transAxes, ha="center", va="center")
     axes.set_xlabel(f"µs per token, all stages of that kind together (simulated; {total:.1f} µs in all)")
     axes.set_title(plain(title), loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)

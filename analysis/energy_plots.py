@@ -60,12 +60,19 @@ def plot_break_even(points: Sequence[BreakEven], path: str | os.PathLike, title:
         axes.axhline(point.even_spikes_without_memory, color=NEUTRAL, linewidth=0.8, linestyle=":")
         axes.plot(100 * point.silent_fraction, point.spikes, "o", color=POSITIVE, markersize=6)
     highest = max(max(line[-1], p.spikes, p.even_spikes_without_memory) for p, line in zip(points, lines, strict=True))
-    axes.set_ylim(-0.22 * highest, 1.08 * highest)  # room for names below the dots
+    axes.set_ylim(0, 1.08 * highest)
     for i, (silent_fraction, spikes, names) in enumerate(_near(points)):
-        place, offset = (100 * silent_fraction, spikes), (4, -16 - 13 * (i % 3))
-        axes.annotate(names, place, xytext=offset, textcoords="offset points", va="top", fontsize=8, color=POSITIVE)
+        # Names stand above their dots at three heights, the leftmost highest, so that neighbours do not overlap.
+        axes.annotate(
+            names,
+            (100 * silent_fraction, spikes),
+            xytext=(2, 4 + 10 * (2 - i % 3)),
+            textcoords="offset points",
+            fontsize=8,
+            color=POSITIVE,
+            arrowprops={"arrowstyle": "-", "color": POSITIVE, "linewidth": 0.6, "relpos": (0, 0)},
+        )
     axes.set_xlim(0, 100 * right)
-    axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 1.08 * highest])
     middle = len(silent) // 2
     text = {"fontsize": 9, "color": "#444444"}
     axes.text(

@@ -1,4 +1,4 @@
-"""Checks what ran against exact integer products, on a random sample of output elements."""
+"""Checks what ran: recorded sums against exact integer products, and fused layers against the recorded sums."""
 
 from __future__ import annotations
 
@@ -6,36 +6,69 @@ import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..models import SpikeLinear
 from ..models.layers.spike_linear import Step, observing
 
+# Integers as wide as a float, to compare bits.
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
-class ExactnessCheck:
-    """Recomputes sampled accumulations as integer products of count and weight, without spikes.
 
-    The sample depends on the seed, the layer and the counts that it meets, not on the order in which layers run.
-
-    Args:
-        seed: of the sample.
-        num_per_step: output elements checked each time a layer runs.
+@dataclass
+class Comparison:
+    """Numbers that were compared.
 
     Attributes:
-        num_checked: elements compared so far.
-        num_mismatches: elements that differed.
-        first_mismatch: what the first one was, or None.
+        num_checked: compared so far.
+        num_mismatches: those that differed.
+        first_mismatch: which one differed first and how; None if all agree.
     """
 
-    def __init__(self, seed: int = 0, num_per_step: int = 32) -> None:
+    num_checked: int = 0
+    num_mismatches: int = 0
+    first_mismatch: str | None = None
+
+    def add(self, num_checked: int, num_mismatches: int, mismatch: str | None) -> None:
+        """Add a batch of comparisons; `mismatch` describes its first difference."""
+        self.num_checked += num_checked
+        self.num_mismatches += num_mismatches
+        self.first_mismatch = self.first_mismatch or mismatch
+
+
+class ExactnessCheck:
+    """Two checks of every step that a model's spiking layers run.
+
+    *Sums.* Sampled sums are computed again as integer products of count and weight, without spikes. The sample depends
+    on the seed, the layer and the counts, not on the order in which layers run.
+
+    *Fused layers.* An observed layer runs step by step, so that its spikes can be recorded. Unobserved, it runs in one
+    fused kernel. That kernel runs here on the same activations: once with the backend that the whole call would get,
+    where "auto" may multiply counts; and for some sampled tokens one at a time, as when text is generated. Every output
+    must equal the recorded sum * scale * threshold + bias, bit for bit, in the dtype of the layer's output. A layer
+    without a fused kernel (weight groups, a neuron or code of your own) is not counted.
+
+    Args:
+        seed: seed of the samples.
+        num_per_step: sums that are checked each time a layer runs.
+        num_alone: tokens of each step that run through the fused layer one at a time.
+
+    Attributes:
+        sums: recorded sums against integer products.
+        fused: outputs of fused layers against the recorded sums.
+    """
+
+    def __init__(self, seed: int = 0, num_per_step: int = 32, num_alone: int = 2) -> None:
         self.seed = seed
         self.num_per_step = num_per_step
-        self.num_checked = 0
-        self.num_mismatches = 0
-        self.first_mismatch: str | None = None
+        self.num_alone = num_alone
+        self.sums = Comparison()
+        self.fused = Comparison()
         self._lock = threading.Lock()
 
     @contextmanager
@@ -46,15 +79,19 @@ class ExactnessCheck:
 
     def state(self) -> dict[str, Any]:
         """Return what has been found so far, as JSON values."""
-        return {name: getattr(self, name) for name in ("num_checked", "num_mismatches", "first_mismatch")}
+        return {**asdict(self.sums), "fused": asdict(self.fused)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
-        self.num_checked, self.num_mismatches = state["num_checked"], state["num_mismatches"]
-        self.first_mismatch = state["first_mismatch"]
+        self.fused = Comparison(**state["fused"])
+        self.sums = Comparison(**{name: value for name, value in state.items() if name != "fused"})
 
     def _check(self, layer: SpikeLinear, step: Step) -> None:
         rng = np.random.default_rng([self.seed, zlib.crc32(layer.name.encode()), int(step.count.abs().sum())])
+        self._check_sums(layer, step, rng)
+        self._check_fused(layer, step, rng)
+
+    def _check_sums(self, layer: SpikeLinear, step: Step, rng: np.random.Generator) -> None:
         tokens = rng.integers(len(step.count), size=self.num_per_step)
         groups = rng.integers(len(layer.groups), size=self.num_per_step)
         outputs = rng.integers(layer.out_features, size=self.num_per_step)
@@ -63,9 +100,39 @@ class ExactnessCheck:
             count = step.count[token, channels].cpu().numpy().astype(np.int64)
             weight = layer.weight[output, channels].cpu().numpy().astype(np.int64)
             expected, found = int(count @ weight), int(step.accumulation[token, g, output])
+            where = f"{layer.name}, token {step.first_token + token}, output {output}"
+            mismatch = None if expected == found else f"{where}: expected {expected}, got {found}"
             with self._lock:
-                self.num_checked += 1
-                if expected != found:
-                    where = f"{layer.name}, token {step.first_token + token}, output {output}"
-                    self.num_mismatches += 1
-                    self.first_mismatch = self.first_mismatch or f"{where}: expected {expected}, got {found}"
+                self.sums.add(1, int(mismatch is not None), mismatch)
+
+    def _check_fused(self, layer: SpikeLinear, step: Step, rng: np.random.Generator) -> None:
+        num_tokens, first = len(step.count), step.first_token
+        x = step.x.detach().reshape(-1, layer.in_features)[first : first + num_tokens]
+        alone = rng.choice(num_tokens, size=min(self.num_alone, num_tokens), replace=False).tolist()
+        # Tokens, and how many the call has that they are a part of.
+        runs = [(0, num_tokens, step.num_tokens), *((token, token + 1, 1) for token in alone)]
+        expected = None
+        for start, stop, call_tokens in runs:
+            found = layer.run_fused(x[start:stop], call_tokens)
+            if found is not None:
+                expected = _rescaled(layer, step).to(x.dtype) if expected is None else expected
+                how = "whole call" if start == 0 and stop == num_tokens else "alone"
+                self._compare(layer, how, found, expected[start:stop], first + start)
+
+    def _compare(self, layer: SpikeLinear, how: str, found: Tensor, expected: Tensor, first_token: int) -> None:
+        bits = _BITS[found.element_size()]
+        wrong = found.view(bits) != expected.view(bits)
+        num_mismatches, mismatch = int(wrong.count_nonzero()), None
+        if num_mismatches:
+            token, output = wrong.nonzero()[0].tolist()
+            values = f"expected {expected[token, output].item()!r}, got {found[token, output].item()!r}"
+            mismatch = f"{layer.name}, token {first_token + token} ({how}), output {output}: {values}"
+        with self._lock:
+            self.fused.add(wrong.numel(), num_mismatches, mismatch)
+
+
+def _rescaled(layer: SpikeLinear, step: Step) -> Tensor:
+    """Return sum * scale * threshold + bias from the recorded sums, [tokens, out_features]."""
+    scale = layer.scale.t().to(step.threshold.dtype)  # [groups, out_features]
+    y = (step.accumulation * scale).sum(1).mul_(step.threshold)
+    return y if layer.bias is None else y + layer.bias.to(y.dtype)

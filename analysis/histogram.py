@@ -1,4 +1,4 @@
-"""How the spike counts are distributed."""
+"""Histograms of spike counts."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from matplotlib.figure import Figure
 
 from .style import NEGATIVE, NEUTRAL, POSITIVE, SHADE, plain, save_figure
 
-# Signed counts up to here have a bar of their own.
+# Signed counts up to this size have their own bar.
 _SHOWN = 16
 
 
 def plot_histogram(histogram: Counter[int], path: str | os.PathLike, title: str = "") -> None:
-    """Draw signed spike counts, and the share of channels that a number of bits holds.
+    """Draw the histogram of signed spike counts, and the share of channels that need more than a number of bits.
 
     Args:
-        histogram: channels by signed count, e.g. from `merged_histogram`; at least one channel.
+        histogram: number of channels by signed count, e.g. from `merged_histogram`; at least one channel.
         path: *.png or *.svg to write.
-        title: what was recorded.
+        title: title of the left plot.
     """
     total = histogram.total()
     figure = Figure(figsize=(11, 4.4), layout="constrained")
@@ -46,7 +46,7 @@ def plot_histogram(histogram: Counter[int], path: str | os.PathLike, title: str 
     largest = max(abs(v) for v in histogram)
     bits = list(range(max(largest.bit_length(), 1) + 1))
     beyond = [100 * sum(n for v, n in histogram.items() if abs(v) >= 2**b) / total for b in bits]
-    # The last number of bits holds every count: its share of 0 has no place on a logarithmic axis.
+    # Every count fits the last number of bits; a share of 0 cannot be drawn on a logarithmic axis.
     right.plot(bits[:-1], beyond[:-1], "o-", color=POSITIVE, markersize=4)
     if largest:
         right.set_yscale("log")

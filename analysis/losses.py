@@ -1,4 +1,4 @@
-"""The loss curve of a training."""
+"""Loss curves of a training run."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from .style import POSITIVE, plain_log_axis, save_figure
 
 
 def plot_losses(result: DistillResult, stages: tuple[Stage, ...], path: Path) -> None:
-    """Draw the loss of every step, one panel a stage, since their objectives have different units.
+    """Draw the loss of every step, with one panel per stage, since objectives have different units.
 
     Args:
-        result: of `distill`.
-        stages: of its settings.
+        result: result of `distill`.
+        stages: stages in its settings.
         path: file to write, .png or .svg.
     Raises:
-        InputError: there is no step to draw.
+        InputError: there are no steps to draw.
     """
     shown = [i for i in range(len(stages)) if any(point.stage == i for point in result.losses)]
     if not shown:
@@ -27,7 +27,7 @@ def plot_losses(result: DistillResult, stages: tuple[Stage, ...], path: Path) ->
     figure = Figure(figsize=(4.2 * len(shown), 3.4), layout="constrained")
     for axes, i in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
         points = [point for point in result.losses if point.stage == i]
-        marker = "o" if len(points) < 30 else None  # a single step has no line
+        marker = "o" if len(points) < 30 else None  # a single step makes no line
         values = ([p.step + 1 for p in points], [p.loss for p in points])
         axes.plot(*values, color=POSITIVE, linewidth=1.2, marker=marker, markersize=3)
         axes.set_title(f"{i + 1}. {stages[i].objective}, {stages[i].context} tokens", loc="left", fontsize=10)

@@ -15,14 +15,14 @@ from ..errors import ActivationError, InputError
 
 # Positions whose log-probabilities are taken at a time, to bound memory.
 _POSITIONS = 128
-# exp of more does not fit a float64.
+# exp of a larger number does not fit a float64.
 _LARGEST_NLL = 709.0
 
 
 def split_windows(ids: Tensor, context: int) -> list[Tensor]:
-    """Cut token ids, [L], into non-overlapping windows of `context` tokens; a shorter rest of 2 or more is kept.
+    """Cut token ids, [L], into non-overlapping windows of `context` tokens.
 
-    The first token of a window is not predicted.
+    The first token of a window is not predicted. A remainder of at least 2 tokens is kept as a shorter window.
 
     Raises:
         InputError: context < 2, or fewer than `context` tokens.
@@ -48,7 +48,7 @@ def perplexity_of(nlls: Sequence[float], windows: Sequence[Tensor]) -> float:
     if mean > _LARGEST_NLL:
         raise ActivationError(
             f"perplexity: expected a mean negative log-likelihood up to {_LARGEST_NLL:.0f} nats, got {mean:.4g}: the "
-            "model's logits are out of all proportion. Check its weights."
+            "model's logits are far too large. Check its weights."
         )
     return math.exp(mean)
 
@@ -58,8 +58,9 @@ def window_nlls(
 ) -> list[float]:
     """Return the summed negative log-likelihood of each window's tokens but the first.
 
-    Each window runs on one thread, `torch.get_num_threads()` windows at a time: sums of floats then have one order,
-    and the result does not depend on the number of threads. On a GPU they run one after the other.
+    Each window runs on one thread, and `torch.get_num_threads()` windows run at the same time. Floats are then always
+    summed in the same order, so the result does not depend on the number of threads. On a GPU windows run one after
+    the other.
 
     Args:
         model: a causal language model of transformers; left in the mode and on the device it is in.
@@ -71,7 +72,7 @@ def window_nlls(
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
     def run(window: Tensor) -> float:
-        with one_thread():  # OpenMP's setting belongs to the thread, hence here as well as below
+        with one_thread():  # OpenMP's setting belongs to the thread: set here as well as below
             nll = _nll(model, window.to(device))
         done(len(window))
         return nll
@@ -89,7 +90,7 @@ def window_nlls(
 
 @contextmanager
 def one_thread() -> Iterator[int]:
-    """Let PyTorch compute on one thread inside a `with` block; yields how many there are outside."""
+    """Let PyTorch compute on one thread inside a `with` block; yields the number of threads outside it."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -117,7 +118,7 @@ def _nll(model: nn.Module, window: Tensor) -> float:
 
 
 def _name_first_non_finite(model: nn.Module, window: Tensor) -> str:
-    """Run the window again and say which module first gives NaN or infinity."""
+    """Run the window again, and name the first module whose output is NaN or infinite."""
     found: list[str] = []
     this_thread = threading.get_ident()  # other windows run through the same hooks on theirs
 

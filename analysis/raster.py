@@ -1,4 +1,4 @@
-"""Spike rasters: time against neuron."""
+"""Spike rasters: neurons over time."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def plot_raster(
 ) -> None:
     """Draw the spikes of successive tokens on one time axis.
 
-    Each token takes T timesteps; lines mark where one ends. Spikes of +1 and -1 differ in colour and shape.
+    Each token takes T timesteps; lines separate the tokens. Spikes of +1 and -1 differ in colour and shape.
 
     Args:
         train: spikes of shape [T, tokens, neurons].
         path: *.png or *.svg to write.
-        title: what is shown.
+        title: title of the figure.
         tokens: text of each token, written above its timesteps.
-        num_neurons: neurons to draw, evenly spread over all of them.
+        num_neurons: number of neurons to draw, evenly spread over all of them.
     Raises:
-        InputError: the train has another shape, or there are not as many texts as tokens.
+        InputError: the train has another shape, or the numbers of texts and tokens differ.
     """
     if train.spikes.ndim != 3 or 0 in train.spikes.shape:
         raise InputError(f"plot_raster: expected spikes [T, tokens, neurons], got shape {tuple(train.spikes.shape)}.")
@@ -47,7 +47,7 @@ def plot_raster(
     figure = Figure(figsize=(12, 6), layout="constrained")
     axes = figure.subplots()
     handles = []
-    # Marks shrink with the space there is for them: about 760 points for the time axis, 330 for the neurons.
+    # Marks shrink to fit the space: about 760 points for the time axis, 330 for the neurons.
     size = max(1.2, min(7.0, 0.8 * 760 / len(spikes), 0.8 * 330 / len(shown)))
     for value, marker, color in ((1, "s", POSITIVE), (-1, "D", NEGATIVE)):
         time, neuron = (spikes == value).nonzero()

@@ -11,7 +11,7 @@ from ..energy import recode
 from ..errors import InputError
 from ..models import LayerRecord
 
-# What each statistic means; reports print these beside the numbers.
+# The meaning of each statistic; reports print these next to the numbers.
 DEFINITIONS = {
     "mean_spikes": "spikes of either sign per channel and token",
     "mean_count": "mean |count| per channel and token",
@@ -45,8 +45,8 @@ class SpikeStatistics:
 def spike_statistics(layers: Iterable[LayerRecord]) -> SpikeStatistics:
     """Return the statistics over all channels and tokens of the given layers.
 
-    `window3_sparsity` is that of the bitwise code (report 5.5), whatever code the layers ran: three digits hold
-    |count| <= 7.
+    `window3_sparsity` is always that of the bitwise code (report 5.5), in which three digits hold |count| <= 7, even if
+    the layers ran another code.
 
     Raises:
         InputError: nothing was recorded.
@@ -75,13 +75,13 @@ def spike_statistics(layers: Iterable[LayerRecord]) -> SpikeStatistics:
 
 
 def merged_histogram(layers: Iterable[LayerRecord]) -> Counter[int]:
-    """Return how many channels of all layers together had each signed spike count."""
+    """Return the number of channels with each signed spike count, over all layers together."""
     return sum((layer.count_histogram for layer in layers), Counter())
 
 
 @dataclass(frozen=True)
 class CodeStatistics:
-    """What recorded counts cost in a code; the names are those of `SpikeStatistics`."""
+    """Statistics of recorded counts in a given code; fields as in `SpikeStatistics`."""
 
     mean_spikes: float
     train_sparsity: float
@@ -89,10 +89,10 @@ class CodeStatistics:
 
 
 def code_statistics(layers: Iterable[LayerRecord], encoder: Encoder) -> CodeStatistics | None:
-    """Return what the recorded counts of some layers would take in another code than they ran in.
+    """Return the statistics that the recorded counts of some layers would have in another code.
 
-    The code is fitted to each layer once: its timesteps (and zero point) hold all counts of the recording. None if
-    that takes trains of more than 65,536 timesteps, as rate codes of counts in the millions do.
+    The code is fitted to each layer once: its timesteps (and zero point) hold all counts of the recording. The result
+    is None if trains would need more than 65,536 timesteps, as in rate codes with counts in the millions.
     """
     num_spikes = num_slots = num_activations = longest = 0
     for layer in layers:

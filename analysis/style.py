@@ -1,4 +1,4 @@
-"""Colours and settings that all plots share; they stay distinguishable for colour-blind readers."""
+"""Colours and settings of all plots; colour-blind readers can tell the colours apart."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ SHADE = "#e8eef4"
 
 
 def plain(text: str) -> str:
-    """Return a text so that matplotlib does not read a formula in it."""
+    """Return a text escaped so that matplotlib does not take it for a formula."""
     return text.replace("$", r"\$")
 
 
 class _LogOrEven(LogLocator):
-    """Ticks of a logarithmic axis, or evenly spaced ones where too few of those are in view."""
+    """Ticks of a logarithmic axis, or evenly spaced ones if fewer than three of those are in view."""
 
     def tick_values(self, vmin: float, vmax: float) -> list[float]:
         ticks = list(super().tick_values(vmin, vmax))
@@ -29,7 +29,7 @@ class _LogOrEven(LogLocator):
 
 
 def plain_log_axis(axes: Axes) -> None:
-    """Let the vertical axis be logarithmic, with numbers such as 0.5 instead of powers."""
+    """Make the vertical axis logarithmic, with numbers such as 0.5 instead of powers."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(_LogOrEven(subs=(1, 1.5, 2, 3, 5, 7)))
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -37,6 +37,6 @@ def plain_log_axis(axes: Axes) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG or SVG, by the ending of the path, without the date that would change every file."""
+    """Write a figure as PNG or SVG, by the path's suffix, without a date, which would make every file different."""
     metadata = {"Date": None} if path.suffix == ".svg" else None
     figure.savefig(path, dpi=150, metadata=metadata)

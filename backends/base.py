@@ -120,7 +120,7 @@ class Backend(ABC):
         """
 
 
-BACKENDS: Registry[Backend] = Registry("backend")
+BACKENDS: Registry[Backend] = Registry("backend", Backend)
 
 
 def check_backend(backend: object, where: str) -> None:

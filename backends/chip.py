@@ -1,20 +1,23 @@
-"""The chip as a backend of `SpikeLinear`."""
+"""The simulated chip as a backend of `SpikeLinear`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..chip.description import Description, load_description
-from ..chip.layer import IMPLEMENTATIONS, LayerSimulation, check_jitter, simulate_layer
-from ..chip.mapping import InOrder, Mapping, Placement
+from ..chip import Description, InOrder, LayerSimulation, load_description, simulate_layer
+from ..chip import Mapping as ChipMapping
+from ..chip.layer import IMPLEMENTATIONS, check_jitter
+from ..chip.mapping import MAPPINGS, Placement
 from ..chip.network import Network, build_network
 from ..errors import InputError
+from ..registry import Raw
 from .base import BACKENDS, Backend
 
 # Packets of a call are built for this many places of a train at a time.
@@ -22,23 +25,25 @@ _PORTION = 2**24
 
 
 @BACKENDS.register("chip")
+@dataclass(frozen=True, repr=False)
 class Chip(Backend):
     """Accumulates on a simulated chip, packet by packet.
 
-    Each layer is mapped to the chip by itself; `simulate_model` maps a whole model at once.
+    Each layer is mapped to the chip by itself; `simulate_model` maps a whole model at once. Settings and chip are saved
+    with a model, whole; only `on_simulation` cannot be.
 
-    Args:
+    Attributes:
         description: a preset by name (ideal-45nm, async-45nm, loihi), the path of a .toml file, or a `Description`.
-        mapping: cuts and places layers.
+        mapping: cuts layers into cores and places them, an object or a registered name.
         stream: weights stream from DRAM, so that layers larger than the chip fit.
-        overlap: tokens of a call overlap, as in prefill; else one begins when the one before has ended.
+        overlap: tokens of a call overlap, as in prefill; else each begins when the one before has ended.
         jitter: services last up to this share longer, at random; changes times, never sums.
         seed: of the jitter.
         trace: keep every service of every call.
-        implementation: "engine", or "reference" to run on SimPy.
+        implementation: "engine" (compiled), or "simpy" to run on SimPy.
         on_simulation: called with the `LayerSimulation` of every call.
     Raises:
-        InputError: an argument is wrong; a layer that does not fit raises when it is called.
+        InputError: a setting is wrong; a layer that does not fit raises when it is called.
 
     >>> from spikebrain.coding import Ternary
     >>> train = Ternary().encode(torch.tensor([[2, -1]]), num_timesteps=2)
@@ -50,34 +55,59 @@ class Chip(Backend):
     6
     """
 
-    def __init__(
-        self,
-        description: str | os.PathLike | Description = "async-45nm",
-        *,
-        mapping: Mapping | None = None,
-        stream: bool = False,
-        overlap: bool = True,
-        jitter: float = 0.0,
-        seed: int = 0,
-        trace: bool = False,
-        implementation: str = "engine",
-        on_simulation: Callable[[LayerSimulation], Any] | None = None,
-    ) -> None:
-        self.description = description if isinstance(description, Description) else load_description(description)
-        self.mapping = mapping or InOrder()
-        if not isinstance(self.mapping, Mapping):
-            raise InputError(f"Chip.mapping: expected a Mapping such as InOrder(), got {mapping!r}.")
-        if implementation not in IMPLEMENTATIONS:
+    description: str | os.PathLike | Description = "async-45nm"
+    mapping: str | ChipMapping = field(default_factory=InOrder, kw_only=True)
+    stream: bool = field(default=False, kw_only=True)
+    overlap: bool = field(default=True, kw_only=True)
+    jitter: float = field(default=0.0, kw_only=True)
+    seed: int = field(default=0, kw_only=True)
+    trace: bool = field(default=False, kw_only=True)
+    implementation: str = field(default="engine", kw_only=True)
+    on_simulation: Callable[[LayerSimulation], Any] | None = field(default=None, kw_only=True, compare=False)
+    _placed: dict[tuple[int, int], tuple[Placement, Network]] = field(default_factory=dict, init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.description, Description):
+            object.__setattr__(self, "description", load_description(self.description))
+        object.__setattr__(self, "mapping", MAPPINGS.resolve(self.mapping, "Chip.mapping"))
+        if self.implementation not in IMPLEMENTATIONS:
             raise InputError(
-                f"Chip.implementation: expected one of {', '.join(IMPLEMENTATIONS)}, got {implementation!r}."
+                f"Chip.implementation: expected one of {', '.join(IMPLEMENTATIONS)}, got {self.implementation!r}."
             )
-        check_jitter(jitter, seed)
-        self.stream, self.overlap, self.jitter, self.seed = stream, overlap, jitter, seed
-        self.trace, self.implementation, self.on_simulation = trace, implementation, on_simulation
-        self._placed: dict[tuple[int, int], tuple[Placement, Network]] = {}
+        check_jitter(self.jitter, self.seed)
 
     def __repr__(self) -> str:
-        return f"Chip({self.description.name!r})"
+        """Show the chip's name and every other setting that is not the default."""
+        plain = ("stream", "overlap", "jitter", "seed", "trace", "implementation")
+        defaults = {f.name: f.default for f in fields(self)}
+        shown = [f"{name}={getattr(self, name)!r}" for name in plain if getattr(self, name) != defaults[name]]
+        if type(self.mapping) is not InOrder:
+            shown.insert(0, f"mapping={self.mapping!r}")
+        return f"Chip({', '.join([repr(self.chip.name), *shown])})"
+
+    @property
+    def chip(self) -> Description:
+        """The chip itself, read."""
+        assert isinstance(self.description, Description)
+        return self.description
+
+    def to_fields(self) -> dict[str, Any]:
+        """Return the settings for `registry.to_dict`.
+
+        Raises:
+            InputError: `on_simulation` is set, which no file can hold.
+        """
+        if self.on_simulation is not None:
+            raise InputError("save: Chip.on_simulation is set, which a file cannot hold. Set it to None before saving.")
+        hidden = ("on_simulation", "_placed", "description")
+        settings = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in hidden}
+        return {"description": Raw(self.chip.to_dict()), **settings}
+
+    @classmethod
+    def from_fields(cls, content: Mapping[str, Any]) -> Chip:
+        """Build a backend from what `to_fields` gave."""
+        settings = dict(content)
+        return cls(Description.from_dict(settings.pop("description")), **settings)
 
     def why_unavailable(self, device: torch.device) -> str | None:
         """Return why there is no simulation on that device: it runs on a CPU only."""
@@ -89,8 +119,9 @@ class Chip(Backend):
         """Return where a layer of that shape lies, and its stations."""
         shape = (in_features, out_features)
         if shape not in self._placed:
-            placement = self.mapping.place(*shape, self.description, streamed=self.stream)
-            self._placed[shape] = placement, build_network(placement, self.description)
+            assert isinstance(self.mapping, ChipMapping)
+            placement = self.mapping.place(*shape, self.chip, streamed=self.stream)
+            self._placed[shape] = placement, build_network(placement, self.chip)
         return self._placed[shape]
 
     def _accumulate(self, spikes: Tensor, timestep_weight: Tensor, weight: Tensor) -> Tensor:
@@ -108,7 +139,7 @@ class Chip(Backend):
                 part,
                 timestep_weight.numpy(),
                 rows,
-                self.description,
+                self.chip,
                 placement,
                 network=network,
                 overlap=self.overlap,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from .base import BACKENDS, Backend
 
 
 @BACKENDS.register("reference")
+@dataclass(frozen=True)
 class Reference(Backend):
     """Multiplies and adds in int64, one timestep at a time, on any device: no product or sum can round."""
 

@@ -1,11 +1,11 @@
-"""Where a layer on spikes is faster than a dense one: over k and the number of tokens.
+"""Where a spiking layer is faster than a dense one, by k and the number of tokens.
 
     python benchmarks/break_even.py [--device cpu|cuda] [--shape IN OUT] [--out FILE.json] [--plot FILE.png]
     python benchmarks/break_even.py --read FILE.json --plot FILE.png
 
-Speed-up of the whole SpikeLinear, in its event-driven mode and in its collapsed one, over F.linear in BF16 and over
-INT8: dynamic INT8 (torch.ao) on a CPU, torch._int_mm on a GPU, which wants 17 tokens and gets them. Activations are
-Laplace distributed.
+Measures the speed-up of a whole SpikeLinear, event-driven and with collapsed counts, over F.linear in BF16 and over
+INT8: dynamic INT8 (torch.ao) on a CPU, torch._int_mm on a GPU, which needs 17 tokens and so gets at least 17.
+Activations follow a Laplace distribution.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def bench(device: str, in_features: int, out_features: int) -> list[dict[str, An
 
 
 def int8_layers(device: str, weights: list[Tensor]) -> list[Callable[[Tensor], Tensor]]:
-    """Return dense INT8 layers: with rounding of activations on a CPU, without it on a GPU, which only multiplies."""
+    """Return dense INT8 layers; on a CPU they also round the activations, on a GPU they only multiply."""
     if device == "cpu":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -90,7 +90,7 @@ def int8_layers(device: str, weights: list[Tensor]) -> list[Callable[[Tensor], T
 
 
 def draw(found: dict[str, Any], path: Path) -> None:
-    """Speed-up over k, a line per number of tokens: solid for events, dotted for collapsed counts."""
+    """Draw speed-up over k, with one line per number of tokens: solid for events, dotted for collapsed counts."""
     figure = Figure(figsize=(12, 4.8), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     names = {"bf16": "BF16 (F.linear)", "int8": f"INT8 ({found['int8']})"}

@@ -1,11 +1,11 @@
-"""Synaptic operations a second of chip simulators, and bytes a synapse, on one 512 × 512 dense layer.
+"""Synaptic operations per second of chip simulators, and bytes per synapse, on one dense 512 × 512 layer.
 
     python benchmarks/chip_speed.py [--threads N] [--runs N] [--rate R] [--out FILE.json]
 
-Same integers, same spikes and same cores for all: 512 sources on core 0, 512 outputs on the cores of `OUTPUT_CORES`,
-Loihi's costs. SANA-FE (pip install sanafe) runs its `simple` timing, its fastest, without traces, on a chip of 4 tiles
-with 4 cores, since its whole Loihi takes 1.6 GB before the first synapse. Building is timed apart. Every simulator
-runs in a process of its own, so that memory is its own.
+All simulators get the same integers, spikes and cores: 512 sources on core 0, 512 outputs on the cores in
+`OUTPUT_CORES`, with Loihi's costs. SANA-FE (pip install sanafe) runs with `simple` timing, its fastest, without traces,
+on a chip of 4 tiles with 4 cores each, since its full Loihi takes 1.6 GB before the first synapse. Building is timed
+separately. Each simulator runs in its own process, so that its memory can be measured.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TIMESTEPS_PER_RUN = 128
 
 @dataclass(frozen=True)
 class Layer:
-    """What every simulator gets: weight [N0, N1], spikes [T, N0], and the core of each neuron."""
+    """The input of every simulator: weight [N0, N1], spikes [T, N0], and the core of each neuron."""
 
     weight: np.ndarray
     spikes: np.ndarray
@@ -42,12 +42,12 @@ class Layer:
     output_core: list[int]
 
     def num_synops(self, start: int, stop: int) -> int:
-        """Count synaptic operations of timesteps from start up to stop."""
+        """Count the synaptic operations in timesteps start to stop - 1."""
         return int(self.spikes[start:stop].sum()) * self.weight.shape[1]
 
 
 def random_layer(rate: float, num_runs: int) -> Layer:
-    """Draw INT8 weights, and spikes for one run to warm up and those to be timed."""
+    """Draw INT8 weights, and spikes for one warm-up run and the timed runs."""
     rng = np.random.default_rng(0)
     return Layer(
         weight=rng.integers(-127, 128, (SIZE, SIZE)),
@@ -58,9 +58,9 @@ def random_layer(rate: float, num_runs: int) -> Layer:
 
 
 def measure_sana_fe(layer: Layer, num_threads: int) -> dict[str, Any]:
-    """Build and run the layer in SANA-FE; each run goes on with the next timesteps of the train."""
+    """Build and run the layer in SANA-FE; each run continues with the next timesteps of the train."""
     sys.path.insert(0, str(PEERS))
-    from loihi_equations import LoihiCosts  # noqa: PLC0415 - the tests' folder is no package
+    from loihi_equations import LoihiCosts  # noqa: PLC0415 - the tests' folder is not a package
     from sanafe_loihi import (  # noqa: PLC0415
         build_net,
         description,
@@ -104,7 +104,7 @@ def measure_sana_fe(layer: Layer, num_threads: int) -> dict[str, Any]:
 
 
 def measure_ours(layer: Layer, num_threads: int) -> dict[str, Any]:
-    """Build and run the layer on our Loihi, event by event with queues and routes, a simulation per thread."""
+    """Build and run the layer on our Loihi, event by event with queues and routes, one simulation per thread."""
     from spikebrain.chip import CoreTile, Placement, load_description, simulate_layer  # noqa: PLC0415
     from spikebrain.chip.network import build_network  # noqa: PLC0415
 
@@ -123,7 +123,7 @@ def measure_ours(layer: Layer, num_threads: int) -> dict[str, Any]:
         ones = np.ones(TIMESTEPS_PER_RUN, np.int64)
         return simulate_layer(spikes, ones, weight, chip, placement, network=network).activity.num_synops
 
-    run(0)  # compiles, or reads what was compiled before
+    run(0)  # compiles, or reads compiled code from the cache
     after = resident_bytes()
     rates = []
     with ThreadPoolExecutor(num_threads) as pool:
@@ -149,7 +149,7 @@ def measure_ours(layer: Layer, num_threads: int) -> dict[str, Any]:
 
 
 def spread(rates: list[float]) -> dict[str, Any]:
-    """Return median and extremes of synaptic operations per second."""
+    """Return the median and extremes of synaptic operations per second."""
     return {
         "synops_per_s": statistics.median(rates),
         "low_synops_per_s": min(rates),
@@ -159,7 +159,7 @@ def spread(rates: list[float]) -> dict[str, Any]:
 
 
 def resident_bytes() -> int:
-    """Return this process's resident memory (Linux)."""
+    """Return this process's resident memory in bytes (Linux)."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
@@ -168,7 +168,7 @@ def compare(num_threads: int = 1, num_runs: int = 7, rate: float = 0.25) -> dict
 
     Args:
         num_threads: threads of each simulator.
-        num_runs: runs of 128 timesteps after one to warm up; medians are over these.
+        num_runs: timed runs of 128 timesteps after one warm-up run; medians are over the timed runs.
         rate: share of the sources that fire in a timestep.
     """
     os.environ["OMP_NUM_THREADS"] = str(num_threads)  # inherited by the processes below

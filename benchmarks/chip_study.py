@@ -1,9 +1,9 @@
-"""What an architect would ask: one token of SmolLM2 on variants of async-45nm, energy and latency of each.
+"""An architect's questions: energy and latency per token of SmolLM2 on variants of async-45nm.
 
     python benchmarks/chip_study.py TEXT [--num-tokens N] [--out FILE.json] [--plot FILE.png]
 
-Every variant changes one thing of the preset, or of the variant above it where its name is indented. Energies are
-simulated, nothing is measured. Orders of channels are learned from the 512 tokens that follow.
+Each variant changes one thing in the preset or, if its name is indented, in the variant above it. Energies are
+simulated; nothing is measured. Channel orders are learned from the 512 tokens after the simulated ones.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from matplotlib.figure import Figure
 from timing import write_json
 
-from spikebrain import Policy, convert, load
+from spikebrain import SpikeSettings, load, to_spiking
 from spikebrain.analysis.style import save_figure
 from spikebrain.chip import COMPONENTS, ORDERS, Description, MinimalTraffic, load_description
 from spikebrain.simulation.model import simulate_model
@@ -36,7 +36,7 @@ def variants(chip: Description) -> list[tuple[str, Description, dict]]:
         ("a packet per spike", changed(chip, packet={"payload": "spike"}), {}),
         ("minimal traffic", chip, {"mapping": MinimalTraffic()}),
     ]
-    for size in (8, 256, 2048):  # 20 pJ per 8 bytes, as 32 bytes take 80
+    for size in (8, 256, 2048):  # 20 pJ per 8 bytes, since 32 bytes take 80 pJ
         blocks = changed(chip, core={"block_bytes": size, "access_pj": 2.5 * size})
         found.append((f"blocks of {size} bytes", blocks, {}))
     found += [(f"  channels {order}", blocks, {"orders": order}) for order in ("by-rate", "together")]
@@ -45,7 +45,7 @@ def variants(chip: Description) -> list[tuple[str, Description, dict]]:
         found.append((f"queues of {depth}", changed(chip, **queues), {}))
     for kib, side in ((32, 66), (64, 45), (256, 24), (512, 18)):
         mesh = {"columns": side, "rows": side}
-        # A core leaks with its memory.
+        # A core's leakage is proportional to its memory.
         core = {"sram_bytes": 1024 * kib, "leakage_mw": kib / 128}
         found.append((f"cores of {kib} KiB, {side} x {side}", changed(chip, core=core, mesh=mesh), {}))
     registers = changed(chip, core={"accumulator_pj": 0.5})
@@ -60,10 +60,14 @@ def variants(chip: Description) -> list[tuple[str, Description, dict]]:
 
 
 def plot(rows: list[dict], path: Path) -> None:
-    """Draw energy by component and time of a token, a bar a variant."""
-    colors = dict(
-        zip(COMPONENTS, ("#0072b2", "#56b4e9", "#e69f00", *["#999999"] * 4, "#cc79a7", "#d55e00"), strict=True)
-    )
+    """Draw energy by component and time per token, with one bar per variant."""
+    colors = dict.fromkeys(COMPONENTS, "#999999") | {
+        "compute": "#0072b2",
+        "accumulators": "#56b4e9",
+        "weight reads": "#e69f00",
+        "dense rest": "#cc79a7",
+        "leakage": "#d55e00",
+    }
     labels = {"routing": "packets, routing, handshakes, encoding"}
     shown = [
         row for row in rows if "DRAM" not in row["variant"] and not row["variant"].startswith(("  bursts", "    "))
@@ -98,7 +102,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     model, tokenizer, _ = load("smollm2")
-    spiking = convert(model, Policy(), inplace=True).model
+    spiking = to_spiking(model, SpikeSettings(), inplace=True)
     ids = torch.tensor(tokenizer.encode(options.text.read_text()[:10_000], verbose=False))
     ids, following = ids[: options.num_tokens], ids[options.num_tokens :][:512]
     orders = {name: learn_orders(spiking, following, ORDERS.create(name)) for name in ORDERS}

@@ -1,11 +1,11 @@
-"""Compare sums of random layers with exact products until a number of integers is reached.
+"""Compare sums of random layers with exact products until a given number of integers has been compared.
 
     python benchmarks/compare_integers.py [--device cpu|cuda] [--number 1e9] [--seed S] [--layers N] [--out FILE]
 
 Each round draws a layer (shape, data type, bias), k, code, weights (-128 to 127), tokens and activations (Gaussian,
-Laplace, heavy-tailed; some tokens silent, some channels huge), and compares, for every backend and mode that runs here,
-the sums of the unrolled train, and the result of the whole layer, with a float64 product of the integers, exact below
-2^53. On a GPU, where kernels are compiled for each layer, all rounds share a few, each with launch settings of its own.
+Laplace, heavy-tailed; some tokens silent, some channels huge). For every backend and mode that runs here, it compares
+the sums of the unrolled train and the result of the whole layer with a float64 product of the integers, which is exact
+below 2^53. On a GPU, kernels are compiled for each layer, so all rounds share a few, each with its own launch settings.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ BACKENDS: dict[str, list[Backend]] = {"cpu": [Cpu("spike"), Cpu("count")], "cuda
 
 
 class Layer(NamedTuple):
-    """What kernels are compiled for."""
+    """The settings that kernels are compiled for."""
 
     num_inputs: int
     num_outputs: int
     dtype: torch.dtype
     bias: bool
-    settings: int  # which launch settings, of as many as there are
+    settings: int  # index of the launch settings, modulo their number
 
 
 def draw_layer(rng: random.Random, size: int) -> Layer:
@@ -52,7 +52,7 @@ def activations(rng: random.Random, num_tokens: int, num_inputs: int, dtype: tor
         x = x * torch.empty_like(x).exponential_().sqrt()
     elif kind == "heavy":
         x = x / torch.rand_like(x).clamp(min=1e-3)
-    elif kind == "lattice":  # many ties of the rounding
+    elif kind == "lattice":  # many rounding ties
         x = (2 * x).round() / 2
     x[torch.rand(num_tokens, device=device) < 0.05] = 0
     x[:, rng.randrange(num_inputs)] *= rng.choice([1, 30, 300])

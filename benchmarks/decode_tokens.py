@@ -1,12 +1,12 @@
-"""A whole converted SmolLM2 that generates greedily with a KV cache, on the CPU: tokens per second beside its peers.
+"""Greedy generation by a whole spiking SmolLM2 with a KV cache on the CPU: tokens per second, compared with peers.
 
     python benchmarks/decode_tokens.py [--tokens N] [--repeats N] [--profile] [--out FILE]
 
-Peers: the same model in transformers in FP32 and BF16, and in dynamic INT8 (torch.ao); all through `generate`, same
-prompt, same threads, one process, in turn, so that a busy moment of the machine hits all of them. Only tokens after the
-first are timed: reading the prompt is another matter. Before anything is timed, the tokens of the spiking models are
-compared with those that neuron, encoder, backend and rescaling give one after the other. `--profile` prints where the
-time of the spiking model goes.
+The peers are the same model in transformers in FP32, BF16 and dynamic INT8 (torch.ao). All run through `generate` with
+the same prompt and threads, in turns in one process, so that a busy moment of the machine affects all of them. Only
+tokens after the first are timed, so reading the prompt is left out. Before anything is timed, the tokens of the spiking
+models are compared with those from separate steps: neuron, encoder, backend, rescaling. `--profile` prints where the
+spiking model spends its time.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NAMES = {
 
 
 class Clock:
-    """A streamer: `generate` hands it each token as it comes."""
+    """A streamer that notes when `generate` passes it each token."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -72,13 +72,13 @@ def models_to_compare(model: nn.Module) -> dict[str, nn.Module]:
         "fp32": model,
         "bf16": copy.deepcopy(model).to(torch.bfloat16),
         "int8": int8,
-        "spiking": sb.convert(model).model,
-        "spiking_head": sb.convert(model, sb.Policy(include_head=True)).model,
+        "spiking": sb.to_spiking(model),
+        "spiking_head": sb.to_spiking(model, sb.SpikeSettings(include_head=True)),
     }
 
 
 def check(model: nn.Module, prompt: dict[str, Any], num_tokens: int) -> list[int]:
-    """Return the generated tokens, which must be those of the separate steps: an observed layer takes no other way."""
+    """Return the generated tokens, or exit if the separate steps, which observed layers take, give other tokens."""
     tokens, _ = generate(model, prompt, num_tokens)
     layers = [module for module in model.modules() if isinstance(module, sb.SpikeLinear)]
     with observing(layers, lambda layer, step: None):
@@ -89,7 +89,7 @@ def check(model: nn.Module, prompt: dict[str, Any], num_tokens: int) -> list[int
 
 
 def profile(model: nn.Module, prompt: dict[str, Any], num_tokens: int) -> dict[str, float]:
-    """Return milliseconds per token, from the start of a decoding step to its end, by what they are spent in."""
+    """Return the milliseconds of a decoding step, per token and by part of the model."""
     seconds = {"spiking layers": 0.0, "head": 0.0}
     head = model.get_output_embeddings()  # pyright: ignore[reportCallIssue]
     started: list[float] = []
@@ -103,7 +103,7 @@ def profile(model: nn.Module, prompt: dict[str, Any], num_tokens: int) -> dict[s
 
             def after(module, inputs, output, what=what):
                 taken = time.perf_counter() - started.pop()
-                seconds[what] += taken if inputs[0].shape[-2] == 1 else 0.0  # not what the prompt takes
+                seconds[what] += taken if inputs[0].shape[-2] == 1 else 0.0  # without the prompt
 
             handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
     _, rate = generate(model, prompt, num_tokens)

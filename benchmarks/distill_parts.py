@@ -1,4 +1,4 @@
-"""What distill_smollm2.py runs on and measures with: teacher, texts, samples, perplexity in batches."""
+"""Parts of distill_smollm2.py: teacher, texts, samples, and perplexity in batches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from spikebrain.models.training import sample_from
 
 @torch.no_grad()
 def perplexity(model: Any, ids: Tensor, window: int, batch_tokens: int) -> float:
-    """Return exp of the mean negative log-likelihood over windows without overlap; a rest of 2 or more is one too."""
+    """Return exp of the mean negative log-likelihood over windows without overlap; the last needs 2 tokens or more."""
     was_training, device = model.training, next(model.parameters()).device
     model.eval()
     whole = len(ids) // window * window
@@ -29,15 +29,15 @@ def perplexity(model: Any, ids: Tensor, window: int, batch_tokens: int) -> float
             continue
         rows = batch.to(device)
         logits = model(input_ids=rows, use_cache=False).logits[:, :-1]
-        for some, targets in zip(logits, rows[:, 1:], strict=True):
-            total += nn.functional.cross_entropy(some.float(), targets, reduction="sum").double()
+        for row, targets in zip(logits, rows[:, 1:], strict=True):
+            total += nn.functional.cross_entropy(row.float(), targets, reduction="sum").double()
             count += len(targets)
     model.train(was_training)
     return float((total / count).exp())
 
 
 def written_by(teacher: Any, options: argparse.Namespace) -> Tensor:
-    """Return tokens that the teacher writes, in bfloat16 on a GPU."""
+    """Return tokens sampled from the teacher, which runs in bfloat16 on a GPU."""
     if options.samples == 0:
         return torch.zeros(0, dtype=torch.int64)
     writer = copy.deepcopy(teacher)
@@ -47,14 +47,14 @@ def written_by(teacher: Any, options: argparse.Namespace) -> Tensor:
 
 
 def calibration_rows(tokens: Tensor, options: argparse.Namespace) -> Tensor:
-    """Return texts of 512 tokens from the beginning and the end: samples and books."""
+    """Return texts of up to 512 tokens from the beginning (samples) and the end (books)."""
     size, half = min(512, options.window), options.calibrate // 2
-    some = torch.cat([tokens[:half], tokens[-half:]])
-    return some[: len(some) // size * size].view(-1, size)
+    both = torch.cat([tokens[:half], tokens[-half:]])
+    return both[: len(both) // size * size].view(-1, size)
 
 
 def load_teacher(options: argparse.Namespace) -> tuple[Any, Callable[[str], Tensor], Any]:
-    """Return the Transformer, what makes ids of a text, and its tokenizer."""
+    """Return the Transformer, a function from text to ids, and the tokenizer."""
     if options.smoke:
         torch.manual_seed(0)
         sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 4}

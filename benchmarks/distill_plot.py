@@ -1,4 +1,4 @@
-"""The picture of distill_smollm2.py: perplexity over tokens, and the loss of each stage."""
+"""The figure of distill_smollm2.py: perplexity over tokens, and the loss of each stage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from spikebrain.analysis.style import NEGATIVE, NEUTRAL, POSITIVE, SHADE, plain_log_axis, save_figure
 
-# Losses are averaged over so many parts of a stage, beside the single steps.
+# Number of parts of a stage whose mean losses are drawn over those of the single steps.
 _PARTS = 40
 
 
@@ -17,9 +17,9 @@ def plot_curves(content: dict[str, Any], losses: list[list[float]], teacher: flo
     """Draw what distill_smollm2.py found.
 
     Args:
-        content: of result.json.
-        losses: of each step, by stage.
-        teacher: perplexity of the teacher on the tokens that make the curve.
+        content: content of result.json.
+        losses: loss of each step, by stage.
+        teacher: perplexity of the teacher on the curve's tokens.
         path: file to write.
     """
     stages, curve = content["stages"], content["curve"]

@@ -1,19 +1,20 @@
-"""SmolLM2 becomes a hybrid, half of its layers linear, and is trained lightly: perplexity before and after, on spikes.
+"""Convert SmolLM2 to a hybrid with half of its layers linear, train it briefly, and measure perplexity throughout.
 
     python benchmarks/distill_smollm2.py --text BOOK.txt [BOOK.txt ...] --test wiki.test.raw --out DIR
         [--model smollm2] [--samples N] [--minutes M] [--save DIR] [--learning-rate R ...]
     python benchmarks/distill_smollm2.py --smoke --out DIR
 
-The teacher writes --samples tokens (bfloat16, temperature 1); they and the books are what is trained on, and the test
-text never is. The converted model is calibrated on --calibrate of those tokens, then trained in the stages of `STAGES`,
-each of which has a share of what is left of --minutes: its number of steps follows from the time of a few steps of a
-copy. The last stage has spikes in its forward pass. Perplexity is taken of the test text in windows of --window tokens
-without overlap, the first token of each not predicted, in float32; and of its first --watched tokens a few times in
-each stage. Training is bfloat16 autocast on a GPU, float32 on a CPU; parameters and optimiser are float32.
+The teacher writes --samples tokens (bfloat16, temperature 1). Training uses these and the books, never the test text.
+The converted model is calibrated on --calibrate of those tokens, then trained in the stages of `STAGES`. Each stage
+gets a share of the remaining --minutes; its number of steps follows from the time of a few steps on a copy. The last
+stage has spikes in its forward pass. Perplexity, float and on spikes, is measured on the test text in float32, in
+windows of --window tokens without overlap, where the first token of each window is not predicted. It is also measured
+on the first --watched tokens a few times per stage. Training uses bfloat16 autocast on a GPU and float32 on a CPU;
+parameters and optimiser are float32.
 
-Writes result.json (every figure with its conditions), losses.json and curve.png. The state of the training is kept in
---state (about 1.6 GB a stage): where a command may not run for long, --pause-after SECONDS ends it cleanly, and the
-same command goes on.
+Writes result.json (every figure with its conditions), losses.json and curve.png. The training state is kept in --state
+(about 1.6 GB per stage). If a command cannot run for long, --pause-after SECONDS ends it cleanly, and the same command
+continues.
 """
 
 from __future__ import annotations
@@ -36,17 +37,17 @@ from torch import nn
 
 import spikebrain as sb
 from spikebrain.models.conversion import from_transformer
-from spikebrain.models.io import save_folder
+from spikebrain.models.io import save
 from spikebrain.models.training import DistillSettings, Stage, distill, fit_steps
 
-# Objective, share of the training time, tokens of a text, learning rate as a multiple of --learning-rate, spikes.
+# Objective, share of the training time, tokens per text, learning rate as a multiple of --learning-rate, spikes.
 STAGES: tuple[tuple[str, float, int, float, str | None], ...] = (
     ("attention", 0.10, 512, 1.0, None),
     ("logits", 0.60, 512, 0.3, None),
     ("logits", 0.15, 1024, 0.1, None),
     ("logits", 0.15, 512, 0.05, "as-described"),
 )
-# Times that the perplexity of the watched tokens is taken in a stage.
+# Number of perplexity measurements on the watched tokens per stage.
 LOOKS = 6
 
 
@@ -66,7 +67,7 @@ def main() -> None:
 
 
 class Run:
-    """The experiment: what it has found so far."""
+    """The experiment and its results so far."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.start = options, time.perf_counter()
@@ -101,7 +102,7 @@ class Run:
         return result
 
     def figure(self, name: str, make: Callable[[], nn.Module]) -> None:
-        """Take a perplexity of the whole test text, unless an earlier call has."""
+        """Measure perplexity on the whole test text, unless an earlier call did."""
         if name not in self.found:
             model = make()
             self.found[name] = self.timed(f"perplexity, {name}", lambda: self.measure(model))
@@ -109,19 +110,19 @@ class Run:
             self.keep()
 
     def keep(self) -> None:
-        """Write down what an interrupted run must know."""
+        """Save what an interrupted run needs to continue."""
         fields = {name: getattr(self, name) for name in ("found", "seconds", "curve", "stages", "left")}
         partial = self.state / "progress.partial"
         partial.write_text(json.dumps(fields))
         partial.replace(self.state / "progress.json")
 
     def convert(self) -> None:
-        """Measure the teacher, let it write, convert it, calibrate."""
+        """Measure the teacher, sample from it, convert it and calibrate the result."""
         if (self.state / "progress.json").exists():
             vars(self).update(json.loads((self.state / "progress.json").read_text()))
         teacher, samples = self.teacher, self.state / "samples.safetensors"
         self.figure("teacher", lambda: teacher)
-        self.figure("teacher, spiking", lambda: sb.convert(teacher, sb.Policy()).model)
+        self.figure("teacher, spiking", lambda: sb.to_spiking(teacher, sb.SpikeSettings()))
         if not samples.exists():
             save_file({"ids": self.timed("sampling", lambda: written_by(teacher, self.options))}, samples)
         self.tokens = torch.cat([load_file(samples)["ids"], self.books])
@@ -132,14 +133,14 @@ class Run:
         if not self.curve:
             first = self.measure(self.student, self.options.watched)
             self.curve.append({"tokens": 0, "stage": None, "perplexity": first})
-            # Figures to come also take their time: four in float and two on spikes.
+            # Later measurements also take time: four in float and two on spikes.
             used = time.perf_counter() - self.start
             used += 6 * self.seconds["perplexity, teacher"] + 3 * self.seconds["perplexity, teacher, spiking"]
             self.left = max(60 * self.options.minutes - used, 0)
             self.keep()
 
     def train(self, number: int) -> bool:
-        """Train for the share of a stage, and return whether it is finished."""
+        """Train a stage for its share of the time, and return whether it is finished."""
         objective, share, _, _, spiking = STAGES[number]
         if spiking is not None and STAGES[number - 1][-1] is None:
             self.figure("trained", lambda: self.student)
@@ -202,11 +203,11 @@ class Run:
         (options.out / "losses.json").write_text(json.dumps(self.losses) + "\n")
         plot_curves(content, self.losses, self.measure(self.teacher, options.watched), options.out / "curve.png")
         if options.save:
-            save_folder(self.student, options.save, self.tokenizer)
+            save(self.student, options.save, self.tokenizer)
 
 
 def settings_of(number: int, options: argparse.Namespace, device: torch.device) -> DistillSettings:
-    """Return a stage whose steps are not known yet."""
+    """Return the settings of a stage whose number of steps is not known yet."""
     objective, _, context, rate, spiking = STAGES[number]
     context = min(context, options.window)
     stage = Stage(

@@ -1,11 +1,11 @@
-"""Encoding and packing against the public method's float train, on a CPU or a GPU.
+"""Encoding and packing, compared with the public method's float train, on a CPU or a GPU.
 
     python benchmarks/encode.py [--device cpu|cuda] [--shape TOKENS CHANNELS ...] [--k K] [--code NAME] [--out FILE]
 
-The public method is written from its description: counts expand into a float32 train [T, ...] of bits and signs. From
-activations, it gets the counts as ours do (threshold and rounding in PyTorch). Inputs rotate through more memory than
-the caches hold. Before anything is timed, packed trains are compared with the plain path, and the public one's sum with
-the counts.
+The public method is implemented from its description: counts expand into a float32 train [T, ...] of bits and signs.
+When it starts from activations, it computes counts as ours does (threshold and rounding in PyTorch). Inputs rotate
+through more memory than the caches hold. Before anything is timed, packed trains are compared with the plain path, and
+the sum of the public train with the counts.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def float_train(count: Tensor, num_timesteps: int) -> Tensor:
 
 
 def measure_on(device: torch.device, call: Callable[[int], object], num_variants: int) -> Timing:
-    """Time calls; on a GPU between events, so that the time is the device's, with the host's where it is slower."""
+    """Time calls; on a GPU between events, which gives the device's time, or the host's if it is slower."""
     if device.type == "cpu":
         return measure(call, num_variants)
     for i in range(10):
@@ -53,7 +53,7 @@ def measure_on(device: torch.device, call: Callable[[int], object], num_variants
 
 
 def seconds_of_kernels(call: Callable[[int], object], num_variants: int) -> float:
-    """Return the GPU's part of a call: the time of its kernels and copies, as the profiler of PyTorch saw them."""
+    """Return the GPU's part of a call: the time of its kernels and copies, from PyTorch's profiler."""
     num_calls = 20
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profiler:
         for i in range(num_calls):
@@ -63,7 +63,7 @@ def seconds_of_kernels(call: Callable[[int], object], num_variants: int) -> floa
 
 
 def check(encoder: sb.Encoder, x: Tensor, count: Tensor, num_timesteps: int, neuron: sb.AdaptiveThreshold) -> None:
-    """End the run unless every way to a packed train gives the plain one, and all give the counts."""
+    """Exit unless every way of packing gives the plain train, and the public train gives the counts."""
     packed = encoder.pack(count, num_timesteps)
     plain = sb.PackedTrain.from_train(encoder.encode(count, num_timesteps), len(packed.negative))
     whole, _ = sb.pack_activations(x, neuron, encoder, num_timesteps)
@@ -87,7 +87,7 @@ def bench(device: torch.device, shape: Sequence[int], k: float, code: str) -> li
     low, high = min(int(c.min()) for c in counts), max(int(c.max()) for c in counts)
     encoder, num_timesteps = ENCODERS.create(code).fitted(low, high)
     num_timesteps += 1 if max(int(neuron(x).count.abs().max()) for x in halves) > max(high, -low) else 0
-    # The public train has as many timesteps as bits are needed, whatever our code needs.
+    # The public train has one timestep per bit of the largest count, regardless of our code.
     public_timesteps = max(1, max(high, -low).bit_length())
     check(encoder, inputs[0], counts[0], num_timesteps, neuron)
     ours = encoder.pack(counts[0], num_timesteps).num_bytes
@@ -103,7 +103,7 @@ def bench(device: torch.device, shape: Sequence[int], k: float, code: str) -> li
         rows.append(as_row(timing, name=name, input_gb_per_s=rate, **kernels, **case))
 
     def compare(first: int) -> None:
-        """Compare rows with the first of them, the public method's."""
+        """Compare rows with the first one, the public method."""
         for row in rows[first:]:
             row["ratio_time"] = rows[first]["median_s"] / row["median_s"]
             if "kernels_s" in row:

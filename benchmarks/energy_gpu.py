@@ -1,11 +1,11 @@
-"""Joules per token of a model in BF16, with INT8 products, and on spikes, read off the GPU's energy counter.
+"""Joules per token of a model in BF16, with INT8 products and on spikes, from the GPU's energy counter.
 
     python benchmarks/energy_gpu.py [--model smollm2] [--text FILE] [--prefill 2048] [--seconds 3] [--out FILE.json]
 
-The same text for all; random tokens without --text. Decoding: one token after a prompt of 64, without the prompt, one
-call of the model a token; and the same replayed as a CUDA graph, which does not wait for Python. Prefill: all tokens
-at once. The INT8 model has the same INT8 weights and dynamic INT8 activations, through
-`torch._int_mm`, which needs more than 16 rows, so that it decodes 32 rows at a time and is charged for all of them.
+All models get the same text, or random tokens without --text. Decoding is one token after a prompt of 64 tokens (which
+is not measured), with one model call per token, and the same replayed as a CUDA graph, which does not wait for Python.
+Prefill takes all tokens at once. The INT8 model has the same INT8 weights and dynamic INT8 activations, through
+`torch._int_mm`. This needs more than 16 rows, so the model decodes 32 rows at a time and is charged for all of them.
 Needs a CUDA GPU and nvidia-ml-py (pip install 'spikebrain[measure]').
 """
 
@@ -36,11 +36,11 @@ class Int8Linear(nn.Module):
 
     def __init__(self, layer: SpikeLinear) -> None:
         super().__init__()
-        self.weight = layer.weight.contiguous().t()  # [in, out], column by column, as INT8 products want it
+        self.weight = layer.weight.contiguous().t()  # [in, out], column by column, as INT8 products need it
         self.scale, self.bias = layer.scale.t(), layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """Run the layer, with rows of zeros up to the 32 that the product takes."""
+        """Run the layer, padded with rows of zeros to the 32 rows that the product needs."""
         rows = x.reshape(-1, x.shape[-1]).float()
         scale = rows.abs().amax(1, keepdim=True).clamp(min=1e-5) / 127
         codes = (rows / scale).round().to(torch.int8)
@@ -61,7 +61,7 @@ def int8_model(spiking: nn.Module) -> nn.Module:
 
 
 def in_graph(call: Callable[[], None], cache: Any) -> Callable[[], None] | None:
-    """Return what replays a call that reads the cache, or None, with a message, if it cannot be captured."""
+    """Return a function that replays a call on the cache, or print why it cannot be captured and return None."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -76,7 +76,7 @@ def in_graph(call: Callable[[], None], cache: Any) -> Callable[[], None] | None:
         return None
 
     def replay() -> None:
-        assert kept  # what the cache held is read by every replay
+        assert kept  # every replay reads the cache's tensors, so they must stay alive
         graph.replay()
 
     return replay
@@ -108,10 +108,10 @@ def main() -> None:
     ids = ids.to("cuda")
     results = []
     for system in ("bf16", "int8", "spiking"):
-        model: Any = dense if system == "bf16" else sb.convert(dense).model
+        model: Any = dense if system == "bf16" else sb.to_spiking(dense)
         model = int8_model(model) if system == "int8" else model
         first = model(ids[:, :64], use_cache=True)
-        # The cache was renamed from version to version of transformers.
+        # The name of the cache argument depends on the version of transformers.
         name = "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
         cache, one = getattr(first, name), ids[:, 64:65]
 

@@ -1,10 +1,10 @@
-"""Energy of SmolLM2 over k, codes and energy tables: the tables of docs/results.md, as Markdown.
+"""Energy of SmolLM2 by k, code and energy table: the tables of docs/results.md, as Markdown.
 
     python benchmarks/energy_tables.py [--tokens 2048] [--out FOLDER]
 
 Runs the default text of `spikebrain report` once for each k, in windows of 512 tokens, and counts every code from the
-same recording. Modelled, nothing is measured. Takes about two minutes on 2 cores. With --out, writes the waterfall and
-break-even plots of k = 3.
+same recording. All energies are modelled; nothing is measured. Takes about two minutes on 2 cores. With --out, writes
+the waterfall and break-even plots for k = 3.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from spikebrain.energy import (
     table_names,
     waterfall,
 )
-from spikebrain.jobs.report import read_text
+from spikebrain.jobs.inputs import read_text
 from spikebrain.models import Recording
 
 KS = (2.0, 3.0, 4.0)
@@ -48,14 +48,14 @@ def main() -> None:
     ids = torch.tensor(tokenizer.encode(read_text(None)[0], verbose=False))[: options.tokens]
     recordings = {}
     for k in KS:
-        spiking = sb.convert(model, sb.Policy(neuron=sb.AdaptiveThreshold(k=k))).model
+        spiking = sb.to_spiking(model, sb.SpikeSettings(neuron=sb.AdaptiveThreshold(k=k)))
         with sb.record(spiking, block_bytes=BLOCKS, shared_tokens=SHARED) as recordings[k]:
             window_nlls(spiking, split_windows(ids, 512), lambda _: None)
         del spiking
     codes(recordings)
     tables(recordings)
     steps(count_operations(recordings[3.0]))
-    fetches(recordings[3.0])
+    model_options(recordings[3.0])
     points(count_operations(recordings[3.0]).grouped(), options.out)
 
 
@@ -114,15 +114,15 @@ def steps(counts: ModelCounts) -> None:
             )
 
 
-def fetches(recording: Recording) -> None:
+def model_options(recording: Recording) -> None:
     print("\n## Options, k = 3, 45 nm: INT8 / spiking, projections and whole model\n")
     print("| option | whole model | projections only |")
     print("| --- | --- | --- |")
     rows: list[tuple[str, dict[str, Any], dict[str, Any]]]
-    rows = [(f"weights per {fetch}", {"fetch": fetch}, {}) for fetch in ("spike", "channel", "block")]
-    rows += [("blocks of 2048 bytes", {"fetch": "block"}, {"block_bytes": 2048})]
+    rows = [(f"weights per {per}", {"reads_per": per}, {}) for per in ("spike", "channel", "block")]
+    rows += [("blocks of 2048 bytes", {"reads_per": "block"}, {"block_bytes": 2048})]
     rows += [(f"per channel, shared by {n} tokens", {}, {"shared_tokens": n}) for n in SHARED[1:]]
-    rows += [("shift per spike", {"shift": "spike"}, {}), ("sums in SRAM", {"sums": "sram"}, {})]
+    rows += [("shift per spike", {"shifts_per": "spike"}, {}), ("sums in SRAM", {"sums_in": "sram"}, {})]
     rows += [(f"SRAM banks of {n // 1024} KB", {"sram_bytes": n}, {}) for n in (8192, 1048576)]
     rows += [
         ("weights in DRAM", {"on_chip_bytes": 0}, {}),

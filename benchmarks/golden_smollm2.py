@@ -1,10 +1,10 @@
-"""SmolLM2 against figures made independently of this project: perplexities and spike statistics for five k.
+"""Compare SmolLM2 with figures made independently of this project: perplexity and spike statistics for five k.
 
     python benchmarks/golden_smollm2.py GOLDEN.json TEXT [--out FILE] [--k 3 ...]
 
-GOLDEN.json is smollm2_wikitext2.json of the golden vectors, TEXT the wiki.test.raw of WikiText-2 that it names. Prints
-each figure beside its golden value and exits with 1 if one is outside the tolerance: perplexity 0.5 % (spiking 1 %,
-since rounding ties move), statistics 0.5 %, max_count 1 %. Takes about 5 minutes on 2 cores.
+GOLDEN.json is smollm2_wikitext2.json from the golden vectors, TEXT the wiki.test.raw of WikiText-2 that it names.
+Prints each figure next to its golden value, and exits with 1 if any is outside its tolerance: perplexity 0.5 % (spiking
+1 %, since rounding ties can change), statistics 0.5 %, max_count 1 %. Takes about 5 minutes on 2 cores.
 """
 
 from __future__ import annotations
@@ -57,14 +57,14 @@ def main() -> int:
 
     print(f"{'':32} {'found':>12} {'golden':>12} {'difference':>10}")
     compare("float perplexity", measure_perplexity(model, windows), golden["float_perplexity"], 0.005)
-    rounded = sb.dequantize(sb.convert(model).model)
+    rounded = sb.to_dense(sb.to_spiking(model))
     compare("INT8 weights perplexity", measure_perplexity(rounded, windows), golden["w8_perplexity"], 0.005)
     del rounded
     for k, expected in golden["k"].items():
         if options.k and float(k) not in map(float, options.k):
             continue
-        spiking = sb.convert(model, sb.Policy(neuron=sb.AdaptiveThreshold(k=float(k)))).model
-        with sb.record(spiking, block_bytes=()) as recording:  # no figure here is of reads
+        spiking = sb.to_spiking(model, sb.SpikeSettings(neuron=sb.AdaptiveThreshold(k=float(k))))
+        with sb.record(spiking, block_bytes=()) as recording:  # no weight reads are compared
             perplexity = measure_perplexity(spiking, windows)
         layers = recording.layers.values()
         statistics = spike_statistics(layers)

@@ -1,4 +1,4 @@
-"""Timing on a GPU: calls captured in one CUDA graph, so that launches cost what they cost in a captured model."""
+"""Timing on a GPU, with calls captured in one CUDA graph, so that launches cost as much as in a captured model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from timing import Timing
 def measure_in_graph(call: Callable[[int], object], num_variants: int, *, num_replays: int = 50) -> Timing:
     """Capture call(0) ... call(num_variants - 1) in a graph, replay it, and return the seconds of one call.
 
-    Different variants use different weights, more than the caches hold together.
+    Each variant uses its own weights, and together they exceed the caches.
     """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())

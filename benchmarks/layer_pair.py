@@ -1,11 +1,11 @@
-"""Two layers of SpikingBrain-7B's size, linear and window attention, with random weights: prefill and decoding.
+"""Prefill and decoding of two layers the size of SpikingBrain-7B's, linear and window attention, with random weights.
 
     python benchmarks/layer_pair.py [--tokens N ...] [--device cpu|cuda] [--preset 7b|tiny] [--out FILE]
 
-Three models of the same shapes, in bfloat16: the float pair, the pair on spikes ("as-described": every projection, the
-queries of attention, INT8 keys and values), and two layers of full attention as a Transformer has them. Milliseconds
-per layer: the median over repeated calls of the whole pair, halved. Decoding is one token after the prefill, eager, so
-that it holds what Python takes to launch kernels.
+Compares three bfloat16 models of the same shapes: the float pair, the pair on spikes ("as-described": all projections
+and the queries of attention spike, keys and values are INT8), and two layers of full attention, as in a Transformer.
+Milliseconds per layer are the median over repeated calls of the whole pair, halved. Decoding is one token after the
+prefill, in eager mode, so it includes Python's time to launch kernels.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PRESETS: dict[str, Callable[..., SpikingBrainConfig]] = {"7b": spikingbrain_7b, 
 
 
 def milliseconds(call: Callable[[], object], device: str, seconds: float = 1.0) -> list[float]:
-    """Return how long calls take, at least five, after two that are not counted."""
+    """Return the times of at least five calls, after two calls to warm up."""
     found: list[float] = []
     for i in range(10_000):
         start = time.perf_counter()

@@ -1,11 +1,11 @@
-"""One linear layer on spikes against dense layers, on the CPU.
+"""One spiking linear layer compared with dense layers, on the CPU.
 
     python benchmarks/spike_linear.py [--shape IN OUT ...] [--tokens N ...] [--k K] [--out FILE]
 
-Peers, in the same process: F.linear in FP32 and BF16, dynamic INT8 (torch.ao), torch._int_mm, and the public spiking
-method as its papers describe it: a float train [T, ...] times float weights, summed over time. Weights rotate through
-more memory than the caches hold. The whole layer and dynamic INT8 are timed once more in turns, call by call, so that
-what disturbs one disturbs the other. Before anything is timed, every integer is compared with an exact product.
+The peers run in the same process: F.linear in FP32 and BF16, dynamic INT8 (torch.ao), torch._int_mm, and the public
+spiking method as its papers describe it: a float train [T, ...] times float weights, summed over time. Weights rotate
+through more memory than the caches hold. The whole layer and dynamic INT8 are timed again in turns, call by call, so
+that any disturbance affects both. Before anything is timed, every integer is compared with an exact product.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def bench(in_features: int, out_features: int, num_tokens: int, k: float) -> lis
 
 
 def read_bandwidth() -> float:
-    """Return bytes per second of reading memory in order, on all threads: the sum of 512 MB."""
+    """Return bytes per second when all threads read memory in order, to sum 512 MB."""
     memory = torch.ones(ROTATING_BYTES // 4)
     return ROTATING_BYTES / measure(lambda i: memory.sum(), 1, min_calls=10, min_seconds=0.5).median_s
 

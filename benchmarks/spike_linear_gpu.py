@@ -1,12 +1,12 @@
-"""One linear layer on spikes against dense layers, on an NVIDIA GPU.
+"""One spiking linear layer compared with dense layers, on an NVIDIA GPU.
 
     python benchmarks/spike_linear_gpu.py [--shape IN OUT ...] [--tokens N ...] [--k K] [--out FILE]
 
-All timed inside CUDA graphs, weights rotating through more memory than the caches hold. Peers, in the same process:
-F.linear in FP32 and BF16, torch._int_mm, FP8 (torch._scaled_mm), and the public spiking method (a float train times
-float weights). Activations are BF16 and Laplace distributed: 15 % of the channels are then silent at k = 3, as in
-language models. Before anything is timed, every integer is compared with an exact product. The floor of mode `spike`
-is the INT8 rows of active channels, over the bandwidth of copying.
+All calls are timed inside CUDA graphs, with weights that rotate through more memory than the caches hold. The peers run
+in the same process: F.linear in FP32 and BF16, torch._int_mm, FP8 (torch._scaled_mm), and the public spiking method (a
+float train times float weights). Activations are BF16 from a Laplace distribution: 15 % of the channels are then silent
+at k = 3, as in language models. Before anything is timed, every integer is compared with an exact product. The floor
+(lower bound) of mode `spike` is the bytes of the active channels' INT8 rows divided by the copy bandwidth.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def bench(in_features: int, out_features: int, num_tokens: int, k: float, bandwi
 def add_alone(
     settings: triton_spike.Settings, layer: sb.SpikeLinear, x: Tensor, weights: list[Tensor]
 ) -> Callable[[int], None]:
-    """Return the accumulation of mode `spike` alone: the rows of given lists are added and rescaled."""
+    """Return a call that runs only the accumulation of mode `spike`: rows from ready lists are added and rescaled."""
     rule, bounds = layer.neuron.kernel_rule(), layer.neuron.count_bounds(layer.in_features)
     assert rule is not None
     plans = []
@@ -116,7 +116,7 @@ def add_alone(
 
     def call(i: int) -> None:
         if i == 0:
-            sums.zero_()  # all at once: one pass over a few megabytes in a whole round
+            sums.zero_()  # all at once: one pass over a few megabytes per round
         triton_spike.add_rows(plans[i]._replace(sums=sums[i]))
 
     return call

@@ -2,15 +2,16 @@
 
     python benchmarks/state_memory.py [--out FILE] [--lengths 1024 8192 65536]
 
-State depends on heads, channels a head, window and layers, not on the hidden size, which is small here so that a CPU
-runs it; heads, channels and window (4096) are the 7B's. Two layers of 7B and seven of 76B (one period of each) are
-filled by the model itself, in portions, and `num_bytes` of the cache is read; that is scaled to 28 layers, which is
-exact since periods are equal. Columns hold one byte more a token and layer, which says whether it is text; that is
-included.
-The Transformer is the same model with full attention in each layer, at two bytes a number as in float16. All are
-filled up to --measured tokens; beyond, the columns of full attention, one a token, are counted on from their measured
-size, and all else is constant, since windows are full then.
-Float states of linear attention are float32; keys and values of float models are bfloat16.
+The size of the state depends on heads, channels per head, window and layers, but not on the hidden size, which is small
+here so that a CPU can run the model. Heads, channels and window (4096) are the 7B's. The model itself fills two layers
+of the 7B and seven of the 76B (one period of each), in portions, and `num_bytes` of the cache is read. It is scaled to
+28 layers, which is exact since all periods are equal. It includes one extra byte per token and layer of softmax
+attention, which marks text.
+
+The Transformer is the same model with full attention in each layer, at two bytes per number as in float16. All models
+run up to --measured tokens. Beyond that, windows are full and only the columns of full attention grow, by one per
+token; their size is extrapolated from the measured one. Float states of linear attention are float32; keys and values
+of float models are bfloat16.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from spikebrain import spikingbrain_settings
 from spikebrain.models.conversion import to_spiking
 from spikebrain.models.spikingbrain import (
     SpikingBrainCache,
@@ -42,7 +44,7 @@ def main() -> None:
     parser.add_argument("--measured", type=int, default=6144, help="tokens that run; more than the window")
     options = parser.parse_args()
     small = {"vocab_size": 16, "hidden_size": 16, "head_dim": 128, "intermediate_size": 16}
-    # One query head a key/value head: queries leave no state.
+    # One query head per key/value head, since queries leave no state.
     small |= {"num_heads": 4, "num_kv_heads": 4}
     sinks = {"gate": "tied", "feature_map": "sigmoid", "num_sinks": 128}
     rows = {
@@ -73,10 +75,10 @@ def _dense_76b() -> str:
 
 @torch.inference_mode()
 def measure(config: SpikingBrainConfig, setting: str | None, lengths: list[int], measured: int) -> dict[int, int]:
-    """Return bytes by length, for all layers."""
+    """Return bytes of state by length, for 28 layers."""
     model = SpikingBrainForCausalLM(config).eval()
-    model = to_spiking(model, setting) if setting else model.bfloat16()
-    # Beyond their windows only the columns of full attention grow, one for each token.
+    model = to_spiking(model, spikingbrain_settings(setting)) if setting else model.bfloat16()
+    # Once windows are full, only the columns of full attention grow, by one per token.
     full = sum(plan.softmax == "full" for plan in config.layers)
     cache, sizes = SpikingBrainCache(config), {}
     for length in sorted(lengths):

@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing over rotating inputs, the environment, a table and a JSON file."""
+"""Helpers for all benchmarks: timing over rotating inputs, the environment, rows and a JSON file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 
 @dataclass
 class Timing:
-    """Seconds of one call: median, and the quartiles as spread."""
+    """Seconds per call: the median, with the quartiles as spread."""
 
     median_s: float
     low_s: float
@@ -29,13 +29,13 @@ class Timing:
 def measure(
     call: Callable[[int], object], num_variants: int, *, min_calls: int = 30, min_seconds: float = 1.0
 ) -> Timing:
-    """Time call(0), call(1), ... round and round, so that no variant's weights are still in a cache.
+    """Time call(0), call(1), ... in rotation, so that no variant's weights are still in a cache.
 
     Args:
-        call: does the work with the weights of that variant.
-        num_variants: how many there are.
-        min_calls: least number of timed calls.
-        min_seconds: least time to spend on them.
+        call: does the work with the weights of the given variant.
+        num_variants: number of variants.
+        min_calls: minimum number of timed calls.
+        min_seconds: minimum time to spend on them.
     """
     turns = measure_in_turns({"": call}, num_variants, min_calls=min_calls, min_seconds=min_seconds)
     return turns[""]
@@ -44,7 +44,7 @@ def measure(
 def measure_in_turns(
     calls: Mapping[str, Callable[[int], object]], num_variants: int, *, min_calls: int = 30, min_seconds: float = 2.0
 ) -> dict[str, Timing]:
-    """Time several calls turn by turn, so that what disturbs the machine disturbs all of them; else like `measure`."""
+    """Time several calls in turns, so that a disturbance affects all of them; otherwise like `measure`."""
     for i in range(min(num_variants, 3)):
         for call in calls.values():
             call(i)
@@ -66,7 +66,7 @@ def measure_in_turns(
 
 
 def environment() -> dict[str, Any]:
-    """Return what the timings depend on besides the code."""
+    """Return the conditions that timings depend on besides the code."""
     model = next((line.split(":")[1].strip() for line in _cpu_info() if line.startswith("model name")), "unknown")
     packages = ("spikebrain", "torch", "numba", "numpy")
     return {
@@ -90,5 +90,5 @@ def write_json(path: Path | None, rows: Sequence[dict[str, Any]], **more: object
 
 
 def as_row(timing: Timing, **more: object) -> dict[str, Any]:
-    """Return a timing as a row, with whatever describes it in front."""
+    """Return a timing as a row, after the fields that describe it."""
     return {**more, **asdict(timing)}

@@ -1,6 +1,7 @@
 """The simulated asynchronous chip: exact integers, and how long, how much energy and where the bottleneck is."""
 
-from .activity import COMPONENTS, Activity
+from .activity import Activity
+from .components import COMPONENTS, Component
 from .description import Description, load_description
 from .layer import LayerSimulation, simulate_layer
 from .mapping import MAPPINGS, CoreTile, InOrder, Mapping, MinimalTraffic, Placement, num_packet_hops, plan
@@ -14,6 +15,7 @@ __all__ = [
     "AsGiven",
     "ByRate",
     "ChannelOrder",
+    "Component",
     "CoreTile",
     "Description",
     "InOrder",

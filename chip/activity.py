@@ -6,45 +6,37 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from .components import COMPONENTS
 from .description import Description
 from .mapping import Placement
 from .network import ACCUMULATE, COLLECT, LINK, REDUCE, SEND, SOURCE, Network
 from .outcome import Outcome
 from .traffic import Traffic
 
-COMPONENTS = {
-    "compute": "additions and shifts of weights, partial sums included",
-    "accumulators": "sums read and written",
-    "weight fetch": "weights read, in blocks",
-    "routing": "packets on links",
-    "packets": "packets sent and received by cores",
-    "handshakes": "request and acknowledge from stage to stage",
-    "encoding": "mean |x|, threshold, rounding, spikes",
-    "dense rest": "rescaling, and norms, softmax, gates, attention where they are simulated",
-    "leakage": "power of idle transistors, for the time that the simulation takes",
-}
-
 
 @dataclass(frozen=True)
 class Activity:
-    """Events of one or more layers; add them with `+`. Energy is a sum of these times the chip's energies.
+    """Counts of what happened in one or more layers; add them with `+`, and repeat them with `* integer`.
+
+    `components.py` says which energy of the chip goes with which count.
 
     Attributes:
         num_macs: multiply-accumulates of the dense layer on the same tokens, for comparison.
         num_synops: additions of a weight.
-        num_shifts: those of them of a shifted weight.
+        num_shifts: additions of a shifted weight; they are among num_synops.
         num_partial_adds: additions where partial sums meet.
         num_updates: accumulators read and written.
         num_sram_blocks, num_dram_blocks: accesses to weights.
-        num_east_west, num_north_south: packets times links.
+        num_east_west, num_north_south: packets on links, summed over the links.
         num_sent, num_received: packets that leave and reach cores and digital units.
         num_handshakes: packets handed from stage to stage.
-        num_means, num_rounded: channels that were summed up, and divided by the threshold.
+        num_means: channels whose |x| was added to the mean.
         num_thresholds: tokens encoded.
+        num_rounded: channels divided by the threshold and rounded.
         num_spikes: packets that encoders made; copies for several cores count once.
         num_accesses, num_updated: neurons (outputs) visited and changed in a timestep; with a barrier only.
-        num_adds, num_multiplies, num_exponentials, num_divisions, num_square_roots, num_integer_macs, num_bytes: of
-            digital units.
+        num_adds, num_multiplies, num_exponentials, num_divisions, num_square_roots, num_integer_macs, num_bytes:
+            operations of digital units, and bytes that they read and write.
         leaking_core_ps: cores times time.
     """
 
@@ -78,55 +70,29 @@ class Activity:
     def __add__(self, other: Activity) -> Activity:
         return Activity(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
-    def __mul__(self, times: int) -> Activity:
-        return Activity(*(getattr(self, f.name) * times for f in fields(self)))
+    def __mul__(self, factor: int) -> Activity:
+        return Activity(*(getattr(self, f.name) * factor for f in fields(self)))
 
     def energy_pj(self, chip: Description) -> dict[str, float]:
         """Return picojoules by component; the total is their sum."""
-        core, encoder, digital = chip.core, chip.encoder, chip.digital
-        found = {
-            "compute": self.num_synops * core.add_pj
-            + self.num_shifts * core.shift_pj
-            + self.num_partial_adds * core.partial_add_pj,
-            "accumulators": self.num_updates * core.accumulator_pj,
-            "weight fetch": self.num_sram_blocks * core.access_pj + self.num_dram_blocks * chip.dram.block_pj,
-            "routing": self.num_east_west * chip.link.east_west_pj + self.num_north_south * chip.link.north_south_pj,
-            "packets": self.num_sent * core.send_pj + self.num_received * core.receive_pj,
-            "handshakes": self.num_handshakes * chip.handshake.phases * chip.handshake.transition_pj,
-            "encoding": self.num_means * encoder.mean_pj
-            + self.num_thresholds * encoder.threshold_pj
-            + self.num_rounded * encoder.round_pj
-            + self.num_spikes * encoder.spike_pj
-            + self.num_accesses * encoder.access_pj
-            + self.num_updated * encoder.update_pj,
-            "dense rest": self.num_adds * digital.add_pj
-            + self.num_multiplies * digital.multiply_pj
-            + self.num_exponentials * digital.exponential_pj
-            + self.num_divisions * digital.divide_pj
-            + self.num_square_roots * digital.square_root_pj
-            + self.num_integer_macs * digital.integer_mac_pj
-            + self.num_bytes * digital.byte_pj,
-            "leakage": self.leaking_core_ps * core.leakage_mw * 1e-3,  # mW times ps is 1e-15 J
-        }
-        assert list(found) == list(COMPONENTS)
-        return found
+        return {name: component.energy_pj(self, chip) for name, component in COMPONENTS.items()}
 
 
 def activity_of(
     outcome: Outcome, network: Network, traffic: Traffic, placement: Placement, chip: Description, num_tokens: int
 ) -> Activity:
-    """Count what a simulated layer did, without what it leaked.
+    """Count what a simulated layer did, except for leakage.
 
     Args:
         outcome: of the simulation.
         network: its stations.
         traffic: its packets.
-        placement: where it lies.
+        placement: of the layer.
         chip: the chip.
-        num_tokens: tokens, of which a chip with a barrier makes several.
+        num_tokens: tokens of the layer. On a chip with a barrier, `traffic` has one token for each timestep of these.
     """
     kind = network.kind
-    # The end of a timestep costs nothing where a barrier tells it.
+    # With a barrier, no packet is needed to tell the end of a timestep.
     served = outcome.num_served - outcome.num_ends if network.free_ends else outcome.num_served
     links = network.of_kind(LINK)
     vertical = network.north_south[links]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from ..compiled import compiled
-from .description import Description, to_ps
+from .description import Description
 from .network import Network
+from .parts import to_ps
 from .traffic import Traffic
 
 

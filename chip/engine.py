@@ -1,4 +1,4 @@
-"""The simulation for large layers: `reference.py` in compiled loops, event for event."""
+"""The simulation for large layers: `simpy_engine.py` in compiled loops, event for event."""
 
 from __future__ import annotations
 
@@ -8,17 +8,12 @@ import numpy as np
 
 from ..compiled import compiled
 from ..errors import InputError
+from .engine_arrays import CORES, QUEUED, SERVICES, STATE, LayerArrays, PacketArrays
 from .network import ACCUMULATE, LINK, REDUCE, SEND, SOURCE, Network
 from .outcome import Outcome, Trace, outcome_of
 from .traffic import Traffic
 
 _NEVER = np.iinfo(np.int64).max
-# Columns of the state of a station: its queue, the packet in service, the packet on its way out, who waits, statistics.
-_LEN, _HEAD, _WORD, _VALUE, _OUT_WORD, _OUT_VALUE, _OUT_ROUTE, _PENDING, _IDLE, _SERIAL = range(10)
-_WAIT_LEN, _WAIT_HEAD, _CURSOR, _STOP, _TOKEN, _SINCE, _CHANGED, _RECORD, _ROUTE = range(10, 19)
-_SERVED, _ENDS, _BUSY, _BLOCKED, _QUEUE, _MOST = range(19, 25)
-_NUM_COLUMNS = 25
-_Q_WORD, _Q_VALUE, _Q_ROUTE, _Q_THERE, _Q_RECORD = range(5)
 
 
 def simulate(
@@ -42,73 +37,46 @@ def simulate(
         seed: of the jitter.
         trace: also return every service.
     """
-    outcome, records = _run(network, traffic, weight, arrival_ps, jitter, seed, 0)
+    outcome, _ = _run(network, traffic, weight, arrival_ps, jitter, seed, 0)
     if not trace:
         return outcome
     # The first run tells how many there are; the second is the same.
-    outcome, records = _run(network, traffic, weight, arrival_ps, jitter, seed, int(outcome.num_served.sum()))
-    columns = np.ascontiguousarray(records[:-1].T)
-    found = Trace(*columns, last=int(records[-1, 0]))
-    return replace(outcome, trace=found)
+    outcome, services = _run(network, traffic, weight, arrival_ps, jitter, seed, int(outcome.num_served.sum()))
+    columns = {name: np.ascontiguousarray(services[name][:-1]) for name in SERVICES.names or ()}
+    return replace(outcome, trace=Trace(**columns, last=int(services["cause"][-1])))
 
 
-def _run(network, traffic, weight, arrival_ps, jitter, seed, num_records) -> tuple[Outcome, np.ndarray]:
+def _run(network, traffic, weight, arrival_ps, jitter, seed, num_services) -> tuple[Outcome, np.ndarray]:
     num_stations, num_tokens, num_outputs = network.num_stations, traffic.num_tokens, weight.shape[1]
-    num_cores = len(network.core_inputs)
     upstream = np.zeros(num_stations, np.int64)
     np.add.at(upstream, network.next_station, 1)
     queue_at = np.concatenate([[0], network.depth.cumsum()])
     wait_at = np.concatenate([[0], upstream.cumsum()])
-    state = np.zeros((num_stations, _NUM_COLUMNS), np.int64)
-    sums = np.zeros((num_tokens, num_outputs), np.int64)
-    times = np.zeros((2, num_tokens), np.int64)
-    counters = np.zeros((num_cores, 4), np.int64)
-    records = np.empty((num_records + 1, 5), np.int64)
     # No sum exceeds what the packets of all tokens together could make it.
     charge = int(np.abs(traffic.value).sum(initial=0)) * 128
-    wide = np.int32 if charge < 2**31 else np.int64
+    width = np.int32 if charge < 2**31 else np.int64
+    state, cores = np.zeros(num_stations, STATE), np.zeros(len(network.core_inputs), CORES)
+    sums = np.zeros((num_tokens, num_outputs), np.int64)
+    begin_ps, end_ps = np.zeros((2, num_tokens), np.int64)
+    services = np.empty(num_services + 1, SERVICES)
     completed = _loop(
-        network.kind,
-        network.depth,
-        network.service_ps,
-        network.latency_ps,
-        network.unit,
-        network.next_first,
-        network.next_num,
-        network.next_station,
-        network.num_ends,
-        network.core_inputs,
-        network.core_outputs,
-        network.sum_route,
-        network.result_route,
-        network.num_partial,
-        -(-np.diff(network.core_outputs)[:, 0] // network.lanes) * network.add_ps,
-        network.block_bytes,
-        network.block_ps,
-        network.free_ends,
-        network.keeps_sums,
-        network.num_banks,
-        traffic.first,
-        traffic.position,
-        traffic.value,
-        traffic.num_adds,
-        traffic.num_shifts,
-        traffic.route,
-        traffic.service_ps,
+        LayerArrays.of(network),
+        PacketArrays.of(traffic),
         np.ascontiguousarray(weight).reshape(-1),
         arrival_ps.astype(np.int64),
         round(jitter * 65536),
         np.uint64(seed),
         state,
-        np.zeros((int(queue_at[-1]), 5), np.int64),
+        np.zeros(int(queue_at[-1]), QUEUED),
         queue_at,
         np.zeros(int(wait_at[-1]), np.int64),
         wait_at,
-        np.zeros(num_cores * network.num_banks * int(np.diff(network.core_outputs).max()), wide),
+        np.zeros(len(cores) * network.num_banks * int(np.diff(network.core_outputs).max()), width),
         sums,
-        times,
-        counters,
-        records,
+        begin_ps,
+        end_ps,
+        cores,
+        services,
     )
     if completed < 0:
         raise InputError(
@@ -116,11 +84,7 @@ def _run(network, traffic, weight, arrival_ps, jitter, seed, num_records) -> tup
             "room for in 64 bits; it takes longer. Take fewer tokens, or shorter times in the description."
         )
     assert completed == num_tokens, f"{num_tokens - completed} tokens never ended"
-    served, ends, busy, blocked, queued, most = np.ascontiguousarray(state[:, _SERVED:].T)
-    synops, shifts, updates, blocks = np.ascontiguousarray(counters.T)
-    begin, end = times
-    columns = (begin, end, served, ends, busy, blocked, queued, most, synops, shifts, updates, blocks)
-    return outcome_of(sums, columns), records
+    return outcome_of(sums, begin_ps, end_ps, state, cores), services
 
 
 @compiled
@@ -154,34 +118,9 @@ def _set_turn(s, turn, earliest, size):
 
 
 @compiled(error_model="numpy")
-def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; reference.py says the same in parts
-    kind,
-    depth,
-    service_ps,
-    latency_ps,
-    unit,
-    next_first,
-    next_num,
-    next_station,
-    num_ends,
-    core_inputs,
-    core_outputs,
-    sum_route,
-    result_route,
-    num_partial,
-    row_ps,
-    block_bytes,
-    block_ps,
-    free_ends,
-    keeps_sums,
-    num_banks,
-    first,
-    position,
-    packet_value,
-    num_adds,
-    num_shifts,
-    packet_route,
-    packet_ps,
+def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; simpy_engine.py says the same in parts
+    layer,
+    packets,
     weight,
     arrival_ps,
     jitter,
@@ -193,17 +132,27 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; reference.py say
     wait_at,
     accumulator,
     sums,
-    times,
-    counters,
-    records,
+    begin_ps,
+    end_ps,
+    cores,
+    services,
 ):
     """Run until no station has anything to do; return the number of tokens, or -1 if times get too large.
 
     Indices of hot arrays are unsigned: of a signed one, every access checks whether it counts from the end.
     """
+    # Arrays get names of their own here: taking one out of a tuple in the loop would count its references each time.
+    kind, depth, service_ps, latency_ps, unit = layer.kind, layer.depth, layer.service_ps, layer.latency_ps, layer.unit
+    next_first, next_num, next_station = layer.next_first, layer.next_num, layer.next_station
+    num_ends, core_inputs, core_outputs, row_ps = layer.num_ends, layer.core_inputs, layer.core_outputs, layer.row_ps
+    sum_route, result_route, num_partial = layer.sum_route, layer.result_route, layer.num_partial
+    block_bytes, block_ps, num_banks = layer.block_bytes, layer.block_ps, layer.num_banks
+    free_ends, keeps_sums = layer.free_ends, layer.keeps_sums
+    first, position, num_adds, num_shifts = packets.first, packets.position, packets.num_adds, packets.num_shifts
+    packet_value, packet_route, packet_ps = packets.value, packets.route, packets.service_ps
     num_stations, num_tokens, num_outputs = len(kind), len(arrival_ps), sums.shape[1]
     most_columns = len(accumulator) // (len(num_ends) * num_banks)
-    num_records, recorded = len(records) - 1, 0
+    num_services, recorded = len(services) - 1, 0
     bits = 0
     while 1 << bits <= num_stations:
         bits += 1
@@ -216,20 +165,16 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; reference.py say
     met = np.zeros((num_banks, num_outputs if num_partial > 1 else 0), np.int64)
     met_sum = np.zeros_like(met)
     left = np.full(num_tokens, num_outputs, np.int64)
-    times[0, :] = _NEVER
+    begin_ps[:] = _NEVER
     completed = 0
     sources = np.flatnonzero(kind == SOURCE)
     for s in range(num_stations):
-        state[s, _IDLE] = 1
+        state[s].idle = 1
     # A station acts when its service ends. `going` lists those that may go on with their next packet at this instant.
     going = np.empty(num_stations + 1, np.int64)
-    num_going = 0
-    for s in sources:
-        going[num_going] = s
-        num_going += 1
-    now = 0
-    cause = -1
-    acting = -1
+    num_going = len(sources)
+    going[:num_going] = sources
+    now, cause, acting = 0, -1, -1
     while True:
         # Stations that are free take their next packet; room in their queue may free the station before them.
         i = 0
@@ -242,44 +187,44 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; reference.py say
                 begin = now
                 began_by = cause
                 freed = False
-                if k == SOURCE and state[me, _CURSOR] >= state[me, _STOP]:
-                    token = state[me, _TOKEN]
+                if k == SOURCE and state[me].cursor >= state[me].stop:
+                    token = state[me].token
                     if token >= num_tokens or token - completed >= num_banks:
-                        state[me, _IDLE] = 1
+                        state[me].idle = 1
                         break
-                    state[me, _TOKEN] = token + 1
-                    state[me, _CURSOR] = first[unit[s], token]
-                    state[me, _STOP] = first[unit[s], token + 1]
+                    state[me].token = token + 1
+                    state[me].cursor = first[unit[s], token]
+                    state[me].stop = first[unit[s], token + 1]
                     if arrival_ps[token] > begin:
                         begin = arrival_ps[token]
                         began_by = -1
-                    times[0, token] = min(times[0, token], begin)
-                elif k != SOURCE and (k != SEND or state[me, _CURSOR] >= state[me, _STOP]):
-                    if state[me, _LEN] == 0:
-                        state[me, _IDLE] = 1
+                    begin_ps[token] = min(begin_ps[token], begin)
+                elif k != SOURCE and (k != SEND or state[me].cursor >= state[me].stop):
+                    if state[me].length == 0:
+                        state[me].idle = 1
                         break
-                    slot = np.uintp(queue_at[s] + state[me, _HEAD])
-                    state[me, _WORD], state[me, _VALUE] = queue[slot, _Q_WORD], queue[slot, _Q_VALUE]
-                    state[me, _ROUTE] = queue[slot, _Q_ROUTE]
-                    if queue[slot, _Q_THERE] > begin:
-                        begin = queue[slot, _Q_THERE]
-                        began_by = queue[slot, _Q_RECORD]
-                    state[me, _QUEUE] += state[me, _LEN] * (now - state[me, _CHANGED])
-                    state[me, _CHANGED] = now
-                    state[me, _HEAD] = state[me, _HEAD] + 1 if state[me, _HEAD] + 1 < depth[s] else 0
-                    state[me, _LEN] -= 1
+                    slot = np.uintp(queue_at[s] + state[me].head)
+                    state[me].word, state[me].value = queue[slot].word, queue[slot].value
+                    state[me].route = queue[slot].route
+                    if queue[slot].there_ps > begin:
+                        begin = queue[slot].there_ps
+                        began_by = queue[slot].record
+                    state[me].queue_ps += state[me].length * (now - state[me].changed)
+                    state[me].changed = now
+                    state[me].head = state[me].head + 1 if state[me].head + 1 < depth[s] else 0
+                    state[me].length -= 1
                     freed = True
                     if k == SEND:
-                        state[me, _CURSOR], state[me, _STOP] = core_outputs[unit[s], 0], core_outputs[unit[s], 1]
+                        state[me].cursor, state[me].stop = core_outputs[unit[s], 0], core_outputs[unit[s], 1]
 
                 # How long it takes.
                 is_end = False
                 service = service_ps[s]
                 if k == SOURCE:
-                    is_end = num_adds[state[me, _CURSOR]] < 0
-                    service = packet_ps[state[me, _CURSOR]]
-                elif k in (LINK, ACCUMULATE) and state[me, _ROUTE] < result_route:  # it carries a spike
-                    e = state[me, _WORD]
+                    is_end = num_adds[state[me].cursor] < 0
+                    service = packet_ps[state[me].cursor]
+                elif k in (LINK, ACCUMULATE) and state[me].route < result_route:  # it carries a spike
+                    e = state[me].word
                     is_end = num_adds[e] < 0
                     if is_end and free_ends:
                         service = 0
@@ -293,22 +238,22 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; reference.py say
                         if from_block == last_block[c]:
                             blocks -= 1
                         last_block[c] = to_block
-                        counters[c, 3] += blocks
+                        cores[c].num_blocks += blocks
                         service += max(blocks * block_ps, num_adds[e] * row_ps[c])
                 if jitter:
-                    service += (((service * jitter) >> 16) * _mix(seed, s, state[me, _SERIAL])) >> 16
-                state[me, _SERIAL] += 1
-                state[me, _IDLE] = 0
-                state[me, _SERVED] += 1
-                state[me, _ENDS] += is_end
-                state[me, _BUSY] += service
-                if num_records:
-                    records[recorded, 0] = s
-                    records[recorded, 1] = state[me, _CURSOR] if k == SOURCE else state[me, _WORD]
-                    records[recorded, 2] = begin
-                    records[recorded, 3] = begin + service
-                    records[recorded, 4] = began_by
-                    state[me, _RECORD] = recorded
+                    service += (((service * jitter) >> 16) * _mix(seed, s, state[me].serial)) >> 16
+                state[me].serial += 1
+                state[me].idle = 0
+                state[me].num_served += 1
+                state[me].num_ends += is_end
+                state[me].busy_ps += service
+                if num_services:
+                    services[recorded].station = s
+                    services[recorded].word = state[me].cursor if k == SOURCE else state[me].word
+                    services[recorded].begin_ps = begin
+                    services[recorded].end_ps = begin + service
+                    services[recorded].cause = began_by
+                    state[me].record = recorded
                     recorded += 1
                 if begin + service > latest:
                     return -1
@@ -318,20 +263,20 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; reference.py say
 
                 # The freed place goes to who has waited longest, which may have nothing else to wait for.
                 after = -1
-                if freed and state[me, _WAIT_LEN]:
+                if freed and state[me].wait_length:
                     num_waiting = wait_at[s + 1] - wait_at[s]
-                    w = waiting[wait_at[s] + state[me, _WAIT_HEAD]]
-                    state[me, _WAIT_HEAD] = state[me, _WAIT_HEAD] + 1 if state[me, _WAIT_HEAD] + 1 < num_waiting else 0
-                    state[me, _WAIT_LEN] -= 1
-                    place = state[me, _HEAD] + state[me, _LEN]
+                    w = waiting[wait_at[s] + state[me].wait_head]
+                    state[me].wait_head = state[me].wait_head + 1 if state[me].wait_head + 1 < num_waiting else 0
+                    state[me].wait_length -= 1
+                    place = state[me].head + state[me].length
                     slot = np.uintp(queue_at[s] + (place if place < depth[s] else place - depth[s]))
-                    queue[slot, _Q_WORD], queue[slot, _Q_VALUE] = state[w, _OUT_WORD], state[w, _OUT_VALUE]
-                    queue[slot, _Q_ROUTE] = state[w, _OUT_ROUTE]
-                    queue[slot, _Q_THERE], queue[slot, _Q_RECORD] = now + latency_ps[w], state[w, _RECORD]
-                    state[me, _LEN] += 1
-                    state[w, _PENDING] -= 1
-                    if state[w, _PENDING] == 0:
-                        state[w, _BLOCKED] += now - state[w, _SINCE]
+                    queue[slot].word, queue[slot].value = state[w].out_word, state[w].out_value
+                    queue[slot].route = state[w].out_route
+                    queue[slot].there_ps, queue[slot].record = now + latency_ps[w], state[w].record
+                    state[me].length += 1
+                    state[w].pending -= 1
+                    if state[w].pending == 0:
+                        state[w].blocked_ps += now - state[w].since
                         after = w
                 s = after
 
@@ -344,23 +289,20 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; reference.py say
         acting = s
         me = np.uintp(s)
         k = kind[s]
-        cause = state[me, _RECORD] if num_records else -1
+        cause = state[me].record if num_services else -1
         num_going = 0
         goes_out = True
         ended = -1
         # What the end of a service does, by kind.
         if k == SOURCE:
-            e = state[me, _CURSOR]
-            state[me, _CURSOR] += 1
-            state[me, _OUT_WORD], state[me, _OUT_VALUE], state[me, _OUT_ROUTE] = e, -state[me, _TOKEN], packet_route[e]
+            e = state[me].cursor
+            state[me].cursor += 1
+            state[me].out_word, state[me].out_value, state[me].out_route = e, -state[me].token, packet_route[e]
         elif k == LINK:
-            state[me, _OUT_WORD], state[me, _OUT_VALUE], state[me, _OUT_ROUTE] = (
-                state[me, _WORD],
-                state[me, _VALUE],
-                state[me, _ROUTE],
-            )
+            state[me].out_word, state[me].out_value = state[me].word, state[me].value
+            state[me].out_route = state[me].route
         elif k == ACCUMULATE:
-            c, e, token = unit[s], state[me, _WORD], -state[me, _VALUE] - 1
+            c, e, token = unit[s], state[me].word, -state[me].value - 1
             bank = token % num_banks
             if num_adds[e] >= 0:
                 goes_out = False
@@ -369,9 +311,9 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; reference.py say
                 at = (c * num_banks + bank) * most_columns
                 row = position[e] * num_outputs + o0
                 _add_row(accumulator, np.uintp(at), weight, np.uintp(row), columns, packet_value[e])
-                counters[c, 0] += num_adds[e] * columns
-                counters[c, 1] += num_shifts[e] * columns
-                counters[c, 2] += columns
+                cores[c].num_synops += num_adds[e] * columns
+                cores[c].num_shifts += num_shifts[e] * columns
+                cores[c].num_updates += columns
             else:
                 ends_heard[c, bank] += 1
                 goes_out = ends_heard[c, bank] == num_ends[c]
@@ -387,71 +329,68 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; reference.py say
                     ended = token
                 elif goes_out:
                     ends_heard[c, bank] = 0
-                    state[me, _OUT_WORD], state[me, _OUT_VALUE], state[me, _OUT_ROUTE] = token, 0, state[me, _ROUTE]
+                    state[me].out_word, state[me].out_value, state[me].out_route = token, 0, state[me].route
         elif k == SEND:
-            c, o, token = unit[s], state[me, _CURSOR], state[me, _WORD]
+            c, o, token = unit[s], state[me].cursor, state[me].word
             bank = token % num_banks
-            state[me, _CURSOR] += 1
-            state[me, _OUT_WORD], state[me, _OUT_ROUTE] = token * num_outputs + o, sum_route[c]
+            state[me].cursor += 1
+            state[me].out_word, state[me].out_route = token * num_outputs + o, sum_route[c]
             at = (c * num_banks + bank) * most_columns + o - core_outputs[c, 0]
-            state[me, _OUT_VALUE] = accumulator[at]
+            state[me].out_value = accumulator[at]
             accumulator[at] = 0
         else:
-            token, o = state[me, _WORD] // num_outputs, state[me, _WORD] % num_outputs
+            token, o = state[me].word // num_outputs, state[me].word % num_outputs
             if k == REDUCE:
                 bank = token % num_banks
                 met[bank, o] += 1
-                met_sum[bank, o] += state[me, _VALUE]
+                met_sum[bank, o] += state[me].value
                 goes_out = met[bank, o] == num_partial
                 if goes_out:
-                    state[me, _OUT_WORD], state[me, _OUT_VALUE], state[me, _OUT_ROUTE] = (
-                        state[me, _WORD],
-                        met_sum[bank, o],
-                        result_route,
-                    )
+                    state[me].out_word, state[me].out_value = state[me].word, met_sum[bank, o]
+                    state[me].out_route = result_route
                     met[bank, o] = 0
                     met_sum[bank, o] = 0
             else:
                 goes_out = False
-                sums[token, o] = state[me, _VALUE]
+                sums[token, o] = state[me].value
                 left[token] -= 1
                 ended = token
 
         if ended >= 0 and left[ended] == 0:
-            times[1, ended] = now
+            end_ps[ended] = now
             completed += 1
-            records[num_records, 0] = cause
+            services[num_services].cause = cause
             for source in sources:
-                if state[source, _IDLE]:
+                if state[source].idle:
                     going[num_going] = source
                     num_going += 1
         if goes_out:
-            r = state[me, _OUT_ROUTE]
+            r = state[me].out_route
             for j in range(next_first[s, r], next_first[s, r] + next_num[s, r]):
                 d = next_station[j]
                 to = np.uintp(d)
-                if state[to, _LEN] < depth[d]:
-                    state[to, _QUEUE] += state[to, _LEN] * (now - state[to, _CHANGED])
-                    state[to, _CHANGED] = now
-                    place = state[to, _HEAD] + state[to, _LEN]
+                if state[to].length < depth[d]:
+                    state[to].queue_ps += state[to].length * (now - state[to].changed)
+                    state[to].changed = now
+                    place = state[to].head + state[to].length
                     slot = np.uintp(queue_at[d] + (place if place < depth[d] else place - depth[d]))
-                    queue[slot, _Q_WORD], queue[slot, _Q_VALUE] = state[me, _OUT_WORD], state[me, _OUT_VALUE]
-                    queue[slot, _Q_ROUTE] = r
-                    queue[slot, _Q_THERE], queue[slot, _Q_RECORD] = now + latency_ps[s], cause
-                    state[to, _LEN] += 1
-                    state[to, _MOST] = max(state[to, _MOST], state[to, _LEN])
-                    if state[to, _IDLE]:
-                        state[to, _IDLE] = 0
+                    queue[slot].word, queue[slot].value = state[me].out_word, state[me].out_value
+                    queue[slot].route = r
+                    queue[slot].there_ps, queue[slot].record = now + latency_ps[s], cause
+                    state[to].length += 1
+                    state[to].queue_most = max(state[to].queue_most, state[to].length)
+                    if state[to].idle:
+                        state[to].idle = 0
                         going[num_going] = d
                         num_going += 1
                 else:
                     num_waiting = wait_at[d + 1] - wait_at[d]
-                    place = state[to, _WAIT_HEAD] + state[to, _WAIT_LEN]
+                    place = state[to].wait_head + state[to].wait_length
                     waiting[wait_at[d] + (place if place < num_waiting else place - num_waiting)] = s
-                    state[to, _WAIT_LEN] += 1
-                    state[me, _PENDING] += 1
-        if state[me, _PENDING]:
-            state[me, _SINCE] = now
+                    state[to].wait_length += 1
+                    state[me].pending += 1
+        if state[me].pending:
+            state[me].since = now
         else:
             going[num_going] = s
             num_going += 1

@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..errors import InputError
-from . import engine
-from . import simpy_engine as reference
+from . import engine, simpy_engine
 from .activity import Activity, activity_of, utilization
 from .barrier import barrier_ps, simple_ps, updated
 from .description import Description
@@ -18,7 +17,7 @@ from .network import KIND_NAMES, LINK, Network, build_network
 from .outcome import Outcome
 from .traffic import Traffic, build_traffic
 
-IMPLEMENTATIONS: dict[str, Callable[..., Outcome]] = {"engine": engine.simulate, "reference": reference.simulate}
+IMPLEMENTATIONS: dict[str, Callable[..., Outcome]] = {"engine": engine.simulate, "simpy": simpy_engine.simulate}
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class LayerSimulation:
 
     @property
     def energy_pj(self) -> dict[str, float]:
-        """Picojoules by component; see `activity.COMPONENTS`."""
+        """Picojoules by component; see `components.COMPONENTS`."""
         return self.activity.energy_pj(self.chip)
 
     @property
@@ -134,7 +133,7 @@ def simulate_layer(
         jitter: services last up to this share longer, at random; changes times, never sums.
         seed: of the jitter.
         trace: keep every service, for the critical path and the timeline.
-        implementation: "engine" or "reference", which give the same.
+        implementation: "engine" (compiled) or "simpy" (short and slow); both give the same.
     Raises:
         InputError: arguments that don't match, or packets that can't hold what they have to.
     """

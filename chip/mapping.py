@@ -130,7 +130,7 @@ class Mapping(ABC):
             raise InputError(
                 f"{chip.name}: a layer of {out_features} x {in_features} needs {num_cores:,} cores of "
                 f"{chip.core.sram_bytes:,} bytes, the chip has {chip.num_cores:,}. Enlarge [mesh] or sram_bytes, or "
-                "stream weights from DRAM (stream=True, --stream)."
+                "stream weights from DRAM (stream=True)."
             )
         num_tiles = -(-num_cores // chip.mesh.cores_per_tile)
         rows = min(height, num_tiles, chip.mesh.rows)
@@ -147,7 +147,7 @@ class Mapping(ABC):
         return replace(placement, home=self.home(placement))
 
 
-MAPPINGS: Registry[Mapping] = Registry("mapping")
+MAPPINGS: Registry[Mapping] = Registry("mapping", Mapping)
 
 
 @MAPPINGS.register("in-order")
@@ -231,7 +231,7 @@ def plan(
     raise InputError(
         f"{chip.name}: {len(layers)} layers need {needed:,} cores of {chip.core.sram_bytes:,} bytes and whole "
         f"rectangles of tiles; the chip has {chip.num_cores:,} cores. Enlarge [mesh] or sram_bytes, take fewer layers, "
-        "or stream weights from DRAM (stream=True, --stream)."
+        "or stream weights from DRAM (stream=True)."
     )
 
 

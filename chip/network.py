@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .description import Description, to_ps
+from .description import Description
 from .mapping import Placement, Tile, is_north_south, route
+from .parts import to_ps
 
-# Kinds of stations; `reference.py` says what each does.
+# Kinds of stations; `simpy_engine.py` says what each does.
 SOURCE, LINK, ACCUMULATE, SEND, REDUCE, COLLECT = range(6)
 KIND_NAMES = ("encode", "link", "accumulate", "send", "reduce", "collect")
 

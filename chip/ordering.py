@@ -23,7 +23,7 @@ class ChannelOrder(ABC):
         """
 
 
-ORDERS: Registry[ChannelOrder] = Registry("channel order")
+ORDERS: Registry[ChannelOrder] = Registry("channel order", ChannelOrder)
 
 
 @ORDERS.register("as-given")

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import simpy
 
 from .network import ACCUMULATE, LINK, REDUCE, SEND, SOURCE, Network
-from .outcome import Outcome, Trace, outcome_of
+from .outcome import CoreCounts, Outcome, StationCounts, Trace, int64_fields, outcome_of
 from .traffic import Traffic
 
 
@@ -77,12 +77,9 @@ class _Simulation:
         self.sums = np.zeros((self.num_tokens, self.num_outputs), np.int64)
         self.begin_ps = np.full(self.num_tokens, np.iinfo(np.int64).max)
         self.end_ps = np.zeros(self.num_tokens, np.int64)
-        self.served, self.ends, self.busy, self.blocked, self.queue_ps, self.most = np.zeros(
-            (6, num_stations), np.int64
-        )
+        self.counts = np.zeros(num_stations, int64_fields(*(f.name for f in fields(StationCounts))))
         self.changed = [0] * num_stations  # when the length of a queue changed last
-        self.counters = np.zeros((4, num_cores), np.int64)
-        self.synops, self.shifts, self.updates, self.blocks = self.counters
+        self.core_counts = np.zeros(num_cores, int64_fields(*(f.name for f in fields(CoreCounts))))
         self.records = []
 
     def run(self, trace: bool) -> Outcome:
@@ -94,17 +91,7 @@ class _Simulation:
         if trace:
             columns = np.array(self.records, np.int64).reshape(-1, 4).T
             found = Trace(*columns, cause=np.full(len(self.records), -1), last=-1)
-        columns = (
-            self.begin_ps,
-            self.end_ps,
-            self.served,
-            self.ends,
-            self.busy,
-            self.blocked,
-            self.queue_ps,
-            self.most,
-        )
-        return outcome_of(self.sums, (*columns, *self.counters), found)
+        return outcome_of(self.sums, self.begin_ps, self.end_ps, self.counts, self.core_counts, found)
 
     @property
     def now(self) -> int:
@@ -171,12 +158,13 @@ class _Simulation:
             since = self.now
             self.room[s] = self.env.event()
             yield self.room[s]
-            self.blocked[s] += self.now - since
+            self.counts["blocked_ps"][s] += self.now - since
 
     def _push(self, sender: int, s: int, packet: _Packet) -> None:
         self._note_length(s)
         self.queues[s].append((packet, int(self.now + self.network.latency_ps[sender])))
-        self.most[s] = max(self.most[s], len(self.queues[s]))
+        most = self.counts["queue_most"]
+        most[s] = max(most[s], len(self.queues[s]))
 
     def _steps(self, s: int, packet: _Packet) -> Iterator[_Packet]:
         """Yield what a station serves for a packet: the packet, or one after the other what a sender emits."""
@@ -206,11 +194,11 @@ class _Simulation:
             touched = range(row * columns // network.block_bytes, ((row + 1) * columns - 1) // network.block_bytes + 1)
             num_blocks = len(touched) - (touched[0] == self.last_block[c])  # the block read last is still there
             self.last_block[c] = touched[-1]
-            self.blocks[c] += num_blocks
+            self.core_counts["num_blocks"][c] += num_blocks
             adding = int(traffic.num_adds[packet.word]) * -(-columns // network.lanes) * network.add_ps
             duration += max(num_blocks * network.block_ps, adding)
         if self.jitter:
-            random = _mix(self.seed, s, int(self.served[s]))
+            random = _mix(self.seed, s, int(self.counts["num_served"][s]))
             duration += (((duration * self.jitter) >> 16) * random) >> 16
         return duration
 
@@ -225,9 +213,9 @@ class _Simulation:
                 outputs = slice(*network.core_outputs[unit])
                 row = self.weight[traffic.position[packet.word], outputs]
                 self.accumulator[unit, packet.token][outputs] += traffic.value[packet.word] * row
-                self.synops[unit] += traffic.num_adds[packet.word] * len(row)
-                self.shifts[unit] += traffic.num_shifts[packet.word] * len(row)
-                self.updates[unit] += len(row)
+                self.core_counts["num_synops"][unit] += traffic.num_adds[packet.word] * len(row)
+                self.core_counts["num_shifts"][unit] += traffic.num_shifts[packet.word] * len(row)
+                self.core_counts["num_updates"][unit] += len(row)
                 return None
             self.ends_heard[unit, packet.token] += 1
             if self.ends_heard[unit, packet.token] < network.num_ends[unit]:
@@ -265,14 +253,15 @@ class _Simulation:
 
     def _note_service(self, s: int, packet: _Packet, begin: int, duration: int) -> None:
         spike = self.network.kind[s] == SOURCE or self._carries_spike(s, packet)
-        self.served[s] += 1
-        self.ends[s] += bool(spike and self.traffic.num_adds[packet.word] < 0)
-        self.busy[s] += duration
+        counts = self.counts[s : s + 1]
+        counts["num_served"] += 1
+        counts["num_ends"] += bool(spike and self.traffic.num_adds[packet.word] < 0)
+        counts["busy_ps"] += duration
         word = packet.token if self.network.kind[s] == SEND else packet.word
         self.records.append((s, word, begin, begin + duration))
 
     def _note_length(self, s: int) -> None:
-        self.queue_ps[s] += len(self.queues[s]) * (self.now - self.changed[s])
+        self.counts["queue_ps"][s] += len(self.queues[s]) * (self.now - self.changed[s])
         self.changed[s] = self.now
 
 

@@ -8,9 +8,10 @@ import numpy as np
 
 from ..compiled import compiled
 from ..errors import InputError
-from .description import Description, to_ps
+from .description import Description
 from .mapping import Placement
 from .network import Network
+from .parts import to_ps
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,7 @@ class Encoder(ABC):
         return train
 
 
-ENCODERS: Registry[Encoder] = Registry("encoder")
+ENCODERS: Registry[Encoder] = Registry("encoder", Encoder)
 
 
 def decode(train: SpikeTrain) -> Integer[Tensor, "*shape"]:

@@ -21,4 +21,4 @@ class EnergyModel(ABC):
         """
 
 
-ENERGY_MODELS: Registry[EnergyModel] = Registry("energy model")
+ENERGY_MODELS: Registry[EnergyModel] = Registry("energy model", EnergyModel)

@@ -106,14 +106,14 @@ def break_even(counts: ModelCounts, model: DigitalEnergy, layer: str) -> BreakEv
     n = done.num_encoded_tokens
     parts = {part: value / n for part, value in report.layers[layer].items()}
     dense = {part: value / n for part, value in report.int8_layers[layer].items()}
-    per_spike = ["additions", "accumulator"] + (["shifts"] if model.shift == "spike" else [])
+    per_spike = ["additions", "accumulator"] + (["shifts"] if model.shifts_per == "spike" else [])
     spikes = done.num_spikes / done.num_activations
     arithmetic_spike = sum(parts[part] for part in per_spike) / spikes
     arithmetic_fixed = sum(v for part, v in parts.items() if part not in per_spike and part not in _MEMORY)
     read, fraction = _weights(found, model, parts["weights"])
     summed = _summed(found, model, parts["activations"])
     fixed = arithmetic_fixed + parts["activations"] - summed + parts["weights"] - read
-    by_spike = model.fetch == "spike"
+    by_spike = model.reads_per == "spike"
     return BreakEven(
         layer=layer,
         spikes=spikes,
@@ -132,14 +132,14 @@ def _weights(layer: LayerCounts, model: DigitalEnergy, weights_pj: float) -> tup
     """Return the part of `weights_pj` that goes with spikes or channels, and the share of rows that were read."""
     done = layer.spiking
     chosen = {"spike": done.weight_spike_bytes, "channel": done.weight_channel_bytes, "block": done.weight_block_bytes}
-    read = chosen[model.fetch]
+    read = chosen[model.reads_per]
     whole = read + done.weight_bytes + done.parameter_bytes
     return weights_pj * read / whole, done.weight_channel_bytes / layer.int8.weight_bytes
 
 
 def _summed(layer: LayerCounts, model: DigitalEnergy, activations_pj: float) -> float:
     """Return the part of `activations_pj` that is sums in SRAM, which goes with spikes."""
-    if model.sums == "register":
+    if model.sums_in == "register":
         return 0.0
     done = layer.spiking
     return activations_pj * done.accumulator_bytes / (done.accumulator_bytes + done.activation_bytes)

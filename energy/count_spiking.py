@@ -49,43 +49,53 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
 
     - encode: K magnitudes, K - 1 additions and 2 divisions for the threshold (mean, k), 2 comparisons for its limits,
       K divisions by it, K roundings;
-    - one addition per spike and output, as wide as `accumulator_bits` says; with digit weights either a shift for each
-      such addition whose digit is not 1, or (T - 1) N shifts of the sums;
+    - one addition per spike and output, as wide as `accumulator_bits` says; with digit weights either one shift for
+      each addition whose digit is not 1, or (T - 1) N shifts of the sums;
     - with a zero point, one multiplication and one subtraction for each output and group (row sums are stored);
     - rescale: G conversions, G products with a weight scale and G - 1 additions per output, one product with the
       threshold, and the bias;
     - activations of 2 bytes are read twice (threshold, counts) and written once.
 
-    INT8: as many MACs as weights per token, the same rescaling, and the same kind of encoding, with the largest
-    magnitude (K - 1 comparisons, one division by 127) in the place of the mean. FP16: the MACs and the bias.
+    INT8: one MAC per weight and token, the same rescaling, and the same kind of encoding, with the largest magnitude
+    (K - 1 comparisons, one division by 127) in place of the mean. FP16: the MACs and the bias.
 
-    Weights are read once for `shared_tokens` tokens, but by spikes each time.
+    Rows of active channels, blocks and dense weights are read once for `shared_tokens` tokens; if each spike reads its
+    row, it does so every time.
+
+    Args:
+        layer: the record.
+        spikes: of the layer, in the code that is counted.
+        block_bytes: bytes that the weight memory gives at a time.
+        shared_tokens: tokens for which a read of weights serves.
+    Raises:
+        InputError: reads were not recorded for these numbers.
     """
     n, inputs, outputs, scales = layer.num_tokens, layer.in_features, layer.out_features, layer.num_scales
     num_inputs, num_outputs, bias = n * inputs, n * outputs, int(layer.has_bias)
     weights = inputs * outputs
     if not n:
         return LayerCounts("projection", weight_count=weights)
-    fetch = next((f for f in layer.fetches if (f.block_bytes, f.shared_tokens) == (block_bytes, shared_tokens)), None)
-    if fetch is None:
-        have = ", ".join(f"{f.block_bytes} bytes with {f.shared_tokens} tokens" for f in layer.fetches) or "none"
+    recorded = {(reads.block_bytes, reads.shared_tokens): reads for reads in layer.weight_reads}
+    reads = recorded.get((block_bytes, shared_tokens))
+    if reads is None:
+        have = ", ".join(f"{size} bytes with {tokens} tokens" for size, tokens in recorded) or "none"
         raise InputError(
             f"{layer.name}: expected reads recorded for blocks of {block_bytes} bytes shared by {shared_tokens} "
             f"tokens, got {have}. Use record(..., block_bytes=..., shared_tokens=...)."
         )
     has_zero_point = spikes.zero_point > 0
-    rows, blocks = fetch.num_rows, fetch.num_blocks
+    rows, blocks = reads.num_rows, reads.num_blocks
     if spikes.num_active_channels != layer.num_active_channels:
         # Another code, with a zero point: nearly every channel fires. Which ones do not is not known together.
-        rows = spikes.num_active_channels if shared_tokens == 1 else fetch.num_groups * inputs
-        blocks = fetch.num_groups * -(-weights // block_bytes)
+        rows = spikes.num_active_channels if shared_tokens == 1 else reads.num_groups * inputs
+        blocks = reads.num_groups * -(-weights // block_bytes)
     bits = accumulator_bits(layer, spikes.zero_point)
     num_synops = spikes.num_spikes * outputs
     num_corrections = num_outputs * scales if has_zero_point else 0
     width = adder_width(bits)
     additions = {f"num_add_int{width}": num_synops + num_corrections}
     timesteps = spikes.num_slots // inputs  # of all tokens together
-    parameters = fetch.num_groups * outputs * (4 * scales + 2 * bias)
+    parameters = reads.num_groups * outputs * (4 * scales + 2 * bias)
     rescale = {
         "num_rescale_convert": num_outputs * scales,
         "num_rescale_mul": num_outputs * (scales + 1),
@@ -109,10 +119,9 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
         weight_spike_bytes=num_synops,
         weight_channel_bytes=rows * outputs,
         weight_block_bytes=blocks * block_bytes,
-        parameter_bytes=parameters + (4 * fetch.num_groups * outputs * scales if has_zero_point else 0),
+        parameter_bytes=parameters + (4 * reads.num_groups * outputs * scales if has_zero_point else 0),
         activation_bytes=2 * (2 * num_inputs + num_outputs),
         accumulator_bytes=2 * (width // 8) * (num_synops + num_corrections),
-        num_routed_events=spikes.num_spikes,
     )
     int8 = OperationCounts(
         num_activations=num_inputs,
@@ -124,7 +133,7 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
         num_encode_div=num_inputs + n,
         num_encode_round=num_inputs,
         **rescale,
-        weight_bytes=fetch.num_groups * weights,
+        weight_bytes=reads.num_groups * weights,
         parameter_bytes=parameters,
         activation_bytes=2 * (2 * num_inputs + num_outputs),
     )
@@ -133,8 +142,8 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
         num_macs=n * weights,
         num_mac_fp16=n * weights,
         num_rescale_add=num_outputs * bias,
-        weight_bytes=2 * fetch.num_groups * weights,
-        parameter_bytes=2 * fetch.num_groups * outputs * bias,
+        weight_bytes=2 * reads.num_groups * weights,
+        parameter_bytes=2 * reads.num_groups * outputs * bias,
         activation_bytes=2 * (num_inputs + num_outputs),
     )
     return LayerCounts("projection", spiking, int8, fp16, weight_count=weights, accumulator_bits=bits)

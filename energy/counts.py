@@ -58,9 +58,6 @@ class OperationCounts:
         accumulator_bytes: sums read and written, if they do not stay where they are added.
         state_bytes: states of linear attention read and written.
         kv_bytes: keys and values read and written.
-        dram_bytes: what is known to go to DRAM, whatever the capacity of the SRAM; of a simulated chip.
-        num_routed_events: spikes that travel from encoder to accumulators.
-        num_hops: routers that they pass; of a simulated chip.
     """
 
     num_activations: int = 0
@@ -100,9 +97,6 @@ class OperationCounts:
     accumulator_bytes: int = 0
     state_bytes: int = 0
     kv_bytes: int = 0
-    dram_bytes: int = 0
-    num_routed_events: int = 0
-    num_hops: int = 0
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -113,10 +107,10 @@ class OperationCounts:
     def __add__(self, other: OperationCounts) -> OperationCounts:
         return OperationCounts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
-    def __mul__(self, times: int) -> OperationCounts:
-        if type(times) is not int or times < 0:
-            raise InputError(f"OperationCounts * n: expected an integer n >= 0, got {times!r}.")
-        return OperationCounts(*(getattr(self, f.name) * times for f in fields(self)))
+    def __mul__(self, factor: int) -> OperationCounts:
+        if type(factor) is not int or factor < 0:
+            raise InputError(f"OperationCounts * n: expected an integer n >= 0, got {factor!r}.")
+        return OperationCounts(*(getattr(self, f.name) * factor for f in fields(self)))
 
     __rmul__ = __mul__
 

@@ -13,9 +13,9 @@ from .energy_report import EnergyReport, origin
 from .prices import Prices
 from .table import EnergyTable, load_table
 
-Fetch = Literal["spike", "channel", "block"]
-Shift = Literal["timestep", "spike"]
-Sums = Literal["register", "sram"]
+ReadsPer = Literal["spike", "channel", "block"]
+ShiftsPer = Literal["timestep", "spike"]
+SumsIn = Literal["register", "sram"]
 _NEEDED = ("int8_add", "int32_add", "int8_mul", "fp16_add", "fp16_mul", "fp32_add", "fp32_mul")
 
 
@@ -32,23 +32,23 @@ class DigitalEnergy(EnergyModel):
 
     Attributes:
         table: energies per operation.
-        fetch: which weights are read: a row for each "spike", for each active "channel", or each memory "block" that
-            holds a byte of an active row (of the size that the counts are for). Dense layers read all.
-        shift: digits are shifted once a "timestep" (the sums) or for each "spike" (the weights).
-        sums: where sums are kept while spikes are added: a "register" costs nothing, "sram" is read and written.
-        accumulator_width: 8, 16 or 32, for integer sums of spikes; None derives it for each layer from the bound of its
-            sums.
-        sram_bytes: size of an SRAM bank, which decides what a byte costs.
-        on_chip_bytes: weights come from DRAM if the model has more; None for a chip that holds them.
+        reads_per: which weights are read: the row of each "spike", the row of each active "channel", or every memory
+            "block" that holds a byte of an active row (block size as in the counts). Dense layers read all weights.
+        shifts_per: when digits are shifted: once per "timestep" (the sums), or once per "spike" (the weights).
+        sums_in: where sums are kept while spikes are added: "register" costs nothing, "sram" is read and written.
+        accumulator_width: 8, 16 or 32 bits for the integer sums of spikes; None derives it for each layer from the
+            bound of its sums.
+        sram_bytes: size of an SRAM bank, which sets the energy of a byte.
+        on_chip_bytes: a model with more bytes of weights reads them from DRAM; None if all fit the chip.
         leakage_w: power of the idle chip.
-        token_s: time of a token, in which it leaks; the same for all three models.
-        function_macs: MACs that an exponential, division or square root takes, if the table does not have it.
+        token_s: time of a token, during which the chip leaks; the same for all three models.
+        function_macs: MACs of an exponential, division or square root, if the table has no entry for it.
     """
 
     table: EnergyTable = field(default_factory=load_table)
-    fetch: Fetch = "channel"
-    shift: Shift = "timestep"
-    sums: Sums = "register"
+    reads_per: ReadsPer = "channel"
+    shifts_per: ShiftsPer = "timestep"
+    sums_in: SumsIn = "register"
     accumulator_width: int | None = None
     sram_bytes: int = 32768
     on_chip_bytes: int | None = None
@@ -57,7 +57,7 @@ class DigitalEnergy(EnergyModel):
     function_macs: int = 6
 
     def __post_init__(self) -> None:
-        for name, allowed in (("fetch", Fetch), ("shift", Shift), ("sums", Sums)):
+        for name, allowed in (("reads_per", ReadsPer), ("shifts_per", ShiftsPer), ("sums_in", SumsIn)):
             self._require(getattr(self, name) in get_args(allowed), name, f"one of {get_args(allowed)}")
         self._require(self.accumulator_width in (None, *WIDTHS), "accumulator_width", f"None or one of {WIDTHS}")
         self._require(type(self.sram_bytes) is int and self.sram_bytes >= 1, "sram_bytes", "an integer >= 1")
@@ -107,8 +107,9 @@ class DigitalEnergy(EnergyModel):
         width = f"{self.accumulator_width}-bit" if self.accumulator_width else "derived"
         place = "on chip" if self.on_chip_bytes is None else f"on chip up to {self.on_chip_bytes:,} bytes"
         return (
-            f"weights read per {self.fetch} from SRAM banks of {self.sram_bytes:,} bytes ({place}), sums {width} in "
-            f"{self.sums}, shifts per {self.shift}, {self.leakage_w:g} W leakage x {self.token_s:g} s a token"
+            f"weights read per {self.reads_per} from SRAM banks of {self.sram_bytes:,} bytes ({place}), "
+            f"sums {width} in {self.sums_in}, shifts per {self.shifts_per}, "
+            f"{self.leakage_w:g} W leakage x {self.token_s:g} s a token"
         )
 
     def _weight_memory(self, counts: ModelCounts, system: str) -> str:
@@ -124,14 +125,12 @@ class DigitalEnergy(EnergyModel):
         if done == OperationCounts():
             return {}
         chosen = {"spike": done.weight_spike_bytes, "channel": done.weight_channel_bytes}
-        weights = chosen.get(self.fetch, done.weight_block_bytes) + done.weight_bytes + done.parameter_bytes
+        weights = chosen.get(self.reads_per, done.weight_block_bytes) + done.weight_bytes + done.parameter_bytes
         sram = prices.byte(self.table.sram(self.sram_bytes))
         moved = done.activation_bytes + done.state_bytes + done.kv_bytes
-        data = sram * moved + (prices.byte("dram") * done.dram_bytes if done.dram_bytes else 0.0)
-        if self.sums == "sram":
+        data = sram * moved
+        if self.sums_in == "sram":
             data += sram * done.accumulator_bytes
-        if done.num_hops:
-            data += done.num_hops * prices.of("hop")
         weight_pj = prices.byte(memory) * weights if weights else 0.0
         parts = self._integers(layer, done, prices)
         parts["encode"] = self._encode(done, prices)
@@ -159,7 +158,7 @@ class DigitalEnergy(EnergyModel):
         if done.num_mac_fp16:
             narrow += done.num_mac_fp16 * (prices.of("fp16_mul") + prices.of("fp16_add"))
             wide += done.num_mac_fp16 * (prices.of("fp32_add") - prices.of("fp16_add"))
-        num_shifts = done.num_shifts_per_spike if self.shift == "spike" else done.num_shifts_per_timestep
+        num_shifts = done.num_shifts_per_spike if self.shifts_per == "spike" else done.num_shifts_per_timestep
         width = self.accumulator_width or adder_width(max(layer.accumulator_bits, 1))
         return {
             "additions": narrow,
@@ -208,10 +207,9 @@ class DigitalEnergy(EnergyModel):
         )
 
     def _left_out(self, counts: ModelCounts) -> tuple[str, ...]:
-        routed = any(layer.spiking.num_hops for layer in counts.layers.values())
         return (
             *(f"not counted: {what}" for what in counts.unsupported),
-            *(() if routed else ("routing of spikes, which needs a chip and a mapping",)),
-            *(("sums are in registers, whose energy is not counted",) if self.sums == "register" else ()),
+            "routing of spikes, which needs a chip and a mapping",
+            *(("sums are in registers, whose energy is not counted",) if self.sums_in == "register" else ()),
             "control, instruction fetch, clock and handshakes",
         )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..files import check_faults, check_format, read_toml
 
+# Version of the keys of a table's file. Raise it when a key is added, removed, or changes its meaning.
+FORMAT = 1
 _FOLDER = Path(__file__).parent / "tables"
 _TEXTS = ("process", "source", "version", "convention")
 
@@ -21,12 +23,12 @@ class TableEntry:
 
     Attributes:
         pj: of one operation, or one access, in picojoules.
-        bits: that the operation works on, or the access moves.
-        node: technology.
+        bits: width of the operation, or of what the access moves.
+        node: technology node.
         source: publication.
-        verified: whether the number was found in its source, or in a second place that cites it, by this project.
-        capacity_bytes: of a memory; 0 for what is none.
-        note: what else is to be known.
+        verified: whether this project found the number in its source, or in a second publication that cites it.
+        capacity_bytes: size of a memory; 0 for anything else.
+        note: remarks.
     """
 
     pj: float
@@ -39,7 +41,7 @@ class TableEntry:
 
     @property
     def pj_per_byte(self) -> float:
-        """Energy of an access over the bytes that it moves."""
+        """Energy of an access divided by the bytes that it moves."""
         return self.pj / (self.bits / 8)
 
 
@@ -83,7 +85,7 @@ class EnergyTable:
         return self.entries[operation]
 
     def sram(self, capacity_bytes: int) -> str:
-        """Return the name of the smallest SRAM that holds so many bytes.
+        """Return the name of the smallest SRAM that holds `capacity_bytes`.
 
         Raises:
             InputError: none does, or there is none.
@@ -105,7 +107,7 @@ class EnergyTable:
 
     @property
     def unverified(self) -> tuple[str, ...]:
-        """Names of entries whose source was not seen."""
+        """Names of entries whose source this project did not see."""
         return tuple(name for name, entry in self.entries.items() if not entry.verified)
 
 
@@ -117,58 +119,78 @@ def table_names() -> tuple[str, ...]:
 def load_table(name_or_path: str | os.PathLike = "horowitz_45nm") -> EnergyTable:
     """Read a table that comes with the package, by name, or one of your own, by path (*.toml).
 
-    A file holds the texts process, source, version and convention, a table [sources] of publications by short name, and
-    a table [entries.NAME] for each energy: pj (a number >= 0), bits (an integer >= 1), node (a text), source (a short
-    name), and optionally verified (true or false), capacity_bytes (an integer, needed for SRAM) and note.
+    A file holds `format = 1`, the texts process, source, version and convention, a table [sources] of publications by
+    short name, and a table [entries.NAME] for each energy: pj (a number >= 0), bits (an integer >= 1), node (a text),
+    source (a short name), and optionally verified (true or false), capacity_bytes (an integer, needed for SRAM) and
+    note (a text).
 
     Raises:
-        InputError: no such table, or something in it is missing or wrong; the message names the file and the key.
+        InputError: there is no such table, its file has another format version, or something in it is missing or wrong.
+            All faults are listed.
     """
-    given = os.fspath(name_or_path)
-    path = Path(given) if given.endswith(".toml") else _FOLDER / f"{given}.toml"
-    if not path.is_file():
-        known = ", ".join(table_names())
-        raise InputError(f"energy table: expected one of {known}, or the path of a .toml file; got {given!r}.")
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a TOML file: {error}") from error
+    path, content = read_toml(name_or_path, _FOLDER, "energy table")
+    check_format(content, FORMAT, str(path), str(_FOLDER / "horowitz_45nm.toml"))
+    faults: list[str] = []
     for key in _TEXTS:
-        _require(path, key, _is_text(content.get(key)), "a text", content.get(key))
-    sources, entries = content.get("sources"), content.get("entries")
-    _require(path, "sources", isinstance(sources, dict) and bool(sources), "publications by short name", sources)
-    _require(path, "entries", isinstance(entries, dict) and bool(entries), "a table [entries.NAME] for each", entries)
-    assert isinstance(sources, dict)
-    assert isinstance(entries, dict)
+        _expect(faults, key, _is_text(content.get(key)), "a text", content.get(key))
+    known = ("format", *_TEXTS, "sources", "entries")
+    faults += [f"{key}: unknown; expected one of {', '.join(known)}" for key in content if key not in known]
+    sources = _section(faults, content, "sources", "[sources] with publications by short name")
+    entries = _section(faults, content, "entries", "a table [entries.NAME] for each energy")
     for name, text in sources.items():
-        _require(path, f"sources.{name}", _is_text(text), "a text", text)
-    read = {name: _entry(path, f"entries.{name}", entry, sources) for name, entry in entries.items()}
-    return EnergyTable(path.stem, *(content[key] for key in _TEXTS), entries=read)
+        _expect(faults, f"sources.{name}", _is_text(text), "a text", text)
+    read = {name: _entry(faults, f"entries.{name}", entry, sources) for name, entry in entries.items()}
+    check_faults(faults, str(path))
+    found = {name: entry for name, entry in read.items() if entry is not None}
+    return EnergyTable(path.stem, *(content[key] for key in _TEXTS), entries=found)
 
 
-def _entry(path: Path, where: str, content: Any, sources: Mapping[str, str]) -> TableEntry:
-    _require(path, where, isinstance(content, dict), "a table with pj, bits, node and source", content)
-    unknown = sorted(content.keys() - TableEntry.__dataclass_fields__.keys())
-    _require(path, where, not unknown, f"only {', '.join(TableEntry.__dataclass_fields__)}", unknown)
-    pj, bits, size = content.get("pj"), content.get("bits"), content.get("capacity_bytes", 0)
-    is_energy = isinstance(pj, int | float) and not isinstance(pj, bool) and 0 <= pj < float("inf")
-    _require(path, f"{where}.pj", is_energy, "a number >= 0 in picojoules", pj)
-    _require(path, f"{where}.bits", type(bits) is int and bits >= 1, "an integer >= 1", bits)
-    _require(path, f"{where}.node", _is_text(content.get("node")), "a text such as '45 nm'", content.get("node"))
-    source = content.get("source")
-    _require(path, f"{where}.source", source in sources, f"one of {', '.join(sources)}, as in [sources]", source)
+def _section(faults: list[str], content: Mapping[str, Any], key: str, expected: str) -> dict[str, Any]:
+    """Return a table of the file, or an empty one if it is missing or something else."""
+    section = content.get(key)
+    if isinstance(section, dict) and section:
+        return section
+    faults.append(f"{key}: expected {expected}, got {section!r}")
+    return {}
+
+
+def _entry(faults: list[str], where: str, content: Any, sources: Mapping[str, str]) -> TableEntry | None:
+    """Return an energy, or None with what is wrong with it in `faults`."""
+    if not isinstance(content, dict):
+        _expect(faults, where, False, "a table with pj, bits, node and source", content)
+        return None
+    keys = tuple(f.name for f in fields(TableEntry))
+    before = len(faults)
+    faults += [f"{where}.{key}: unknown; expected one of {', '.join(keys)}" for key in content if key not in keys]
+    content = {"verified": True, "capacity_bytes": 0, "note": "", **content}
     least = 1 if where.startswith("entries.sram") else 0
-    _require(path, f"{where}.capacity_bytes", type(size) is int and size >= least, f"an integer >= {least}", size)
-    verified, note = content.get("verified", True), content.get("note", "")
-    _require(path, f"{where}.verified", isinstance(verified, bool), "true or false", verified)
-    _require(path, f"{where}.note", isinstance(note, str), "a text", note)
-    return TableEntry(float(pj), bits, content["node"], sources[source], verified, size, note)
+    for key, fine, expected in (
+        ("pj", _is_number(content.get("pj")), "a number >= 0 in picojoules"),
+        ("bits", _is_integer(content.get("bits"), 1), "an integer >= 1"),
+        ("node", _is_text(content.get("node")), "a text such as '45 nm'"),
+        ("source", content.get("source") in [*sources], f"one of {', '.join(sources)}, as in [sources]"),
+        ("capacity_bytes", _is_integer(content["capacity_bytes"], least), f"an integer >= {least}"),
+        ("verified", isinstance(content["verified"], bool), "true or false"),
+        ("note", isinstance(content["note"], str), "a text"),
+    ):
+        _expect(faults, f"{where}.{key}", fine, expected, content.get(key))
+    if len(faults) > before:
+        return None
+    return TableEntry(**{**content, "pj": float(content["pj"]), "source": sources[content["source"]]})
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+
+
+def _is_integer(value: Any, least: int) -> bool:
+    return type(value) is int and value >= least
 
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _require(path: Path, key: str, fine: bool, expected: str, got: Any) -> None:
+def _expect(faults: list[str], key: str, fine: bool, expected: str, got: Any) -> None:
     if not fine:
-        raise InputError(f"{path}: expected {expected} for {key!r}, got {got!r}.")
+        faults.append(f"{key}: expected {expected}, got {got!r}")

@@ -76,6 +76,6 @@ def waterfall(counts: ModelCounts, model: DigitalEnergy) -> tuple[WaterfallStep,
         for system in systems:
             sums[system] += sum(parts[system].get(part, 0.0) for part in added)
         if name == "reading weights":
-            name = f"reading weights, per {model.fetch}"  # noqa: PLW2901
+            name = f"reading weights, per {model.reads_per}"  # noqa: PLW2901
         steps.append(WaterfallStep(name, sums["spiking"], sums["int8"], sums["fp16"]))
     return tuple(steps)

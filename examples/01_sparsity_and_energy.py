@@ -21,7 +21,7 @@ ids = torch.tensor([tokenizer.encode(TEXT)])
 print(f"{ids.shape[1]} tokens")
 
 for k in (2.0, 3.0, 4.0):
-    spiking = sb.convert(model, sb.Policy(neuron=sb.AdaptiveThreshold(k=k))).model
+    spiking = sb.to_spiking(model, sb.SpikeSettings(neuron=sb.AdaptiveThreshold(k=k)))
     with torch.inference_mode(), sb.record(spiking) as recording:
         spiking(ids)
 

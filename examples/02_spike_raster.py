@@ -1,4 +1,7 @@
-"""One layer's spikes in three codes: in text here, and as raster.png beside the script (or in the folder you name)."""
+"""One layer's spikes in three codes: printed as text, the last code also as raster.png next to the script.
+
+Pass a folder to write raster.png there instead.
+"""
 
 import sys
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""A code of your own, outside the package: balanced ternary, in which a spike weighs a power of three.
+"""A code of your own, outside the package: balanced ternary, in which each spike has a power of three as its weight.
 
-Two methods are all it takes; the layer, the backends, recording and figures then work with it as with any other.
+It needs only two methods. The layer, the backends, recordings and plots then work as with any other code.
 """
 
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ model = nn.Sequential(nn.Linear(256, 512), nn.GELU(), nn.Linear(512, 256))
 x = torch.randn(64, 256)
 outputs = {}
 for encoder in (sb.BidirectionalBitwise(), BalancedTernary()):
-    spiking = sb.convert(model, sb.Policy(encoder=encoder)).model
+    spiking = sb.to_spiking(model, sb.SpikeSettings(encoder=encoder))
     with torch.no_grad(), sb.record(spiking) as recording:
         outputs[encoder] = spiking(x)
     num_spikes = sum(layer.num_spikes for layer in recording.layers.values())

@@ -1,5 +1,37 @@
-"""What the commands do, for callers in Python."""
+"""What the commands do, for callers in Python: a job takes settings, returns what it found, and prints nothing.
 
-from .report import ReportSettings, run_report
+A job may say what happens while it runs: give it an object with the methods of `Progress`.
+"""
 
-__all__ = ["ReportSettings", "run_report"]
+from .convert import ConvertSettings, convert
+from .distill import Distilled, DistillRun, distill
+from .doctor import examine
+from .energy import EnergyEstimate, EnergySettings, energy, energy_model
+from .generate import Generated, GenerateSettings, SpikesWritten, generate
+from .progress import Progress, Silent
+from .report import ReportSettings, report
+from .simulate import Simulated, SimulateSettings, simulate
+
+__all__ = [
+    "ConvertSettings",
+    "DistillRun",
+    "Distilled",
+    "EnergyEstimate",
+    "EnergySettings",
+    "GenerateSettings",
+    "Generated",
+    "Progress",
+    "ReportSettings",
+    "Silent",
+    "SimulateSettings",
+    "Simulated",
+    "SpikesWritten",
+    "convert",
+    "distill",
+    "energy",
+    "energy_model",
+    "examine",
+    "generate",
+    "report",
+    "simulate",
+]

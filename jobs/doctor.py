@@ -18,7 +18,7 @@ from ..models.io import smollm2
 from ..paths import cache_dir
 
 PACKAGES = ("spikebrain", "torch", "numba", "triton", "transformers")
-# Flags of /proc/cpuinfo by instruction set; any one of them is enough.
+# Flags of /proc/cpuinfo for each instruction set; one of them is enough.
 INSTRUCTIONS = {
     "AVX2": ("avx2",),
     "AVX-512": ("avx512f",),
@@ -26,14 +26,14 @@ INSTRUCTIONS = {
     "AMX INT8": ("amx_int8",),
     "NEON dot product": ("asimddp",),
 }
-# How many tokens stand for one and for many.
+# Numbers of tokens for which the choice of "auto" is shown.
 FEW, MANY = 1, 512
-# Weights of a layer of a large model.
+# Number of weights in a layer of a large model.
 LAYER = 4096 * 4096
 
 
 def examine() -> dict[str, Any]:
-    """Return what is there as plain values, ready for JSON; `advice` has what could be faster, and how."""
+    """Return what this machine has, as JSON values; `advice` says what could be faster, and how."""
     findings: dict[str, Any] = {
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "cpu": examine_cpu(_cpu_info()),
@@ -47,7 +47,7 @@ def examine() -> dict[str, Any]:
 
 
 def examine_cpu(info: str) -> dict[str, Any]:
-    """Return model, threads and instruction sets; info: the text of /proc/cpuinfo, empty where there is none."""
+    """Return model, threads and instruction sets. `info` is the text of /proc/cpuinfo, empty where there is none."""
     fields = dict(re.findall(r"^([^\t:]+?)\s*:[ \t]*(.*)$", info, re.MULTILINE))
     flags = set((fields.get("flags") or fields.get("Features") or "").split())
     return {
@@ -61,7 +61,7 @@ def examine_cpu(info: str) -> dict[str, Any]:
 
 
 def examine_device(device: torch.device) -> dict[str, Any]:
-    """Return, for one device, why each backend cannot run there (None if it can) and what runs where nobody chooses."""
+    """Return why each backend cannot run on a device (None if it can), and which one "auto" picks there."""
     return {
         "backends": {name: BACKENDS.create(name).why_unavailable(device) for name in BACKENDS},
         "auto": {str(n): BACKENDS.name_of(backends.auto(device, n, LAYER)) for n in (FEW, MANY)},
@@ -70,7 +70,7 @@ def examine_device(device: torch.device) -> dict[str, Any]:
 
 
 def advise(findings: dict[str, Any]) -> list[str]:
-    """Return a sentence for everything that runs slower than it could, with what to do about it."""
+    """Return a sentence for each thing that runs slower than it could, and what to do about it."""
     advice = []
     if not findings["gpus"]:
         built = "has no CUDA in it" if torch.version.cuda is None else "finds no GPU"

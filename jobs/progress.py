@@ -1,22 +1,35 @@
-"""Progress bars for long work, on standard error."""
+"""How a job tells of its progress: to whoever started it, in a way that is theirs to choose."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 
-@contextmanager
-def progress_bars(console: Console, unit: str = "tokens") -> Iterator[Callable[[str, int], Callable[[int], None]]]:
-    """Yield a function that adds a bar with a title and a total, and returns the function that moves it on."""
-    columns = (TextColumn("{task.description:13}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bars:
+@runtime_checkable
+class Progress(Protocol):
+    """Receives what a job has to say while it runs. The command line shows it on standard error."""
 
-        def add(title: str, total: int) -> Callable[[int], None]:
-            task = bars.add_task(title, total=total)
-            return lambda done: bars.advance(task, done)
+    def say(self, text: str) -> None:
+        """Take a remark, a sentence or two."""
 
-        yield add
+    def bar(self, title: str, total: int, unit: str) -> Callable[[int], None]:
+        """Begin a part of the work, of `total` units, and return a function that is told how many more are done.
+
+        The function may be called from several threads.
+        """
+        ...
+
+
+class Silent:
+    """Shows nothing."""
+
+    def say(self, text: str) -> None:
+        """Drop the remark."""
+
+    def bar(self, title: str, total: int, unit: str) -> Callable[[int], None]:
+        """Return a function that does nothing."""
+        return lambda done: None
+
+
+SILENT: Progress = Silent()

@@ -1,4 +1,4 @@
-"""Progress of a report on disk, so that an interrupted run goes on where it stopped."""
+"""Progress of a report on disk: an interrupted run goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ FILE_NAME = "unfinished.json"
 
 @dataclass
 class Unfinished:
-    """Finished windows of each stage, and what the spiking stage had recorded after them.
+    """The finished windows of each stage, and the records of the spiking stage after them.
 
     Attributes:
         path: the file.
-        key: identifies the job; progress of another job is ignored.
+        key: identifies the job; the progress of another job is ignored.
         nlls: summed negative log-likelihood of each finished window, by stage.
-        recorded: state of the recording after the last finished windows.
+        recorded: state of the recording after the last finished window.
         checked: state of the exactness check at the same point.
     """
 
@@ -37,10 +37,10 @@ class Unfinished:
 
     @classmethod
     def of_job(cls, folder: Path, job: Mapping[str, Any]) -> Unfinished:
-        """Return what an earlier run of the same job left in the folder, or no progress.
+        """Return the progress that an earlier run of the same job left in the folder, if any.
 
         Args:
-            folder: where the report goes.
+            folder: folder of the report.
             job: everything that its figures depend on, as JSON values.
         """
         path = folder / FILE_NAME
@@ -50,7 +50,7 @@ class Unfinished:
             if stored["key"] == key:
                 return cls(path, key, stored["nlls"], stored["recorded"], stored["checked"])
         except (OSError, ValueError, KeyError, TypeError):
-            pass  # none, or one that a crash cut short: there is nothing to go on from
+            pass  # there is no such file, or a crash cut it short
         return cls(path, key)
 
     @property
@@ -59,7 +59,7 @@ class Unfinished:
         return sum(len(nlls) for nlls in self.nlls.values())
 
     def save(self, recording: Recording | None = None, check: ExactnessCheck | None = None) -> None:
-        """Write the progress, and with it the state of the recording and the check; in one step."""
+        """Write the progress and the state of recording and check, in one step."""
         if recording is not None and check is not None:
             self.recorded = recording.state()
             self.checked = check.state()
@@ -68,11 +68,11 @@ class Unfinished:
             write_whole(self.path, json.dumps(content))
         except OSError as error:
             raise InputError(
-                f"--out {self.path.parent}: progress cannot be written: {error}. Make room there."
+                f"out {self.path.parent}: progress cannot be written: {error}. Make room there."
             ) from error
 
     def restore(self, recording: Recording, check: ExactnessCheck) -> None:
-        """Put the stored state into a recording and a check that are about to go on."""
+        """Copy the stored state into a recording and a check."""
         recording.restore(self.recorded)
         if self.checked:
             check.restore(self.checked)

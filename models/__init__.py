@@ -1,26 +1,33 @@
 """Models whose linear layers run on spike trains."""
 
-from .conversion import from_transformer, to_spiking
+from .conversion import calibrate, from_transformer, spikingbrain_settings, to_spiking
 from .io import Loaded, load, save
-from .layers import Conversion, Policy, SpikeLinear, choose_layers, convert, dequantize
+from .layers import Conversion, SpikeLinear, SpikeSettings, choose_layers, neuron_with_k, spike_aware, to_dense
 from .recording import LayerRecord, Recording, record
 from .spikingbrain import SpikingBrainConfig, SpikingBrainForCausalLM
+from .training import DistillSettings, Stage, distill
 
 __all__ = [
     "Conversion",
+    "DistillSettings",
     "LayerRecord",
     "Loaded",
-    "Policy",
     "Recording",
     "SpikeLinear",
+    "SpikeSettings",
     "SpikingBrainConfig",
     "SpikingBrainForCausalLM",
+    "Stage",
+    "calibrate",
     "choose_layers",
-    "convert",
-    "dequantize",
+    "distill",
     "from_transformer",
     "load",
+    "neuron_with_k",
     "record",
     "save",
+    "spike_aware",
+    "spikingbrain_settings",
+    "to_dense",
     "to_spiking",
 ]

@@ -129,7 +129,7 @@ class Neuron(ABC, Generic[State]):
         return SpikeCount(count, threshold), state
 
 
-NEURONS: Registry[Neuron] = Registry("neuron")
+NEURONS: Registry[Neuron] = Registry("neuron", Neuron)
 
 
 def overrides(cls: type, declaration: str, methods: Iterable[str]) -> bool:

@@ -1,4 +1,4 @@
-"""What a simulated model is as JSON: totals, components, layers, and where each number of the chip is from."""
+"""A simulated model as JSON: totals, components, layers, and the source of each number of the chip."""
 
 from __future__ import annotations
 
@@ -9,21 +9,13 @@ import numpy as np
 
 from ..chip import COMPONENTS
 from ..energy import load_table
-from .model import LayerOnChip, ModelOnChip
+from .model import ASSUMPTIONS, ModelOnChip
+from .replay import LayerOnChip
 from .times import time_by_kind
-
-ASSUMPTIONS = (
-    "each layer has tiles of its own, which its packets never leave",
-    "results go from home to home on links of their own",
-    "layers that share an input each encode it; they run at the same time",
-    "what stays dense of a stage runs on one digital unit, the output head on those of all tiles",
-    "the time of attention is its mean over the tokens",
-    "the whole chip leaks for the whole time",
-)
 
 
 def describe_simulation(found: ModelOnChip) -> dict[str, Any]:
-    """Return totals per token, energy by component, time by kind, a row a layer, and the chip with its sources."""
+    """Return totals per token, energy by component and layer, time by kind, a row for each layer, and the chip."""
     n = found.num_tokens
     energy = found.energy_pj
     total = sum(energy.values())
@@ -56,7 +48,8 @@ def describe_simulation(found: ModelOnChip) -> dict[str, Any]:
             "paper": num_spikes / num_channels * add_pj,
             "paper, weighed by outputs": activity.num_synops / activity.num_macs * add_pj,
         },
-        "components": COMPONENTS,
+        "energy_report": found.energy_report().to_dict(),
+        "components": {name: component.meaning for name, component in COMPONENTS.items()},
         "time_per_token_ps": time_by_kind(found),
         "activity": asdict(activity),
         "exactness": {
@@ -67,11 +60,7 @@ def describe_simulation(found: ModelOnChip) -> dict[str, Any]:
         "assumptions": list(ASSUMPTIONS),
         "unsupported": list(found.unsupported),
         "description": {
-            key: {
-                "value": getattr(getattr(found.chip, key.split(".")[0]), key.split(".")[1]),
-                "process": p,
-                "source": s,
-            }
+            key: {"value": found.chip.value(key), "process": p, "source": s}
             for key, (p, s) in found.chip.sources.items()
         },
     }

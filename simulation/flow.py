@@ -1,47 +1,31 @@
-"""How tokens flow through the layers of a model on a chip: stages, what lies between them, and when each token ends."""
+"""What lies between the layers of a model on a chip: dense work, transfers, and the tokens that wait for both."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import numpy as np
 
 from ..chip import Activity, Description, Placement
-from ..chip.description import to_ps
 from ..chip.mapping import is_north_south, route
+from ..chip.parts import to_ps
 from ..energy import OperationCounts
 
 
-@dataclass
-class Stage:
-    """Layers with the same input, which run at the same time, and what has to be done before they can begin.
-
-    Attributes:
-        layers: their names.
-        rest: dense work of the digital unit before they begin, of all tokens.
-        rest_ps: its time, per token.
-        transfer: of the results of the stage before to the homes of these layers, per token.
-        transfer_ps: its time, per token.
-    """
-
-    layers: list[str]
-    rest: Activity = field(default_factory=Activity)
-    rest_ps: int = 0
-    transfer: Activity = field(default_factory=Activity)
-    transfer_ps: int = 0
-
-
-def arrivals(ready_ps: np.ndarray, stage: Stage) -> np.ndarray:
-    """Return when each token's input is there, if the stage before ends it at `ready_ps`.
+def arrivals(ready_ps: np.ndarray, transfer_ps: int, rest_ps: int) -> np.ndarray:
+    """Return when the input of each token reaches a stage.
 
     The digital unit works on one token after the other: its queue is not bounded.
+
+    Args:
+        ready_ps: when the stage before ends each token, int64 [tokens].
+        transfer_ps: time of a token's results on their way to the stage.
+        rest_ps: time of the dense work on a token.
     """
-    there = ready_ps + stage.transfer_ps
-    done = np.zeros(len(there), np.int64)
+    done = np.zeros(len(ready_ps), np.int64)
     free = 0
-    for i, time in enumerate(there.tolist()):
-        free = max(free, time) + stage.rest_ps
+    for i, time in enumerate((ready_ps + transfer_ps).tolist()):
+        free = max(free, time) + rest_ps
         done[i] = free
     return done
 
@@ -96,7 +80,7 @@ def as_activity(counts: OperationCounts) -> Activity:
 
 
 def digital_ps(work: Activity, chip: Description, num_units: int) -> int:
-    """Return how long digital units take for some work that they share, in ps."""
+    """Return how long digital units that share some work take for it, in ps."""
     operations = (
         work.num_adds
         + work.num_multiplies
@@ -106,39 +90,3 @@ def digital_ps(work: Activity, chip: Description, num_units: int) -> int:
         + work.num_integer_macs
     )
     return round(1000 * chip.digital.operation_ns * -(-operations // (chip.digital.lanes * num_units)))
-
-
-def stage_of_part(name: str, kind: str, stages: Sequence[Stage]) -> int:
-    """Return before which stage a dense part of the model runs; len(stages) for after the last one.
-
-    What contains spiking layers runs before the last of them (attention before the output projection, a gate before the
-    down projection); what contains none, before the first layer of the block that it is part of. Of what belongs to no
-    block, the embedding comes first and the rest last.
-    """
-    inside = [s for s, stage in enumerate(stages) if any(layer.startswith(f"{name}.") for layer in stage.layers)]
-    if inside and len(inside) < len(stages):
-        return inside[-1]
-    block = name.rpartition(".")[0]
-    beside = [s for s, stage in enumerate(stages) if any(layer.startswith(f"{block}.") for layer in stage.layers)]
-    if beside and len(beside) < len(stages):
-        return beside[0]
-    return 0 if kind == "embedding" else len(stages)
-
-
-def place_rest(
-    parts: Mapping[str, tuple[str, OperationCounts]], stages: list[Stage], num_tokens: int, chip: Description
-) -> Stage:
-    """Enter the dense parts of a model into its stages; return what comes after them, as a stage without layers.
-
-    Dense projections (the output head) are spread over the digital units of all tiles; everything else of a stage runs
-    on one. Times are means over the tokens: attention takes less of them for the first tokens, and more for the last.
-    """
-    last = Stage([])
-    num_units = chip.mesh.columns * chip.mesh.rows
-    for name, (kind, counts) in parts.items():
-        at = stage_of_part(name, kind, stages)
-        stage = stages[at] if at < len(stages) else last
-        work = as_activity(counts)
-        stage.rest += work
-        stage.rest_ps += digital_ps(work, chip, num_units if kind == "linear" else 1) // num_tokens
-    return last

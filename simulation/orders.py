@@ -9,23 +9,24 @@ from torch import Tensor, nn
 
 from ..chip import ChannelOrder
 from ..models.layers.spike_linear import Step
-from .model import run_observed, spiking_layers
+from .calls import run_steps, spiking_layers
 
 
 def learn_orders(model: nn.Module, ids: Tensor, order: ChannelOrder) -> dict[str, np.ndarray]:
-    """Return in which order the channels of each spiking layer should lie in memory, from how they fire on a text.
+    """Return the order in which the channels of each spiking layer should lie in memory, from how they fire on a text.
 
     Args:
         model: converted to spikes.
-        ids: token ids of a window, [tokens]; not those that are simulated afterwards, or the result flatters.
-        order: decides, layer by layer.
+        ids: token ids of a window, [tokens]. They should not be those that are simulated afterwards, on which the
+            learned order would look better than it is.
+        order: finds the order of one layer.
     Returns:
-        A permutation by the name of the layer, int64 [N]; layers that no token reaches are left out.
+        A permutation, int64 [in_features], by the name of the layer; layers that no token reaches are left out.
     """
     fired: dict[str, list[np.ndarray]] = defaultdict(list)
 
     def see(name: str, step: Step) -> None:
         fired[name].append(step.train.spikes.any(dim=0).cpu().numpy())
 
-    run_observed(model, spiking_layers(model), ids, see)
+    run_steps(model, spiking_layers(model), ids, see)
     return {name: order.order(np.concatenate(active)) for name, active in fired.items()}

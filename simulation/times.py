@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .flow import Stage
 from .model import ModelOnChip
+from .stages import Stage
 
 
 def held_up_by(found: ModelOnChip) -> dict[str, dict[str, float]]:

@@ -2,6 +2,6 @@
 
 from .calibrate import calibrate
 from .from_transformer import from_transformer
-from .spiking import to_spiking
+from .to_spiking import spikingbrain_settings, to_spiking
 
-__all__ = ["calibrate", "from_transformer", "to_spiking"]
+__all__ = ["calibrate", "from_transformer", "spikingbrain_settings", "to_spiking"]

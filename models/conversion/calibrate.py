@@ -1,17 +1,17 @@
-"""First values for the new parameters of a converted model, from some text: closed forms, no gradients.
+"""Fit initial values for the new parameters of a converted model on some text, in closed form without gradients.
 
-Every layer with linear attention is shown what the Transformer's layer was given, and fitted to what that gave. Three
-steps, each over all tokens:
+Each layer with linear attention gets the input of the Transformer's layer and is fitted to that layer's output, in
+three steps over all tokens:
 
-1. *Decay.* For each key/value head, the time constant out of `TIME_CONSTANTS` whose outputs fit best, by the squared
-   error that step 2 would leave. (Not for a tied gate, which has no parameters.)
-2. *Columns.* A branch is normalised per head, so the size of the Transformer's outputs is lost. Each column of o_proj
-   is scaled by the least-squares factor between the layer's channel and the Transformer's. Where two branches share
-   the columns, softmax attention sets them, and both branch weights then follow by least squares over all channels.
-3. *Output projection* (fit="o-proj"). o_proj as a whole is fitted to the attention output by ridge regression towards
-   what step 2 left.
+1. *Decay.* For each key/value head, choose the time constant from `TIME_CONSTANTS` whose outputs fit best, by the
+   squared error that step 2 would leave. (Not for a tied gate, which has no parameters.)
+2. *Columns.* A branch is normalised per head, which loses the magnitude of the Transformer's outputs. So each column of
+   o_proj is scaled by the least-squares factor between the layer's channel and the Transformer's. If two branches share
+   the columns, softmax attention sets the factors; both branch weights then follow by least squares over all channels.
+3. *Output projection* (fit="o-proj"). The whole of o_proj is fitted to the attention output by ridge regression towards
+   the result of step 2.
 
-The norms keep the weight 1: g_norm has one weight a channel for all heads, which the columns of o_proj do better.
+The norms keep weight 1: g_norm shares one weight per channel between heads, while o_proj has a column for each head.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from .layerwise import LayerTrace, Surroundings, trace, watch
 FITS = ("columns", "o-proj")
 # Tokens after which a state has decayed to 1 / e.
 TIME_CONSTANTS = (2.0, 8.0, 32.0, 128.0, 512.0, 4096.0)
-# Of the ridge regression, relative to the mean square of a column.
+# Strength of the ridge regression, relative to the mean square of a column.
 RIDGE = 1e-3
-# Tokens whose activations are in memory at the same time, for all layers.
+# Tokens whose activations in all layers are in memory at once.
 _TOKENS = 2048
-# Number of a layer, the layer, the Transformer's trace of some rows, and how to run the layer on its input there.
+# Index of a layer, its attention, the Transformer's trace of some rows, and a function to run the layer on its input.
 _Part: TypeAlias = tuple[int, Attention, LayerTrace, Callable[[], dict[str, tuple[Tensor, Tensor]]]]
 
 
@@ -48,15 +48,15 @@ def calibrate(
     fit: str = "columns",
     progress: Callable[[str, int], Callable[[int], None]] | None = None,
 ) -> None:
-    """Fit the new parameters, and the output projections, of a model that `from_transformer` made; in place.
+    """Fit the new parameters and the output projections of a model from `from_transformer`, in place.
 
     Args:
         student: the converted model, not spiking.
-        teacher: the Transformer that it was made of.
-        tokens: token ids, [B, L], or [L] for one text. Some thousand tokens are enough.
+        teacher: the Transformer that it was converted from.
+        tokens: token ids, [B, L], or [L] for one text. A few thousand tokens are enough.
         fit: "columns": scales only; "o-proj": the output projections as well, which lowers the error of each layer on
             these tokens, but not always the perplexity on others (DESIGN.md).
-        progress: called with the title and number of parts of a step, returns a function that is told of parts done.
+        progress: called with a step's title and number of parts; the function it returns gets the number of parts done.
     Raises:
         InputError: no tokens, ids outside the vocabulary, an unknown fit, or a spiking model.
     """
@@ -86,10 +86,10 @@ def calibrate(
 
 
 def check_tokens(tokens: Tensor, vocab_size: int, where: str) -> Tensor:
-    """Return token ids if they are at least two, integers, and within the vocabulary.
+    """Check that there are at least two token ids, as integers within the vocabulary, and return them.
 
     Raises:
-        InputError: they are not.
+        InputError: a check fails.
     """
     if tokens.ndim not in (1, 2) or tokens.shape[-1] < 2 or len(tokens) == 0 or tokens.dtype != torch.int64:
         raise InputError(
@@ -97,12 +97,14 @@ def check_tokens(tokens: Tensor, vocab_size: int, where: str) -> Tensor:
         )
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= vocab_size:
-        raise InputError(f"{where}: expected ids from 0 to {vocab_size - 1}, got {low} to {high}. Is it its tokenizer?")
+        raise InputError(
+            f"{where}: expected ids from 0 to {vocab_size - 1}, got {low} to {high}. Use the model's tokenizer."
+        )
     return tokens
 
 
 def gate_bias(time_constant: float, divisor: float) -> float:
-    """Return b such that the decay exp(logsigmoid(b) / divisor) falls to 1 / e after so many tokens.
+    """Return b such that the decay exp(logsigmoid(b) / divisor) falls to 1 / e after `time_constant` tokens.
 
     >>> round(gate_bias(16 / math.log(2), 16.0), 6) + 0.0  # logsigmoid(0) is -log(2)
     0.0
@@ -115,18 +117,18 @@ def gate_bias(time_constant: float, divisor: float) -> float:
 def _each(
     student: SpikingBrainForCausalLM, teacher: Any, groups: Sequence[Tensor], layers: dict[int, Attention]
 ) -> Iterator[_Part]:
-    """Yield, for each group of rows and each layer, what is fitted to what."""
-    for some in groups:
-        traces = trace(teacher, some)
-        around = Surroundings(student, some, traces[0].normed.dtype)
+    """Yield each layer for each group of rows, with its target and a function to run it."""
+    for group in groups:
+        traces = trace(teacher, group)
+        surroundings = Surroundings(student, group, traces[0].normed.dtype)
         for i, attention in layers.items():
             watched = {
                 name: module for name, module in attention.named_children() if name.endswith(("_norm", "o_proj"))
             }
 
-            def run(i=i, attention=attention, watched=watched, given=traces[i].normed, around=around):
+            def run(i=i, attention=attention, watched=watched, x=traces[i].normed, surroundings=surroundings):
                 with watch(watched) as seen:
-                    attention(given, around.context, around.state(i))
+                    attention(x, surroundings.context, surroundings.state(i))
                 return seen
 
             yield i, attention, traces[i], run
@@ -135,7 +137,7 @@ def _each(
 def _choose_decay(student: SpikingBrainForCausalLM, layers: dict[int, Attention], parts: Iterator[_Part]) -> None:
     """Give every key/value head the time constant whose outputs fit best."""
     settings = student.settings
-    # Per layer and time constant, over tokens: sum of target * output, of output^2; [constants, channels].
+    # Per layer, summed over tokens: target * output and output^2, each [constants, channels].
     sums = {i: torch.zeros(2, len(TIME_CONSTANTS), settings.num_heads * settings.dim).double() for i in layers}
     for i, attention, target, run in parts:
         for j, constant in enumerate(TIME_CONSTANTS):
@@ -144,7 +146,7 @@ def _choose_decay(student: SpikingBrainForCausalLM, layers: dict[int, Attention]
             sums[i][0, j] += (_flat(target.heads) * output).sum(0).cpu()
             sums[i][1, j] += output.square().sum(0).cpu()
     for i, attention in layers.items():
-        # What the best factor explains of the target; the rest is the error.
+        # The part of the target's square sum that the best factor explains; the rest is the error.
         explained = sums[i][0].square() / sums[i][1].clamp(min=1e-30)
         best = explained.unflatten(1, (settings.num_kv_heads, -1)).sum(-1).argmax(0)  # [Hk]
         biases = torch.tensor([gate_bias(TIME_CONSTANTS[j], settings.gate_divisor) for j in best.tolist()])
@@ -152,9 +154,9 @@ def _choose_decay(student: SpikingBrainForCausalLM, layers: dict[int, Attention]
 
 
 def _scale_columns(student: SpikingBrainForCausalLM, layers: dict[int, Attention], parts: Iterator[_Part]) -> None:
-    """Scale the columns of o_proj, and weigh the branches."""
+    """Scale the columns of o_proj and set the branch weights."""
     num_channels = student.settings.num_heads * student.settings.dim
-    # Over tokens, for target u, linear branch a and softmax branch b: u a, u b, a a, a b, b b; [5, channels].
+    # Summed over tokens, for target u, linear branch a and softmax branch b: u a, u b, a a, a b, b b; [5, channels].
     sums = {i: torch.zeros(5, num_channels).double() for i in layers}
     for i, attention, target, run in parts:
         seen, u = run(), _flat(target.heads)
@@ -167,7 +169,7 @@ def _scale_columns(student: SpikingBrainForCausalLM, layers: dict[int, Attention
             factor = ua / aa.clamp(min=1e-30)
         else:
             factor = ub / bb.clamp(min=1e-30)
-            # The weights w of u = factor * (w_1 a + w_2 b), by the normal equations.
+            # Solve u = factor * (w_1 a + w_2 b) for the weights w, by the normal equations.
             square = torch.stack([factor**2 * aa, factor**2 * ab, factor**2 * ab, factor**2 * bb]).sum(1).view(2, 2)
             weights = torch.linalg.lstsq(square, torch.stack([factor * ua, factor * ub]).sum(1)).solution
             attention.branch_weight.copy_(weights)

@@ -1,17 +1,17 @@
-"""A Transformer in, a SpikingBrain model out: Q, K, V, O, feed-forward parts, norms and embeddings are reused.
+"""Convert a Transformer to a SpikingBrain model: Q, K, V, O, feed-forward parts, norms and embeddings are reused.
 
-The maps of softmax, window and linear attention share their projections, so that the weights of one initialise the
-others (report, eq. 12 to 14). What is new is small: the gate of linear attention, the norms and weights of its
-branches, sink tokens and routers. It starts so that the model is as close to the Transformer as we know how:
+Softmax, window and linear attention have the same projections, so the weights of one initialise the others (report,
+eq. 12 to 14). Few parameters are new: the gate of linear attention, the norms and weights of the branches, sink tokens
+and routers. Their initial values keep the model as close to the Transformer as we know how:
 
-- *Gate*: its matrices give 0, so the decay is the same for every token at first, with a time constant of
+- *Gate*: its matrices give 0, so at first the decay is the same for every token, with a time constant of
   `TIME_CONSTANT` tokens. The first of two low-rank matrices is random, so that the second learns from the first step.
-- *Norms*: weights 1. Branches side by side: `BRANCH_WEIGHTS`, so that softmax attention dominates.
-- *Sink tokens*: the embedding of the token that begins a text, if the model has one, else the mean of the embedding.
+- *Norms*: weight 1. *Parallel branches*: `BRANCH_WEIGHTS`, so that softmax attention dominates.
+- *Sink tokens*: the embedding of the beginning-of-text token, if the model has one, else the mean embedding.
 - *Experts*: see `upcycle`.
 
-A norm gives every head of every token the same size, which is not the size of softmax attention's outputs. Only data
-tells those: give `calibration` tokens (see `calibrate`).
+A norm gives every head of every token the same magnitude, unlike softmax attention's outputs. Their magnitudes can only
+come from data: pass `calibration` tokens (see `calibrate`).
 
 Source: SpikingBrain (arXiv:2509.05276), sections 2 and 3.1.
 """
@@ -30,15 +30,15 @@ from ..spikingbrain.config import LayerPlan, SpikingBrainConfig
 from ..spikingbrain.layouts import parse_layers
 from ..spikingbrain.transformers_config import SpikingBrainPretrainedConfig
 from .calibrate import calibrate, gate_bias
-from .source import BIASES, FFN, LAYER, settings_of
+from .source import origins, settings_of, weights_of
 
-# Tokens after which a state has decayed to 1 / e, before calibration; the best single one for SmolLM2 (DESIGN.md).
+# Tokens after which a state has decayed to 1 / e, before calibration; the best single value for SmolLM2 (DESIGN.md).
 TIME_CONSTANT = 64.0
-# Of linear and of softmax attention, where both are in a layer, before calibration.
+# Weights of linear and softmax attention in a layer that has both, before calibration.
 BRANCH_WEIGHTS = (0.1, 0.9)
-# Spread of a fresh router's logits: experts get different tokens, and probabilities are even but for this.
+# Spread of a new router's logits: enough to give experts different tokens, with almost even probabilities.
 _ROUTER_LOGITS = 1e-4
-# What a published layout chooses beyond its layers; the rest is the same for both.
+# Settings of a published layout besides its layers; all others are the same for both.
 _CHOICES: dict[str, dict[str, Any]] = {
     "76b": {"gate": "tied", "feature_map": "sigmoid", "num_sinks": 128, "num_experts": 16},
 }
@@ -54,24 +54,23 @@ def from_transformer(
     progress: Callable[[str, int], Callable[[int], None]] | None = None,
     **choices: Any,
 ) -> SpikingBrainForCausalLM:
-    """Convert a Transformer. Its weights are copied; it stays as it is.
+    """Convert a Transformer. Its weights are copy_bias; the Transformer itself does not change.
 
-    A layer "full" computes what the Transformer's did, and so does "swa" for texts within its window.
+    A "full" layer computes the same as the Transformer's layer, and so does "swa" for texts within its window.
 
     Args:
-        model: LlamaForCausalLM or Qwen2ForCausalLM of transformers.
-        layout: "7b", "76b", plans joined by commas such as "gla,swa,gla+full/moe", or a tuple of plans.
-        calibration: token ids, [B, L] or [L]; None to leave the new parameters as they start.
-        fit: what `calibrate` fits, "columns" or "o-proj".
-        seed: of the random numbers in gates and routers.
-        progress: of `calibrate`.
+        model: a causal language model of transformers with a convertible architecture (`models/architectures.py`).
+        layout: "7b", "76b", plans separated by commas, such as "gla,swa,gla+full/moe", or a tuple of plans.
+        calibration: token ids, [B, L] or [L]; None to keep the initial values of the new parameters.
+        fit: "columns" or "o-proj", as for `calibrate`.
+        seed: seed of the random numbers in gates and routers.
+        progress: as for `calibrate`.
         choices: fields of `SpikingBrainConfig` that the Transformer does not fix, such as window, gate or num_sinks.
-            "76b" has a tied gate, the sigmoid feature map, 128 sink tokens and 16 experts unless told otherwise.
+            The defaults of "76b" are a tied gate, the sigmoid feature map, 128 sink tokens and 16 experts.
     Returns:
-        The model, in evaluation mode, with dtype, device and generation settings of the Transformer.
+        The model, in evaluation mode, with the Transformer's dtype, device and generation settings.
     Raises:
-        InputError: an architecture that our layers do not compute, a layout of another depth, or a choice that the
-            Transformer fixes.
+        InputError: the architecture is not supported, the layout has another depth, or the Transformer fixes a choice.
 
     Source:
         SpikingBrain (arXiv:2509.05276), sections 2 and 3.1, eq. 12 to 18.
@@ -102,23 +101,17 @@ def from_transformer(
 
 
 def _fill(student: SpikingBrainForCausalLM, source: Any, seed: int) -> None:
-    """Give every parameter of a model without memory its first value."""
+    """Give every parameter of a model on the meta device its initial value."""
     weights = {name: parameter.detach() for name, parameter in source.named_parameters()}
-    embedding = weights["model.embed_tokens.weight"]
-    origin = {"model.embeddings.weight": "model.embed_tokens.weight", "model.norm.weight": "model.norm.weight"}
-    origin |= {
-        f"model.layers.{i}.{ours}": f"model.layers.{i}.{theirs}"
-        for i in range(student.settings.num_layers)
-        for ours, theirs in {**LAYER, **BIASES, **FFN}.items()
-    }
-    if not student.settings.tie_word_embeddings:
-        origin["lm_head.weight"] = "lm_head.weight"
+    origin = origins(weights_of(source), student.settings.num_layers)
+    embedding = weights[origin["model.embeddings.weight"]]
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in list(student.named_parameters()):
         if name in origin:
             value = weights[origin[name]].clone()
         elif ".experts." in name or ".shared." in name:
-            value = upcycle(weights[f"{name.partition('.mlp.')[0]}.mlp.{_tail(name)}"], name, student.settings)
+            dense = f"{name.partition('.mlp.')[0]}.mlp.{_tail(name)}"
+            value = upcycle(weights[origin[dense]], name, student.settings)
         elif name == "model.sinks":
             first = source.config.bos_token_id
             row = embedding.mean(0) if first is None else embedding[first]
@@ -132,19 +125,19 @@ def _fill(student: SpikingBrainForCausalLM, source: Any, seed: int) -> None:
 
 
 def upcycle(weight: Tensor, name: str, settings: SpikingBrainConfig) -> Tensor:
-    """Return the weight of an expert that starts as the dense feed-forward part.
+    """Return an expert's weight such that the mixture starts out equal to the dense feed-forward part.
 
-    With S shared experts and k of N routed ones, each a copy, and an even router, whose probabilities are 1 / N and are
-    not scaled up (see `MixtureOfExperts`), a token would get S + k / N times the dense result, whichever experts it is
-    routed to. The report scales every expert by alpha = (S + k / N)^(-1/3), once for each of the three matrices. That
-    takes silu for linear; it leaves open which matrices are meant, and how routing weights enter. Here the same factor
-    alpha^3 is shared by up and down alone, alpha^(3/2) each, in which an expert is linear: so the mixture equals the
-    dense part exactly, but for rounding and for router logits of about 1e-4.
+    Take S shared experts and k of N routed ones, all copies of the dense part, and an even router whose probabilities
+    are 1 / N, not renormalised (see `MixtureOfExperts`). A token then gets S + k / N times the dense result, no matter
+    which experts it is routed to. The report scales every expert by alpha = (S + k / N)^(-1/3), once for each of the
+    three matrices. This treats silu as linear, and leaves open which matrices are meant and how routing weights enter.
+    Here up and down alone share the same factor alpha^3, alpha^(3/2) each, since an expert is linear in both. So the
+    mixture equals the dense part exactly, except for rounding and router logits of about 1e-4.
 
     Args:
-        weight: of the dense part: gate, up or down.
-        name: of the expert's parameter.
-        settings: of the model.
+        weight: the dense part's weight: gate, up or down.
+        name: name of the expert's parameter.
+        settings: the model's configuration.
 
     Source:
         SpikingBrain (arXiv:2509.05276), eq. 15 to 18.
@@ -156,7 +149,7 @@ def upcycle(weight: Tensor, name: str, settings: SpikingBrainConfig) -> Tensor:
 
 
 def _fresh(name: str, shape: tuple[int, ...], settings: SpikingBrainConfig, generator: torch.Generator) -> Tensor:
-    """Return the first value of a parameter that the Transformer has not, float32."""
+    """Return the initial value, in float32, of a parameter that the Transformer does not have."""
     if name.endswith("_norm.weight"):
         return torch.ones(shape)
     if name.endswith("branch_weight"):
@@ -172,5 +165,5 @@ def _fresh(name: str, shape: tuple[int, ...], settings: SpikingBrainConfig, gene
 
 
 def _tail(name: str) -> str:
-    """Return "gate_proj.weight" of "model.layers.3.mlp.experts.5.gate_proj.weight"."""
+    """Return "gate_proj.weight" for "model.layers.3.mlp.experts.5.gate_proj.weight"."""
     return ".".join(name.split(".")[-2:])

@@ -1,4 +1,4 @@
-"""A Transformer and the SpikingBrain model made of it, layer by layer: each layer of the one on inputs of the other."""
+"""Run a Transformer and the model converted from it layer by layer: the model's layers on the Transformer's inputs."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from ..spikingbrain.attention import Context
 from ..spikingbrain.cache import LayerState, SpikingBrainCache
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from ..spikingbrain.rope import rotary_angles
+from .source import weights_of
 
 
 @dataclass(frozen=True)
 class LayerTrace:
-    """What went through one layer of the Transformer. B batch, L tokens, d hidden size, H heads, D channels each.
+    """Activations of one layer of the Transformer. B batch, L tokens, d hidden size, H heads of D channels.
 
     Attributes:
-        residual: the stream into the layer, [B, L, d].
+        residual: residual stream into the layer, [B, L, d].
         normed: the same after the norm before attention, [B, L, d].
-        heads: what attention gave for each head, before the output projection, [B, L, H * D].
-        attended: after the output projection, [B, L, d].
-        result: the stream out of the layer, [B, L, d].
+        heads: attention output of each head, before the output projection, [B, L, H * D].
+        attended: attention output after the output projection, [B, L, d].
+        result: residual stream out of the layer, [B, L, d].
     """
 
     residual: Tensor
@@ -37,18 +38,20 @@ class LayerTrace:
 
 @torch.no_grad()
 def trace(teacher: Any, ids: Tensor) -> list[LayerTrace]:
-    """Run a Transformer and keep what went through each layer.
+    """Run a Transformer and return the activations of each layer.
 
     Args:
-        teacher: LlamaForCausalLM or Qwen2ForCausalLM of transformers.
+        teacher: a Transformer that `from_transformer` can convert.
         ids: token ids, [B, L].
     """
-    layers = teacher.model.layers
+    weights = weights_of(teacher)
+    norm, o_proj = (weights.layer[f"{name}.weight"].removesuffix(".weight") for name in ("attn_norm", "attn.o_proj"))
+    layers: Any = teacher.get_submodule(weights.layers)
     watched = {}
     for i, layer in enumerate(layers):
-        watched |= {f"{i}.norm": layer.input_layernorm, f"{i}.o_proj": layer.self_attn.o_proj, f"{i}": layer}
+        watched |= {f"{i}.norm": layer.get_submodule(norm), f"{i}.o_proj": layer.get_submodule(o_proj), f"{i}": layer}
     with watch(watched) as seen:
-        teacher.model(input_ids=ids, use_cache=False)
+        teacher.base_model(input_ids=ids, use_cache=False)
     return [
         LayerTrace(*seen[f"{i}.norm"], *seen[f"{i}.o_proj"], seen[f"{i}"][1])  # (in, out), (in, out), out
         for i in range(len(layers))
@@ -57,7 +60,7 @@ def trace(teacher: Any, ids: Tensor) -> list[LayerTrace]:
 
 @contextmanager
 def watch(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Yield a dictionary that fills with the first input and the output of each module at its last call, by name."""
+    """Yield a dictionary that holds, by name, each module's first input and output from its latest call."""
     seen: dict[str, tuple[Tensor, Tensor]] = {}
 
     def hook_for(name: str) -> Callable[..., None]:
@@ -75,12 +78,12 @@ def watch(modules: Mapping[str, nn.Module]) -> Iterator[dict[str, tuple[Tensor, 
 
 
 class Surroundings:
-    """What a layer of a student needs to run alone on a batch: positions, and states that hold the sink tokens.
+    """What a layer of a student needs to run on its own: positions, and states that hold the sink tokens.
 
     Args:
         student: the model.
         ids: token ids of the batch, [B, L], without padding.
-        dtype: of the activations.
+        dtype: dtype of the activations.
     """
 
     def __init__(self, student: SpikingBrainForCausalLM, ids: Tensor, dtype: torch.dtype) -> None:
@@ -91,12 +94,12 @@ class Surroundings:
         if settings.num_sinks:
             cache = SpikingBrainCache(settings)
             student.model.start(cache, student.model.embeddings(ids))
-            for state in cache.layers:  # which no gradient passes: layers run apart
+            for state in cache.layers:  # detached, since each layer runs on its own
                 state.linear = None if state.linear is None else state.linear.detach()
                 if state.columns is not None:
                     state.columns.tensors = tuple(x.detach() for x in state.columns.tensors)
             self._states = cache.layers
 
     def state(self, layer: int) -> LayerState | None:
-        """Return a state of its own for a run of that layer, None if there are no sink tokens."""
+        """Return a new copy of that layer's state for one run, or None if there are no sink tokens."""
         return None if self._states is None else self._states[layer].copy()

@@ -1,45 +1,61 @@
-"""What a Transformer must be to become a SpikingBrain model: its settings in our terms, and where its weights go."""
+"""Whether a Transformer can become a SpikingBrain model, its settings in our terms, and where its weights go."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from ...errors import InputError
+from ..architectures import Weights, architecture_of, convertible_types
 
-MODEL_TYPES = ("llama", "qwen2")
-# Our names of what all kinds of layer reuse, and theirs.
-LAYER = {
-    "attn_norm.weight": "input_layernorm.weight",
-    "attn.q_proj.weight": "self_attn.q_proj.weight",
-    "attn.k_proj.weight": "self_attn.k_proj.weight",
-    "attn.v_proj.weight": "self_attn.v_proj.weight",
-    "attn.o_proj.weight": "self_attn.o_proj.weight",
-    "mlp_norm.weight": "post_attention_layernorm.weight",
-}
-BIASES = {f"attn.{x}_proj.bias": f"self_attn.{x}_proj.bias" for x in "qkv"}
-FFN = {f"mlp.{name}_proj.weight": f"mlp.{name}_proj.weight" for name in ("gate", "up", "down")}
+
+def weights_of(model: nn.Module) -> Weights:
+    """Return where the weights of a Transformer are.
+
+    Args:
+        model: a causal language model of transformers, of an architecture that our layers can compute.
+    Raises:
+        InputError: another architecture.
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    known = architecture_of(kind)
+    if known is None or known.weights is None:
+        why = "Other architectures have other projections." if known is None else known.not_convertible
+        raise InputError(
+            "from_transformer: expected a causal language model of transformers with model_type in "
+            f"{convertible_types()}, got {type(model).__name__} ({kind}). {why}"
+        )
+    return known.weights
+
+
+def origins(weights: Weights, num_layers: int) -> dict[str, str]:
+    """Return the name in a Transformer of each weight that our model reuses, by our name; biases included."""
+    names = {
+        "model.embeddings.weight": weights.embedding,
+        "model.norm.weight": weights.norm,
+        "lm_head.weight": weights.head,
+    }
+    for i in range(num_layers):
+        for ours, theirs in {**weights.layer, **weights.biases}.items():
+            names[f"model.layers.{i}.{ours}"] = f"{weights.layers}.{i}.{theirs}"
+    return names
 
 
 def settings_of(model: nn.Module) -> dict[str, Any]:
     """Return the fields of a `SpikingBrainConfig` that a Transformer fixes.
 
     Args:
-        model: a LlamaForCausalLM or Qwen2ForCausalLM of transformers.
+        model: a causal language model of transformers, of an architecture that our layers can compute.
     Raises:
         InputError: another architecture, or a variant that our layers do not compute; all that is wrong is listed.
     """
-    config: Any = getattr(model, "config", None)
-    kind = getattr(config, "model_type", None)
-    if kind not in MODEL_TYPES:
-        raise InputError(
-            f"from_transformer: expected a causal language model of transformers with model_type in {MODEL_TYPES}, got "
-            f"{type(model).__name__} ({kind}). Other architectures have other projections."
-        )
+    weights = weights_of(model)
+    config: Any = model.config
     names = {name for name, _ in model.named_parameters()}
-    biases = {name for name in names if name.endswith(tuple(BIASES.values()))}
-    expected = _expected_names(config, bool(biases))
+    biases = {name for name in names if name.endswith(tuple(weights.biases.values()))}
+    expected = _expected_names(weights, config, has_biases=bool(biases))
     wrong = _wrong_settings(config)
     if missing := sorted(expected - names):
         wrong.append(f"parameters {_some(missing)} are missing")
@@ -47,7 +63,7 @@ def settings_of(model: nn.Module) -> dict[str, Any]:
         wrong.append(f"parameters {_some(unexpected)} have no place in our layers")
     if wrong:
         raise InputError(
-            f"from_transformer: {type(model).__name__} is none that our layers compute: {'; '.join(wrong)}."
+            f"from_transformer: {type(model).__name__} has parts that our layers cannot compute: {'; '.join(wrong)}."
         )
     theta, _ = _rope(config)
     return {
@@ -66,15 +82,13 @@ def settings_of(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def _expected_names(config: Any, has_biases: bool) -> set[str]:
-    names = [*LAYER.values(), *FFN.values(), *(BIASES.values() if has_biases else ())]
-    expected = {f"model.layers.{i}.{name}" for i in range(config.num_hidden_layers) for name in names}
-    expected |= {"model.embed_tokens.weight", "model.norm.weight"}
-    return expected if config.tie_word_embeddings else expected | {"lm_head.weight"}
+def _expected_names(weights: Weights, config: Any, *, has_biases: bool) -> set[str]:
+    names = origins(weights if has_biases else replace(weights, biases={}), config.num_hidden_layers)
+    return set(names.values()) - ({weights.head} if config.tie_word_embeddings else set())
 
 
 def _wrong_settings(config: Any) -> list[str]:
-    """Say which settings our layers do not have."""
+    """Return a text for each setting of a Transformer that our layers cannot compute."""
     wrong = []
     if config.hidden_act not in ("silu", "swish"):
         wrong.append(f"hidden_act is {config.hidden_act!r}, not 'silu'")

@@ -1,8 +1,8 @@
-"""Models on disk: found, read and written."""
+"""Find, read and write models on disk."""
 
-from .folders import read_folder, save_folder
+from .folders import read_folder
 from .load import Loaded, load
 from .released import from_released, to_released
-from .single_file import save
+from .save import save
 
-__all__ = ["Loaded", "from_released", "load", "read_folder", "save", "save_folder", "to_released"]
+__all__ = ["Loaded", "from_released", "load", "read_folder", "save", "to_released"]

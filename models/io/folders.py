@@ -1,7 +1,8 @@
-"""Folders of SpikingBrain models: the released layout and our own, read and written a tensor at a time.
+"""Folders of SpikingBrain models: the released layout and our own, read and written one tensor at a time.
 
-Both hold config.json and safetensors shards with the same names of tensors. The weights of a spiking layer are floats
-there, beside their scales, `NAME.weight_quantizer.scales`; reading rounds them to the integers they stand for.
+Both hold config.json and safetensors shards with the same tensor names. The weights of a spiking layer are stored as
+floats, with their scales in `NAME.weight_quantizer.scales`; reading rounds them back to integers.
+Our own config.json also holds the settings of every spiking layer (`layer_table`), under "quantization_config".
 """
 
 from __future__ import annotations
@@ -18,22 +19,25 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ...errors import CheckpointError, InputError
-from ..conversion.spiking import set_settings, spiking_policy
-from ..layers.convert import Policy
+from ..conversion.to_spiking import set_settings, spikingbrain_settings
 from ..layers.quantize import quantize, quantize_with
+from ..layers.settings import SpikeSettings
 from ..layers.spike_linear import SpikeLinear
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from ..spikingbrain.config import SpikingBrainConfig
 from ..spikingbrain.transformers_config import SpikingBrainPretrainedConfig
+from .layer_table import LayerTable, layer_table, spiking_layers
 from .released import MODEL_TYPE, from_released, to_released
 from .shards import INDEX, Shards
 
 SCALES = ".weight_quantizer.scales"
 _GENERATION = "generation_config.json"
+# Where config.json keeps the table of spiking layers, in the form that transformers uses for quantised models.
+_TABLE, _METHOD = "quantization_config", "spikebrain"
 
 
 def is_spikingbrain(path: Path) -> bool:
-    """Return whether a folder's config.json is that of a SpikingBrain model, ours or released.
+    """Return whether a folder's config.json describes a SpikingBrain model, in our layout or the released one.
 
     Raises:
         CheckpointError: config.json is not JSON.
@@ -48,39 +52,45 @@ def read_folder(
     device: str | torch.device = "cpu",
     spiking: str | None = None,
 ) -> SpikingBrainForCausalLM:
-    """Read a model; at any time one tensor more than the model is in memory.
+    """Read a model with at most one extra tensor in memory at any time.
 
     Args:
         path: the folder.
-        dtype: of the float weights; None for that of the files.
-        device: where the model goes, tensor by tensor.
-        spiking: how a model that spikes is to run, "as-described" or "as-released"; None for what config.json says,
-            which in the released layout is nothing: then "as-described".
+        dtype: dtype of the float weights; None to keep that of the files.
+        device: where each tensor of the model is put.
+        spiking: how a spiking model runs, "as-described" or "as-released", with the default settings of that kind; None
+            to follow config.json. The released layout does not say: then None means "as-described".
     Returns:
-        The model, in evaluation mode; spiking where the folder has weight scales or config.json says so.
+        The model, in evaluation mode; it spikes if the folder has weight scales or config.json says so.
     Raises:
         CheckpointError: config.json or a shard is missing or damaged, or tensors are missing, unexpected, of another
-            shape or not finite: all of them are listed.
-        InputError: config.json describes no model.
+            shape or not finite; the message lists all of them.
+        InputError: config.json does not describe a valid model.
     """
     path, device = Path(path), torch.device(device)
     fields, shards = _config_json(path), Shards(path)
+    table = _table_of(fields) if spiking is None else None
     config = _read_config(fields, shards, spiking)
     settings = config.settings
+    # A spiking output head has its own INT8 weights, even if its float weights were tied to the embedding.
+    is_tied = settings.tie_word_embeddings and (table is None or "lm_head" not in table.names)
     with torch.device("meta"):
-        model = SpikingBrainForCausalLM(SpikingBrainPretrainedConfig(settings.replace(spiking=None)))
-    reader = _Reader(model, settings, shards, device, dtype)
+        empty = settings.replace(spiking=None, tie_word_embeddings=is_tied)
+        model = SpikingBrainForCausalLM(SpikingBrainPretrainedConfig(empty))
+    reader = _Reader(model, settings, shards, device, dtype, table)
     reader.run()
     model.config = model.model.config = config
     set_settings(model, settings)
-    if settings.tie_word_embeddings:
+    if is_tied:
         model.lm_head.register_parameter("weight", model.get_parameter("model.embeddings.weight"))
+    if table is not None:
+        table.restore_conversion(model)
     if (path / _GENERATION).is_file():
         model.generation_config = GenerationConfig.from_pretrained(path)
     return model.eval()
 
 
-def save_folder(
+def write_folder(
     model: SpikingBrainForCausalLM,
     path: str | os.PathLike,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -88,22 +98,22 @@ def save_folder(
     released: bool = False,
     max_shard_bytes: int = 4 * 2**30,
 ) -> None:
-    """Write a model, spiking or not, as config.json, safetensors shards and their index.
+    """Write a model, spiking or not, as config.json, safetensors shards and their index; `save` is the public verb.
 
     Args:
         model: a `SpikingBrainForCausalLM`.
         path: the folder; made if it is missing.
-        tokenizer: saved beside the model.
+        tokenizer: saved in the same folder.
         released: write the released config.json (model_type "gla_swa"), which can't say how a spiking model runs;
-            else our own.
-        max_shard_bytes: of tensors in a shard; a larger tensor has one to itself.
+            otherwise our own.
+        max_shard_bytes: maximum size of the tensors in a shard; a larger tensor gets a shard of its own.
     Raises:
-        InputError: the released layout has no place for this model, or spiking weights do not survive the dtype of
-            the model.
+        InputError: the released layout cannot describe this model, the model's dtype is too coarse for its spiking
+            weights, or a layer uses a class or a setting that a file cannot hold.
         CheckpointError: the folder cannot be written.
     """
     path = Path(path)
-    config = to_released(model.settings) if released else json.loads(model.config.to_json_string(use_diff=False))
+    config = to_released(model.settings) if released else _own_config(model)
     shards: list[list[tuple[str, nn.Module, str]]] = [[]]
     size = 0
     for name, module, attribute, num_bytes in _stored(model):
@@ -130,6 +140,27 @@ def save_folder(
         raise CheckpointError(f"{path}: cannot be written: {error}") from error
 
 
+def _own_config(model: SpikingBrainForCausalLM) -> dict[str, Any]:
+    """Return our config.json, with the table of spiking layers if there are any."""
+    config = json.loads(model.config.to_json_string(use_diff=False))
+    if spiking_layers(model):
+        config[_TABLE] = {"quant_method": _METHOD, **layer_table(model)}
+    return config
+
+
+def _table_of(fields: dict[str, Any]) -> LayerTable | None:
+    """Remove the table of spiking layers from the fields of config.json and return it; None if there is none."""
+    content = fields.pop(_TABLE, None)
+    if not isinstance(content, dict) or content.get("quant_method") != _METHOD:
+        return None
+    try:
+        return LayerTable(content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"config.json: expected {_TABLE} as save wrote it; the file was changed. ({type(error).__name__}: {error})"
+        ) from error
+
+
 def _config_json(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     try:
@@ -144,10 +175,11 @@ def _config_json(path: Path) -> dict[str, Any]:
 
 
 def _read_config(fields: dict[str, Any], shards: Shards, spiking: str | None) -> SpikingBrainPretrainedConfig:
-    """Return the configuration; what the released layout does not say is told by the names of the tensors."""
+    """Return the configuration; tensor names supply what the released layout does not say."""
     has_scales = any(name.endswith(SCALES) for name in shards.shapes)
     if fields.get("model_type") != MODEL_TYPE:
-        config = SpikingBrainPretrainedConfig(**{k: v for k, v in fields.items() if k != "model_type"})
+        own = {k: v for k, v in fields.items() if k not in ("model_type", _TABLE)}
+        config = SpikingBrainPretrainedConfig(**own)
         if spiking is not None:
             config.spiking = spiking
         return config
@@ -161,7 +193,7 @@ def _read_config(fields: dict[str, Any], shards: Shards, spiking: str | None) ->
 
 
 class _Reader:
-    """Fills a model without memory for its weights from shards, and swaps the layers that spike."""
+    """Fills a model on the meta device from shards, and swaps the layers that spike."""
 
     def __init__(
         self,
@@ -170,11 +202,13 @@ class _Reader:
         shards: Shards,
         device: torch.device,
         dtype: torch.dtype | None,
+        table: LayerTable | None,
     ) -> None:
-        self.model, self.shards, self.device, self.dtype = model, shards, device, dtype
-        self.policy: Policy | None = None
-        if settings.spiking is not None:
-            self.policy = spiking_policy(settings.spiking, k=settings.k, group_size=settings.group_size)
+        self.model, self.shards, self.device, self.dtype, self.table = model, shards, device, dtype, table
+        self.names = set(table.names) if table is not None else set()
+        self.spiking: SpikeSettings | None = None
+        if table is None and settings.spiking is not None:
+            self.spiking = spikingbrain_settings(settings.spiking, k=settings.k, group_size=settings.group_size)
         self.not_finite: list[str] = []
         self.not_floats: list[str] = []
 
@@ -182,14 +216,14 @@ class _Reader:
         """Read all tensors.
 
         Raises:
-            CheckpointError: lists all that is wrong.
+            CheckpointError: tensors are wrong; the message lists all of them.
         """
         wrong = self._compare()
         for name, module in list(self.model.named_modules()):
             own = [f"{name}.{key}".lstrip(".") for key, _ in module.named_parameters(recurse=False)]
             tensors = {key: self._read(key) for key in own if key in self.shards.shapes}
             if any((*wrong.values(), self.not_finite, self.not_floats)):
-                continue  # only looking for more to list
+                continue  # only look for more errors to list
             if self._spikes(name, module):
                 parent, _, child = name.rpartition(".")
                 setattr(self.model.get_submodule(parent), child, self._spike_linear(name, tensors))
@@ -198,22 +232,22 @@ class _Reader:
                 module.register_parameter(key.rpartition(".")[2], nn.Parameter(tensor))
         listed = {**wrong, "not of floats": self.not_floats, "not finite": sorted(self.not_finite)}
         if any(listed.values()):
-            told = "; ".join(f"{what}: {', '.join(names)}" for what, names in listed.items() if names)
-            raise CheckpointError(
-                f"{self.shards.path}: its tensors are not those of the model. {told}. Fetch it again."
-            )
+            details = "; ".join(f"{what}: {', '.join(names)}" for what, names in listed.items() if names)
+            raise CheckpointError(f"{self.shards.path}: its tensors do not match the model. {details}. Fetch it again.")
 
     def _compare(self) -> dict[str, list[str]]:
-        """Return the names of tensors that are wrong by their headers alone."""
+        """Return the names of tensors that are wrong according to the shards' headers."""
         wanted = {name: tuple(p.shape) for name, p in self.model.named_parameters()}  # a tied head only once
         shapes = self.shards.shapes
-        linears = [n for n, m in self.model.model.named_modules(prefix="model") if type(m) is nn.Linear]
+        linears = [n for n, m in self.model.named_modules() if type(m) is nn.Linear]
         scales = {f"{name}{SCALES}": name for name in linears}
         has_scales = any(name in shapes for name in scales)
-        optional = set(scales) if self.policy is not None else set()
-        # As released, down_proj stays dense and needs no scales; its own rounding finds them.
-        rounded = spiking_policy("as-released")
+        optional = {scale for scale, name in scales.items() if self.spiking is not None or name in self.names}
+        # In the released model down_proj is dense and has no scales; if it spikes, rounding computes them.
+        rounded = spikingbrain_settings("as-released")
         needed = {scale for scale, name in scales.items() if rounded.matches(name)} if has_scales else set()
+        if self.table is not None:
+            needed = set(optional)
         return {
             "missing": sorted((wanted.keys() | (needed & optional)) - shapes.keys()),
             "unexpected": sorted(shapes.keys() - wanted.keys() - optional),
@@ -225,7 +259,9 @@ class _Reader:
         }
 
     def _spikes(self, name: str, module: nn.Module) -> bool:
-        return self.policy is not None and type(module) is nn.Linear and self.policy.matches(name)
+        if type(module) is not nn.Linear:
+            return False
+        return name in self.names or (self.spiking is not None and self.spiking.matches(name))
 
     def _read(self, name: str) -> Tensor:
         tensor = self.shards.read(name, self.device)
@@ -236,7 +272,6 @@ class _Reader:
         return tensor if self.dtype is None else tensor.to(self.dtype)
 
     def _spike_linear(self, name: str, tensors: dict[str, Tensor]) -> SpikeLinear:
-        assert self.policy is not None
         weight, bias = tensors[f"{name}.weight"], tensors.get(f"{name}.bias")
         if f"{name}{SCALES}" in self.shards.shapes:
             try:
@@ -246,14 +281,19 @@ class _Reader:
             except InputError as error:
                 raise CheckpointError(f"{self.shards.path}: {error}") from error
         else:
-            group_size = self.policy.group_size
+            assert self.spiking is not None
+            group_size = self.spiking.group_size
             integers, scale = quantize(weight, group_size, name)
-        settings = {"neuron": self.policy.neuron, "encoder": self.policy.encoder, "backend": self.policy.backend}
-        return SpikeLinear(integers, scale, bias, group_size=group_size, name=name, **settings)
+        if self.table is not None:
+            return self.table.build(name, integers, scale, bias)
+        assert self.spiking is not None
+        settings = {"encoder": self.spiking.encoder, "backend": self.spiking.backend}
+        neuron = self.spiking.neuron_of(name)
+        return SpikeLinear(integers, scale, bias, group_size=group_size, name=name, neuron=neuron, **settings)
 
 
 def _stored(model: SpikingBrainForCausalLM) -> Iterator[tuple[str, nn.Module, str, int]]:
-    """Yield name, owner, attribute and bytes of each tensor of the folder, each once."""
+    """Yield name, owner, attribute and bytes of each tensor in the folder, without repeats."""
     seen: set[int] = set()
     element = torch.empty((), dtype=model.dtype).element_size()
     for prefix, module in model.named_modules():
@@ -267,16 +307,16 @@ def _stored(model: SpikingBrainForCausalLM) -> Iterator[tuple[str, nn.Module, st
 
 
 def _tensor(module: nn.Module, attribute: str, dtype: torch.dtype, name: str) -> Tensor:
-    """Return a tensor as the folder holds it."""
+    """Return a tensor in the form that the folder stores."""
     tensor: Tensor = getattr(module, attribute)
     if isinstance(module, SpikeLinear) and attribute == "scale":
         tensor = module.scale if module.group_size is None else module.scale[..., None]
     elif isinstance(module, SpikeLinear) and attribute == "weight":
         size = min(module.group_size or module.in_features, module.in_features)
         if module.in_features % size:
-            raise InputError(f"save_folder: expected a group size that divides the inputs of {name}, got {size}.")
+            raise InputError(f"save: expected a group size that divides the inputs of {name}, got {size}.")
         tensor = module.dequantized_weight().to(dtype)
         found = (tensor.float() / module.scale.repeat_interleave(size, 1)).round_()
         if not torch.equal(found, module.weight.float()):
-            raise InputError(f"save_folder: {dtype} is too coarse for the weights of {name}. Use model.float() first.")
+            raise InputError(f"save: {dtype} is too coarse for the weights of {name}. Use model.float() first.")
     return tensor.detach().cpu().contiguous()

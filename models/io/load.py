@@ -1,28 +1,23 @@
-"""Find and read a model: a converted file, a GGUF file, a Hugging Face folder or hub id, or `smollm2`."""
+"""Find and read a model: a file or folder from `save`, a GGUF file, a Hugging Face folder or hub id, or `smollm2`."""
 
 from __future__ import annotations
 
-import logging
 import os
 import re
-import tempfile
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from ...errors import CheckpointError
 from . import smollm2
 from .folders import is_spikingbrain, read_folder
+from .gguf_file import is_gguf, read_gguf
+from .hub import check_finite, from_pretrained, tokenizer_beside
 from .shards import find_shards
-from .single_file import check_safetensors, read
+from .single_file import check_safetensors, read_file
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -33,8 +28,8 @@ class Loaded(NamedTuple):
 
     Attributes:
         model: the model.
-        tokenizer: its tokenizer, of transformers; None if the source has none. Typed as anything, since nearly every
-            source has one.
+        tokenizer: its transformers tokenizer; None if the source has none. Typed as Any, since nearly every source has
+            one.
         source: the file, folder or hub id that was read.
     """
 
@@ -48,79 +43,69 @@ def load(
     *,
     dtype: torch.dtype = torch.float32,
     architecture: nn.Module | None = None,
-    console: Console | None = None,
+    say: Callable[[str], None] | None = None,
+    bar: Callable[[str, int, str], Callable[[int], None]] | None = None,
 ) -> Loaded:
-    """Load a causal language model. Pickles are never opened and code beside a model is never run.
+    """Load a causal language model. Pickles are never opened, and code that comes with a model is never run.
 
     Args:
         name_or_path: `smollm2` (fetched into the user's cache once); a `.gguf` file, which is dequantised; a
             `.safetensors` file that `save` wrote; a Hugging Face folder with safetensors; or a hub id `owner/name`.
-        dtype: of the float weights; a converted file keeps its own.
-        architecture: only for a file that `save` wrote of a model that is not of transformers; see
-            `checkpoint.read`.
-        console: where a fetch reports progress; None for standard error.
+        dtype: dtype of the float weights; the file of a spiking model keeps its own.
+        architecture: only for a file that `save` wrote for a model that is not from transformers; see `read_file`.
+        say: called with a sentence that says what is downloaded; None for a line on standard error.
+        bar: called with title, total and unit of each part of a download; returns a function that is told of progress.
     Raises:
-        CheckpointError: nothing is there, the file is damaged or a pickle, or a hub cannot be reached.
+        CheckpointError: there is no such model, the file is damaged or a pickle, or the hub cannot be reached.
     """
     name = os.fspath(name_or_path)
-    path = smollm2.fetch(console) if name == "smollm2" else Path(name)
+    if name == "smollm2" and not Path(name).exists():
+        path = smollm2.download(say, bar)
+    elif name == "smollm2" and isinstance(name_or_path, str):
+        raise CheckpointError(
+            "smollm2: names the built-in model, but there is a file or folder of that name here. Write ./smollm2 for "
+            "that one, or run from another folder."
+        )
+    else:
+        path = Path(name)
     if path.is_dir():
-        return _load_folder(path, dtype)
-    if path.is_file():
-        if path.suffix == ".gguf":
-            return _load_gguf(path, dtype)
-        if path.suffix in _PICKLES:
-            raise CheckpointError(f"{path}: a pickle can run any code when opened, so it never is. {_CONVERT_IT}")
-        if path.suffix != ".safetensors":
-            raise CheckpointError(f"{path}: expected a .gguf or .safetensors file or a model folder.")
-        model, tokenizer = read(path, architecture)
+        loaded = _load_folder(path, dtype)
+    elif path.is_file():
+        loaded = _load_file(path, dtype, architecture)
+    elif _HUB_ID.fullmatch(name) and path.suffix.lower() != ".gguf":
+        loaded = _load_hub(name, dtype)
+    else:
+        raise CheckpointError(
+            f"{name}: no such file or folder. Expected smollm2, a .gguf file, a model folder with safetensors, a file "
+            "that spikebrain.save wrote, or a hub id such as owner/name."
+        )
+    check_finite(loaded.model, loaded.source)
+    return loaded
+
+
+def _load_file(path: Path, dtype: torch.dtype, architecture: nn.Module | None) -> Loaded:
+    if is_gguf(path):
+        model, tokenizer = read_gguf(path, dtype)
         return Loaded(model.eval(), tokenizer, str(path))
-    if _HUB_ID.fullmatch(name) and path.suffix != ".gguf":
-        return _load_hub(name, dtype)
-    raise CheckpointError(
-        f"{name}: no such file or folder. Expected smollm2, a .gguf file, a model folder with safetensors, a file "
-        "that spikebrain.save wrote, or a hub id such as owner/name."
-    )
+    if path.suffix.lower() == ".gguf":
+        with path.open("rb") as file:
+            raise CheckpointError(f"{path}: expected a GGUF file, got one that starts with {file.read(4)!r}.")
+    if path.suffix.lower() in _PICKLES:
+        raise CheckpointError(f"{path}: a pickle can run any code, so it is never opened. {_CONVERT_IT}")
+    if path.suffix.lower() != ".safetensors":
+        raise CheckpointError(f"{path}: expected a .gguf or .safetensors file or a model folder.")
+    model, tokenizer = read_file(path, architecture)
+    return Loaded(model.eval(), tokenizer, str(path))
 
 
 _CONVERT_IT = "Convert it to safetensors first (model.save_pretrained of transformers writes them)."
 
 
-def _load_gguf(path: Path, dtype: torch.dtype) -> Loaded:
-    with path.open("rb") as file:
-        magic = file.read(4)
-    if magic != b"GGUF":
-        raise CheckpointError(f"{path}: expected a GGUF file, got one that starts with {magic!r}.")
-    try:
-        # Alone in a folder, since transformers would take tokenizer files that lie beside it for its own.
-        with tempfile.TemporaryDirectory() as alone, _quiet():
-            (Path(alone) / path.name).symlink_to(path.resolve())
-            options = {"gguf_file": path.name, "local_files_only": True}
-            model, info = _read_weights(alone, dtype=dtype, **options)
-            tokenizer = AutoTokenizer.from_pretrained(alone, **options)
-    except Exception as error:  # whatever a damaged file makes the readers stumble over
-        raise CheckpointError(
-            f"{path} ({path.stat().st_size:,} bytes): cannot be read as a GGUF model, so it is truncated, damaged or "
-            f"of an architecture that transformers does not know. Fetch it again. ({type(error).__name__}: {error})"
-        ) from error
-    _check_complete(str(path), info)
-    model.config.name_or_path = str(path)
-    # The weights are plain floats now: forget that they were quantised, so that copies and saves treat them so.
-    for holder in (model, model.config):
-        for attribute in (
-            "hf_quantizer",
-            "quantization_config",
-            "quantization_method",
-            "_is_quantized",
-            "is_quantized",
-        ):
-            vars(holder).pop(attribute, None)
-    return Loaded(model.eval(), tokenizer, str(path))
-
-
 def _load_folder(path: Path, dtype: torch.dtype) -> Loaded:
     if not (path / "config.json").is_file():
-        raise CheckpointError(f"{path}: expected a Hugging Face model folder, but it has no config.json.")
+        ggufs = sorted(p.name for p in path.iterdir() if p.suffix.lower() == ".gguf")
+        hint = f" It holds GGUF files: name one of them, such as {ggufs[0]}." if ggufs else ""
+        raise CheckpointError(f"{path}: expected a Hugging Face model folder, but it has no config.json.{hint}")
     shards = find_shards(path)
     if not shards:
         pickles = sorted(p.name for p in path.iterdir() if p.suffix in _PICKLES)
@@ -129,77 +114,17 @@ def _load_folder(path: Path, dtype: torch.dtype) -> Loaded:
     for shard in shards:
         check_safetensors(shard)
     if is_spikingbrain(path):
-        return Loaded(read_folder(path, dtype=dtype), _tokenizer_beside(path), str(path))
-    return _from_pretrained(str(path), dtype, local=True)
+        return Loaded(read_folder(path, dtype=dtype), tokenizer_beside(path), str(path))
+    model, tokenizer = from_pretrained(str(path), dtype, local=True)
+    return Loaded(model.eval(), tokenizer, str(path))
 
 
 def _load_hub(name: str, dtype: torch.dtype) -> Loaded:
     try:
-        return _from_pretrained(name, dtype, local=False)
+        model, tokenizer = from_pretrained(name, dtype, local=False)
     except CheckpointError as error:
         raise CheckpointError(
             f"{name}: no such file or folder here, and as a hub id it could not be loaded: {error} "
             "Check the name and the network, or name a local folder."
         ) from error
-
-
-def _from_pretrained(name: str, dtype: torch.dtype, *, local: bool) -> Loaded:
-    try:
-        with _quiet():
-            options = {"local_files_only": local, "use_safetensors": True, "trust_remote_code": False}
-            model, info = _read_weights(name, dtype=dtype, **options)
-            tokenizer = _tokenizer(name, local)
-    except Exception as error:  # of many kinds: files, network, tensors, Rust's tokenizers
-        raise CheckpointError(f"{name}: transformers cannot load it. ({type(error).__name__}: {error})") from error
-    _check_complete(name, info)
     return Loaded(model.eval(), tokenizer, name)
-
-
-def _read_weights(name: str, **options: Any) -> tuple[Any, dict[str, Any]]:
-    """Return the model, and which of its tensors were missing, unexpected or of another shape."""
-    read: Any = AutoModelForCausalLM.from_pretrained
-    # Mismatched ones are listed, too, instead of raising an error that says nothing of them.
-    return read(name, output_loading_info=True, ignore_mismatched_sizes=True, **options)
-
-
-def _check_complete(name: str, info: dict[str, Any]) -> None:
-    """Raise unless every weight of the model was in the file and the other way round.
-
-    transformers fills what is missing with random numbers, and leaves out what it does not know.
-    """
-    wrong = {what: sorted(map(str, info.get(f"{what}_keys") or ())) for what in ("missing", "unexpected", "mismatched")}
-    listed = [
-        f"{what}: {', '.join(keys[:8])}{', ...' if len(keys) > 8 else ''}" for what, keys in wrong.items() if keys
-    ]
-    if listed:
-        raise CheckpointError(f"{name}: its tensors are not those of the model. {'; '.join(listed)}. Fetch it again.")
-
-
-def _tokenizer(name: str, local: bool) -> PreTrainedTokenizerBase | None:
-    if local and not list(Path(name).glob("*token*")):
-        return None
-    return AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False)
-
-
-def _tokenizer_beside(path: Path) -> PreTrainedTokenizerBase | None:
-    try:
-        with _quiet():
-            return _tokenizer(str(path), local=True)
-    except Exception as error:  # of many kinds, as in _from_pretrained
-        raise CheckpointError(f"{path}: its tokenizer cannot be read. ({type(error).__name__}: {error})") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' own progress bars and notes off the screen; errors still come through."""
-    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()

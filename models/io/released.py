@@ -1,4 +1,4 @@
-"""The config.json of the released checkpoints (model_type "gla_swa"), read into our configuration and back."""
+"""Convert the config.json of the released checkpoints (model_type "gla_swa") to our configuration and back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ...errors import InputError
 from ..spikingbrain.config import LayerPlan, SpikingBrainConfig
 
 MODEL_TYPE = "gla_swa"
-# Names in the released file, and ours.
+# Field names in the released file, and ours.
 _NAMES = {
     "vocab_size": "vocab_size",
     "hidden_size": "hidden_size",
@@ -31,9 +31,9 @@ _NAMES = {
 }
 _REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 _REQUIRED += ("intermediate_size", "attn_layers")
-# Fields that only one value of is implemented, here and in the released code's use of them.
+# Fields of which only these values are implemented, here and in the released code.
 _FIXED = {"use_short_conv": (False,), "hidden_act": ("swish", "silu"), "rope_scaling": (None,)}
-# Fields that do not change what the model computes: how the released code runs, and what transformers writes anywhere.
+# Fields that do not change the model's results: how the released code runs, and what transformers writes everywhere.
 _WITHOUT_EFFECT = {
     *("attn_mode", "fuse_cross_entropy", "fuse_norm", "fuse_swiglu", "use_cache", "seed", "elementwise_affine"),
     *("model_type", "architectures", "auto_map", "torch_dtype", "dtype", "transformers_version", "_name_or_path"),
@@ -46,10 +46,10 @@ def from_released(fields: Mapping[str, Any], *, spiking: str | None = None) -> S
 
     Args:
         fields: the file's content.
-        spiking: None for a float model, or how a checkpoint with weight scales is to run; its gate is one full matrix.
+        spiking: how a checkpoint with weight scales runs, whose gate is one full matrix; None for a float model.
     Returns:
-        The configuration. Layers are linear attention, those listed in attn_layers window attention; the window sees
-        w + 1 keys, as in the released code for prefill and in its vLLM plug-in.
+        The configuration. Layers listed in attn_layers have window attention, all others linear attention. A window
+        covers w + 1 keys, as in the released code for prefill and in its vLLM plug-in.
     Raises:
         InputError: a field is missing, or has a value that is not implemented.
     """
@@ -77,7 +77,7 @@ def to_released(config: SpikingBrainConfig) -> dict[str, Any]:
     """Return the fields of a released config.json.
 
     Raises:
-        InputError: the model has something that the released code does not know.
+        InputError: the model has a feature that the released code does not have.
     """
     plans = {str(plan) for plan in config.layers}
     expected_gate = "low-rank" if config.spiking is None else "full"

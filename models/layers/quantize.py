@@ -1,4 +1,4 @@
-"""Float weights to INT8: with scales of their own, or with those that a checkpoint brings along."""
+"""Round float weights to INT8, with scales computed from the weights or taken from a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from ...errors import InputError
 
 
 def quantize_with(weight: Tensor, scales: Tensor, name: str = "") -> tuple[Tensor, Tensor, int | None]:
-    """Round weights to integers of given scales: integer = round(W / scale), half to even.
+    """Round weights to integers with given scales: integer = round(W / scale), half to even.
 
     Args:
         weight: float, [out_features, in_features].
-        scales: activation worth of one weight unit, [out_features, groups] or [out_features, groups, 1]; the groups are
-            equally many neighbouring input channels.
-        name: of the layer, for messages.
+        scales: weight per integer step, [out_features, groups] or [out_features, groups, 1]; all groups have the same
+            number of adjacent input channels.
+        name: name of the layer, for messages.
     Returns:
-        int8 [out_features, in_features], float32 [out_features, groups], and the input channels of a group, None for
-        all: what `SpikeLinear` takes.
+        Integers, int8 [out_features, in_features]; scales, float32 [out_features, groups]; and the number of input
+        channels per group, None for all. `SpikeLinear` takes these.
     Raises:
-        InputError: shapes do not fit, a number is not finite or a scale not above 0, or an integer leaves -127 to 127.
+        InputError: shapes do not fit, a number is not finite, a scale is not above 0, or an integer is outside -127 to
+            127.
     """
     where = f"weight scales of {name or 'a linear layer'}"
     shape = tuple(scales.shape)
@@ -36,7 +37,7 @@ def quantize_with(weight: Tensor, scales: Tensor, name: str = "") -> tuple[Tenso
         raise InputError(f"{where}: expected finite numbers > 0, got some that are not. Fetch the checkpoint again.")
     group_size = num_in // scale.shape[1]
     integers = (weight.to(torch.float32) / scale.repeat_interleave(group_size, 1)).round_()
-    # Not a number compares as false.
+    # NaN compares as false.
     if not bool((integers.abs() <= 127).all()):
         worst = float(integers.abs().max())
         raise InputError(
@@ -52,12 +53,12 @@ def quantize(weight: Tensor, group_size: int | None, name: str = "") -> tuple[Te
     Args:
         weight: float, [out_features, in_features].
         group_size: input channels that share a scale; None for all.
-        name: of the layer, for messages.
+        name: name of the layer, for messages.
     Returns:
         int8 [out_features, in_features] within [-127, 127], and float32 [out_features, groups]; the scale of an
         all-zero group is 1.
     Raises:
-        InputError: a weight is not finite, or group_size is no positive integer.
+        InputError: a weight is not finite, or group_size is not a positive integer.
     """
     check_group_size(group_size)
     wide = weight.to(torch.float32)
@@ -68,7 +69,7 @@ def quantize(weight: Tensor, group_size: int | None, name: str = "") -> tuple[Te
     for part in wide.split(group_size or max(wide.shape[1], 1), 1):
         largest = part.abs().amax(1, keepdim=True) if part.shape[1] else part.new_zeros(len(part), 1)
         # Divided by a tensor: a GPU would multiply by the rounded reciprocal of a number.
-        # Subnormal maxima would give a scale of 0 or a ratio beyond 127, hence the clamp.
+        # Clamped, since subnormal maxima would give a scale of 0 or a ratio beyond 127.
         scale = torch.where(largest > 0, largest / torch.full_like(largest, 127), 1.0)
         scale = scale.clamp(min=torch.finfo(torch.float32).tiny)
         integers.append((part / scale).round_().clamp_(-127, 127).to(torch.int8))
@@ -82,11 +83,11 @@ def check_group_size(group_size: int | None) -> None:
         raise InputError(f"group_size: expected an integer >= 1 or None, got {group_size!r}.")
 
 
-def copied(bias: Tensor | None) -> nn.Parameter | None:
-    """Return a copy of a bias that is trained if and only if the bias is."""
+def copy_bias(bias: Tensor | None) -> nn.Parameter | None:
+    """Return a copy of a bias, trainable if and only if the original is."""
     return None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=bias.requires_grad)
 
 
-def rows_together(weight: Tensor) -> Tensor:
-    """Return weight with the weights of one input channel side by side in memory: the rows that a spike adds."""
+def input_major(weight: Tensor) -> Tensor:
+    """Return the weights with each input channel contiguous in memory: a spike adds this row."""
     return weight if weight.t().is_contiguous() else weight.t().contiguous().t()

@@ -1,4 +1,4 @@
-"""Linear layers that compute in floats what a `SpikeLinear` made of them would, and that learn."""
+"""Trainable linear layers that compute, in floats, the same as a `SpikeLinear` with their weights."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from torch.nn import functional as F
 from ...errors import InputError
 from ...neuro import Neuron
 from ...neuro.spike_count import straight_through
-from .convert import Policy, choose_layers
 from .quantize import quantize
+from .settings import SpikeSettings
+from .swap import choose_layers
 
 
 class SpikeAwareLinear(nn.Linear):
-    """y = W' x' + b, with x' the activation as spikes carry it and W' the weight rounded to INT8.
+    """y = W' x' + b, where x' is the activation as spikes represent it and W' the weight rounded to INT8.
 
-    Gradients pass both roundings unchanged (straight-through), so that the float weight learns. The values are those of
-    `SpikeLinear`, but for the order of floating-point sums.
+    Gradients pass both roundings unchanged (straight-through), so the float weight learns. The values are those of
+    `SpikeLinear`, except for the order of floating-point sums.
 
     Args:
-        linear: whose parameters it takes over, not copies.
+        linear: a layer whose parameters are shared, not copied.
         neuron: turns activations into counts.
         group_size: input channels that share a weight scale; None for all.
-        name: of the layer, for messages.
+        name: name of the layer, for messages.
 
     Source:
         SpikingBrain (arXiv:2509.05276), section 3.3.1.
@@ -53,23 +54,25 @@ class SpikeAwareLinear(nn.Linear):
 
 
 @contextmanager
-def spike_aware(model: nn.Module, policy: Policy) -> Iterator[None]:
-    """Let the layers that the policy names be `SpikeAwareLinear` inside a `with` block; parameters keep their names.
+def spike_aware(model: nn.Module, settings: SpikeSettings) -> Iterator[None]:
+    """Train with spikes: inside a `with` block the layers that the settings name are `SpikeAwareLinear`.
+
+    Parameters keep their names, so an optimiser made before or inside the block trains the float weights.
 
     Args:
         model: a float model.
-        policy: as for `convert`; its encoder and backend do not matter here, since they are exact.
+        settings: as for `to_spiking`; encoder and backend do not matter here, since they are exact.
     Raises:
-        InputError: no layer matches, or one is no `nn.Linear`.
+        InputError: no layer matches, or one is not an `nn.Linear`.
     """
-    linears, _ = choose_layers(model, policy)
+    linears, _ = choose_layers(model, settings)
     for name, linear in linears.items():
         if not isinstance(linear, nn.Linear):
             raise InputError(f"spike_aware: expected nn.Linear, got {type(linear).__name__} at {name}. Leave it out.")
     try:
         for name, linear in linears.items():
             assert isinstance(linear, nn.Linear)
-            _put(model, name, SpikeAwareLinear(linear, policy.neuron, policy.group_size, name))
+            _put(model, name, SpikeAwareLinear(linear, settings.neuron_of(name), settings.group_size, name))
         yield
     finally:
         for name, linear in linears.items():

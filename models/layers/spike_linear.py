@@ -12,28 +12,28 @@ from jaxtyping import Float, Int8
 from torch import Tensor, nn
 
 from ... import backends
-from ...backends import Backend
-from ...backends.base import check_backend
-from ...coding import BidirectionalBitwise, Encoder, SpikeTrain
+from ...backends import BACKENDS, Backend
+from ...coding import ENCODERS, BidirectionalBitwise, Encoder, SpikeTrain
 from ...errors import InputError, SpikebrainError
-from ...neuro import AdaptiveThreshold, Neuron, SpikeCount
-from .quantize import check_group_size, copied, quantize, rows_together
+from ...neuro import NEURONS, AdaptiveThreshold, Neuron, SpikeCount
+from .quantize import check_group_size, copy_bias, input_major, quantize
 
-# A call holds this many bytes of spikes and sums at a time; tokens are independent, so the result is the same.
+# Bytes of spikes and sums that a call holds at a time. Tokens are independent, so this does not change the result.
 _PORTION_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a `SpikeLinear` computed for some tokens of one call, flattened to [tokens, ...].
+    """Intermediate results of a `SpikeLinear` for some tokens of one call, flattened to [tokens, ...].
 
     Attributes:
         count: spike counts, int32, [tokens, in_features].
         train: the counts unrolled, [T, tokens, in_features]; T is the same for all steps of one call.
         accumulation: exact sums, int32, [tokens, groups, out_features].
         first_token: position of the first of these tokens within the call.
-        num_tokens: tokens of the whole call, which may come in several steps.
-        x: activations of the whole call, as the layer was given them, [*tokens, in_features].
+        num_tokens: tokens in the whole call, which may take several steps.
+        x: activations of the whole call, as passed to the layer, [*tokens, in_features].
+        threshold: with which the sums are rescaled, float32 or float64, [tokens, 1].
     """
 
     count: Tensor
@@ -42,6 +42,7 @@ class Step:
     first_token: int
     num_tokens: int
     x: Tensor
+    threshold: Tensor
 
 
 Observer: TypeAlias = Callable[["SpikeLinear", Step], None]
@@ -50,16 +51,17 @@ Observer: TypeAlias = Callable[["SpikeLinear", Step], None]
 class SpikeLinear(nn.Module):
     """y = threshold * scale * (W count) + bias, where W count is accumulated from spikes, exactly, in integers.
 
-    Its attribute `observers` holds functions that see every step; `record` adds one for a while.
+    The functions in the attribute `observers` are called with every step; `record` adds one temporarily.
 
     Args:
         weight: INT8, [out_features, in_features], within [-127, 127].
-        scale: activation worth of one weight unit, float32, [out_features, groups].
+        scale: weight per integer step, float32, [out_features, groups].
         bias: float, [out_features], or None.
         group_size: input channels that share a scale; None for all. The last group may be smaller.
-        neuron: turns activations into counts, with one threshold per token.
-        encoder: turns counts into spikes.
-        backend: accumulates; "auto" picks the fastest for the device of the input and the number of tokens.
+        neuron: turns activations into counts, with one threshold per token; an object or a registered name.
+        encoder: turns counts into spikes; an object or a registered name.
+        backend: accumulates spikes; an object, a registered name, or "auto" for the fastest one for the input's device
+            and number of tokens.
         name: name of the layer in its model, for messages.
     Raises:
         InputError: shapes or dtypes do not match.
@@ -78,9 +80,9 @@ class SpikeLinear(nn.Module):
         bias: Float[Tensor, " out_features"] | None = None,
         *,
         group_size: int | None = None,
-        neuron: Neuron | None = None,
-        encoder: Encoder | None = None,
-        backend: Backend | Literal["auto"] = "auto",
+        neuron: Neuron | str | None = None,
+        encoder: Encoder | str | None = None,
+        backend: Backend | str = "auto",
         name: str = "",
     ) -> None:
         super().__init__()
@@ -99,13 +101,14 @@ class SpikeLinear(nn.Module):
             )
         if bias is not None and bias.shape != (self.out_features,):
             raise InputError(f"SpikeLinear.bias: expected shape ({self.out_features},), got {tuple(bias.shape)}.")
-        self.register_buffer("weight", rows_together(weight))
+        self.register_buffer("weight", input_major(weight))
         self.register_buffer("scale", scale)
         self.bias = None if bias is None else bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias)
-        self.neuron: Neuron = neuron or AdaptiveThreshold()
-        self.encoder: Encoder = encoder or BidirectionalBitwise()
-        check_backend(backend, "SpikeLinear.backend")
-        self.backend: Backend | Literal["auto"] = backend
+        self.neuron: Neuron = NEURONS.resolve(neuron or AdaptiveThreshold(), "SpikeLinear.neuron")
+        self.encoder: Encoder = ENCODERS.resolve(encoder or BidirectionalBitwise(), "SpikeLinear.encoder")
+        self.backend: Backend | Literal["auto"] = "auto"
+        if backend != "auto":
+            self.backend = BACKENDS.resolve(backend, "SpikeLinear.backend")
         self.name = name
         self.observers: list[Observer] = []
 
@@ -115,13 +118,13 @@ class SpikeLinear(nn.Module):
 
         Args:
             linear: the layer; its bias is copied.
-            group_size: as of the class.
-            settings: neuron, encoder, backend and name, as of the class.
+            group_size: as for the class.
+            settings: neuron, encoder, backend and name, as for the class.
         Raises:
             InputError: the weights are not finite.
         """
         weight, scale = quantize(linear.weight.detach(), group_size, settings.get("name", ""))
-        return cls(weight, scale, copied(linear.bias), group_size=group_size, **settings)
+        return cls(weight, scale, copy_bias(linear.bias), group_size=group_size, **settings)
 
     @property
     def groups(self) -> list[slice]:
@@ -138,7 +141,7 @@ class SpikeLinear(nn.Module):
         """Run the layer on spikes.
 
         Args:
-            x: activations of any floating-point dtype; result and bias come in the same.
+            x: activations of any floating-point dtype; the result has the same dtype.
         Raises:
             ActivationError: x holds NaN or infinity; the message names the layer.
             InputError: the last axis is not in_features wide.
@@ -149,7 +152,7 @@ class SpikeLinear(nn.Module):
             )
         try:
             if not self.observers and not (torch.is_grad_enabled() and (x.requires_grad or self._trains_bias)):
-                whole = self._fused(x)
+                whole = self.run_fused(x)
                 if whole is not None:
                     return whole
             spikes = self.neuron(x)
@@ -177,43 +180,54 @@ class SpikeLinear(nn.Module):
         unexpected_keys: Any,
         error_msgs: Any,
     ) -> None:
-        """Refuse weights of another kind, which PyTorch would cut to integers."""
+        """Refuse weights of another dtype, which PyTorch would truncate to integers."""
         for name, dtype in (("weight", torch.int8), ("scale", torch.float32)):
             value = state_dict.get(prefix + name)
             if value is not None and value.dtype != dtype:
                 error_msgs.append(
                     f"{prefix}{name}: expected {dtype} as `SpikeLinear` has it, got {value.dtype}. Load float weights "
-                    "before convert."
+                    "before to_spiking."
                 )
                 return
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
-    def _fused(self, x: Tensor) -> Tensor | None:
-        """Return the result in one go, where the backend can: same figures as step by step."""
+    def run_fused(self, x: Tensor, num_tokens: int | None = None) -> Tensor | None:
+        """Return what the layer gives when nobody observes it, from one kernel of its backend; gradients are not kept.
+
+        The figures are those of the separate steps, bit for bit.
+
+        Args:
+            x: activations, [*tokens, in_features].
+            num_tokens: tokens of the call that x is a part of, by which "auto" picks the backend; None for those of x.
+        Returns:
+            Outputs, [*tokens, out_features], in the dtype of x; None if there is no such kernel for this layer or x.
+        Raises:
+            InputError: a replaced bias does not fit the layer.
+        """
         if self.group_size is not None:
             return None
-        # As attributes, nn.Module would look for them for two microseconds, of the twelve around a small layer.
+        # Attribute access through nn.Module would take two of the twelve microseconds of overhead in a small layer.
         weight, scale = self._buffers["weight"], self._buffers["scale"]
         assert weight is not None
         assert scale is not None
         num_outputs, bias = self.out_features, self.bias
         if weight.shape != (num_outputs, self.in_features) or scale.shape != (num_outputs, 1):
-            return None  # somebody replaced them: step by step they are checked, and kernels trust what they get
+            return None  # replaced by the caller: the separate steps check them, kernels do not
         if weight.dtype != torch.int8 or scale.dtype != torch.float32:
             return None
         if bias is not None and bias.shape != (num_outputs,):
             raise InputError(f"bias: expected {num_outputs} numbers, got shape {tuple(bias.shape)}.")
-        return self._backend_for(x).fused(x, weight, scale, bias, self.neuron, self.encoder)
+        return self._backend_for(x, num_tokens).fused(x, weight, scale, bias, self.neuron, self.encoder)
 
-    def _backend_for(self, x: Tensor) -> Backend:
+    def _backend_for(self, x: Tensor, num_tokens: int | None = None, *, events_only: bool = False) -> Backend:
         if self.backend != "auto":
             return self.backend
-        # What is recorded must be what happens: then a silent channel's weight is never read.
-        num_tokens = x.numel() // max(self.in_features, 1)
+        if num_tokens is None:
+            num_tokens = x.numel() // max(self.in_features, 1)
         num_weights = self.in_features * self.out_features
-        return backends.auto(x.device, num_tokens, num_weights, events_only=bool(self.observers))
+        return backends.auto(x.device, num_tokens, num_weights, events_only=events_only)
 
     @property
     def _trains_bias(self) -> bool:
@@ -228,13 +242,14 @@ class SpikeLinear(nn.Module):
             raise InputError(f"expected one threshold per token, [..., 1], got shape {tuple(threshold.shape)}.")
         threshold = threshold.expand(*tokens, 1).reshape(-1, 1)
         scale = self.scale.t().to(threshold.dtype)
-        backend = self._backend_for(count)
+        # A recording must match what runs, so the backend must never read a silent channel's weights.
+        backend = self._backend_for(count, events_only=bool(self.observers))
         y = threshold.new_zeros(len(count), self.out_features)
         for first, part, train in self._portions(count):
             accumulation = torch.stack([backend.accumulate(*pair) for pair in self._by_group(train)], 1)
-            for observer in self.observers:
-                observer(self, Step(part, train, accumulation, first, len(count), x))
             last = first + len(part)
+            for observer in self.observers:
+                observer(self, Step(part, train, accumulation, first, len(count), x, threshold[first:last]))
             y[first:last] = (accumulation * scale).sum(1) * threshold[first:last]
         return y.reshape(*tokens, self.out_features)
 
@@ -273,7 +288,7 @@ class SpikeLinear(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what a copy or a pickle takes along: everything but the observers, which watch this layer only."""
+        """Return the state for a copy or pickle: everything but the observers, which belong to this layer only."""
         return {**super().__getstate__(), "observers": []}
 
     @property
@@ -283,7 +298,7 @@ class SpikeLinear(nn.Module):
 
 @contextmanager
 def observing(layers: Iterable[SpikeLinear], observer: Observer) -> Iterator[None]:
-    """Let a function see every step of some layers inside a `with` block."""
+    """Call a function with every step of some layers inside a `with` block."""
     watched = list(layers)
     for layer in watched:
         layer.observers.append(observer)
@@ -299,7 +314,7 @@ class _DenseGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, y: Tensor, layer: SpikeLinear) -> Tensor:
-        ctx.layer = layer  # whose weights are INT8 until backward needs them
+        ctx.layer = layer  # not its float weights: they stay INT8 until backward needs them
         ctx.dtype = x.dtype
         return y.clone()
 

@@ -1,5 +1,8 @@
 """What the layers of a model do while it runs."""
 
-from .record import LayerRecord, Recording, record
+from .layer_record import LayerRecord
+from .modules import ModuleRecord
+from .record import Recording, record
+from .weight_reads import WeightReads
 
-__all__ = ["LayerRecord", "Recording", "record"]
+__all__ = ["LayerRecord", "ModuleRecord", "Recording", "WeightReads", "record"]

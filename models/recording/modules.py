@@ -1,4 +1,7 @@
-"""What a model computes beside its spiking layers: which parts there are, their sizes, and how often each ran."""
+"""What a model computes beside its spiking layers: which parts there are, their sizes, and how often each ran.
+
+Our own layers and PyTorch's are known here, those of transformers by the records in `models/architectures.py`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ..architectures import Part, has_no_work, part_of
 from ..layers.spike_linear import SpikeLinear
 from ..spikingbrain.attention import Attention
 from ..spikingbrain.block import Block
@@ -16,11 +20,8 @@ from ..spikingbrain.mlp import SwiGLU
 from ..spikingbrain.moe import MixtureOfExperts
 from ..spikingbrain.norm import RMSNorm
 
-# Containers, and parts whose work is counted with the module they are in or is none at all (in evaluation).
-_NOTHING_OF_THEIR_OWN = (nn.ModuleList, nn.Sequential, nn.ModuleDict, nn.Identity, nn.Dropout, nn.SiLU)
-_COUNTED_ELSEWHERE = ("SiLUActivation", "RotaryEmbedding")
-# Classes of transformers that compute as their namesakes in Llama do; known by their ending.
-_LLAMA_LIKE = ("Llama", "Qwen2", "Mistral")
+# Containers, and modules whose work is counted with the module they are in or is none at all (in evaluation).
+_NO_WORK = (nn.ModuleList, nn.Sequential, nn.ModuleDict, nn.Identity, nn.Dropout, nn.SiLU)
 
 
 @dataclass
@@ -28,12 +29,13 @@ class ModuleRecord:
     """What one part of a model that does not spike did.
 
     Attributes:
-        name: of the module in the model.
+        name: of the module in the model; where a module has several parts, followed by which of them this is.
         kind: "linear", "embedding", "rms-norm", "layer-norm", "softmax", "gla", "branches", "gated-mlp", "residual" or
             "moe".
         sizes: what the kind needs to know, such as channels and heads.
         num_tokens: vectors that passed.
         num_pairs: query tokens times the columns that each sees; of attention only.
+        before: name of the module in the model before which the work is done; "" if it is done where the part runs.
     """
 
     name: str
@@ -41,6 +43,7 @@ class ModuleRecord:
     sizes: dict[str, int] = field(default_factory=dict)
     num_tokens: int = 0
     num_pairs: int = 0
+    before: str = ""
 
 
 # (module, positional arguments, keyword arguments) of a call -> (tokens, pairs)
@@ -48,35 +51,31 @@ Measure = Callable[[Any, tuple, dict], tuple[int, int]]
 
 
 def describe(model: nn.Module) -> tuple[list[tuple[nn.Module, ModuleRecord, Measure]], tuple[str, ...]]:
-    """Return the countable parts of a model beside its spiking layers, and what is there and not countable.
+    """Return the parts of a model beside its spiking layers that can be counted, and what cannot.
 
     Returns:
-        A list of module, empty record, and what reads a call's tokens and pairs off its arguments; one module may be
-        several parts. And a sentence for every kind of module that is not known.
+        A list of module, empty record, and a function that reads tokens and pairs off the arguments of a call; one
+        module may be several parts. And a text for every class of module that is not known, with the number of such
+        modules and the name of the first.
     """
     parts: list[tuple[nn.Module, ModuleRecord, Measure]] = []
     unknown: dict[str, list[str]] = {}
     for name, module in model.named_modules():
-        found = list(_parts(name, module))
+        found = [] if isinstance(module, SpikeLinear) else _parts(name, module)
         parts += [(module, record, measure) for record, measure in found]
-        if not found and not _is_silent(module, model):
+        if not found and not _has_no_work(module, model):
             unknown.setdefault(type(module).__name__, []).append(name)
     return parts, tuple(f"{kind} ({len(names)}, first {names[0]!r})" for kind, names in sorted(unknown.items()))
 
 
-def _is_silent(module: nn.Module, model: nn.Module) -> bool:
+def _has_no_work(module: nn.Module, model: nn.Module) -> bool:
     """Return whether a module has no work of its own: a container, a spiking layer, a model as a whole."""
-    if isinstance(module, (SpikeLinear, *_NOTHING_OF_THEIR_OWN)):
-        return True
-    if type(module).__name__.endswith(_COUNTED_ELSEWHERE):
-        return True
-    whole = module is model or type(module).__name__.endswith(("Model", "ForCausalLM"))
-    return whole and bool(list(module.children()))
+    whole = module is model and any(module.children())
+    return whole or isinstance(module, (SpikeLinear, *_NO_WORK)) or has_no_work(module)
 
 
-def _parts(name: str, module: nn.Module) -> list[tuple[ModuleRecord, Measure]]:  # noqa: PLR0911 - one per kind
-    if isinstance(module, SpikeLinear):
-        return []
+def _parts(name: str, module: nn.Module) -> list[tuple[ModuleRecord, Measure]]:
+    """Return the parts of one module that does not spike, without those of its children."""
     if isinstance(module, nn.Linear | Conv1D):
         rows, columns = module.weight.shape
         inputs, outputs = (columns, rows) if isinstance(module, nn.Linear) else (rows, columns)
@@ -84,61 +83,59 @@ def _parts(name: str, module: nn.Module) -> list[tuple[ModuleRecord, Measure]]: 
         return [(ModuleRecord(name, "linear", sizes), _vectors)]
     if isinstance(module, nn.Embedding):
         return [(ModuleRecord(name, "embedding", {"dim": module.embedding_dim}), _elements)]
-    if isinstance(module, nn.LayerNorm):
-        return [(ModuleRecord(name, "layer-norm", {"dim": module.weight.numel()}), _vectors)]
-    if isinstance(module, RMSNorm) or type(module).__name__.endswith("RMSNorm"):
-        return [(ModuleRecord(name, "rms-norm", {"dim": _numel(module)}), _vectors)]
+    if isinstance(module, nn.LayerNorm | RMSNorm):
+        kind = "layer-norm" if isinstance(module, nn.LayerNorm) else "rms-norm"
+        return [(ModuleRecord(name, kind, {"dim": module.weight.numel()}), _vectors)]
+    if isinstance(module, Attention | Block | SwiGLU | MixtureOfExperts):
+        return _our_parts(name, module)
+    part = part_of(module)
+    if part is None:
+        return []
+    before = _child(name, part.before) if part.before else ""
+    record = ModuleRecord(name, part.kind, part.sizes_of(module), before=before)
+    return [(record, _causal_pairs(part) if part.kind == "softmax" else _vectors)]
+
+
+def _our_parts(name: str, module: Attention | Block | SwiGLU | MixtureOfExperts) -> list[tuple[ModuleRecord, Measure]]:
+    """Return the parts of a layer of SpikingBrain, and before which of its projections each is done."""
     if isinstance(module, Attention):
         return _our_attention(name, module)
-    if isinstance(module, Block):
-        dim = module.attn_norm.weight.numel()
-        # The second norm is called together with the residual before it, not as a module.
-        norm = ModuleRecord(f"{name}.mlp_norm after residual", "rms-norm", {"dim": dim})
-        return [(ModuleRecord(name, "residual", {"dim": dim}), _vectors), (norm, _vectors)]
     if isinstance(module, SwiGLU):
-        return [(ModuleRecord(name, "gated-mlp", {"dim": module.gate_proj.out_features}), _vectors)]
+        sizes = {"dim": module.gate_proj.out_features}
+        return [(ModuleRecord(name, "gated-mlp", sizes, before=_child(name, "down_proj")), _vectors)]
     if isinstance(module, MixtureOfExperts):
         sizes = {"dim": module.router.in_features, "experts": len(module.experts)}
         sizes |= {"chosen": module.num_chosen, "shared": len(module.shared)}
-        return [(ModuleRecord(name, "moe", sizes), _vectors)]
-    return _llama_like(name, module)
-
-
-def _numel(module: nn.Module) -> int:
-    weight: Any = module.weight
-    return weight.numel()
-
-
-def _llama_like(name: str, module: Any) -> list[tuple[ModuleRecord, Measure]]:
-    kind = type(module).__name__
-    if not kind.startswith(_LLAMA_LIKE):
-        return []
-    if kind.endswith("DecoderLayer"):
-        return [(ModuleRecord(name, "residual", {"dim": _numel(module.input_layernorm)}), _vectors)]
-    if kind.endswith("MLP"):
-        return [(ModuleRecord(name, "gated-mlp", {"dim": module.gate_proj.out_features}), _vectors)]
-    if kind.endswith("Attention"):
-        dim, config = module.head_dim, module.config
-        sizes = {"heads": config.num_attention_heads, "kv_heads": config.num_key_value_heads, "dim": dim}
-        return [(ModuleRecord(name, "softmax", {**sizes, "integer": 0}), _cached_pairs)]
-    return []
+        return [(ModuleRecord(name, "moe", sizes, before=_child(name, "router")), _vectors)]
+    sizes = {"dim": module.attn_norm.weight.numel()}
+    is_moe = isinstance(module.mlp, MixtureOfExperts)
+    first, last = ("mlp.router", "mlp.router") if is_moe else ("mlp.gate_proj", "mlp.down_proj")
+    residual = ModuleRecord(name, "residual", sizes, before=_child(name, last))
+    # The second norm is called together with the residual before it, not as a module.
+    norm = ModuleRecord(f"{name}.mlp_norm after residual", "rms-norm", dict(sizes), before=_child(name, first))
+    return [(residual, _vectors), (norm, _vectors)]
 
 
 def _our_attention(name: str, module: Attention) -> list[tuple[ModuleRecord, Measure]]:
-    config, plan = module.config, module.plan
+    config, plan, before = module.config, module.plan, _child(name, "o_proj")
     sizes = {"heads": config.num_heads, "kv_heads": config.num_kv_heads, "dim": config.dim}
     parts: list[tuple[ModuleRecord, Measure]] = []
     if "gla" in plan.mixers:
         sigmoid = int(config.feature_map == "sigmoid")
         gated = {**sizes, "sigmoid": sigmoid, "tied": int(config.gate == "tied")}
-        parts.append((ModuleRecord(f"{name} linear", "gla", gated), _vectors))
+        parts.append((ModuleRecord(f"{name} linear", "gla", gated, before=before), _vectors))
     if plan.softmax:
         integer = int(module.spiking == "as-described")
         softmax = {**sizes, "integer": integer, "rounds_cache": int(module.spiking is not None)}
-        parts.append((ModuleRecord(f"{name} softmax", "softmax", softmax), _our_pairs))
+        parts.append((ModuleRecord(f"{name} softmax", "softmax", softmax, before=before), _our_pairs))
     if plan.is_parallel:
-        parts.append((ModuleRecord(f"{name} branches", "branches", sizes), _vectors))
+        parts.append((ModuleRecord(f"{name} branches", "branches", sizes, before=before), _vectors))
     return parts
+
+
+def _child(name: str, path: str) -> str:
+    """Return the name in the model of a child of a module; the model itself has the name ""."""
+    return f"{name}.{path}" if name else path
 
 
 def _first(arguments: tuple, keywords: dict) -> Any:
@@ -154,14 +151,17 @@ def _elements(module: Any, arguments: tuple, keywords: dict) -> tuple[int, int]:
     return _first(arguments, keywords).numel(), 0
 
 
-def _cached_pairs(module: Any, arguments: tuple, keywords: dict) -> tuple[int, int]:
-    """Causal attention of transformers, with the columns that its cache holds before the call."""
-    batch, length = _first(arguments, keywords).shape[:2]
-    names = ("cache", "past_key_values", "past_key_value")  # it was renamed from version to version
-    cache = next((keywords[name] for name in names if keywords.get(name) is not None), None)
-    before = 0 if cache is None else int(cache.get_seq_length(module.layer_idx))
-    window = getattr(module, "sliding_window", None)
-    return batch * length, batch * visible_columns(length, before, window)
+def _causal_pairs(part: Part) -> Measure:
+    """Return what measures causal attention of transformers, with the columns that its cache holds before the call."""
+
+    def measure(module: Any, arguments: tuple, keywords: dict) -> tuple[int, int]:
+        batch, length = _first(arguments, keywords).shape[:2]
+        names = ("cache", "past_key_values", "past_key_value")  # it was renamed from version to version
+        cache = next((keywords[name] for name in names if keywords.get(name) is not None), None)
+        before = 0 if cache is None else int(cache.get_seq_length(module.layer_idx))
+        return batch * length, batch * visible_columns(length, before, part.window_of(module))
+
+    return measure
 
 
 def _our_pairs(module: Any, arguments: tuple, keywords: dict) -> tuple[int, int]:
@@ -179,7 +179,7 @@ def _our_pairs(module: Any, arguments: tuple, keywords: dict) -> tuple[int, int]
 
 
 def visible_columns(length: int, before: int, window: int | None = None) -> int:
-    """Return how many columns some consecutive tokens see together: each itself and those before it.
+    """Return how many columns consecutive tokens see together: each itself and those before it.
 
     Args:
         length: new tokens.

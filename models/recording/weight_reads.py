@@ -12,19 +12,19 @@ from ...errors import InputError
 
 
 @dataclass
-class FetchRecord:
+class WeightReads:
     """How many rows and blocks of INT8 weights were needed, each counted once per group of tokens.
 
     The weights lie in memory as `SpikeLinear` keeps them: the out_features bytes of input channel 0, then those of
-    channel 1, and so on, from the start of a block on. A row is needed if its channel has a spike for any token of the
-    group; a block is read if any byte of it belongs to such a row, and then as a whole.
+    channel 1, and so on. The first byte is the first of a block. A row is needed if its channel has a spike for any
+    token of the group. A block is read as a whole if any of its bytes belongs to such a row.
 
-    A group is `shared_tokens` consecutive tokens of a call. The last group of a call, or of a portion of a long one
-    (a call holds 64 MB of spikes at a time), may be smaller.
+    A group is `shared_tokens` consecutive tokens of one `Step`. The last group of a step may be smaller; a call has
+    several steps if its spikes take more than 64 MiB.
 
     Attributes:
         block_bytes: size of a block.
-        shared_tokens: tokens for which a read serves.
+        shared_tokens: consecutive tokens that share a read.
         num_groups: groups of tokens.
         num_rows: rows needed, over all groups.
         num_blocks: blocks read, over all groups.
@@ -62,7 +62,7 @@ def blocks_needed(active: Bool[Tensor, "tokens channels"], row_bytes: int, block
 
     Args:
         active: rows that are needed.
-        row_bytes: bytes of a row; rows follow each other without gaps, from the start of a block on.
+        row_bytes: bytes of a row; rows follow each other without gaps, and the first begins a block.
         block_bytes: bytes of a block.
 
     >>> blocks_needed(torch.tensor([[True, False, True]]), row_bytes=6, block_bytes=4)  # bytes 0-5 and 12-17
@@ -76,18 +76,13 @@ def blocks_needed(active: Bool[Tensor, "tokens channels"], row_bytes: int, block
     start = torch.arange(num_channels, device=active.device) * row_bytes
     first, last = start // block_bytes, (start + row_bytes - 1) // block_bytes
     if row_bytes >= block_bytes:
-        # A block then has bytes of two rows at most: count each row's blocks, and take off those met twice.
+        # A block then has bytes of two rows at most: count the blocks of each row, less those that two rows share.
         num_blocks = int((active.sum(0) * (last - first + 1)).sum())
         begins_inside = first[1:] == last[:-1]
         return num_blocks - int((active[:, 1:] & active[:, :-1] & begins_inside).count_nonzero())
-    # Blocks that hold several rows: b has rows from the first that ends in it or later to the last that begins.
+    # A block holds several rows: from the first row that ends in it or later to the last that begins in it or earlier.
     block = torch.arange(int(last[-1]) + 1, device=active.device)
     low = torch.searchsorted(last, block)
     high = torch.searchsorted(first, block, right=True)
     before = torch.nn.functional.pad(active.cumsum(1, dtype=torch.int32), (1, 0))
     return int((before[:, high] > before[:, low]).count_nonzero())
-
-
-def num_blocks(num_channels: int, row_bytes: int, block_bytes: int) -> int:
-    """Return how many blocks all rows fill together."""
-    return -(-num_channels * row_bytes // block_bytes)

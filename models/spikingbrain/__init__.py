@@ -1,4 +1,4 @@
-"""SpikingBrain: gated linear, window and softmax attention, their hybrids, mixtures of experts, on spikes or not."""
+"""SpikingBrain models: linear, window and full attention, hybrids and mixtures of experts, with or without spikes."""
 
 from transformers import AutoConfig
 

@@ -1,10 +1,10 @@
-"""The mixer of a layer: linear attention, softmax attention, or both side by side on the same queries, keys and values.
+"""A layer's mixer: linear attention, softmax attention, or both in parallel on the same queries, keys and values.
 
-Side by side (report, eq. 12 to 14), each branch is normalised per head and weighed by a learnt number:
+In parallel (report, eq. 12 to 14), each branch is normalised per head and scaled by a learned weight:
 
     o = w_1 * norm(o_linear) + w_2 * norm(o_softmax)
 
-Softmax attention alone is not normalised, as in the 7B.
+Softmax attention on its own is not normalised, as in the 7B.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from .rope import rotate
 
 @dataclass(frozen=True)
 class Context:
-    """What all layers of one call share.
+    """Values that all layers share in one call.
 
     Attributes:
-        cos: of `rotary_angles`, [B, L, 1, D].
-        sin: of `rotary_angles`, [B, L, 1, D].
-        valid: bool, [B, L], False for padding; None if every token of these is text.
-        is_padded: whether these tokens or any before them are padding.
-        causal: whether a token sees earlier tokens only; sink tokens see each other.
+        cos: cosines from `rotary_angles`, [B, L, 1, D].
+        sin: sines from `rotary_angles`, [B, L, 1, D].
+        valid: bool, [B, L], False for padding; None if there is no padding.
+        is_padded: whether any of these tokens, or any before them, is padding.
+        causal: True: no token sees later ones; False: all tokens see each other, as sink tokens do.
     """
 
     cos: Tensor
@@ -48,14 +48,14 @@ class Context:
 
 
 class Attention(nn.Module):
-    """Mixes the tokens of a layer as its plan says. B batch, L tokens, H query and Hk key/value heads, D channels each.
+    """Mixes tokens as the layer's plan says. B batch, L tokens, H query and Hk key/value heads of D channels.
 
-    In a spiking model the projections are `SpikeLinear` (see `to_spiking`), and softmax attention works on spike counts
-    of the rotated queries, one threshold per token and head, and on INT8 keys and values.
+    In a spiking model the projections are `SpikeLinear` layers (see `to_spiking`). Softmax attention then uses spike
+    counts of the rotated queries, with one threshold per token and head, and INT8 keys and values.
 
     Args:
-        config: of the model.
-        plan: of the layer.
+        config: the model's configuration.
+        plan: the layer's plan.
     """
 
     def __init__(self, config: SpikingBrainConfig, plan: LayerPlan) -> None:
@@ -80,12 +80,12 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B L hidden"], context: Context, state: LayerState | None = None
     ) -> Float[Tensor, "B L hidden"]:
-        """Mix.
+        """Mix the tokens.
 
         Args:
             x: normalised activations.
-            context: what all layers of the call share.
-            state: what the layer carries, which is brought up to date; None for a text that starts and ends here.
+            context: values that all layers share in this call.
+            state: the layer's state, updated in place; None if the whole text is in this call.
         """
         q = self.q_proj(x).unflatten(-1, (-1, self.config.dim))  # [B, L, H, D]
         k = self.k_proj(x).unflatten(-1, (-1, self.config.dim))  # [B, L, Hk, D]
@@ -103,18 +103,18 @@ class Attention(nn.Module):
 
     @property
     def spiking(self) -> str | None:
-        """How softmax attention spikes; None where the projections do not (`dequantize` makes them dense again)."""
+        """How softmax attention spikes; None if the projections are dense (as after `to_dense`)."""
         return self.config.spiking if isinstance(self.q_proj, SpikeLinear | SpikeAwareLinear) else None
 
     def linear_inputs(self, x: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and log-decay of linear attention: feature maps applied, no rotary embedding.
+        """Return queries, keys and log-decay of linear attention, with feature maps and without rotary embedding.
 
         Args:
-            x: what the layer was given, [B, L, hidden].
+            x: input of the layer, [B, L, hidden].
             q: projected queries, [B, L, H, D].
             k: projected keys, [B, L, Hk, D].
         Returns:
-            The same shapes; log-decay is [B, L, Hk, D].
+            Queries and keys in the same shapes, and log-decay, [B, L, Hk, D].
         """
         if self.config.gate == "tied":
             # Decay 1 - sigmoid(k) = sigmoid(-k), without the cancellation.
@@ -128,7 +128,7 @@ class Attention(nn.Module):
     def _linear(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, context: Context, state: LayerState | None) -> Tensor:
         q, k, log_decay = self.linear_inputs(x, q, k)
         if context.valid is not None:
-            # Padding adds nothing to the state and does not let it decay.
+            # Padding adds nothing to the state and does not make it decay.
             valid = context.valid[:, :, None, None]
             v, log_decay = v.masked_fill(~valid, 0), log_decay.masked_fill(~valid, 0)
         before = None if state is None or state.linear is None else state.linear.expand(len(x), -1, -1, -1)
@@ -162,13 +162,13 @@ class Attention(nn.Module):
     def _softmax_inputs(
         self, q: Tensor, k: Tensor, v: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], swa.Core]:
-        """Return query, columns to be kept, and how they meet."""
+        """Return the query tensors, the column tensors to cache, and the function that attends with them."""
         if self.spiking is None:
             return (q,), (k, v), swa.float_attention
         spikes = AdaptiveThreshold(self.config.k)(q)
         if self.spiking == "as-described" and not (torch.is_grad_enabled() and q.requires_grad):
             return (spikes.count, spikes.threshold), (*quantize_tokens(k), *quantize_tokens(v)), swa.integer_attention
         query = (spikes.activation().to(q.dtype),)
-        if self.spiking == "as-described":  # in training: the same values as floats, which pass gradients
+        if self.spiking == "as-described":  # in training: the same values as floats, for the gradients
             return query, (rounded_to_int8(k), rounded_to_int8(v)), swa.float_attention
         return query, (k, v), swa.float_attention

@@ -17,8 +17,8 @@ class Block(nn.Module):
     """a = attn(attn_norm(x)); s = x + a; y = s + mlp(mlp_norm(s)).
 
     Args:
-        config: of the model.
-        plan: of the layer.
+        config: the model's configuration.
+        plan: the layer's plan.
     """
 
     def __init__(self, config: SpikingBrainConfig, plan: LayerPlan) -> None:
@@ -36,10 +36,10 @@ class Block(nn.Module):
 
         Args:
             x: residual stream.
-            context: what all layers of the call share.
-            state: what the layer carries, which is brought up to date.
+            context: values that all layers share in this call.
+            state: the layer's state, updated in place.
         Returns:
-            The residual stream, and the load-balancing loss of a mixture of experts or None.
+            The residual stream, and the load-balancing loss of a mixture of experts, else None.
         """
         a = self.attn(self.attn_norm(x), context, state)
         normed, x = self.mlp_norm.after_residual(a, x)

@@ -1,4 +1,4 @@
-"""What a model carries from token to token: states of linear attention, keys and values of softmax attention."""
+"""A model's state from token to token: states of linear attention, keys and values of softmax attention."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .config import SpikingBrainConfig
 
 
 class Columns:
-    """Keys and values of one layer: tensors [B, Hk, N, .] that grow along N, to a limit if there is one.
+    """Keys and values of one layer: tensors [B, Hk, N, .] that grow along N, up to a limit if there is one.
 
-    At the limit the oldest column makes room for the newest, in its place: then the columns are not in order.
+    At the limit, the newest column overwrites the oldest in place, so the columns are then out of order.
 
     Args:
-        limit: most columns kept, pinned ones not counted; None for all.
+        limit: maximum number of columns kept, not counting pinned ones; None to keep all.
     """
 
     def __init__(self, limit: int | None) -> None:
@@ -27,17 +27,17 @@ class Columns:
         self._oldest = 0
 
     def pin(self) -> None:
-        """Keep the columns there are for good (sink tokens), before any others."""
+        """Keep the current columns (sink tokens) permanently, in front of all others."""
         self.num_pinned = self.tensors[0].shape[2] if self.tensors else 0
 
     def append(self, new: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Add columns and return all that the new tokens may see.
+        """Add columns and return all columns that the new tokens may see.
 
         Args:
-            new: tensors [B, Hk, L, .], one for each kept.
+            new: tensors [B, Hk, L, .], one for each cached tensor.
         Returns:
-            Pinned columns, then the others: for L > 1 in order, with those that are dropped now; for L = 1 in any
-            order. They are the cache's own: read only.
+            Pinned columns, then the others: for L > 1 in order, including those that this call drops; for L = 1 in
+            any order. They are the cache's own tensors: do not modify them.
         """
         length = new[0].shape[2]
         if not self.tensors:
@@ -51,24 +51,24 @@ class Columns:
         batch = new[0].shape[0]
         if len(new) != len(self.tensors):
             raise InputError(
-                "SpikingBrainCache: it was filled while gradients were recorded and goes on without, or the other way "
-                "round, which in a spiking model are floats here and INT8 there. Use one cache under torch.no_grad()."
+                "SpikingBrainCache: expected the same gradient mode as in earlier calls: a spiking model caches floats "
+                "while gradients are recorded and INT8 otherwise. Use one cache under torch.no_grad()."
             )
         everything = tuple(
             torch.cat([old.expand(batch, -1, -1, -1), one], 2) for old, one in zip(self._in_order(), new, strict=True)
         )
         self._oldest = 0
         surplus = 0 if self.limit is None else max(num_kept + length - self.limit, 0)
-        # Copies where something is dropped, so that its memory is given back.
+        # Copied when columns are dropped, so that their memory is freed.
         self.tensors = tuple(_without(x, self.num_pinned, surplus) for x in everything)
         return self.tensors if length == 1 else everything
 
     def select(self, index: Tensor) -> None:
-        """Take rows of the batch by index."""
+        """Select rows of the batch by index."""
         self.tensors = tuple(x.index_select(0, index.to(x.device)) for x in self.tensors)
 
     def copy(self) -> Columns:
-        """Return the same columns, for a caller that only ever appends with gradients recorded, which changes none."""
+        """Return a copy that shares the tensors; appending to it while gradients are recorded does not change them."""
         other = Columns(self.limit)
         other.num_pinned, other.tensors, other._oldest = self.num_pinned, self.tensors, self._oldest
         return other
@@ -81,11 +81,11 @@ class Columns:
 
 
 class LayerState:
-    """What one layer carries.
+    """The state of one layer.
 
     Attributes:
-        linear: state of linear attention, float32 [B, Hk, D, D]; None before the first token or without it.
-        columns: keys and values of softmax attention; None without it.
+        linear: state of linear attention, float32 [B, Hk, D, D]; None before the first token or if there is none.
+        columns: keys and values of softmax attention; None if there is none.
     """
 
     def __init__(self, columns: Columns | None) -> None:
@@ -93,7 +93,7 @@ class LayerState:
         self.columns = columns
 
     def copy(self) -> LayerState:
-        """Return a state that goes its own way from here; tensors are shared until then."""
+        """Return a copy that changes independently from now on; the tensors are shared until then."""
         other = LayerState(None if self.columns is None else self.columns.copy())
         other.linear = self.linear
         return other
@@ -107,20 +107,20 @@ class LayerState:
 
 
 class SpikingBrainCache:
-    """The state of a model while it decodes: constant in size, but for layers of full attention.
+    """The state of a model during decoding: constant in size, except for layers of full attention.
 
-    One object serves one batch of texts. The model changes it with every call that is given it.
+    One cache belongs to one batch of texts. Every model call that gets it updates it in place.
 
     Args:
-        config: of the model.
+        config: the model's configuration.
     Attributes:
-        layers: a state for each layer.
-        num_tokens: columns of text seen, padding included.
-        num_valid: tokens seen in each row, padding not counted, [B]; None before the first call.
-        is_padded: whether any column of any row was padding.
+        layers: one state per layer.
+        num_tokens: text positions seen so far, including padding.
+        num_valid: tokens seen in each row, without padding, [B]; None before the first call.
+        is_padded: whether any position in any row was padding.
     """
 
-    # What `generate` asks of a cache: its size may change, and it knows itself which tokens it has seen.
+    # Read by `generate`: the cache may change size, and it keeps track of the tokens it has seen.
     is_compileable = False
     is_linear = (True,)
 
@@ -137,11 +137,11 @@ class SpikingBrainCache:
         return sum(x.numel() * x.element_size() for layer in self.layers for x in layer.tensors())
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return how many columns of text were seen, as transformers asks for it."""
+        """Return how many text positions were seen; transformers calls this."""
         return self.num_tokens
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Take rows of the batch by index, as beam search of transformers asks for it."""
+        """Select rows of the batch by index; transformers' beam search calls this."""
         for layer in self.layers:
             if layer.linear is not None:
                 layer.linear = layer.linear.index_select(0, beam_idx.to(layer.linear.device))
@@ -151,7 +151,7 @@ class SpikingBrainCache:
             self.num_valid = self.num_valid.index_select(0, beam_idx.to(self.num_valid.device))
 
     def crop(self, *args: object, **kwargs: object) -> None:
-        """Raise: a state of linear attention can't forget tokens."""
+        """Raise an InputError: linear attention can't forget tokens."""
         raise InputError("SpikingBrainCache.crop: linear attention can't take tokens back. Start with a new cache.")
 
 

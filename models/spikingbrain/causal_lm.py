@@ -1,4 +1,4 @@
-"""The language model as transformers knows them: from ids to logits, loss and generation."""
+"""The language model in transformers' form: from ids to logits, loss and generation."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from .config import SpikingBrainConfig
 from .model import SpikingBrainModel, SpikingBrainOutput, SpikingBrainPreTrainedModel
 from .transformers_config import SpikingBrainPretrainedConfig
 
-# What `generate` calls the cache that it hands from step to step; it was another name in earlier versions.
+# The name under which `generate` passes the cache from step to step; it differs between versions of transformers.
 _PARAMETERS = inspect.signature(vars(GenerationMixin)["prepare_inputs_for_generation"]).parameters
 _CACHE_NAME = "cache" if "cache" in _PARAMETERS else "past_key_values"
 
 
 class SpikingBrainForCausalLM(SpikingBrainPreTrainedModel, GenerationMixin):
-    """A SpikingBrain language model: `generate`, loss, and whatever else transformers does with one.
+    """A SpikingBrain language model, with `generate`, loss and the rest of transformers' interface.
 
     Args:
-        config: a `SpikingBrainConfig`, or the same as transformers' configuration.
+        config: a `SpikingBrainConfig`, or the same settings in transformers' form.
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embeddings.weight"}  # noqa: RUF012
@@ -40,10 +40,10 @@ class SpikingBrainForCausalLM(SpikingBrainPreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load a float model as transformers does; `spikebrain.load` also reads spiking ones and released folders.
+        """Load a float model as transformers does; `spikebrain.load` also reads spiking models and released folders.
 
         Raises:
-            InputError: the folder holds a spiking model, whose layers transformers does not build.
+            InputError: the folder holds a spiking model, whose layers transformers cannot build.
         """
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -52,18 +52,18 @@ class SpikingBrainForCausalLM(SpikingBrainPreTrainedModel, GenerationMixin):
         return loaded
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Save a float model as transformers does; `save_folder` saves every model.
+        """Save a float model as transformers does; `spikebrain.save` saves every model.
 
         Raises:
             InputError: the model spikes.
         """
         if any(isinstance(module, SpikeLinear) for module in self.modules()):
-            raise InputError("SpikingBrainForCausalLM.save_pretrained: the model spikes. Use save_folder.")
+            raise InputError("SpikingBrainForCausalLM.save_pretrained: the model spikes. Use spikebrain.save.")
         super().save_pretrained(*args, **kwargs)
 
     @property
     def settings(self) -> SpikingBrainConfig:
-        """The configuration, as `self.config` has it now: a resized embedding changes it."""
+        """The current configuration, from `self.config`; resizing the embedding changes it."""
         return self.config.settings
 
     def get_output_embeddings(self) -> nn.Module:
@@ -94,20 +94,20 @@ class SpikingBrainForCausalLM(SpikingBrainPreTrainedModel, GenerationMixin):
 
         Args:
             input_ids: [B, L].
-            attention_mask: 0 for padding, [B, L], or with the tokens before in front; padding should be on the left.
-            position_ids: for the rotary embedding, [B, L]; by default tokens are counted without padding.
-            cache: state after the tokens before these, which is brought up to date; None to start.
-            inputs_embeds: [B, L, hidden], instead of input_ids.
-            labels: [B, L], the ids themselves; -100 where nothing is to be predicted.
-            use_cache: whether to return a cache; by default as the configuration says, but not in training.
+            attention_mask: 0 for padding; [B, L], or [B, cached tokens + L]; padding should be on the left.
+            position_ids: positions for the rotary embedding, [B, L]; by default tokens are counted without padding.
+            cache: state after the preceding tokens, updated in place; None at the start of a text.
+            inputs_embeds: embeddings to use instead of input_ids, [B, L, hidden].
+            labels: token ids, not shifted, [B, L]; -100 for tokens that are not to be predicted.
+            use_cache: whether to return a cache; by default as the configuration says, but never in training.
             output_hidden_states: whether to return `SpikingBrainOutput.hidden_states`.
-            logits_to_keep: how many of the last tokens get logits; 0 for all.
-            num_items_in_batch: what the summed loss is divided by; None for the number of predicted tokens.
+            logits_to_keep: compute logits for this many last tokens only; 0 for all.
+            num_items_in_batch: divisor of the summed loss; None for the number of predicted tokens.
             past_key_values: another name for cache.
-            return_dict: False for a tuple.
-            unused: what transformers may pass as None or False; anything else is refused.
+            return_dict: False to return a tuple.
+            unused: arguments that transformers may pass as None or False; other values are refused.
         Raises:
-            InputError: shapes do not match, or an argument is not known.
+            InputError: shapes do not match, or an argument is unknown.
         """
         surprising = [name for name, value in unused.items() if value is not None and value is not False]
         if surprising:
@@ -156,7 +156,7 @@ class SpikingBrainForCausalLM(SpikingBrainPreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         **kwargs: Any,
     ) -> Mapping[str, Any]:
-        """Return the arguments of the next forward pass in `generate`: the tokens that the cache has not seen."""
+        """Return the arguments of the next forward pass in `generate`, with the tokens not yet in the cache."""
         cache = kwargs.get("past_key_values") if cache is None else cache
         names = ("attention_mask", "use_cache", "logits_to_keep")
         arguments: dict[str, Any] = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
@@ -166,12 +166,12 @@ class SpikingBrainForCausalLM(SpikingBrainPreTrainedModel, GenerationMixin):
             return {**arguments, "input_ids": input_ids[:, seen:]}
         if seen == 0:
             return {**arguments, "inputs_embeds": inputs_embeds}
-        return {**arguments, "input_ids": input_ids[:, -1:]}  # input_ids holds only what was generated
+        return {**arguments, "input_ids": input_ids[:, -1:]}  # input_ids holds generated tokens only
 
     def _update_model_kwargs_for_generation(
         self, outputs: Any, model_kwargs: dict[str, Any], *args: Any, **settings: Any
     ) -> dict[str, Any]:
-        """Hand the cache on to the next step of `generate`."""
+        """Pass the cache on to the next step of `generate`."""
         model_kwargs = super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **settings)
         if outputs.cache is not None:
             model_kwargs.pop("cache", None)

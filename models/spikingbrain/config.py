@@ -1,4 +1,4 @@
-"""What a SpikingBrain model is made of: one frozen dataclass, and one small plan per layer."""
+"""The configuration of a SpikingBrain model: one frozen dataclass, with a small plan per layer."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import InputError
+from ..layers.settings import ATTENTION
 
 MIXERS = ("gla", "swa", "full")
 FFNS = ("dense", "moe")
 GATES = ("low-rank", "full", "tied")
 FEATURE_MAPS = ("relu", "sigmoid")
 WINDOW_KEYS = ("w+1", "w")
-SPIKING = ("as-described", "as-released")
 KERNELS = ("auto", "ours", "fla")
-# Fields that are real numbers above 0.
+# Fields that hold a real number above 0.
 _POSITIVE = ("rope_theta", "norm_eps", "gate_divisor", "k", "initializer_range")
 
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One layer: what mixes its tokens, and what its feed-forward part is.
+    """The plan of one layer: its token mixers and its feed-forward part.
 
     Attributes:
-        mixers: one of "gla" (gated linear attention), "swa" (sliding-window attention) and "full" (softmax attention);
-            or "gla" and one of the others, side by side on the same queries, keys and values.
+        mixers: "gla" (gated linear attention), "swa" (sliding-window attention) or "full" (softmax attention); or
+            "gla" and one of the others, in parallel on the same queries, keys and values.
         ffn: "dense" or "moe".
 
     >>> str(LayerPlan.parse("gla+full/moe"))
@@ -40,7 +40,7 @@ class LayerPlan:
     def __post_init__(self) -> None:
         unknown = [m for m in self.mixers if m not in MIXERS]
         if not isinstance(self.mixers, tuple) or unknown:
-            raise InputError(f"LayerPlan.mixers: expected a tuple out of {MIXERS}, got {self.mixers!r}.")
+            raise InputError(f"LayerPlan.mixers: expected a tuple of names from {MIXERS}, got {self.mixers!r}.")
         if len(self.mixers) != 1 and (len(self.mixers) != 2 or self.mixers[0] != "gla" or self.mixers[1] == "gla"):
             raise InputError(
                 f'LayerPlan.mixers: expected one mixer, or "gla" followed by "swa" or "full", got {self.mixers!r}.'
@@ -81,38 +81,38 @@ class SpikingBrainConfig:
         hidden_size: width of the residual stream, d.
         num_heads: query heads, H.
         num_kv_heads: key and value heads, Hk; each serves H / Hk query heads in a row.
-        head_dim: channels a head, D; None for hidden_size / num_heads.
+        head_dim: channels per head, D; None for hidden_size / num_heads.
         intermediate_size: width of the dense feed-forward part.
         layers: one plan per layer.
         window: w of sliding-window attention, in tokens.
         window_keys: "w+1": a token sees itself and the w tokens before it, as in the released code; "w": itself and
             w - 1 before it, as in the report's formula.
         rope_theta: base of the rotary embedding, for softmax attention only.
-        norm_eps: of every RMSNorm.
-        tie_word_embeddings: whether the output head is the embedding.
+        norm_eps: epsilon of every RMSNorm.
+        tie_word_embeddings: whether the output head shares the embedding's weights.
         qkv_bias: whether the q, k and v projections have biases.
-        gate: decay of linear attention. "low-rank": two matrices with gate_rank channels between; "full": one matrix;
-            "tied": no parameters, decay 1 - k (76B).
-        feature_map: of q and k in linear attention.
+        gate: how linear attention gets its decay. "low-rank": two matrices with gate_rank channels between them;
+            "full": one matrix; "tied": no parameters, decay 1 - k (76B).
+        feature_map: feature map of q and k in linear attention.
         gate_rank: channels between the two gate matrices.
         gate_divisor: log-decay = logsigmoid(gate) / gate_divisor; not for a tied gate.
-        num_sinks: learnable tokens before the input that every token sees.
-        num_experts: routed experts of a "moe" layer.
-        num_experts_per_token: experts that a token is routed to.
-        num_shared: experts that every token passes.
+        num_sinks: learnable tokens before the input, which every token sees.
+        num_experts: routed experts in a "moe" layer.
+        num_experts_per_token: routed experts per token.
+        num_shared: experts that every token goes through.
         expert_intermediate_size: width of an expert; None for intermediate_size.
-        aux_loss_weight: of the load-balancing loss in the training loss.
+        aux_loss_weight: weight of the load-balancing loss in the training loss.
         spiking: None for a float model; "as-described": every projection on spikes, INT8 keys and values also in the
-            cache; "as-released": as the released W8ASpike code computes.
-        k: of the adaptive threshold of spiking layers.
+            cache; "as-released": the same computation as the released W8ASpike code.
+        k: k of the adaptive threshold in spiking layers.
         group_size: input channels that share a weight scale in spiking layers; None for all.
-        kernel: of linear attention. "ours": plain PyTorch; "fla": flash-linear-attention; "auto": the latter for
-            half precision on a CUDA GPU, where it is installed and heads are not too small for it.
-        chunk_size: tokens that our chunked linear attention treats at once.
-        max_position_embeddings: longest text the model was made for; None if nothing limits it. Nothing is cut off.
-        initializer_range: standard deviation of freshly drawn weights.
+        kernel: implementation of linear attention. "ours": plain PyTorch; "fla": flash-linear-attention; "auto": "fla"
+            for half precision on a CUDA GPU, if it is installed and heads have enough channels, else "ours".
+        chunk_size: tokens per chunk in our chunked linear attention.
+        max_position_embeddings: length the model was made for, in tokens; None for no limit. Longer texts still run.
+        initializer_range: standard deviation of newly initialised weights.
     Raises:
-        InputError: sizes or choices that make no model; the message names the field.
+        InputError: sizes or choices that do not make a valid model; the message names the field.
 
     Source:
         SpikingBrain (arXiv:2509.05276), sections 2 and 3.
@@ -192,7 +192,7 @@ class SpikingBrainConfig:
             "window_keys": WINDOW_KEYS,
             "gate": GATES,
             "feature_map": FEATURE_MAPS,
-            "spiking": (None, *SPIKING),
+            "spiking": (None, *ATTENTION),
             "kernel": KERNELS,
             "tie_word_embeddings": (False, True),
             "qkv_bias": (False, True),
@@ -226,7 +226,7 @@ class SpikingBrainConfig:
 
     @property
     def dim(self) -> int:
-        """Channels a head, D: `head_dim`, which is never None once the configuration is made."""
+        """Channels per head, D: `head_dim`, which is always set once the configuration is made."""
         return self.head_dim or self.hidden_size // self.num_heads
 
     @property
@@ -235,20 +235,20 @@ class SpikingBrainConfig:
         return self.window + (self.window_keys == "w+1")
 
     def replace(self, **changes: Any) -> SpikingBrainConfig:
-        """Return a copy with other values for some fields, checked again."""
+        """Return a copy with some fields changed and all fields checked again."""
         return type(self).from_dict({**self.to_dict(), **changes})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as JSON can hold them; layers as texts."""
+        """Return all fields as JSON values, with each layer's plan as a string."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {**fields, "layers": [str(plan) for plan in self.layers]}
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> SpikingBrainConfig:
-        """Build from the fields by name; layers may be plans or texts.
+        """Build a configuration from its fields by name; layers may be plans or strings.
 
         Raises:
-            InputError: fields that are unknown or missing, all at once, or values that make no model.
+            InputError: fields are unknown or missing (the message lists all), or values do not make a valid model.
         """
         known = {field.name: field for field in dataclasses.fields(cls)}
         unknown = sorted(fields.keys() - known.keys())

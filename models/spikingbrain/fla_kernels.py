@@ -1,7 +1,7 @@
-"""Gated linear attention through the Triton kernels of flash-linear-attention, where that is installed.
+"""Gated linear attention through the Triton kernels of flash-linear-attention, if it is installed.
 
-They want as many key/value heads as query heads, so keys, values and decays are repeated; the state is kept once per
-key/value head all the same.
+The kernels need as many key/value heads as query heads, so keys, values and decays are repeated. The state is still
+kept once per key/value head.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from ...errors import BackendUnavailableError
 
-# Fewest channels of a head that its backward kernels multiply on tensor cores; with fewer they do not compile.
+# Minimum number of channels per head: with fewer, the backward kernels (on tensor cores) do not compile.
 _LEAST_DIM = 16
 
 
 def why_unavailable(device: torch.device, dim: int) -> str | None:
-    """Return why the kernels cannot work on that device with heads of so many channels, or None if they can."""
+    """Return why the kernels cannot run on a device with `dim` channels per head, or None if they can."""
     if importlib.util.find_spec("fla") is None:
         return "flash-linear-attention is not installed: pip install flash-linear-attention"
     if device.type != "cuda":
@@ -33,7 +33,7 @@ def gla(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None
     """Run gated linear attention; arguments and result are those of `gla.gla`.
 
     Raises:
-        BackendUnavailableError: the library is missing, the tensors are not on a CUDA GPU, or heads are small.
+        BackendUnavailableError: the library is missing, the tensors are not on a CUDA GPU, or heads are too small.
     """
     reason = why_unavailable(q.device, min(q.shape[-1], v.shape[-1]))
     if reason is not None:
@@ -46,7 +46,7 @@ def gla(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None
         run, gate = library.fused_recurrent_gla, {"gk": log_decay}
     else:
         run, gate = library.chunk_gla, {"g": log_decay}
-    # The layout is [B, L, H, D]; early versions have another by default.
+    # The layout is [B, L, H, D]; early versions default to another one.
     layout = {"head_first": False} if "head_first" in inspect.signature(run).parameters else {}
     o, final_state = run(
         q, k, v, **gate, scale=q.shape[-1] ** -0.5, initial_state=initial_state, output_final_state=True, **layout

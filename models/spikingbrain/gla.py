@@ -1,4 +1,4 @@
-"""Gated linear attention: the recurrence, and the same numbers a chunk of tokens at a time.
+"""Gated linear attention: the recurrence, and the same result computed in chunks of tokens.
 
 With a state S of [D, Dv] per key/value head, starting from zeros, and for each token t
 
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from . import fla_kernels
 
-# Tokens whose pairwise decays are in memory at the same time: [tokens, chunk_size, D] for each key/value head.
+# Tokens whose pairwise decays are in memory at once: [tokens, chunk_size, D] for each key/value head.
 _SEGMENT = 2048
 
 
@@ -37,17 +37,17 @@ def gla(
     """Run gated linear attention in the form that suits the input.
 
     Args:
-        q: queries, after their feature map; query heads that share a key/value head are neighbours.
+        q: queries, after their feature map; query heads that share a key/value head are adjacent.
         k: keys, after their feature map.
         v: values.
         log_decay: logarithm of the decay, at most 0.
-        state: after the tokens before these; None for zeros.
+        state: state after the preceding tokens; None for zeros.
         kernel: "ours": chunks in plain PyTorch, or one step of the recurrence for one token; "fla": the kernels of
-            flash-linear-attention; "auto": the latter for half precision on a CUDA GPU, where they are installed and
-            heads are not too small for them. In float32 they multiply in TF32, so "auto" stays with ours there.
-        chunk_size: tokens in a chunk of ours.
+            flash-linear-attention; "auto": "fla" for half precision on a CUDA GPU, if it is installed and heads have
+            enough channels, else "ours". In float32, "fla" multiplies in TF32, so "auto" takes "ours".
+        chunk_size: tokens per chunk with "ours".
     Returns:
-        Outputs in the dtype of q, and the state after the last token, float32 at least.
+        Outputs in the dtype of q, and the state after the last token in at least float32.
     Raises:
         BackendUnavailableError: kernel is "fla" and cannot run.
     """
@@ -94,10 +94,10 @@ def chunked_gla(
 
     Let G_i be the sum of g over a chunk up to token i. Token i of the chunk reads the state before the chunk, decayed
     by exp(G_i), and the k_j v_j^T of the chunk's tokens j <= i, decayed by exp(G_i - G_j). All these exponents are at
-    most 0, so nothing overflows however strong the decay; the common factorisation exp(G_i) * exp(-G_j) does.
+    most 0, so nothing overflows, however strong the decay. The common factorisation exp(G_i) * exp(-G_j) can overflow.
 
-    Arguments and result are those of `gla`. chunk_size changes only speed and rounding: G_i - G_j is as exact as
-    float32 holds G, so short chunks are best where the decay is strong.
+    Arguments and result are those of `gla`. chunk_size changes only speed and rounding: G_i - G_j is only as exact as
+    G is in float32, so short chunks are best for strong decay.
     """
     num_tokens = q.shape[1]
     chunk_size = min(chunk_size, max(num_tokens, 1))
@@ -116,7 +116,7 @@ def chunked_gla(
 def _prepare(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return all in float32 at least, q scaled and grouped by key/value head ([B, L, Hk, r, D]), and a state."""
+    """Return all tensors in at least float32, q scaled and grouped as [B, L, Hk, r, D], and the state or zeros."""
     dtype = torch.promote_types(q.dtype, torch.float32)
     batch, num_kv_heads, dim = k.shape[0], k.shape[2], k.shape[3]
     q = q.to(dtype).unflatten(2, (num_kv_heads, -1)) * dim**-0.5
@@ -128,9 +128,9 @@ def _prepare(
 def _segment(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor, state: Tensor, chunk_size: int
 ) -> tuple[Tensor, Tensor]:
-    """Run consecutive tokens in chunks of C, of which there are n; see `chunked_gla`."""
+    """Run consecutive tokens in n chunks of C tokens; see `chunked_gla`."""
     num_tokens = q.shape[1]
-    # Tokens that fill the last chunk have k = v = 0 and decay 1, so that they leave the state as it is.
+    # Tokens added to fill the last chunk have k = v = 0 and decay 1, so they leave the state unchanged.
     filling = -num_tokens % chunk_size
     q = F.pad(q, (0, 0, 0, 0, 0, 0, 0, filling)).unflatten(1, (-1, chunk_size)).permute(0, 3, 1, 2, 4, 5)
     k, v, log_decay = (
@@ -146,7 +146,7 @@ def _segment(
     scores = q @ decayed_k.transpose(-1, -2)  # for each token i: [r, D] @ [D, C (j)]
 
     # The states before each chunk.
-    rest = total[:, :, :, -1:]  # of the whole chunk
+    rest = total[:, :, :, -1:]  # log-decay over the whole chunk
     added = (k * (rest - total).exp()).transpose(-1, -2) @ v  # [B, Hk, n, D, Dv]
     decay = rest.exp().transpose(-1, -2)  # [B, Hk, n, D, 1]
     before = []
@@ -154,7 +154,7 @@ def _segment(
         before.append(state)
         state = decay[:, :, i] * state + added[:, :, i]
 
-    # Query heads that share keys are rows of the same products: [C * r, .].
+    # Query heads that share keys become rows of the same product: [C * r, .].
     decayed_q = q * total.exp()[:, :, :, :, None]
     o = scores.flatten(3, 4) @ v + decayed_q.flatten(3, 4) @ torch.stack(before, 2)
     o = o.unflatten(3, (chunk_size, -1))  # [B, Hk, n, C, r, Dv]

@@ -12,10 +12,11 @@ from ...neuro.spike_count import straight_through
 def quantize_tokens(
     x: Float[Tensor, "*tokens D"],
 ) -> tuple[Int8[Tensor, "*tokens D"], Float[Tensor, "*tokens 1"]]:
-    """Return codes round(x / scale), half to even, and scale = max|x| / 127 over the last axis, within 1e-5 and 1e4.
+    """Return codes round(x / scale), half to even, and scale = max|x| / 127 over the last axis, clamped to [1e-5, 1e4].
 
     Args:
-        x: keys or values; the last axis is the channels of one token and head. Scales are float32, or float64 for that.
+        x: keys or values; the last axis holds the channels of one token and head. Scales are float64 if x is float64,
+            else float32.
 
     Source:
         The released W8ASpike code.
@@ -26,7 +27,7 @@ def quantize_tokens(
     """
     wide = x.detach().to(torch.promote_types(x.dtype, torch.float32))
     largest = wide.abs().amax(-1, keepdim=True)
-    # By a tensor: on a GPU PyTorch divides by a number through its rounded reciprocal, which is not the same.
+    # Divided by a tensor: on a GPU, PyTorch would multiply by the rounded reciprocal of a number, which differs.
     scale = (largest / torch.full_like(largest, 127)).clamp(1e-5, 1e4)
     return (wide / scale).round_().clamp_(-128, 127).to(torch.int8), scale
 

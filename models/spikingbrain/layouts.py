@@ -1,4 +1,4 @@
-"""Layouts of the SpikingBrain models, for any depth, and presets of whole configurations."""
+"""Layer layouts of the SpikingBrain models at any depth, and presets of complete configurations."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _DENSE_FFN_76B = (1, 2, 3, 5, 7, 9, 11)
 
 
 def layout(name: str, num_layers: int) -> tuple[LayerPlan, ...]:
-    """Return the plans of a published layout, continued to any depth.
+    """Return the plans of a published layout, extended to any depth.
 
-    "7b": linear and window attention in turns. "76b": linear and window attention side by side in each layer, linear
-    and full attention in every seventh; dense feed-forward parts in layers 1, 2, 3, 5, 7, 9 and 11 (counted from 1),
-    mixtures of experts in the others.
+    "7b": linear and window attention alternate. "76b": linear and window attention run in parallel in each layer,
+    except that every seventh layer has linear and full attention; layers 1, 2, 3, 5, 7, 9 and 11 (counted from 1) have
+    dense feed-forward parts, all others mixtures of experts.
 
     Args:
         name: "7b" or "76b".
@@ -44,11 +44,11 @@ def layout(name: str, num_layers: int) -> tuple[LayerPlan, ...]:
 
 
 def parse_layers(text: str, num_layers: int | None = None) -> tuple[LayerPlan, ...]:
-    """Read a layout: the name of a published one, or plans joined by commas such as "gla,swa,gla+full/moe".
+    """Read a layout: the name of a published one, or plans separated by commas, such as "gla,swa,gla+full/moe".
 
     Args:
-        text: what to read.
-        num_layers: depth; needed for a name, and checked against the number of plans otherwise.
+        text: the layout.
+        num_layers: depth; required with a name, otherwise checked against the number of plans.
     Raises:
         InputError: an unknown mixer, or a depth that does not fit.
     """
@@ -63,10 +63,10 @@ def parse_layers(text: str, num_layers: int | None = None) -> tuple[LayerPlan, .
 
 
 def spikingbrain_7b(**changes: Any) -> SpikingBrainConfig:
-    """Return the configuration of SpikingBrain-7B: shapes of Qwen2.5-7B, linear and window attention in turns.
+    """Return the configuration of SpikingBrain-7B: shapes of Qwen2.5-7B, alternating linear and window attention.
 
     Args:
-        changes: fields with other values.
+        changes: fields to change.
     """
     fields = {
         "vocab_size": 152064,
@@ -82,13 +82,13 @@ def spikingbrain_7b(**changes: Any) -> SpikingBrainConfig:
 
 
 def spikingbrain_76b(**changes: Any) -> SpikingBrainConfig:
-    """Return the configuration of SpikingBrain-76B-A12B as the report describes it; no code of it is public.
+    """Return the configuration of SpikingBrain-76B-A12B as the report describes it; its code is not public.
 
-    What the report leaves open is taken from the 7B: shapes, window and rotary base. With experts as wide as the dense
-    feed-forward part there are 76.1 billion parameters, 11.9 of them active, as the name says.
+    Shapes, window and rotary base, which the report leaves open, are those of the 7B. With experts as wide as the dense
+    feed-forward part there are 76.1 billion parameters, 11.9 billion of them active, in agreement with the name.
 
     Args:
-        changes: fields with other values.
+        changes: fields to change.
     """
     fields = {
         "layers": layout("76b", 28),
@@ -117,7 +117,7 @@ def tiny_7b(**changes: Any) -> SpikingBrainConfig:
     """Return a 7B-style configuration of four layers and 64 channels, for tests.
 
     Args:
-        changes: fields with other values.
+        changes: fields to change.
     """
     return spikingbrain_7b(**{**_TINY, "layers": layout("7b", 4), **changes})
 
@@ -126,6 +126,6 @@ def tiny_76b(**changes: Any) -> SpikingBrainConfig:
     """Return a 76B-style configuration of seven layers, four experts and eight sink tokens, for tests.
 
     Args:
-        changes: fields with other values.
+        changes: fields to change.
     """
     return spikingbrain_76b(**{**_TINY, "layers": layout("76b", 7), "num_experts": 4, "num_sinks": 8, **changes})

@@ -1,4 +1,4 @@
-"""The dense feed-forward part, which an expert is as well."""
+"""The dense feed-forward part; each expert is one too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class SwiGLU(nn.Module):
 
     Args:
         hidden_size: width of the residual stream.
-        intermediate_size: width in between.
+        intermediate_size: width between the projections.
 
     Source:
         Shazeer, GLU Variants Improve Transformer, arXiv:2002.05202.
@@ -25,5 +25,5 @@ class SwiGLU(nn.Module):
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
 
     def forward(self, x: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens hidden"]:
-        """Run the feed-forward part; every token by itself."""
+        """Run the feed-forward part on each token independently."""
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

@@ -22,16 +22,16 @@ from .transformers_config import SpikingBrainPretrainedConfig
 
 @dataclass
 class SpikingBrainOutput(ModelOutput):
-    """What a forward pass returns. B batch, L tokens, V vocabulary.
+    """The result of a forward pass. B batch, L tokens, V vocabulary.
 
     Attributes:
-        loss: mean negative log-likelihood of the next tokens, with aux_loss_weight * aux_loss added; with labels only.
-        logits: [B, L, V], or the last logits_to_keep of L.
+        loss: mean negative log-likelihood of the next tokens, plus aux_loss_weight * aux_loss; None without labels.
+        logits: [B, L, V], or [B, logits_to_keep, V] for the last tokens only.
         cache: the state after these tokens; None without use_cache.
         hidden_states: the embedding, the residual stream after each layer but the last, and the result of the last
-            norm, [B, L, hidden] each, as in transformers; on request.
-        aux_loss: load-balancing loss, mean over the layers with experts; None without any.
-        last_hidden_state: result of the last norm, of `SpikingBrainModel` only.
+            norm, [B, L, hidden] each, as in transformers; None unless requested.
+        aux_loss: load-balancing loss, mean over the layers with experts; None if there are none.
+        last_hidden_state: result of the last norm; returned by `SpikingBrainModel` only.
     """
 
     loss: Tensor | None = None
@@ -43,13 +43,13 @@ class SpikingBrainOutput(ModelOutput):
 
 
 class SpikingBrainPreTrainedModel(PreTrainedModel):
-    """What transformers wants to know of both classes below."""
+    """Settings that transformers needs from both model classes."""
 
     config_class = SpikingBrainPretrainedConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Block"]  # noqa: RUF012
-    # A state of linear attention can't take tokens back, which assisted generation needs.
+    # Assisted generation takes tokens back, which linear attention can't do.
     _is_stateful = True
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -69,13 +69,13 @@ class SpikingBrainPreTrainedModel(PreTrainedModel):
 class SpikingBrainModel(SpikingBrainPreTrainedModel):
     """Embedding, sink tokens, layers and the last norm.
 
-    Sink tokens are rows of their own before the text. They see each other and nothing else, so their keys, values and
-    states are the same for every text: they run once, as a batch of one, into the state that the text goes on from.
-    Their positions are -num_sinks to -1, so that the text starts at 0 with them or without, and they are in no window:
+    Sink tokens are learned embeddings in front of the text. They see each other and nothing else, so their keys, values
+    and states are the same for every text. They run once, as a batch of one, and the text continues from their state.
+    Their positions are -num_sinks to -1, so the text starts at 0 with or without them. They are outside all windows:
     every token sees them. In linear attention, which has no mask, they are the first steps of the recurrence.
 
     Args:
-        config: of the model.
+        config: the model's configuration.
     """
 
     def __init__(self, config: SpikingBrainPretrainedConfig) -> None:
@@ -141,7 +141,7 @@ class SpikingBrainModel(SpikingBrainPreTrainedModel):
         )
 
     def start(self, cache: SpikingBrainCache, x: Tensor) -> None:
-        """Let a fresh cache begin with the sink tokens."""
+        """Fill an empty cache with the sink tokens."""
         cache.num_valid = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         if self.sinks is None:
             return
@@ -149,14 +149,14 @@ class SpikingBrainModel(SpikingBrainPreTrainedModel):
         context = Context(*self._angles(positions, x.dtype), causal=False)
         sinks = self.sinks[None].to(x.dtype)
         for layer, state in zip(self.layers, cache.layers, strict=True):
-            sinks, _ = layer(sinks, context, state)  # their load of the experts is not balanced: it is no text's
+            sinks, _ = layer(sinks, context, state)  # no load-balancing loss, as they are not text
             if state.columns is not None:
                 state.columns.pin()
 
     def _context(
         self, x: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, cache: SpikingBrainCache | None
     ) -> Context:
-        """Return positions and padding of these tokens, and count them into the cache."""
+        """Return positions and padding of these tokens, and add the tokens to the cache's totals."""
         batch, length = x.shape[:2]
         valid, is_padded = None, False
         if attention_mask is not None:
@@ -194,5 +194,5 @@ class SpikingBrainModel(SpikingBrainPreTrainedModel):
 
 
 def _from_copy(layer: nn.Module, x: Tensor, context: Context, state: LayerState | None) -> tuple[Tensor, Tensor | None]:
-    """Run a layer and leave its state, which holds at most the sink tokens, as it was: so that it can run again."""
+    """Run a layer on a copy of its state (at most the sink tokens), so that the layer can run again."""
     return layer(x, context, None if state is None else state.copy())

@@ -1,4 +1,4 @@
-"""Mixture of experts: every token passes the shared experts and the few routed ones that suit it."""
+"""Mixture of experts: every token goes through the shared experts and a few routed ones."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .mlp import SwiGLU
 class MixtureOfExperts(nn.Module):
     """y = sum over shared experts E(x) + sum over the chosen experts e of p_e * E_e(x), with p = softmax(router(x)).
 
-    The probabilities p are over all experts and not scaled up to sum to 1 over the chosen ones. So with N equal experts
-    and an even router the routed part weighs k / N, which the upcycling of the report (eq. 15 to 18) reckons with.
+    The probabilities p are over all experts and are not renormalised over the chosen ones. With N equal experts and an
+    even router, the routed part therefore has weight k / N, as the report's upcycling (eq. 15 to 18) assumes.
 
-    Only the experts that some token is routed to run, each once, on its tokens alone.
+    Only experts with at least one routed token run, each once, on its own tokens.
 
     Args:
-        config: of the model.
+        config: the model's configuration.
 
     Source:
         SpikingBrain (arXiv:2509.05276), section 2; Fedus et al., Switch Transformers, arXiv:2101.03961.
@@ -40,7 +40,7 @@ class MixtureOfExperts(nn.Module):
 
         Args:
             x: normalised activations.
-            valid: False for padding, which counts for no load; None if there is none.
+            valid: False for padding, which is left out of the load; None if there is no padding.
         Returns:
             The result, and the load-balancing loss of this layer (see `load_balancing_loss`).
         """
@@ -54,7 +54,7 @@ class MixtureOfExperts(nn.Module):
         return y.view_as(x), load_balancing_loss(probability[text], chosen[text])
 
     def _routed(self, tokens: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
-        """Group the tokens by expert, run each expert that has any, and add the results up per token."""
+        """Group the tokens by expert, run each expert that has tokens, and sum the results per token."""
         y = torch.zeros_like(tokens)
         order = chosen.flatten().argsort(stable=True)
         num_tokens = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
@@ -73,10 +73,10 @@ def load_balancing_loss(
 ) -> Float[Tensor, ""]:
     """Return N * sum over experts of (share of the routes that go to it) * (its mean probability).
 
-    It is 1 where the load is even, N where one expert gets everything, and 0 without tokens.
+    It is 1 if the load is even, N if one expert gets everything, and 0 without tokens.
 
     Args:
-        probability: of each expert for each token.
+        probability: router probability of each expert for each token.
         chosen: experts that each token is routed to.
 
     Source:

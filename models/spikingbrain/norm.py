@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation, alone and together with the residual that comes before it."""
+"""Root-mean-square normalisation, on its own and together with the residual addition before it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """y = x / sqrt(mean(x^2) + eps) * weight over the last axis, in float32 at least, then one cast to x's dtype.
+    """y = x / sqrt(mean(x^2) + eps) * weight over the last axis, in at least float32, then cast once to x's dtype.
 
     Args:
-        dim: channels.
+        dim: number of channels.
         eps: added to the mean square.
 
     >>> RMSNorm(2, eps=0.0)(torch.tensor([[3.0, -3.0]])).tolist()
@@ -24,7 +24,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Float[Tensor, "*tokens dim"]) -> Float[Tensor, "*tokens dim"]:
-        """Normalise.
+        """Normalise activations.
 
         Args:
             x: activations of any floating-point dtype.
@@ -36,12 +36,12 @@ class RMSNorm(nn.Module):
     ) -> tuple[Float[Tensor, "*tokens dim"], Float[Tensor, "*tokens dim"]]:
         """Return norm(x + residual) and x + residual, both in the dtype of the residual.
 
-        The sum is taken in float32, and the norm sees it before it is rounded to that dtype: in bfloat16 that is not
-        the norm of the second result. The fused kernel of flash-linear-attention, which the released model uses, does
-        the same.
+        The sum is computed in float32 and normalised before it is rounded. In bfloat16, the first result is therefore
+        not the norm of the second. The fused kernel of flash-linear-attention, which the released model uses, does the
+        same.
 
         Args:
-            x: what a layer put out.
+            x: output of a layer.
             residual: the stream it is added to.
         """
         total = _wide(x) + _wide(residual)

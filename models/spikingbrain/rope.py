@@ -13,10 +13,10 @@ def rotary_angles(
     """Return cosine and sine of angle_j = position * theta^(-2j / dim), for the channel pairs (j, j + dim / 2).
 
     Args:
-        positions: of each token; may be negative.
-        dim: channels of a head, even.
+        positions: position of each token; may be negative.
+        dim: channels per head, even.
         theta: base.
-        dtype: of the result; angles are computed in float32 at least.
+        dtype: dtype of the result; angles are computed in at least float32.
 
     Source:
         Su et al., RoFormer, arXiv:2104.09864, section 3.2; the halves as in GPT-NeoX.
@@ -31,7 +31,7 @@ def rotary_angles(
 def rotate(
     x: Float[Tensor, "B L heads dim"], cos: Float[Tensor, "B L 1 dim"], sin: Float[Tensor, "B L 1 dim"]
 ) -> Float[Tensor, "B L heads dim"]:
-    """Turn each channel pair (j, j + dim / 2) of x by its angle.
+    """Rotate each channel pair (j, j + dim / 2) of x by its angle.
 
     Args:
         x: queries or keys.

@@ -1,9 +1,9 @@
-"""Softmax attention, over a sliding window or over everything, with memory that grows with the window only.
+"""Softmax attention, over a sliding window or the whole text, with memory that grows with the window only.
 
     scores_ij = D^-0.5 * q_i k_j, for j <= i and i - j < window        o_i = sum_j softmax(scores_i)_j v_j
 
-Letters: B batch, L query tokens, N key columns, H query heads, Hk key/value heads, r = H / Hk query heads that share
-one, D channels. Attention runs over blocks of queries, each of which is shown the columns of its window only.
+Letters: B batch, L query tokens, N key columns, H query heads, Hk key/value heads, r = H / Hk query heads per key/value
+head, D channels. Attention runs over blocks of queries; each block gets only the columns in its window.
 
 Source: SpikingBrain (arXiv:2509.05276), eq. 12 and 13.
 """
@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# Queries whose scores are in memory at the same time.
+# Queries whose scores are in memory at once.
 _BLOCK = 512
-# Largest integer up to which float32 holds every integer.
+# float32 represents every integer up to this one.
 _EXACT_FLOAT32 = 2**24
-# All but cuDNN.
+# All backends but cuDNN; see `any_length`.
 _ANY_LENGTH = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 # (query tensors [B, H, L, .], column tensors [B, Hk, N, .], mask of what each query sees or None) -> [B, H, L, D]
@@ -40,19 +40,19 @@ def attend(
     causal: bool = True,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Let each query see the columns of its window.
+    """Let each query attend to the columns in its window.
 
-    The columns are sinks, which every query sees, and then tokens in their order, the last L of which are the queries'
-    own. A single query sees all columns that it is given, in whatever order they are.
+    The columns are the sinks, which every query sees, followed by tokens in order, the last L of which belong to the
+    queries. A single query sees all columns that are passed, in any order.
 
     Args:
-        query: tensors [B, H, L, .], given to core.
-        columns: tensors [B, Hk, N, .], given to core.
+        query: tensors [B, H, L, .], passed to core.
+        columns: tensors [B, Hk, N, .], passed to core.
         core: `float_attention` or `integer_attention`.
-        window: columns that a query sees, its own included; None for all before it.
-        num_sinks: how many of the first columns are sinks.
-        causal: False: every query sees every column.
-        valid: bool, [B, N], False for padding, which no other token sees; None if there is none.
+        window: number of columns that a query sees, including its own; None for its own and all before it.
+        num_sinks: number of sinks among the columns; they come first.
+        causal: False lets every query see every column.
+        valid: bool, [B, N], False for padding, which no other token sees; None if there is no padding.
     Returns:
         [B, H, L, D].
     """
@@ -81,10 +81,10 @@ def attend(
 
 
 def any_length(device: torch.device) -> AbstractContextManager[object]:
-    """Keep cuDNN out of PyTorch's attention on a GPU, for columns that are one more with every call.
+    """Keep PyTorch's attention off cuDNN on a GPU, for calls that have one more column each time.
 
-    It plans anew for every shape that it has not seen, which takes some 40 ms on an H100. Elsewhere nothing is done:
-    the choice is one for all threads.
+    cuDNN makes a new plan for every new shape, which takes about 40 ms on an H100. On other devices this does nothing,
+    since the setting applies to all threads.
     """
     return sdpa_kernel(_ANY_LENGTH) if device.type == "cuda" else nullcontext()
 
@@ -102,10 +102,10 @@ def integer_attention(query: tuple[Tensor, ...], columns: tuple[Tensor, ...], ma
 
     Args:
         query: count, int32 [B, H, L, D], and threshold, float32 [B, H, L, 1].
-        columns: codes and scales of keys and values: int8 [B, Hk, N, D], float32 [B, Hk, N, 1], and again.
-        mask: bool, what each query sees, [B or 1, 1, L or 1, N]; None for everything.
+        columns: codes and scales of keys, then of values: int8 [B, Hk, N, D] and float32 [B, Hk, N, 1] each.
+        mask: bool, True where a query sees a column, [B or 1, 1, L or 1, N]; None if all queries see all columns.
     Returns:
-        In the dtype of the threshold. The softmax and its product with the values are in floating point.
+        Outputs in the threshold's dtype. The softmax and its product with the values are in floating point.
     """
     (count, threshold), (k, k_scale, v, v_scale) = query, columns
     folded, mask = _fold(count, k.shape[1], mask)
@@ -118,7 +118,7 @@ def integer_attention(query: tuple[Tensor, ...], columns: tuple[Tensor, ...], ma
 
 
 def integer_product(count: Tensor, k: Tensor) -> Tensor:
-    """Return count @ k^T for integer tensors, exactly: in float32 if no partial sum can pass 2^24, else in float64.
+    """Return count @ k^T for integer tensors, exactly: in float32 if no partial sum can exceed 2^24, else in float64.
 
     Args:
         count: spike counts, [..., L, D].
@@ -127,7 +127,7 @@ def integer_product(count: Tensor, k: Tensor) -> Tensor:
     if count.numel() == 0 or k.numel() == 0:
         return torch.zeros(*count.shape[:-1], k.shape[-2], device=count.device)
     bound = int(count.abs().sum(-1).max()) * 128
-    # On a GPU float32 products may be allowed to drop bits (TF32).
+    # On a GPU, float32 products may use TF32, which drops bits.
     exact = count.device.type == "cpu" or torch.get_float32_matmul_precision() == "highest"
     dtype = torch.float32 if bound <= _EXACT_FLOAT32 and exact else torch.float64
     with torch.autocast(count.device.type, enabled=False):
@@ -135,7 +135,7 @@ def integer_product(count: Tensor, k: Tensor) -> Tensor:
 
 
 def _fold(q: Tensor, num_kv_heads: int, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Line the r query heads of a key/value head up as queries, [B, Hk, r * L, .], so that keys need no copies."""
+    """Stack the r query heads of a key/value head as queries, [B, Hk, r * L, .], so that keys are not copy_bias."""
     shared = q.shape[1] // num_kv_heads
     if mask is not None and mask.shape[-2] > 1:
         mask = mask.repeat(1, 1, shared, 1)
@@ -149,5 +149,5 @@ def _pick(x: Tensor, num_sinks: int, oldest: int, end: int) -> Tensor:
 
 
 def _never_empty(mask: Tensor) -> Tensor:
-    """Return the mask, or everything for a row that would see nothing, whose softmax would not be a number."""
+    """Return the mask with empty rows set to all True, since their softmax would be NaN."""
     return mask | ~mask.any(-1, keepdim=True)

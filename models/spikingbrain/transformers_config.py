@@ -1,4 +1,4 @@
-"""The same configuration as transformers wants it: so that its save, load and Auto classes work."""
+"""The configuration in transformers' form, so that its save, load and Auto classes work."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .config import SpikingBrainConfig
 from .layouts import spikingbrain_7b
 
 _FIELDS = tuple(field.name for field in dataclasses.fields(SpikingBrainConfig))
-# Written by transformers into any config.json, beyond its own defaults.
+# Fields that transformers writes into any config.json, besides its own defaults.
 _GENERIC = {
     *("model_type", "auto_map", "_name_or_path", "name_or_path", "torch_dtype", "use_cache", "num_labels"),
     *("attn_implementation", "_attn_implementation", "bos_token_id", "eos_token_id", "pad_token_id", "_commit_hash"),
@@ -21,13 +21,13 @@ _GENERIC = {
 
 
 class SpikingBrainPretrainedConfig(PretrainedConfig):
-    """Holds the fields of a `SpikingBrainConfig` side by side with those of transformers.
+    """Holds the fields of a `SpikingBrainConfig` alongside those of transformers.
 
     Args:
-        settings: the configuration; None to take its fields by name, or the 7B if there are none.
+        settings: the configuration; None to build it from its fields in kwargs, or the 7B if there are none.
         kwargs: fields of `SpikingBrainConfig` and of transformers' own configuration.
     Raises:
-        InputError: a field is known to neither, or the values make no model.
+        InputError: a field belongs to neither, or the values do not make a valid model.
     """
 
     model_type = "spikingbrain"
@@ -50,7 +50,7 @@ class SpikingBrainPretrainedConfig(PretrainedConfig):
 
     @property
     def settings(self) -> SpikingBrainConfig:
-        """The configuration as the layers use it, checked."""
+        """The validated configuration that the layers use."""
         return SpikingBrainConfig.from_dict({name: getattr(self, name) for name in _FIELDS})
 
     @property

@@ -2,7 +2,19 @@
 
 from .distill import distill
 from .planning import fit_steps
-from .sampling import sample_from
+from .recipes import RECIPES, Recipe
+from .sampling import sample_from, texts_at_once
 from .settings import DistillResult, DistillSettings, LossPoint, Stage
 
-__all__ = ["DistillResult", "DistillSettings", "LossPoint", "Stage", "distill", "fit_steps", "sample_from"]
+__all__ = [
+    "RECIPES",
+    "DistillResult",
+    "DistillSettings",
+    "LossPoint",
+    "Recipe",
+    "Stage",
+    "distill",
+    "fit_steps",
+    "sample_from",
+    "texts_at_once",
+]

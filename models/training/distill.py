@@ -1,8 +1,8 @@
 """Light training: a converted model learns from the Transformer that it was made of, in stages.
 
-Every batch follows from the settings and the number of the step alone, and nothing is drawn at random beside it. So a
-training that was interrupted, even killed, goes on from its last saved state and gives the losses that it would have
-given without the interruption, on the same machine.
+Each batch depends only on the settings and the number of the step; nothing else is random. A training that was
+interrupted, or even killed, therefore goes on from its last saved state and gives the same losses as without the
+interruption, on the same machine.
 
 Source: SpikingBrain (arXiv:2509.05276), section 3.1, for conversion followed by light training in stages of growing
 context; the layer-wise objective as in LoLCATs, arXiv:2410.10254.
@@ -26,19 +26,19 @@ from torch import Tensor, nn
 
 from ...errors import CheckpointError, InputError, TrainingError
 from ..conversion.calibrate import check_tokens
-from ..conversion.spiking import set_settings, spiking_policy
+from ..conversion.to_spiking import set_settings, spikingbrain_settings
 from ..layers.spike_aware import spike_aware
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from .objectives import match_layers, match_logits
 from .settings import DistillResult, DistillSettings, LossPoint, Stage
 from .state import SavedState, save_state
 
-# Parameters that the Transformer has not, and those of attention, by a part of their name.
+# Parameters that the Transformer does not have, and those of attention, by a part of their name.
 _NEW = (".gk_proj.", ".g_norm.", ".s_norm.", ".branch_weight", "model.sinks", ".router.")
 _ATTENTION = (*_NEW, ".attn.")
-# Steps after which losses are looked at: to read one, a GPU must have finished all before it.
-_LOOK_EVERY = 16
-# Numbers of a parameter, about, that tell models apart.
+# Losses are read after this many steps, since reading one waits for the GPU.
+_READ_EVERY = 16
+# About this many numbers of each parameter go into a fingerprint.
 _SAMPLED = 256
 
 
@@ -56,18 +56,19 @@ def distill(
     Args:
         student: a float model from `from_transformer`; float32 parameters learn best.
         teacher: the Transformer, on the same device.
-        tokens: token ids of a text, [N]; stages cut it into texts of their context, without overlap.
-        settings: stages and the rest.
-        out: folder for training.safetensors, from which the same call goes on, and loss.json; None to keep nothing.
-            If it holds the state of this job, the student's parameters are taken from there.
-        progress: called with the title and number of steps of a stage, returns a function that is told of steps done.
-        origin: what the student was before any training, such as its `fingerprint`; a state of another one is refused.
-            Not found out here, since the student of a call that goes on may have been trained by the first.
+        tokens: token ids, [N]; each stage cuts them into texts of its context, without overlap.
+        settings: stages and options.
+        out: folder for loss.json and training.safetensors, the state from which the same call goes on; None to keep
+            nothing. If it holds the state of this job, the student gets its parameters from there.
+        progress: called with the title and the number of steps of a stage; returns a function that is told how many
+            more steps are done.
+        origin: identifies the student before any training, for example by its `fingerprint`; the state of another
+            student is refused. It is an argument because a student that goes on may have been trained already.
     Returns:
         The losses.
     Raises:
-        InputError: tokens are too few or not the model's, the models do not belong together, the student spikes
-            (settings.spiking trains with spikes), or out holds the state of another job.
+        InputError: there are too few tokens or ids outside the vocabulary, the models do not belong together, the
+            student spikes (settings.spiking trains with spikes), or out holds the state of another job.
         TrainingError: a loss is NaN or infinite; the saved state is of an earlier step.
         CheckpointError: the state cannot be read or written.
     """
@@ -100,7 +101,7 @@ def distill(
                 fresh.append(_step(student, teacher, tokens, settings, number, step, optimizer))
                 advance(1)
                 is_due = out is not None and time.perf_counter() - last_save > settings.save_every_s
-                if is_due or len(fresh) == _LOOK_EVERY:
+                if is_due or len(fresh) == _READ_EVERY:
                     losses += _read(fresh, stage, number, step + 1)
                     fresh.clear()
                 if out is not None and is_due:
@@ -117,15 +118,15 @@ def distill(
 
 
 def batch_of(tokens: Tensor, stage: Stage, seed: int, index: int) -> Tensor:
-    """Return a batch by its number: every text comes once, in an order of its own, before any comes again.
+    """Return a batch by its number. Every text comes once, in random order, before any comes again.
 
     Args:
-        tokens: ids, [N].
-        stage: whose context and batch_size it has.
-        seed: of the orders.
-        index: of the batch within the stage, from 0.
+        tokens: token ids, [N].
+        stage: gives context and batch_size.
+        seed: random seed for the orders.
+        index: number of the batch within the stage, from 0.
     Returns:
-        [batch_size, context].
+        Token ids, [batch_size, context].
     """
     num_texts = len(tokens) // stage.context
     rows = []
@@ -149,7 +150,7 @@ def _step(
     step: int,
     optimizer: torch.optim.Optimizer,
 ) -> Tensor:
-    """Take one step of the optimiser, and return the loss, which a GPU may still be computing."""
+    """Take an optimiser step, and return its loss. A GPU may still be computing it."""
     stage, device = settings.stages[number], student.device
     share, loss = 1 / stage.accumulation, torch.zeros((), device=device)
     for i in range(stage.accumulation):
@@ -170,7 +171,7 @@ def _step(
 
 
 def _read(fresh: list[Tensor], stage: Stage, number: int, end: int) -> list[LossPoint]:
-    """Return the points of the steps before `end`, for which a GPU must be waited for.
+    """Read the losses of the steps before `end`, which waits for a GPU.
 
     Raises:
         TrainingError: a loss is NaN or infinite.
@@ -187,7 +188,7 @@ def _read(fresh: list[Tensor], stage: Stage, number: int, end: int) -> list[Loss
 
 
 def _optimizer(student: nn.Module, stage: Stage, settings: DistillSettings) -> torch.optim.Optimizer:
-    """Let the stage's parameters require gradients, and no others, and return their optimiser."""
+    """Let only the parameters of the stage require gradients, and return their optimiser."""
     parts = {"new": _NEW, "attention": _ATTENTION, "all": ("",)}[stage.trainable]
     new, old = list[nn.Parameter](), list[nn.Parameter]()
     for name, parameter in student.named_parameters():
@@ -204,13 +205,13 @@ def _optimizer(student: nn.Module, stage: Stage, settings: DistillSettings) -> t
 
 @contextmanager
 def _prepared(student: SpikingBrainForCausalLM, teacher: Any, settings: DistillSettings) -> Iterator[None]:
-    """Bring the models into the state for training, and back."""
+    """Prepare both models for training inside a `with` block, and restore them afterwards."""
     modes, requires = (student.training, teacher.training), [p.requires_grad for p in student.parameters()]
     before, checkpointing = student.settings, student.model.gradient_checkpointing
     with ExitStack() as stack:
         if settings.spiking is not None:
             options = {"k": settings.k, "group_size": settings.group_size}
-            stack.enter_context(spike_aware(student, spiking_policy(settings.spiking, **options)))
+            stack.enter_context(spike_aware(student, spikingbrain_settings(settings.spiking, **options)))
             set_settings(student, before.replace(spiking=settings.spiking, **options))
         try:
             student.train()
@@ -231,7 +232,7 @@ def _check(student: SpikingBrainForCausalLM, teacher: Any, tokens: Tensor, setti
     ours = student.settings
     if ours.spiking is not None:
         raise InputError(
-            "distill: expected a float model, got one that spikes, whose INT8 weights cannot learn. Give the model of "
+            "distill: expected a float model, got one that spikes, whose INT8 weights cannot learn. Give the model "
             "before to_spiking; settings.spiking trains it with spikes in the forward pass."
         )
     theirs = teacher.config

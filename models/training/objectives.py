@@ -1,4 +1,4 @@
-"""What a student is to match of its teacher: attention outputs and hidden states per layer, or the logits."""
+"""Losses between a student and its teacher: attention outputs and hidden states layer by layer, or the logits."""
 
 from __future__ import annotations
 
@@ -16,25 +16,27 @@ _TOKENS = 1024
 
 
 def match_layers(student: SpikingBrainForCausalLM, teacher: Any, ids: Tensor, share: float) -> Tensor:
-    """Add gradients of the layer-wise loss, and return the loss, without gradient.
+    """Add the gradients of the layer-wise loss to the student's parameters.
 
-    Each layer of the student is shown what the teacher's layer was given, so that layers learn by themselves. Its loss
-    is |a - a'|^2 / |a'|^2 for the attention output a' of the teacher; where more than attention learns, plus the same
-    for what the whole layer adds to the residual stream, its hidden state. The result is the mean over all layers that
-    learn, which those that are the teacher's are not (`is_the_teachers`).
+    Each layer of the student gets the input of the teacher's layer, so that every layer learns on its own. Its loss is
+    |a - a'|^2 / |a'|^2, with a the student's attention output and a' the teacher's. If more than attention learns, the
+    same error of the layer's hidden state (what the layer adds to the residual stream) is added. Layers that compute
+    the same as the teacher's are left out (`equals_teacher`).
 
     Args:
-        student: whose parameters that require gradients learn.
+        student: parameters that require gradients learn.
         teacher: the Transformer.
         ids: token ids, [B, L].
-        share: factor of the gradients: one over the number of batches that are accumulated.
+        share: factor of the gradients: 1 / number of accumulated batches.
+    Returns:
+        The mean loss of the layers that learn, without gradient.
     """
     traces = trace(teacher, ids)
     around = Surroundings(student, ids, traces[0].normed.dtype)
     learning = [
         i
         for i, layer in enumerate(student.model.layers)
-        if any(p.requires_grad for p in layer.parameters()) and not is_the_teachers(student, i, ids.shape[1])
+        if any(p.requires_grad for p in layer.parameters()) and not equals_teacher(student, i, ids.shape[1])
     ]
     total = torch.zeros((), device=ids.device)
     for i in learning:
@@ -56,10 +58,10 @@ def match_layers(student: SpikingBrainForCausalLM, teacher: Any, ids: Tensor, sh
     return total
 
 
-def is_the_teachers(student: SpikingBrainForCausalLM, layer: int, length: int) -> bool:
-    """Return whether a converted layer computes what the Transformer's does, on texts of that length.
+def equals_teacher(student: SpikingBrainForCausalLM, layer: int, length: int) -> bool:
+    """Return whether a converted layer computes the same as the Transformer's, on texts of that length.
 
-    Its layer-wise loss is rounding noise, which Adam would scale up to full steps.
+    The loss of such a layer is rounding noise, which Adam would scale up to full steps.
     """
     settings, plan = student.settings, student.settings.layers[layer]
     sees_all = plan.softmax == "full" or settings.max_window_keys >= length
@@ -70,17 +72,20 @@ def is_the_teachers(student: SpikingBrainForCausalLM, layer: int, length: int) -
 def match_logits(
     student: SpikingBrainForCausalLM, teacher: Any, ids: Tensor, share: float, *, temperature: float, ce_weight: float
 ) -> Tensor:
-    """Add gradients of KL(teacher || student) * temperature^2 + ce_weight * cross-entropy; return it without gradient.
+    """Add the gradients of KL(teacher || student) * temperature^2 + ce_weight * cross-entropy.
 
-    Both are means over tokens. With experts, the load-balancing loss is added, weighed as the configuration says.
+    Both terms are means over tokens. With experts, the load-balancing loss is added, with its weight from the
+    configuration.
 
     Args:
-        student: whose parameters that require gradients learn.
+        student: parameters that require gradients learn.
         teacher: the Transformer.
         ids: token ids, [B, L].
-        share: factor of the gradients: one over the number of batches that are accumulated.
-        temperature: both logits are divided by it in KL.
-        ce_weight: of the cross-entropy of the next token of the text.
+        share: factor of the gradients: 1 / number of accumulated batches.
+        temperature: divides both logits in the KL term.
+        ce_weight: weight of the cross-entropy with the next token of the text.
+    Returns:
+        The loss, without gradient.
 
     Source:
         Hinton et al., Distilling the Knowledge in a Neural Network, arXiv:1503.02531.
@@ -89,7 +94,7 @@ def match_logits(
         known = teacher.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
     embedded = student.model.embeddings(ids)
     if not embedded.requires_grad:
-        # As above: spiking attention is to take one form, for sink tokens and text.
+        # As above: spiking attention must take its differentiable form for sink tokens, too.
         embedded.requires_grad_()
     found = student.model(inputs_embeds=embedded, use_cache=False)
     hidden = found.last_hidden_state[:, :-1].flatten(0, 1)
@@ -98,7 +103,7 @@ def match_logits(
     for some, wanted, following in zip(
         hidden.split(_TOKENS), known.split(_TOKENS), targets.split(_TOKENS), strict=True
     ):
-        # Backwards at once: these logits are gone before the next ones come.
+        # Backward at once, so that only the logits of these tokens are in memory.
         leaf = some.detach().requires_grad_()
         part = _divergence(student, teacher, leaf, wanted, following, temperature, ce_weight) / len(targets)
         (part * share).backward()
@@ -123,7 +128,7 @@ def _divergence(
     temperature: float,
     ce_weight: float,
 ) -> Tensor:
-    """Return the sum over tokens of what `match_logits` says, from last hidden states [tokens, d] of both."""
+    """Return the loss of `match_logits`, summed over tokens, from the last hidden states [tokens, d] of both models."""
     with torch.no_grad():
         wanted = _divided(teacher.lm_head(known).float(), temperature).log_softmax(-1)
     logits = student.lm_head(hidden).float()

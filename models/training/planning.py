@@ -1,4 +1,4 @@
-"""How many steps fit into a given time: a learning rate that falls to 0 must know its end from the start."""
+"""How many steps fit a given time. A learning rate that falls to 0 must know the number of steps from the start."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from .distill import distill
 from .settings import DistillSettings
 
-# A step that takes longer is timed once, a shorter one so many times.
-_LONG_S, _TIMED = 1.0, 4
+# A step that takes longer than _LONG_S seconds is timed once; a shorter one _NUM_TIMED times.
+_LONG_S, _NUM_TIMED = 1.0, 4
 
 
 def fit_steps(
@@ -25,19 +25,19 @@ def fit_steps(
     seconds: float,
     shares: tuple[float, ...],
 ) -> DistillSettings:
-    """Return the settings with as many steps in each stage as its share of the time allows, one at least.
+    """Return settings whose stages have as many steps as fit their share of the time, at least one each.
 
-    A few steps of each stage are run on a copy of the student, which takes that long in addition.
+    A few steps of each stage are run and timed on a copy of the student, which takes additional time.
 
     Args:
-        student: as for `distill`; stays as it is.
+        student: as for `distill`; not changed.
         teacher: as for `distill`.
         tokens: as for `distill`.
-        settings: whose steps do not matter.
-        seconds: for all stages.
-        shares: of each stage; they need not sum to 1.
+        settings: stages; their numbers of steps are ignored.
+        seconds: time for all stages.
+        shares: share of the time for each stage; they need not sum to 1.
     Raises:
-        InputError: not one share for each stage, a negative time, or what `distill` refuses.
+        InputError: the number of shares is not that of the stages, the time is negative, or `distill` raises.
     """
     if len(shares) != len(settings.stages) or seconds < 0:
         raise InputError(
@@ -50,7 +50,7 @@ def fit_steps(
         _time_of(1, trial, teacher, tokens, alone)  # compiles and allocates
         a_step = _time_of(1, trial, teacher, tokens, alone)
         if a_step < _LONG_S:
-            a_step = _time_of(_TIMED, trial, teacher, tokens, alone)
+            a_step = _time_of(_NUM_TIMED, trial, teacher, tokens, alone)
         stages.append(replace(stage, steps=max(int(seconds * share / a_step), 1)))
     return replace(settings, stages=tuple(stages))
 
@@ -58,6 +58,6 @@ def fit_steps(
 def _time_of(
     steps: int, student: SpikingBrainForCausalLM, teacher: Any, tokens: Tensor, settings: DistillSettings
 ) -> float:
-    """Return the seconds that one of so many steps of the only stage takes."""
+    """Run this number of steps of the only stage, and return the seconds per step."""
     stages = (replace(settings.stages[0], steps=steps),)
     return distill(student, teacher, tokens, replace(settings, stages=stages)).seconds / steps

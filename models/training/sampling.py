@@ -11,6 +11,9 @@ from torch import Tensor
 from ...errors import InputError
 from ..spikingbrain.swa import any_length
 
+# Share of a GPU's free memory that keys and values may take, and the most texts at a time there and on a CPU.
+_MEMORY_SHARE, _MOST_TEXTS, _TEXTS_ON_CPU = 0.25, 2048, 32
+
 
 @torch.no_grad()
 def sample_from(
@@ -20,11 +23,11 @@ def sample_from(
 
     Args:
         teacher: causal language model of transformers, with a cache.
-        num_tokens: how many tokens to return.
-        length: of one text, in tokens. An end-of-text token does not end it.
+        num_tokens: number of tokens to return.
+        length: tokens of one text. An end-of-text token does not end it.
         batch_size: texts written at the same time.
-        temperature: of the samples; 1 for the model's own distribution.
-        seed: same seed, same text, on the same device.
+        temperature: divides the logits; 1 for the model's own distribution.
+        seed: random seed for the tokens; the same seed gives the same text on the same device.
     Returns:
         Token ids, int64 [num_tokens], on the CPU.
     Raises:
@@ -51,3 +54,19 @@ def sample_from(
             written.append(torch.multinomial(probability, 1, generator=generator))
         texts.append(torch.cat(written, 1).cpu())
     return torch.cat(texts).flatten()[:num_tokens]
+
+
+def texts_at_once(teacher: Any, length: int) -> int:
+    """Return how many texts a model should write at the same time, so that its keys and values fit the memory.
+
+    Args:
+        teacher: causal language model of transformers.
+        length: of a text, in tokens.
+    """
+    if teacher.device.type == "cpu":
+        return _TEXTS_ON_CPU
+    config = teacher.config
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    text_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * dim * length * teacher.dtype.itemsize
+    free_bytes, _ = torch.cuda.mem_get_info(teacher.device)
+    return max(1, min(int(_MEMORY_SHARE * free_bytes / text_bytes), _MOST_TEXTS))

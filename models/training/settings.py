@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...errors import InputError
-from ..spikingbrain.config import SPIKING
+from ..layers.settings import ATTENTION
 
 OBJECTIVES = ("attention", "logits")
 TRAINABLE = ("new", "attention", "all")
@@ -16,21 +16,22 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A part of the training.
+    """A part of the training, with an objective and sizes of its own.
 
     Attributes:
-        objective: "attention": attention outputs and hidden states layer by layer; "logits": the teacher's predictions.
+        objective: "attention" matches attention outputs and hidden states layer by layer; "logits" matches the
+            teacher's predictions.
         context: tokens of a text.
-        steps: of the optimiser.
-        learning_rate: the largest, after the warm-up; it falls to 0 along a cosine.
-        batch_size: texts at the same time.
+        steps: number of optimiser steps.
+        learning_rate: its peak, after the warm-up; it falls to 0 along a cosine.
+        batch_size: texts of a batch.
         accumulation: batches whose gradients make a step.
-        trainable: "new": what the Transformer has not (gates, norms and weights of branches, sink tokens, routers);
-            "attention": all of attention as well; "all".
-        new_rate: learning rate of what the Transformer has not, as a multiple of learning_rate.
+        trainable: which parameters learn. "new": those that the Transformer does not have (gates, norms and weights of
+            branches, sink tokens, routers); "attention": these and all of attention; "all".
+        new_rate: learning rate of the new parameters, as a multiple of learning_rate.
         warmup: steps in which the learning rate rises from 0.
-        temperature: of both logits; only for "logits".
-        ce_weight: of the text's own next token; only for "logits".
+        temperature: divides both logits in the KL term; only for "logits".
+        ce_weight: weight of the cross-entropy with the text's next token; only for "logits".
     Raises:
         InputError: a value out of range; the message names the field.
     """
@@ -69,17 +70,17 @@ class DistillSettings:
     """How to train.
 
     Attributes:
-        stages: one after the other.
-        spiking: None, or the setting of `to_spiking` whose roundings are in the forward pass; gradients pass them
-            unchanged.
-        k: of the adaptive threshold, if it spikes.
-        group_size: input channels that share a weight scale, if it spikes; None for all.
-        precision: "bfloat16" for autocast; parameters and optimiser stay as they are.
-        gradient_checkpointing: compute layers again in the backward pass, to save memory; for "logits".
-        max_norm: gradients are scaled down to this norm.
+        stages: run one after the other.
+        spiking: None, or a setting of `to_spiking`: the forward pass then rounds as that model does, and gradients
+            pass the rounding unchanged.
+        k: of the adaptive threshold, if spiking is set.
+        group_size: input channels that share a weight scale, if spiking is set; None for all.
+        precision: "float32", or "bfloat16" for autocast; parameters and optimiser keep their dtype.
+        gradient_checkpointing: compute layers again in the backward pass, to save memory; only for "logits".
+        max_norm: larger gradients are scaled down to this norm.
         weight_decay: of AdamW.
-        seed: of the order of the texts.
-        budget_s: seconds after which training stops, with its state kept; None for no limit.
+        seed: random seed for the order of the texts.
+        budget_s: seconds after which training stops and keeps its state; None for no limit.
         save_every_s: seconds between two saves of the state.
     Raises:
         InputError: a value out of range; the message names the field.
@@ -100,7 +101,7 @@ class DistillSettings:
     def __post_init__(self) -> None:
         are_stages = isinstance(self.stages, tuple) and all(isinstance(stage, Stage) for stage in self.stages)
         _require(are_stages and len(self.stages) > 0, "DistillSettings.stages", "a tuple of Stage", self.stages)
-        for name, allowed in (("spiking", (None, *SPIKING)), ("precision", PRECISIONS)):
+        for name, allowed in (("spiking", (None, *ATTENTION)), ("precision", PRECISIONS)):
             value = getattr(self, name)
             _require(value in allowed, f"DistillSettings.{name}", f"one of {allowed}", value)
         _require(self.max_norm > 0, "DistillSettings.max_norm", "a number > 0", self.max_norm)
@@ -108,7 +109,7 @@ class DistillSettings:
         _require(fine, "DistillSettings.budget_s", "a number >= 0 or None", self.budget_s)
 
     def job(self) -> dict[str, Any]:
-        """Return all that the losses depend on, as JSON values."""
+        """Return the fields that the losses depend on, as JSON values."""
         fields = asdict(self)
         del fields["budget_s"], fields["save_every_s"]
         return fields
@@ -116,7 +117,7 @@ class DistillSettings:
 
 @dataclass(frozen=True)
 class LossPoint:
-    """One step: its stage and number, both from 0, the loss before it, and its learning rate."""
+    """One step: its stage and its number (both count from 0), the loss before the step, and the learning rate."""
 
     stage: int
     step: int
@@ -129,10 +130,10 @@ class DistillResult:
     """What `distill` did.
 
     Attributes:
-        losses: of every step so far, those before an interruption included.
-        finished: False if the budget ended first.
-        seconds: of this call.
-        num_tokens: that the steps in `losses` saw.
+        losses: of every step so far, including those before an interruption.
+        finished: False if the time budget ended first.
+        seconds: time of this call.
+        num_tokens: tokens that the steps in `losses` trained on.
     """
 
     losses: tuple[LossPoint, ...]

@@ -22,14 +22,14 @@ _LOSSES = "loss.json"
 def save_state(
     folder: Path, key: str, model: nn.Module, optimizer: torch.optim.Optimizer, progress: dict[str, Any]
 ) -> None:
-    """Write parameters, what the optimiser remembers and the progress; a crash leaves the file of before.
+    """Write parameters, optimiser state and progress in one step; a crash leaves the previous file.
 
     Args:
-        folder: to write to.
+        folder: where to write.
         key: identifies the job.
         model: all of its parameters are written, by name.
-        optimizer: of some of them.
-        progress: JSON values; its "losses" are written to loss.json as well.
+        optimizer: its state is written; it may hold only some of the parameters.
+        progress: JSON values; "losses" are also written to loss.json.
     """
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {f"model.{name}": parameter.detach() for parameter, name in names.items()}
@@ -49,15 +49,15 @@ def save_state(
 
 
 class SavedState:
-    """What `save_state` wrote.
+    """A state that `save_state` wrote.
 
     Args:
-        folder: where it is.
-        key: of the job that is to go on.
+        folder: where it was written.
+        key: identifies the job that goes on.
     Attributes:
-        progress: as it was saved; None if there is none.
+        progress: as it was saved; None if there is no state.
     Raises:
-        InputError: the state is of another job.
+        InputError: the state belongs to another job.
         CheckpointError: the file is damaged.
     """
 
@@ -75,19 +75,19 @@ class SavedState:
             raise CheckpointError(f"{self.path}: cannot be read: {error}. Delete it to start again.") from error
         if metadata.get("key") != key:
             raise InputError(
-                f"{self.path}: this is the state of a training with other settings, tokens or sizes, or of other "
+                f"{self.path}: is the state of a training with other settings, tokens or sizes, or of other "
                 "models. Name another folder, or delete it to start again."
             )
         self.progress = json.loads(metadata["progress"])
 
     @torch.no_grad()
     def restore_model(self, model: nn.Module) -> None:
-        """Put the saved parameters into a model of the same kind."""
+        """Copy the saved parameters into a model with the same parameters."""
         for name, parameter in model.named_parameters():
             parameter.copy_(self._tensors[f"model.{name}"])
 
     def restore_optimizer(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Put what the optimiser remembered into one of the same parameters."""
+        """Copy the saved optimiser state into an optimiser of the same parameters."""
         parameters = dict(model.named_parameters())
         for name, tensor in self._tensors.items():
             kind, _, rest = name.partition(".")

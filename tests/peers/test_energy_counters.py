@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from spikebrain import Binary, Policy, SpikeLinear, Ternary, convert, load, record
+from spikebrain import Binary, SpikeLinear, SpikeSettings, Ternary, load, record, to_spiking
 from spikebrain.energy import count_operations
 from spikebrain.energy.neurobench import neurobench_counts
 from spikebrain.errors import CheckpointError, InputError
@@ -22,7 +22,7 @@ def spikingjelly_macs(model, *inputs):
 
 def dense_macs(model, ids):
     """Our MACs of products with weights, of the model on spikes, in its dense version."""
-    spiking = convert(model, Policy()).model
+    spiking = to_spiking(model, SpikeSettings())
     with torch.inference_mode(), record(spiking) as recording:
         spiking(ids)
     return count_operations(recording).total("fp16").num_macs
@@ -52,7 +52,7 @@ def test_fvcore():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         theirs = fvcore.FlopCountAnalysis(net, torch.randn(5, 20)).total()  # its flop is a MAC
-    spiking = convert(net).model
+    spiking = to_spiking(net)
     with torch.inference_mode(), record(spiking) as recording:
         spiking(torch.randn(5, 20))
     assert theirs == count_operations(recording).total("fp16").num_macs == 5 * (600 + 210)

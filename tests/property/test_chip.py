@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from spikebrain.backends import Reference
 from spikebrain.backends.chip import Chip
 from spikebrain.chip import MAPPINGS, ORDERS, load_description, num_packet_hops, simulate_layer
-from spikebrain.chip.description import to_ps
 from spikebrain.chip.mapping import CoreTile, Placement
 from spikebrain.chip.network import LINK, build_network
+from spikebrain.chip.parts import to_ps
 from spikebrain.chip.traffic import build_traffic
 from spikebrain.coding import ENCODERS
 
@@ -149,7 +149,7 @@ def test_packets_are_those_of_a_plain_loop(job):
 def test_both_implementations_agree_event_for_event(job):
     arguments, options = job
     fast = simulate_layer(*arguments, **options, trace=True)
-    plain = simulate_layer(*arguments, **options, trace=True, implementation="reference")
+    plain = simulate_layer(*arguments, **options, trace=True, implementation="simpy")
     num_stations = fast.network.num_stations
     assert services(fast.outcome.trace, num_stations) == services(plain.outcome.trace, num_stations)
     for field in dataclasses.fields(fast.outcome):

@@ -213,6 +213,7 @@ print(total[:, 0].tolist(), total.unique(dim=1).shape[1])
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory protection is set through Linux' libc")
 def test_cpu_backend_reads_no_weight_of_a_silent_channel():
     # Weights of silent channels lie in pages that cannot be read. 2 * 1 - 3 * 3 = -7, and 1 * 3 = 3.

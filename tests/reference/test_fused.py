@@ -46,7 +46,7 @@ def stepwise(layer, x):
 def assert_same(layer, x):
     expected = stepwise(layer, x)
     assert torch.equal(layer(x), expected)
-    result = layer._fused(x)
+    result = layer.run_fused(x)
     if layer.backend == Cpu("count") and layer.in_features == 1:
         assert result is None  # torch._int_mm does not stand one input
         return
@@ -111,7 +111,7 @@ def test_extreme_counts(backend):
 @pytest.mark.parametrize("backend", MODES, ids=str)
 def test_all_silent_and_memory_layout(backend):
     layer = make_layer(100, 63, bias=True, backend=backend)
-    assert torch.equal(layer._fused(torch.zeros(3, 100)), layer.bias.expand(3, 63))
+    assert torch.equal(layer.run_fused(torch.zeros(3, 100)), layer.bias.expand(3, 63))
     wide = torch.randn(6, 200)
     assert_same(layer, wide[:, ::2])
     assert_same(layer, torch.randn(100, 4).t())
@@ -132,13 +132,13 @@ def test_what_is_left_to_the_separate_steps(backend):
 
     x = torch.randn(2, 10)
     assert_same(make_layer(10, 4, backend=backend, neuron=OtherName(k=2.0)), x)
-    assert make_layer(10, 4, backend=backend, encoder=OwnCode())._fused(x) is None
-    assert make_layer(10, 4, backend=backend, neuron=OwnNeuron())._fused(x) is None
-    assert make_layer(10, 4, backend=backend, group_size=5)._fused(x) is None
+    assert make_layer(10, 4, backend=backend, encoder=OwnCode()).run_fused(x) is None
+    assert make_layer(10, 4, backend=backend, neuron=OwnNeuron()).run_fused(x) is None
+    assert make_layer(10, 4, backend=backend, group_size=5).run_fused(x) is None
     layer = make_layer(10, 4, backend=backend)
-    assert layer._fused(x.double()) is None
+    assert layer.run_fused(x.double()) is None
     for shape in ((0, 10), (2, 0, 10)):
-        assert layer._fused(torch.empty(shape)) is None
+        assert layer.run_fused(torch.empty(shape)) is None
         assert layer(torch.empty(shape)).shape == (*shape[:-1], 4)
     assert make_layer(10, 0, backend=backend)(x).shape == (2, 0)
     assert torch.equal(layer(x.double()), stepwise(layer, x.double()))
@@ -172,11 +172,11 @@ def test_threads_do_not_matter(num_tokens, monkeypatch):
     try:
         for num_threads in (1, 2, 3, 16):
             torch.set_num_threads(num_threads)
-            assert torch.equal(layer._fused(x), expected)
+            assert torch.equal(layer.run_fused(x), expected)
         # Without OpenMP, Python's threads do the work.
         monkeypatch.setattr(team, "_openmp", lambda: None)
         torch.set_num_threads(2)
-        assert torch.equal(layer._fused(x), expected)
+        assert torch.equal(layer.run_fused(x), expected)
     finally:
         torch.set_num_threads(before)
 
@@ -210,11 +210,21 @@ def test_an_unknown_mode():
         Cpu("dense")
 
 
-def test_recorded_layers_run_on_events():
-    layer, x = make_layer(20, 8), torch.randn(100, 20)
-    assert layer._backend_for(x) == Cpu("count")
+def test_recorded_layers_run_on_events(monkeypatch):
+    layer, x, modes = make_layer(20, 8), torch.randn(100, 20), []
+    for name in ("fused", "_accumulate"):
+        exact = getattr(Cpu, name)
+        monkeypatch.setattr(
+            Cpu, name, lambda self, *rest, exact=exact, name=name: modes.append((name, self.mode)) or exact(self, *rest)
+        )
+    layer(x)
     layer.observers.append(lambda layer, step: None)
-    assert layer._backend_for(x) == Cpu("spike")
+    layer(x)
+    assert modes == [("fused", "count"), ("_accumulate", "spike")]
+    # What would run unobserved, for a token of a call of 100 and for one alone, even while somebody observes.
+    assert layer.run_fused(x[:1], 100) is not None
+    assert layer.run_fused(x[:1]) is not None
+    assert modes[2:] == [("fused", "count"), ("fused", "spike")]
 
 
 GUARDED_LAYER = """
@@ -235,11 +245,12 @@ for silent in (0, 2, 4):
     assert libc.mprotect(start, page, 0) == 0  # any access ends the process
 with torch.no_grad():
     # mean 1, threshold 1/3: counts 6 and -9; (6 * 1 - 9 * 3) / 3 = -7.
-    y = layer._fused(torch.tensor([[0.0, 2.0, 0.0, -3.0, 0.0]]))
+    y = layer.run_fused(torch.tensor([[0.0, 2.0, 0.0, -3.0, 0.0]]))
 print(round(float(y.min()), 4), round(float(y.max()), 4))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="memory protection is set through Linux' libc")
 def test_no_weight_of_a_silent_channel_is_read():
     run = subprocess.run(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spikebrain import AdaptiveThreshold, SpikeLinear, convert, record
+from spikebrain import AdaptiveThreshold, SpikeLinear, record, to_spiking
 from spikebrain.backends import Cpu, Triton, auto
 from spikebrain.coding import ENCODERS
 from spikebrain.errors import BackendUnavailableError
@@ -40,7 +40,7 @@ def test_weights_are_rounded_alike(group_size):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_model(tiny_llama, dtype):
-    model = convert(tiny_llama.to(dtype)).model.cuda()
+    model = to_spiking(tiny_llama.to(dtype)).cuda()
     ids = torch.arange(20, device="cuda")[None]
     with torch.no_grad(), record(model) as recording:
         logits = model(ids).logits

@@ -26,6 +26,7 @@ DEVICES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETING, reason="this is the process that it starts")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_all_of_this_through_the_interpreter():

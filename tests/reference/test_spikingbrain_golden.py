@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from spikebrain import SpikeLinear, record
+from spikebrain import SpikeLinear, record, spikingbrain_settings
 from spikebrain.models.conversion import to_spiking
 from spikebrain.models.io import from_released, read_folder
 from spikebrain.models.spikingbrain import SpikingBrainCache, SpikingBrainForCausalLM
@@ -39,7 +39,7 @@ def model_of(vectors):
         config = from_released(fields)
         model = SpikingBrainForCausalLM(config.replace(gate="full") if scales else config).eval()
         model.load_state_dict(weights)
-        return to_spiking(model, "as-released", k=config.k, scales=scales) if scales else model
+        return to_spiking(model, spikingbrain_settings("as-released", k=config.k), scales=scales) if scales else model
 
     return build
 

@@ -33,6 +33,7 @@ MODES = ["spike", "count"]
 LARGE = [(1, 18944, 577), (2, 577, 18944), (70, 640, 1024)]  # minutes in the interpreter
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(INTERPRETING, reason="this is the process that it starts")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_all_of_this_through_the_interpreter():
@@ -79,7 +80,7 @@ def activations(num_tokens, num_inputs, dtype=torch.float32):
 def check(layer, x):
     """Compare with neuron, encoder, `Reference` and rescaling one after the other; the kernels must have run."""
     with torch.no_grad():
-        found = layer._fused(x)
+        found = layer.run_fused(x)
         assert found is not None, "there was no kernel for this"
         backend, layer.backend = layer.backend, Reference()
         expected = layer(x)
@@ -171,7 +172,7 @@ def test_what_the_kernels_leave_to_the_steps(device, mode):
     ):
         layer.to(device)
         with torch.no_grad():
-            assert layer._fused(x) is None
+            assert layer.run_fused(x) is None
     with torch.no_grad():
         assert layer_of(mode, 20, 6).to(device)._fused(x.double()) is None
 

@@ -2,7 +2,7 @@
 
 import json
 import tomllib
-from dataclasses import replace
+from dataclasses import fields, make_dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,10 @@ from typer.testing import CliRunner
 import spikebrain
 from spikebrain.backends import Chip
 from spikebrain.chip import (
+    COMPONENTS,
+    Activity,
     ByRate,
+    Description,
     InOrder,
     MinimalTraffic,
     Together,
@@ -27,8 +30,8 @@ from spikebrain.chip.mapping import route
 from spikebrain.cli.app import app
 from spikebrain.energy import PaperEnergy, count_operations
 from spikebrain.errors import InputError
-from spikebrain.models import Policy, SpikeLinear
-from spikebrain.models.layers import convert
+from spikebrain.models import SpikeLinear, SpikeSettings
+from spikebrain.models.conversion import to_spiking
 from spikebrain.models.layers.spike_linear import observing
 from spikebrain.models.recording import record
 from spikebrain.simulation.describe import describe_simulation
@@ -36,7 +39,7 @@ from spikebrain.simulation.model import simulate_model
 from spikebrain.simulation.orders import learn_orders
 from spikebrain.simulation.times import held_up_by, time_by_kind
 
-PRESETS = Path(spikebrain.__file__).parent / "backends" / "chip" / "presets"
+PRESETS = Path(spikebrain.__file__).parent / "chip" / "presets"
 ASYNC = load_description("async-45nm")
 
 
@@ -96,6 +99,63 @@ def test_all_faults_at_once_and_unknown_parts():
         parse_description(given, "mine", "mine.toml")
     with pytest.raises(InputError, match="expected one of async-45nm, ideal-45nm, loihi, or the path"):
         load_description("truenorth")
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, r"expected 'format = 1' at the top of the file, but it has no format version.*async-45nm.toml and add"),
+        ({"format": 2}, "expected 'format = 1', got format = 2: the file is for another version of spikebrain"),
+        ({"format": "1"}, "expected 'format = 1', got format = '1'"),
+    ],
+)
+def test_other_formats_are_refused_before_anything_else(given, message):
+    without = {key: value for key, value in content().items() if key not in ("format", "core")}
+    with pytest.raises(InputError, match=f"^mine.toml: {message}") as error:
+        parse_description(without | given, "mine", "mine.toml")
+    assert "[core]" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["ideal-45nm", "async-45nm", "loihi"])
+def test_a_description_travels_whole(name):
+    chip = changed(load_description(name), core={"add_pj": 0.25}, barrier={"tiles": (1.0, 4.0), "ns": (2.0, 3.5)})
+    chip = changed(chip, packet={"payload": "spike"})
+    again = Description.from_dict(json.loads(json.dumps(chip.to_dict())))
+    assert again == chip
+    assert hash(again) == hash(chip)
+    assert again.sources == chip.sources
+    assert again != changed(chip, core={"add_pj": 0.5})
+    # Chips are equal as part of other settings.
+    holder = make_dataclass("Holder", [("chip", Description)], frozen=True)
+    assert holder(again) == holder(chip)
+    with pytest.raises(InputError, match=r"core\.add_pj have none"):
+        replace(chip, sources={key: s for key, s in chip.sources.items() if key != "core.add_pj"}).to_dict()
+    with pytest.raises(InputError, match="expected a text as 'name', got None"):
+        Description.from_dict(content(name))
+
+
+def test_energy_components_use_every_energy_of_a_chip_once():
+    counts = {f.name for f in fields(Activity)}
+    used = [key for component in COMPONENTS.values() for _, *keys in component.terms for key in keys]
+    for component in COMPONENTS.values():
+        for count, *keys in component.terms:
+            assert count in counts, (component.name, count)
+            assert all(ASYNC.value(key) is not None for key in keys)
+            assert keys[-1].endswith("_mw" if count.endswith("_ps") else "_pj"), (component.name, keys)
+    energies = [f"{part}.{f.name}" for part, kind in PARTS.items() for f in fields(kind)]
+    energies = [key for key in energies if key.endswith(("_pj", "_mw"))]
+    assert sorted(key for key in used if key.endswith(("_pj", "_mw"))) == sorted(energies)
+    for key in ("core.add_nj", "fpga.add_pj", "core"):
+        with pytest.raises(InputError, match=r"expected a key such as 'core\.add_pj'"):
+            ASYNC.value(key)
+
+
+def test_energy_by_hand():
+    chip = changed(ASYNC, handshake={"phases": 4, "transition_pj": 0.5}, core={"leakage_mw": 2.0, "add_pj": 0.25})
+    done = Activity(num_synops=8, num_handshakes=3, leaking_core_ps=1000)
+    found = {name: energy for name, energy in done.energy_pj(chip).items() if energy}
+    # 8 additions of 0.25 pJ; 3 handshakes of 4 transitions of 0.5 pJ; 2 mW for 1 ns are 2 pJ.
+    assert found == {"compute": 2.0, "handshakes": 6.0, "leakage": 2.0}
 
 
 def test_routes_go_along_rows_first():
@@ -167,7 +227,7 @@ def test_a_layer_in_numbers():
     energy = found.energy_pj
     assert energy["compute"] == pytest.approx(6 * 0.1 + 2 * 0.03)
     assert energy["accumulators"] == pytest.approx(4 * 10)
-    assert energy["weight fetch"] == pytest.approx(80)
+    assert energy["weight reads"] == pytest.approx(80)
     assert energy["encoding"] == pytest.approx(2 * 0.9 + 14.8 + 2 * 4.6 + 2 * 0.1)
     # Spike by spike: three packets, and the row of the first channel is still there for its second spike.
     chip = changed(ASYNC, packet={"payload": "spike"})
@@ -222,7 +282,7 @@ def test_channels_that_fire_together_share_blocks():
 
 @pytest.fixture
 def spiking(tiny_llama):
-    return convert(tiny_llama, Policy(), inplace=True).model.eval()
+    return to_spiking(tiny_llama, SpikeSettings(), inplace=True).eval()
 
 
 def test_ideal_chip_equals_the_papers_estimate(spiking):
@@ -285,7 +345,7 @@ def test_orders_are_learned_from_what_fires(spiking):
     assert all(layer.num_mismatches == 0 for layer in found.layers.values())
 
 
-def test_what_is_refused(spiking, tiny_llama):
+def test_what_is_refused(spiking, as_users):
     ids = torch.arange(3)
     with pytest.raises(InputError, match="expected one of decode, prefill"):
         simulate_model(spiking, ids, ASYNC, mode="train")

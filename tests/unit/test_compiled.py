@@ -74,6 +74,7 @@ def call(package, **environment):
     return results, int(hits), folder
 
 
+@pytest.mark.slow
 def test_an_edited_kernel_never_runs_old_machine_code(package, tmp_path):
     cache = {"SPIKEBRAIN_CACHE": str(tmp_path / "cache")}
     assert call(package, **cache)[:2] == ("22 11", 0)
@@ -90,6 +91,7 @@ def test_an_edited_kernel_never_runs_old_machine_code(package, tmp_path):
     assert call(package, **cache)[:2] == ("22 11", 1)
 
 
+@pytest.mark.slow
 def test_no_home_and_no_cache_folder_that_can_be_written(package, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "temporary").mkdir()
@@ -102,6 +104,7 @@ def test_no_home_and_no_cache_folder_that_can_be_written(package, tmp_path):
     assert stat.S_IMODE(kept.stat().st_mode) == 0o700
 
 
+@pytest.mark.slow
 def test_nothing_can_be_written(package, tmp_path):
     # `compiled` finds no folder at all: every process compiles for itself.
     text = (package / "compiled.py").read_text()
@@ -110,6 +113,7 @@ def test_nothing_can_be_written(package, tmp_path):
         assert call(package, SPIKEBRAIN_CACHE=str(tmp_path / "cache")) == ("22 11", 0, "None")
 
 
+@pytest.mark.slow
 def test_a_cache_that_breaks_later(package, tmp_path):
     # A folder in the place of every file: none can be read or replaced.
     cache = {"SPIKEBRAIN_CACHE": str(tmp_path / "cache")}
@@ -120,6 +124,7 @@ def test_a_cache_that_breaks_later(package, tmp_path):
     assert call(package, **cache)[:2] == ("22 11", 0)
 
 
+@pytest.mark.slow
 def test_without_compiling(package, tmp_path):
     (package / "coding" / "caller.py").write_text(
         "from ..neuro.kernel import added\nprint(added(10))\nprint(0, None)\n"

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from spikebrain import AdaptiveThreshold, SignedDigit, SpikeLinear, Ternary, convert, record
+from spikebrain import AdaptiveThreshold, SignedDigit, SpikeLinear, Ternary, record, to_spiking
 from spikebrain.analysis import plot_break_even, plot_waterfall
 from spikebrain.cli.app import app
 from spikebrain.energy import (
@@ -124,8 +124,8 @@ def weights_of(**options):
 
 def test_options_by_hand():
     # Once per spike 1.13 reads a weight, once per active channel 0.816, by blocks all.
-    assert weights_of(fetch="spike") == pytest.approx(1130 * 2.5)
-    assert weights_of(fetch="block") == pytest.approx(1000 * 2.5)
+    assert weights_of(reads_per="spike") == pytest.approx(1130 * 2.5)
+    assert weights_of(reads_per="block") == pytest.approx(1000 * 2.5)
     # Banks: 8 KB 1.25 pJ a byte, 1 MB 12.5; DRAM 1300 pJ per 8 bytes. 1000 weights fit into 1000 bytes.
     assert weights_of(sram_bytes=8192) == pytest.approx(816 * 1.25)
     assert weights_of(sram_bytes=8193) == pytest.approx(816 * 2.5)
@@ -134,7 +134,7 @@ def test_options_by_hand():
     assert weights_of(on_chip_bytes=999) == pytest.approx(816 * 162.5)
     report = DigitalEnergy(on_chip_bytes=1000).estimate(counts_with(113))
     assert report.fp16_layers["layer"]["weights"] == pytest.approx(2000 * 162.5)  # FP16 does not fit
-    parts = DigitalEnergy(shift="spike", sums="sram").estimate(counts_with(113)).layers["layer"]
+    parts = DigitalEnergy(shifts_per="spike", sums_in="sram").estimate(counts_with(113)).layers["layer"]
     assert parts["shifts"] == pytest.approx(300 * 0.13)
     assert parts["activations"] == pytest.approx((420 + 9040) * 2.5)
     assert DigitalEnergy(accumulator_width=16).estimate(counts_with(113)).parts["accumulator"] == pytest.approx(22.6)
@@ -146,7 +146,7 @@ def test_options_by_hand():
 
 def test_waterfall_ends_at_the_full_model():
     counts = ModelCounts({"layer": layer_with(113), "norm": NORM}, 1)
-    for options in ({}, {"fetch": "block"}, {"leakage_w": 1.0, "token_s": 1e-9}):
+    for options in ({}, {"reads_per": "block"}, {"leakage_w": 1.0, "token_s": 1e-9}):
         model = DigitalEnergy(**options)
         steps, report = waterfall(counts, model), model.estimate(counts)
         assert steps[-1].spiking_pj == pytest.approx(report.total_pj)
@@ -160,7 +160,9 @@ def test_waterfall_ends_at_the_full_model():
     }
 
 
-@pytest.mark.parametrize("options", [{}, {"fetch": "spike"}, {"shift": "spike", "sums": "sram"}, {"fetch": "block"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"reads_per": "spike"}, {"shifts_per": "spike", "sums_in": "sram"}, {"reads_per": "block"}]
+)
 def test_break_even_is_where_both_cost_the_same(options):
     model = DigitalEnergy(**options)
     point = break_even(counts_with(113), model, "layer")
@@ -260,7 +262,7 @@ def test_adding_runs():
     with pytest.raises(InputError, match="same run"):
         report + DigitalEnergy().estimate(count_operations(recorded(k=2.0)))
     with pytest.raises(InputError, match="same model"):
-        report + DigitalEnergy(fetch="block").estimate(counts)
+        report + DigitalEnergy(reads_per="block").estimate(counts)
     paper = PaperEnergy().estimate(counts)
     with pytest.raises(InputError, match="averages don't add"):
         paper + paper
@@ -295,7 +297,7 @@ def test_reports_travel():
 
 
 def test_like_layers_are_grouped(tiny_llama):
-    model = convert(tiny_llama).model
+    model = to_spiking(tiny_llama)
     with torch.inference_mode(), record(model) as recording:
         model(torch.arange(5)[None])
     counts = count_operations(recording)
@@ -343,6 +345,7 @@ def test_what_stands_in_for_a_missing_entry():
 
 
 GOOD = """
+format = 1
 process = "7 nm"
 source = "a paper"
 version = "1"
@@ -360,20 +363,23 @@ source = "a"
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('process = "7 nm"', "", "'process'"),
-        ('convention = "64 bits"', "convention = ' '", "'convention'"),
-        ('version = "1"', "version = 1", "'version'"),
+        ('process = "7 nm"', "", "process: expected a text, got None"),
+        ('convention = "64 bits"', "convention = ' '", "convention: expected a text, got ' '"),
+        ('version = "1"', "version = 1", "version: expected a text, got 1"),
         ('a = "a paper"', 'a = ""', r"sources\.a"),
-        ("bits = 8\n", "", r"integer >= 1 for 'entries\.int8_add\.bits', got None"),
-        ("pj = 0.007", "pj = -1", r"picojoules for 'entries\.int8_add\.pj', got -1"),
+        ("bits = 8\n", "", r"entries\.int8_add\.bits: expected an integer >= 1, got None"),
+        ("pj = 0.007", "pj = -1", r"entries\.int8_add\.pj: expected a number >= 0 in picojoules, got -1"),
         ("pj = 0.007", "pj = nan", r"entries\.int8_add\.pj"),
         ("pj = 0.007", "pj = '1'", r"entries\.int8_add\.pj"),
-        ("pj = 0.007", "joule = 1", r"'entries\.int8_add', got \['joule'\]"),
-        ('source = "a"\n', "", r"entries\.int8_add\.source', got None"),
-        ('source = "a"\n', 'source = "b"\n', r"one of a, as in \[sources\]"),
+        ("pj = 0.007", "joule = 1", r"entries\.int8_add\.joule: unknown; expected one of pj, bits"),
+        ('source = "a"\n', "", r"entries\.int8_add\.source: expected one of a, as in \[sources\], got None"),
+        ('source = "a"\n', 'source = "b"\n', r"one of a, as in \[sources\], got 'b'"),
         ('node = "7 nm"', "node = 7", r"entries\.int8_add\.node"),
         ("[entries.int8_add]", "[entries.sram_x]", r"entries\.sram_x\.capacity_bytes"),
-        ("[entries.int8_add]", "[other]", "'entries'"),
+        ("[entries.int8_add]", "[other]", r"2 fault\(s\):\n  other: unknown.*\n  entries: expected a table"),
+        ("format = 1", "", r"expected 'format = 1' at the top.*horowitz_45nm.toml and add the line"),
+        ("format = 1", "format = 2", "got format = 2: the file is for another version of spikebrain"),
+        ("format = 1", "format = true", "got format = True"),
         ("pj = 0.007", "pj = ", "TOML"),
     ],
 )
@@ -390,12 +396,21 @@ def test_bad_tables(tmp_path, old, new, message):
     assert "own.toml" in str(error.value)
 
 
+def test_all_faults_of_a_table_at_once(tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text(GOOD.replace("pj = 0.007", "pj = -1").replace("bits = 8\n", "").replace('version = "1"', ""))
+    with pytest.raises(InputError, match=r"3 fault\(s\)") as error:
+        load_table(path)
+    assert all(f"\n  {key}: expected" in str(error.value) for key in ("version", "entries.int8_add.pj"))
+    assert "\n  entries.int8_add.bits: expected an integer >= 1, got None" in str(error.value)
+
+
 def test_unknown_table_and_options(as_users):
     with pytest.raises(InputError, match="horowitz_45nm"):
         load_table("horowitz_3nm")
     for options, name in (
-        ({"fetch": "row"}, "fetch"),
-        ({"sums": "dram"}, "sums"),
+        ({"reads_per": "row"}, "reads_per"),
+        ({"sums_in": "dram"}, "sums_in"),
         ({"accumulator_width": 24}, "accumulator_width"),
         ({"leakage_w": -1.0}, "leakage_w"),
         ({"sram_bytes": 0}, "sram_bytes"),
@@ -430,19 +445,26 @@ def test_command_on_a_model_and_on_its_report(model_folder, tmp_path, as_users):
     text = tmp_path / "text.txt"
     text.write_text("Neurons that fire together wire together. " * 4)
     usual = (model_folder, "--text", text, "--num-tokens", "64")
-    said = run(*usual, "--out", tmp_path / "out", "--fetch", "block", "--block-bytes", 16, "--encoder", "signed-digit")
-    for shown in ("total", "eq. 24", "Break-even", "rest arithmetic", "Not verified", "SignedDigit", "Left out"):
+    said = run(
+        *usual, "--out", tmp_path / "out", "--reads-per", "block", "--block-bytes", 16, "--encoder", "signed-digit"
+    )
+    for shown in ("total", "eq. 24", "Break-even", "rest arithmetic", "Not confirmed", "SignedDigit", "Left out"):
         assert shown in said
     assert {p.name for p in (tmp_path / "out").iterdir()} == {"energy.json", "waterfall.png", "break_even.png"}
     found = json.loads((tmp_path / "out" / "energy.json").read_text())
     counts = ModelCounts.from_dict(found["counts"])
-    assert DigitalEnergy(fetch="block").estimate(counts).total_pj == pytest.approx(found["digital"]["spiking_total_pj"])
+    assert DigitalEnergy(reads_per="block").estimate(counts).total_pj == pytest.approx(
+        found["digital"]["spiking_total_pj"]
+    )
     assert counts.encoder == repr(SignedDigit())
     assert "Jouppi" in run(tmp_path / "out" / "energy.json", "--table", "jouppi_7nm")
+    assert "--assumptions lists them" in said
+    listed = run(tmp_path / "out", "--assumptions")  # the folder of energy.json
+    assert all(f"- {sentence}"[:60] in listed for sentence in found["digital"]["assumptions"])
     with pytest.raises(InputError, match="nothing is written with the table loihi_14nm"):
         run(tmp_path / "out" / "energy.json", "--table", "loihi_14nm", "--out", tmp_path / "chip")
     assert "loihi" in run(tmp_path / "out" / "energy.json", "--table", "loihi_14nm").lower()
     with pytest.raises(InputError, match=r"expected a report\.json of this version"):
         run(text.rename(tmp_path / "text.json"))
-    with pytest.raises(InputError, match=r"DigitalEnergy\.fetch"):
-        run(*usual, "--fetch", "row")
+    with pytest.raises(InputError, match="--reads-per: expected"):
+        run(*usual, "--reads-per", "row")

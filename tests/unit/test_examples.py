@@ -13,11 +13,16 @@ from spikebrain.models.io import smollm2
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 
 
+def marked(path):
+    marks = [pytest.mark.slow, *([pytest.mark.model] if "smollm2" in path.read_text() else [])]
+    return pytest.param(path, marks=marks, id=path.stem)
+
+
 def test_there_are_examples():
     assert len(EXAMPLES) >= 3
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("example", [marked(path) for path in EXAMPLES])
 def test_prints_what_is_recorded(example, tmp_path):
     if "smollm2" in example.read_text():
         try:

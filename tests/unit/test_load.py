@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from spikebrain import convert, load, save
+from spikebrain import load, save, to_spiking
 from spikebrain.errors import CheckpointError
 
 
@@ -232,7 +232,7 @@ def test_gguf(gguf_file, tiny_llama, tokenizer, tmp_path):
     assert loaded.tokenizer.encode("spikes") == tokenizer.encode("spikes")
     assert not hasattr(loaded.model.config, "quantization_config")
     # It is a float model like any other: it can be converted, saved and copied.
-    spiking = convert(loaded.model).model
+    spiking = to_spiking(loaded.model)
     save(spiking, tmp_path / "m.safetensors", loaded.tokenizer)
     again = load(tmp_path / "m.safetensors")
     with torch.no_grad():
@@ -256,7 +256,8 @@ def test_gguf_does_not_take_a_neighbours_tokenizer(gguf_file, tokenizer):
 
 def test_missing_tensors_are_not_made_up(model_folder):
     path = model_folder / "model.safetensors"
-    weights = load_file(path)
+    # Copied: older versions of safetensors write over the file in which these tensors still are.
+    weights = {name: tensor.clone() for name, tensor in load_file(path).items()}
     down = weights.pop("model.layers.0.mlp.down_proj.weight")
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"missing:? model\.layers\.0\.mlp\.down_proj\.weight"):
@@ -269,6 +270,6 @@ def test_missing_tensors_are_not_made_up(model_folder):
 
 def test_folder_of_a_converted_model_is_not_read_as_floats(model_folder, tmp_path):
     # transformers can write it, but its INT8 numbers would be read without their scales.
-    convert(load(model_folder).model).model.save_pretrained(tmp_path / "converted")
-    with pytest.raises(CheckpointError, match="unexpected"):
+    to_spiking(load(model_folder).model).save_pretrained(tmp_path / "converted")
+    with pytest.raises(CheckpointError, match=r"unexpected|transformers cannot load it"):  # newer and older versions
         load(tmp_path / "converted")

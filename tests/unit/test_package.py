@@ -3,9 +3,11 @@
 import ast
 import doctest
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import pkgutil
+import re
 import subprocess
 import sys
 import tomllib
@@ -19,6 +21,7 @@ from spikebrain.coding import ENCODERS, Encoder
 from spikebrain.errors import InputError
 from spikebrain.neuro import NEURONS, Neuron
 from spikebrain.registry import Registry
+from spikebrain.version import current
 
 ROOT = Path(__file__).parents[2]
 # Modules that need a package which a machine may lack; nothing imports them before it is needed.
@@ -32,12 +35,14 @@ OPTIONAL = {
     "spikebrain.backends.gpu.count": "triton",
 }
 FLOW = ["neuro", "coding", "chip", "backends", "models", "energy", "simulation", "analysis", "jobs", "cli"]
+UNDER_ALL = ["errors", "registry", "paths", "files", "compiled", "version"]
 MODEL_ROOMS = ["layers", "spikingbrain", "conversion", "training", "recording", "io"]
 WALKED = (*FLOW, "registry")
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(spikebrain.__path__, "spikebrain.")
     if module.name.split(".")[1] in WALKED
+    and not module.name.endswith(".__main__")  # to import it is to run it
     and (module.name not in OPTIONAL or importlib.util.find_spec(OPTIONAL[module.name]) is not None)
 )
 
@@ -84,21 +89,83 @@ def test_exports(package):
     assert [name for name in module.__all__ if not hasattr(module, name)] == []
 
 
+def imports_of(file):
+    """Yield line and path within the package, such as ["models", "io", "load"], of all it imports from there."""
+    package = file.relative_to(ROOT).parts[:-1]
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            module = node.module.split(".") if node.module else []
+            if node.level:
+                module = [*package[: len(package) + 1 - node.level], *module]
+            elif module[:1] == ["spikebrain"]:
+                module = module[1:]
+            else:
+                continue
+            for name in node.names:
+                yield node.lineno, [*module, name.name]
+
+
 @pytest.mark.parametrize("package", FLOW)
 def test_a_folder_imports_only_from_its_left(package):
-    allowed = {*FLOW[: FLOW.index(package)], "errors", "registry", "paths", "files", "compiled", package}
+    allowed = {*FLOW[: FLOW.index(package)], *UNDER_ALL, package}
     for file in (ROOT / package).rglob("*.py"):
-        to_the_root = len(file.relative_to(ROOT).parts)
-        for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, ast.ImportFrom) and node.level == to_the_root:
-                names = [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
-                assert set(names) <= allowed, f"{file}:{node.lineno}"
+        for line, path in imports_of(file):
+            assert path[0] in allowed, f"{file}:{line}"
 
 
-def test_version_is_said_once():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["version"] == spikebrain.__version__
-    assert f"version: {project['version']}" in (ROOT / "CITATION.cff").read_text()
+@pytest.mark.parametrize("room", MODEL_ROOMS)
+def test_a_room_of_models_imports_only_from_its_left(room):
+    allowed = {*MODEL_ROOMS[: MODEL_ROOMS.index(room)], "architectures", room}
+    for file in (ROOT / "models" / room).rglob("*.py"):
+        for line, path in imports_of(file):
+            assert path[0] != "models" or path[1] in allowed, f"{file}:{line}"
+
+
+def test_what_is_under_all_rooms_imports_no_room():
+    files = [file for file in ROOT.glob("*.py") if file.name != "__init__.py"]
+    assert {file.stem for file in files} <= set(UNDER_ALL)
+    for file in files:
+        for line, path in imports_of(file):
+            assert path[0] in UNDER_ALL, f"{file}:{line}"
+
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_the_version_comes_from_pyproject():
+    assert spikebrain.__version__ == current() == PROJECT["version"]
+    cited = re.search(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert cited is not None
+    assert cited[1] == PROJECT["version"]
+    changed = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert changed is not None
+    assert changed[1] == PROJECT["version"]
+
+
+def test_the_version_of_an_installed_package(monkeypatch, tmp_path):
+    monkeypatch.setattr(spikebrain.version, "__file__", str(tmp_path / "version.py"))
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: f"{name} 1.2.3")
+    assert current() == "spikebrain 1.2.3"
+
+
+def test_the_minimum_versions_are_those_of_pyproject():
+    """`make minimum` tests what pyproject promises."""
+    lines = [line.split("#")[0].strip() for line in (ROOT / "tests" / "minimum.txt").read_text().splitlines()]
+    tested = dict(line.split("==") for line in lines if line)
+    promised = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]
+    bounds = dict(re.fullmatch(r"([\w-]+)(?:\[\w+\])?>=([\d.]+)", text).groups() for text in promised)
+    assert {name: bounds.get(name) for name in tested} == tested
+    assert {re.split("[>=]", text)[0] for text in PROJECT["dependencies"]} <= set(tested)
+
+
+def test_every_package_and_data_file_is_listed():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    found = {
+        ".".join(("spikebrain", *path.parent.relative_to(ROOT).parts))
+        for room in FLOW
+        for path in (ROOT / room).rglob("__init__.py")
+    }
+    assert {"spikebrain", *found} == set(settings["packages"])
 
 
 def test_registry(as_users):
@@ -118,6 +185,7 @@ def test_registry(as_users):
         registry.register("one")(type("Two", (), {}))
 
 
+@pytest.mark.slow
 def test_importing_the_package_imports_no_triton():
     code = "import sys; import spikebrain; print('spikebrain.coding.kernels.packing_triton' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -1,10 +1,11 @@
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from torch import nn
 
-from spikebrain import AdaptiveThreshold, Policy, SpikeLinear, Ternary, convert, decode, record
+from spikebrain import AdaptiveThreshold, SpikeLinear, SpikeSettings, Ternary, decode, record, to_spiking
 from spikebrain.errors import InputError
 from spikebrain.models import Recording
 
@@ -39,7 +40,7 @@ def test_calls_of_different_length_add_up():
 
 
 def test_the_model_is_as_it_was(tiny_llama):
-    model = convert(tiny_llama).model
+    model = to_spiking(tiny_llama)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     attributes = {name: set(vars(module)) for name, module in model.named_modules()}
     with torch.no_grad():
@@ -57,7 +58,7 @@ def test_the_model_is_as_it_was(tiny_llama):
 
 
 def test_layers_and_nesting(tiny_llama):
-    model = convert(tiny_llama).model
+    model = to_spiking(tiny_llama)
     with record(model) as everything, record(model, layers=("*.down_proj",)) as some:
         model(IDS)
     assert len(everything.layers) == 14
@@ -68,7 +69,7 @@ def test_layers_and_nesting(tiny_llama):
 
 
 def test_trains_only_when_asked(tiny_llama):
-    model = convert(tiny_llama, Policy(encoder=Ternary())).model
+    model = to_spiking(tiny_llama, SpikeSettings(encoder=Ternary()))
     name = "model.layers.0.mlp.up_proj"
     with record(model) as without, record(model, layers=(name,), keep_trains=True) as kept:
         model(IDS)
@@ -93,7 +94,7 @@ def test_trains_of_different_length_are_not_joined():
 
 
 def test_threads_share_a_recording(tiny_llama):
-    model = convert(tiny_llama).model
+    model = to_spiking(tiny_llama)
     batches = [torch.randint(0, 256, (1, 10)) for _ in range(12)]
 
     def run(num_threads) -> Recording:
@@ -116,5 +117,36 @@ def test_counts_of_any_size():
 def test_nothing_to_record(tiny_llama):
     with pytest.raises(InputError, match="Call convert first"), record(tiny_llama):
         pass
-    with pytest.raises(InputError, match=r"One is 'model\.layers\.0"), record(convert(tiny_llama).model, layers=("x",)):
+    with pytest.raises(InputError, match=r"One is 'model\.layers\.0"), record(to_spiking(tiny_llama), layers=("x",)):
         pass
+
+
+def test_order_is_that_of_the_first_runs(tiny_llama):
+    model = to_spiking(tiny_llama)
+    with record(model) as recording:
+        model(IDS)
+        model(IDS)
+    block = [
+        "",
+        ".input_layernorm",
+        ".self_attn",
+        ".self_attn.q_proj",
+        ".self_attn.k_proj",
+        ".self_attn.v_proj",
+        ".self_attn.o_proj",
+        ".post_attention_layernorm",
+        ".mlp",
+        ".mlp.gate_proj",
+        ".mlp.up_proj",
+        ".mlp.down_proj",
+    ]
+    blocks = [f"model.layers.{i}{name}" for i in range(2) for name in block]
+    assert recording.order == ["model.embed_tokens", *blocks, "model.norm", "lm_head"]
+    # A recording that goes on after it was restored keeps the order.
+    state = json.loads(json.dumps(recording.state()))
+    with record(model) as restored:
+        restored.restore(state)
+        model(IDS)
+    assert restored.order == recording.order
+    assert restored.layers["model.layers.0.mlp.up_proj"].num_tokens == 36
+    assert restored.layers["model.layers.0.mlp.up_proj"].weight_reads[0].num_groups == 36

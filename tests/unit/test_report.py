@@ -10,12 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from spikebrain import Policy, Ternary, convert, save
+from spikebrain import SpikeSettings, Ternary, save, to_spiking
 from spikebrain.analysis import measure_perplexity, perplexity, split_windows
 from spikebrain.backends import Cpu
+from spikebrain.backends.cpu import backend as cpu_backend
 from spikebrain.cli.app import app, main
 from spikebrain.errors import ActivationError, InputError
-from spikebrain.jobs import report
+from spikebrain.jobs.inputs import read_text
 from spikebrain.jobs.resume import FILE_NAME
 
 TEXT = "It reports firing rates, sparsity, accuracy and energy. " * 8
@@ -104,13 +105,26 @@ def test_files_and_keys(run, tmp_path):
     assert found["text"]["num_tokens"] == 150
     assert found["exactness"]["num_checked"] == 14 * 4 * 32  # layers x windows x sample
     assert found["exactness"]["num_mismatches"] == 0
+    # A token has 2 x (24 + 12 + 12 + 24 + 40 + 40 + 24) outputs; each of 4 windows runs two tokens alone as well.
+    assert found["exactness"]["fused"] == {
+        "num_checked": (150 + 4 * 2) * 352,
+        "num_mismatches": 0,
+        "first_mismatch": None,
+    }
     assert found["energy"]["paper"]["spike_mac_pj"] == pytest.approx(0.03 * found["spikes"]["mean_spikes"])
     with (tmp_path / "out" / "layers.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["name"] for row in rows] == [layer["name"] for layer in found["layers"]]
     assert len(rows) == 14
     assert float(rows[3]["mean_spikes"]) == found["layers"][3]["mean_spikes"]
-    for shown in ("Perplexity", "silent_fraction", "Left out", "nothing is measured", "Exactness: 0 of 1,792"):
+    for shown in (
+        "Perplexity",
+        "silent channels",
+        "Left out",
+        "nothing is measured",
+        "Exactness: 0 of 1,792",
+        "0 of 55,616",
+    ):
         assert shown in run.screen
 
 
@@ -192,10 +206,40 @@ def test_a_wrong_backend_is_caught(run, monkeypatch):
     assert "1,792 of 1,792" in run.screen
 
 
+@pytest.mark.parametrize(
+    ("kernel", "where", "num_mismatches"),
+    [
+        # By multiplied counts run the three windows of 40 tokens, 14 layers; one output of each token is wrong.
+        ("_count_layer", "whole call", 3 * 40 * 14),
+        # By events run the window of 30 tokens, and two tokens of each of the four windows alone.
+        ("run_layer", "alone", (30 + 4 * 2) * 14),
+    ],
+)
+def test_a_wrong_fused_kernel_is_caught(run, monkeypatch, kernel, where, num_mismatches):
+    exact = getattr(cpu_backend, kernel)
+
+    def wrong(*arguments):
+        y = exact(*arguments)
+        y[..., 0] = torch.nextafter(y[..., 0], torch.tensor(torch.inf))  # by the last bit
+        return y
+
+    monkeypatch.setattr(cpu_backend, kernel, wrong)
+    found = run()["exactness"]
+    assert found["num_mismatches"] == 0
+    assert found["fused"]["num_mismatches"] == num_mismatches
+    assert f"({where}), output 0: expected" in found["fused"]["first_mismatch"]
+    assert f"{num_mismatches:,} of 55,616" in run.screen
+
+
+def test_layers_without_a_fused_kernel_are_not_counted(run):
+    assert run("--group-size", 8)["exactness"]["fused"]["num_checked"] == 0
+    assert "no fused kernel" in run.screen
+
+
 def test_converted_model(run, tiny_llama, tokenizer, tmp_path):
     usual = run("--encoder", "ternary")
     path = tmp_path / "converted.safetensors"
-    save(convert(tiny_llama, Policy(encoder=Ternary())).model, path, tokenizer)
+    save(to_spiking(tiny_llama, SpikeSettings(encoder=Ternary())), path, tokenizer)
     found = run(model=path)
     assert found["perplexity"] == usual["perplexity"] | {"float": None}
     assert found["spikes"] == usual["spikes"]
@@ -203,7 +247,7 @@ def test_converted_model(run, tiny_llama, tokenizer, tmp_path):
 
 
 def test_default_text():
-    text, source = report.read_text(None)
+    text, source = read_text(None)
     assert len(text) > 100_000
     assert source.startswith("pydoc_data.topics of Python 3.")
 
@@ -255,24 +299,28 @@ def fails(capsys, monkeypatch, *arguments):
     ("options", "message"),
     [
         (["--text", "nowhere.txt"], "--text nowhere.txt: cannot be read: No such file"),
-        (["--k", "0"], "AdaptiveThreshold.k: expected a finite number > 0, got 0.0"),
-        (["--k", "-2"], "AdaptiveThreshold.k: expected a finite number > 0, got -2.0"),
-        (["--k", "nan"], "AdaptiveThreshold.k: expected a finite number > 0, got nan"),
+        (["--k", "0"], "--k: expected a finite number > 0, got 0.0"),
+        (["--k", "-2"], "--k: expected a finite number > 0, got -2.0"),
+        (["--k", "nan"], "--k: expected a finite number > 0, got nan"),
         (["--k", "three"], "Invalid value for '--k'"),
         (["--encoder", "morse"], "--encoder: expected one of binary"),
         (["--backend", "tpu"], "--backend: expected one of auto, "),
         (
             ["--context", "65", "--num-tokens", "200"],
-            "A window of 65 tokens: expected at most the model's 64 positions.",
+            "A window of 65 tokens: expected at most the model's 64 positions. Lower --context (--num-tokens where",
         ),
-        (["--context", "1"], "context: expected at least 2 tokens"),
-        (["--num-tokens", "10"], "num_tokens: expected at least one window of context = 40 tokens, got 10"),
+        (["--context", "1"], "--context: expected at least 2 tokens"),
+        (
+            ["--num-tokens", "10"],
+            "--num-tokens: expected at least one window of 40 tokens, got 10. Raise --num-tokens or lower --context.",
+        ),
         (
             ["--layers", "*.conv"],
             "a linear layer that matches ('*.conv',), found none. 'model.embed_tokens': Embedding",
         ),
-        (["--seed", "-1"], "seed: expected an integer >= 0, got -1"),
-        (["--group-size", "0"], "group_size: expected an integer >= 1 or None, got 0"),
+        (["--seed", "-1"], "--seed: expected an integer >= 0, got -1"),
+        (["--group-size", "0"], "--group-size: expected an integer >= 1 or None, got 0"),
+        (["--device", "tpu"], "--device: expected auto, cpu or cuda, got 'tpu'"),
         (["--out", "/proc/nowhere"], "--out /proc/nowhere: cannot be written"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -286,7 +334,7 @@ def test_bad_texts(capsys, monkeypatch, model_folder, tmp_path):
     path = tmp_path / "text.txt"
     usual = ["report", model_folder, "--text", path, "--context", "40", "--num-tokens", "80", "--out", tmp_path / "out"]
     path.write_text("short")
-    assert "text: expected at least one window of 40 tokens, got 5" in fails(capsys, monkeypatch, *usual)
+    assert "--text: expected at least one window of 40 tokens, got 5" in fails(capsys, monkeypatch, *usual)
     path.write_bytes(b"caf\xe9 " * 30)
     assert "expected UTF-8 text, got invalid continuation byte at byte 3" in fails(capsys, monkeypatch, *usual)
     assert "Is a directory" in fails(capsys, monkeypatch, *usual[:3], tmp_path, *usual[4:])
@@ -326,7 +374,7 @@ def test_not_finite_activations_name_the_layer(
 def test_not_finite_activations_of_a_spiking_layer(tiny_llama):
     tiny_llama.model.layers[1].input_layernorm.weight.data.fill_(3e38)
     tiny_llama.model.layers[1].input_layernorm.weight.data[0] = float("inf")
-    model = convert(tiny_llama).model
+    model = to_spiking(tiny_llama)
     with pytest.raises(ActivationError, match=r"SpikeLinear 'model\.layers\.1\.self_attn\.q_proj'.*finite"):
         measure_perplexity(model, [torch.arange(10)])
 
@@ -348,7 +396,7 @@ def test_tokenizer_of_another_model(capsys, monkeypatch, model_folder, text, tmp
     assert "expected token ids below 258, got 267: the tokenizer is not this model's" in said
 
 
-def test_logits_out_of_proportion(capsys, monkeypatch, model_folder, text, tmp_path):
+def test_logits_that_are_far_too_large(capsys, monkeypatch, model_folder, text, tmp_path):
     weights = load_file(model_folder / "model.safetensors")
     weights["model.norm.weight"].fill_(1e6)
     save_file(weights, model_folder / "model.safetensors", metadata={"format": "pt"})
@@ -394,10 +442,12 @@ def test_huge_counts_leave_out_the_rate_codes(run):
 
 
 def test_converted_half_precision_model(run, tiny_llama, tokenizer, tmp_path):
-    save(convert(tiny_llama.bfloat16()).model, tmp_path / "half.safetensors", tokenizer)
+    save(to_spiking(tiny_llama.bfloat16()), tmp_path / "half.safetensors", tokenizer)
     found = run("--layers", "*.q_proj", model=tmp_path / "half.safetensors")
     assert found["perplexity"]["int8"] == pytest.approx(found["perplexity"]["spiking"], rel=0.1)
     assert found["settings"]["layers"] == "as converted"
+    assert found["exactness"]["fused"]["num_checked"] > 0  # outputs in bfloat16
+    assert found["exactness"]["fused"]["num_mismatches"] == 0
 
 
 def test_a_full_disk_while_measuring(capsys, monkeypatch, model_folder, text, tmp_path):

@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 import torch
 
-from spikebrain import Policy, convert, record
+from spikebrain import SpikeSettings, record, to_spiking
 from spikebrain.analysis import DEFINITIONS, code_statistics, merged_histogram, spike_statistics
 from spikebrain.coding import ENCODERS
 from spikebrain.errors import InputError
@@ -50,10 +50,10 @@ def test_nothing_recorded():
 @pytest.mark.parametrize("name", ["ternary", "bitwise-bidirectional", "twos-complement", "signed-digit"])
 def test_another_code_is_what_it_would_have_run_in(tiny_llama, name):
     ids = torch.arange(30)[None]
-    model = convert(tiny_llama, Policy(encoder=ENCODERS.create(name))).model
+    model = to_spiking(tiny_llama, SpikeSettings(encoder=ENCODERS.create(name)))
     with record(model) as own:
         model(ids)
-    model = convert(tiny_llama).model
+    model = to_spiking(tiny_llama)
     with record(model) as bitwise:
         model(ids)
     predicted = code_statistics(bitwise.layers.values(), ENCODERS.create(name))

@@ -11,9 +11,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import spikebrain
+from spikebrain import spikingbrain_settings
 from spikebrain.errors import CheckpointError, InputError
 from spikebrain.models.conversion import to_spiking
-from spikebrain.models.io import read_folder, save_folder
+from spikebrain.models.io import read_folder, save
 from spikebrain.models.spikingbrain import SpikingBrainForCausalLM, tiny_7b, tiny_76b
 
 INDEX = "model.safetensors.index.json"
@@ -29,7 +30,7 @@ def model(request):
 
 @pytest.fixture
 def folder(tmp_path):
-    save_folder(SpikingBrainForCausalLM(tiny_7b()), tmp_path, max_shard_bytes=100_000)
+    save(SpikingBrainForCausalLM(tiny_7b()), tmp_path, max_shard_bytes=100_000)
     return tmp_path
 
 
@@ -48,9 +49,9 @@ def rewrite(folder, change):
 @pytest.mark.parametrize(("setting", "group_size"), [(None, None), ("as-described", None), ("as-released", 32)])
 def test_there_and_back(model, tmp_path, setting, group_size, dtype):
     if setting is not None:
-        model = to_spiking(model, setting, group_size=group_size, k=2.0)
+        model = to_spiking(model, spikingbrain_settings(setting, group_size=group_size, k=2.0))
     model = model.to(dtype)
-    save_folder(model, tmp_path, max_shard_bytes=100_000)
+    save(model, tmp_path, max_shard_bytes=100_000)
     read = read_folder(tmp_path)
     assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) >= 3
     assert read.settings == model.settings
@@ -68,7 +69,7 @@ def test_there_and_back(model, tmp_path, setting, group_size, dtype):
 
 def test_names_of_the_released_layout(tmp_path):
     model = SpikingBrainForCausalLM(tiny_7b(gate="full", initializer_range=0.1))
-    save_folder(to_spiking(model, "as-released", group_size=16), tmp_path, released=True)
+    save(to_spiking(model, spikingbrain_settings("as-released", group_size=16)), tmp_path, released=True)
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["model_type"], config["attn_layers"], config["w_group_size"]) == ("gla_swa", [1, 3], 16)
     with safe_open(tmp_path / "model-00001-of-00001.safetensors", "pt") as file:
@@ -90,7 +91,7 @@ def test_names_of_the_released_layout(tmp_path):
     read = read_folder(tmp_path, spiking="as-released")
     assert (read.settings.gate, read.settings.spiking) == ("full", "as-released")
     with pytest.raises(InputError, match="no such"):
-        save_folder(SpikingBrainForCausalLM(tiny_76b()), tmp_path, released=True)
+        save(SpikingBrainForCausalLM(tiny_76b()), tmp_path, released=True)
 
 
 def test_float_folder_may_be_read_on_spikes(folder):
@@ -122,11 +123,11 @@ def test_all_that_is_wrong_is_told_at_once(folder):
 
 @pytest.mark.parametrize("name", ["model.layers.0.attn.k_proj", "model.layers.2.mlp.gate_proj"])
 def test_missing_and_wrong_scales(tmp_path, name):
-    save_folder(to_spiking(SpikingBrainForCausalLM(tiny_7b())), tmp_path)
+    save(to_spiking(SpikingBrainForCausalLM(tiny_7b())), tmp_path)
     rewrite(tmp_path, lambda tensors: tensors.pop(f"{name}.weight_quantizer.scales"))
     with pytest.raises(CheckpointError, match=f"missing: {name}.weight_quantizer.scales"):
         read_folder(tmp_path)
-    save_folder(to_spiking(SpikingBrainForCausalLM(tiny_7b())), tmp_path)
+    save(to_spiking(SpikingBrainForCausalLM(tiny_7b())), tmp_path)
     (tmp_path / "model.safetensors").unlink()
     rewrite(tmp_path, lambda tensors: tensors[f"{name}.weight_quantizer.scales"].zero_())
     with pytest.raises(CheckpointError, match=f"weight scales of {name}: expected finite numbers > 0"):
@@ -175,9 +176,9 @@ def test_other_damage(folder):
 
 def test_transformers_alone_does_not_run_a_spiking_folder(tmp_path):
     spiking = to_spiking(SpikingBrainForCausalLM(tiny_7b()))
-    with pytest.raises(InputError, match="Use save_folder"):
+    with pytest.raises(InputError, match=r"Use spikebrain\.save"):
         spiking.save_pretrained(tmp_path)
-    save_folder(spiking, tmp_path)
+    save(spiking, tmp_path)
     with pytest.raises(InputError, match=r"Use spikebrain\.load"):
         SpikingBrainForCausalLM.from_pretrained(tmp_path)
 
@@ -186,12 +187,13 @@ def test_too_coarse_for_the_weights(tmp_path):
     model = SpikingBrainForCausalLM(tiny_7b())
     model.model.layers[0].mlp.up_proj.weight.data *= 1e-6
     with pytest.raises(InputError, match=r"float16 is too coarse for the weights of model\.layers\.0\.mlp\.up_proj"):
-        save_folder(to_spiking(model).half(), tmp_path)
+        save(to_spiking(model).half(), tmp_path)
 
 
 MEMORY = """
 import sys
-from spikebrain.models.spikingbrain import SpikingBrainForCausalLM, read_folder, tiny_7b
+from spikebrain.models.io import read_folder
+from spikebrain.models.spikingbrain import SpikingBrainForCausalLM, tiny_7b
 
 def status(key):
     return int(next(line for line in open("/proc/self/status") if line.startswith(key)).split()[1]) * 1024
@@ -207,13 +209,12 @@ for spiking in (None, "as-described"):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the memory of a process from /proc")
 def test_memory_while_reading_is_near_the_size_of_the_model(tmp_path):
     # 6 layers of 3 * 512 * 2048 + 2.5 * 512 * 512 weights: 92 MB in float32, in shards of 20; 23 MB in INT8.
     config = tiny_7b(hidden_size=512, num_heads=8, num_kv_heads=2, head_dim=64, intermediate_size=2048)
-    save_folder(
-        SpikingBrainForCausalLM(config.replace(layers=["gla", "swa"] * 3)), tmp_path, max_shard_bytes=20_000_000
-    )
+    save(SpikingBrainForCausalLM(config.replace(layers=["gla", "swa"] * 3)), tmp_path, max_shard_bytes=20_000_000)
     # glibc gives freed memory back where it came from mmap, which a real model's tensors are large enough for.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     command = [sys.executable, "-c", MEMORY, str(tmp_path)]

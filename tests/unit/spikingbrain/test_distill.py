@@ -122,6 +122,7 @@ def test_going_on_gives_the_same_losses(teacher, tokens, tmp_path, num_steps, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["loss.json", FILE_NAME]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(teacher, tokens, tmp_path):
     script = """
         import os, signal, sys
@@ -130,7 +131,8 @@ def test_a_killed_run_goes_on(teacher, tokens, tmp_path):
         from conftest import make_teacher
         from test_distill import SETTINGS, torch
         import dataclasses
-        from spikebrain.models.spikingbrain import distill, from_transformer
+        from spikebrain.models.conversion import from_transformer
+        from spikebrain.models.training import distill
         teacher, steps = make_teacher(), []
         tokens = torch.randint(0, 61, (600,), generator=torch.Generator().manual_seed(4))
         def kill(title, total):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from spikebrain import spikingbrain_settings
 from spikebrain.analysis.perplexity import one_thread
 from spikebrain.errors import InputError
 from spikebrain.models.conversion import to_spiking
@@ -60,7 +61,7 @@ def test_decoding_equals_prefill(model, ids, lengths):
 @pytest.mark.parametrize("name", ["7b", "everything"])
 def test_decoding_equals_prefill_on_spikes(name, setting, ids):
     # In float64, where no rounding error turns one count into another.
-    model = to_spiking(SpikingBrainForCausalLM(CONFIGS[name]).eval().double(), setting)
+    model = to_spiking(SpikingBrainForCausalLM(CONFIGS[name]).eval().double(), spikingbrain_settings(setting))
     with torch.no_grad():
         expected = model(ids).logits
     logits, _ = in_parts(model, ids, [9, 7, *[1] * 10, 4])
@@ -252,7 +253,7 @@ def test_other_dtypes(model, ids, dtype):
 def test_training_in_mixed_precision(ids, setting):
     model = SpikingBrainForCausalLM(CONFIGS["everything"]).train()
     if setting is not None:
-        model = to_spiking(model, setting)
+        model = to_spiking(model, spikingbrain_settings(setting))
     expected = model(ids, labels=ids).loss.item()
     with torch.autocast("cpu", torch.bfloat16):
         found = model(ids, labels=ids)

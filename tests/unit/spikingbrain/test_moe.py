@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from spikebrain import Policy, convert
+from spikebrain import SpikeSettings, to_spiking
 from spikebrain.models.spikingbrain import tiny_76b
 from spikebrain.models.spikingbrain.mlp import SwiGLU
 from spikebrain.models.spikingbrain.moe import MixtureOfExperts, load_balancing_loss
@@ -61,7 +61,7 @@ def test_only_routed_tokens_are_computed_and_silent_experts_never():
 
 def test_on_spikes_as_well():
     moe, x = build(2), torch.randn(2, 5, 8)
-    spiking = convert(moe, Policy(layers=("experts.*", "shared.*"))).model
+    spiking = to_spiking(moe, SpikeSettings(layers=("experts.*", "shared.*")))
     torch.testing.assert_close(spiking(x)[0], all_experts(spiking, x), atol=1e-5, rtol=1e-5)
 
 

@@ -5,7 +5,7 @@ import torch
 
 from spikebrain.models.conversion import from_transformer
 from spikebrain.models.training import objectives
-from spikebrain.models.training.objectives import is_the_teachers, match_layers, match_logits
+from spikebrain.models.training.objectives import equals_teacher, match_layers, match_logits
 
 
 def test_a_model_equal_to_its_teacher_has_no_loss(teacher, tokens):
@@ -75,8 +75,8 @@ def test_loss_of_the_layers_against_its_formula(teacher, tokens):
 
 def test_which_layers_are_the_teachers(teacher):
     student = from_transformer(teacher, "gla,swa", window=9)  # a token sees itself and 9 before it
-    assert not is_the_teachers(student, 0, 5)
-    assert is_the_teachers(student, 1, 10)
-    assert not is_the_teachers(student, 1, 11)
-    assert not is_the_teachers(from_transformer(teacher, "gla,swa", num_sinks=1), 1, 5)
-    assert not is_the_teachers(from_transformer(teacher, "gla,full/moe", num_experts=2), 1, 5)
+    assert not equals_teacher(student, 0, 5)
+    assert equals_teacher(student, 1, 10)
+    assert not equals_teacher(student, 1, 11)
+    assert not equals_teacher(from_transformer(teacher, "gla,swa", num_sinks=1), 1, 5)
+    assert not equals_teacher(from_transformer(teacher, "gla,full/moe", num_experts=2), 1, 5)

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from spikebrain.models import Policy
+from spikebrain import spikingbrain_settings
+from spikebrain.models import SpikeSettings
 from spikebrain.models.conversion import from_transformer, to_spiking
 from spikebrain.models.layers.spike_aware import SpikeAwareLinear, spike_aware
 from spikebrain.models.training import DistillSettings, Stage, distill
@@ -14,7 +15,7 @@ from spikebrain.models.training.distill import batch_of
 @pytest.mark.parametrize("plans", ["gla,swa", "gla+swa/moe,gla+full"])
 def test_spike_aware_computes_what_the_spiking_model_does(teacher, tokens, setting, plans):
     student = from_transformer(teacher, plans, num_sinks=2, num_experts=2).double()
-    spiking, ids = to_spiking(student, setting), tokens[:60].view(2, 30)
+    spiking, ids = to_spiking(student, spikingbrain_settings(setting)), tokens[:60].view(2, 30)
     seen = []
     student.model.layers[1].register_forward_hook(lambda m, i, o: seen.append(o[0].detach()))
     stage = Stage(objective="logits", context=30, steps=1, batch_size=2, learning_rate=1e-3)
@@ -45,7 +46,7 @@ def test_training_on_spikes_lowers_the_loss(teacher, tokens):
 def test_gradients_pass_both_roundings():
     linear = torch.nn.Linear(6, 3)
     wrapped, x = torch.nn.Sequential(linear), torch.randn(4, 6, requires_grad=True)
-    with spike_aware(wrapped, Policy()):
+    with spike_aware(wrapped, SpikeSettings()):
         wrapped(x).sum().backward()
     assert wrapped[0] is linear
     # As if y were linear: the gradient of x is the sum of the (rounded) rows, that of b the number of tokens.

@@ -5,11 +5,19 @@ import torch
 from torch import nn
 
 import spikebrain
-from spikebrain import AdaptiveThreshold, Policy, SpikeLinear, SpikingBrainForCausalLM, convert, dequantize, record
+from spikebrain import (
+    AdaptiveThreshold,
+    SpikeLinear,
+    SpikeSettings,
+    SpikingBrainForCausalLM,
+    record,
+    spikingbrain_settings,
+    to_dense,
+    to_spiking,
+)
 from spikebrain.errors import InputError
-from spikebrain.jobs.report import ReportSettings, run_report
-from spikebrain.models.conversion import to_spiking
-from spikebrain.models.io import save_folder
+from spikebrain.jobs import ReportSettings, report
+from spikebrain.models.io import save
 from spikebrain.models.layers.quantize import quantize_with
 from spikebrain.models.spikingbrain import SpikingBrainCache, tiny_7b, tiny_76b
 
@@ -31,7 +39,7 @@ def dense_layers(model):
 
 def test_as_described_every_projection_spikes(model, ids):
     before = {name: x.clone() for name, x in model.state_dict().items()}
-    spiking = to_spiking(model, k=2.5, group_size=16)
+    spiking = to_spiking(model, spikingbrain_settings(k=2.5, group_size=16))
     routers = {name for name in dense_layers(model) if name.endswith("router")}
     assert dense_layers(spiking) == {"lm_head"} | routers
     names = {name for name, module in spiking.named_modules() if isinstance(module, SpikeLinear)}
@@ -51,7 +59,7 @@ def test_as_described_every_projection_spikes(model, ids):
 
 
 def test_as_released(model):
-    spiking = to_spiking(model, "as-released")
+    spiking = to_spiking(model, spikingbrain_settings("as-released"))
     assert {name for name in dense_layers(spiking) if not name.endswith(("router", "lm_head"))} == {
         name for name in dense_layers(model) if name.endswith("down_proj")
     }
@@ -60,7 +68,7 @@ def test_as_released(model):
 def test_cache_holds_int8_as_described_and_floats_as_released(model, ids):
     kinds = {}
     for setting in ("as-described", "as-released"):
-        spiking = to_spiking(model, setting)
+        spiking = to_spiking(model, spikingbrain_settings(setting))
         cache = SpikingBrainCache(spiking.settings)
         with torch.no_grad():
             spiking(ids, cache=cache)
@@ -73,8 +81,11 @@ def test_cache_holds_int8_as_described_and_floats_as_released(model, ids):
 def test_the_two_settings_differ_by_down_proj_alone(ids):
     """Integer attention and float attention on rounded values are the same numbers."""
     model = SpikingBrainForCausalLM(tiny_7b(initializer_range=0.1)).eval().double()
-    only_down = Policy(layers=("*.down_proj",))
-    described, released = to_spiking(model), convert(to_spiking(model, "as-released"), only_down).model
+    only_down = SpikeSettings(layers=("*.down_proj",))
+    described, released = (
+        to_spiking(model),
+        to_spiking(to_spiking(model, spikingbrain_settings("as-released")), only_down),
+    )
     with torch.no_grad():
         torch.testing.assert_close(described(ids).logits, released(ids).logits, atol=1e-9, rtol=1e-9)
 
@@ -94,7 +105,7 @@ def test_record_sees_every_layer_and_token(model, ids):
 
 def test_dense_again(model, ids):
     spiking = to_spiking(model)
-    dense = dequantize(spiking)
+    dense = to_dense(spiking)
     attention = dense.get_submodule("model.layers.1.attn")
     assert attention.spiking is None
     rounded = {n: m.dequantized_weight() for n, m in spiking.named_modules() if isinstance(m, SpikeLinear)}
@@ -105,7 +116,7 @@ def test_dense_again(model, ids):
 
 
 def test_convert_alone_leaves_attention_in_floating_point(model, ids):
-    converted = convert(model, Policy(layers=("*_proj",))).model
+    converted = to_spiking(model, SpikeSettings(layers=("*_proj",)))
     assert converted.get_submodule("model.layers.1.attn").spiking is None
     with torch.no_grad():
         assert converted(ids).logits.shape == (2, 12, 258)
@@ -114,7 +125,9 @@ def test_convert_alone_leaves_attention_in_floating_point(model, ids):
 @pytest.mark.parametrize("setting", ["as-described", "as-released"])
 def test_gradients_pass_through_spikes(setting, ids):
     """Training sees the same numbers, and its gradients reach the embedding."""
-    spiking = to_spiking(SpikingBrainForCausalLM(tiny_7b(initializer_range=0.1)).double(), setting)
+    spiking = to_spiking(
+        SpikingBrainForCausalLM(tiny_7b(initializer_range=0.1)).double(), spikingbrain_settings(setting)
+    )
     found = spiking(ids, labels=ids, use_cache=False)
     found.loss.backward()
     assert bool(torch.isfinite(spiking.model.embeddings.weight.grad).all())
@@ -133,7 +146,7 @@ def test_given_scales():
     assert quantize_with(weight, torch.full((2, 1), 0.1))[2] is None
     linear = nn.Sequential(nn.Linear(4, 2))
     linear[0].weight.data = weight
-    layer = convert(linear, scales={"0": scales}).model[0]
+    layer = to_spiking(linear, scales={"0": scales})[0]
     assert torch.equal(layer.weight, integers)
     assert layer.group_size == 2
 
@@ -156,7 +169,7 @@ def test_wrong_scales(scales, message):
 
 def test_what_cannot_spike(model):
     with pytest.raises(InputError, match="expected one of"):
-        to_spiking(model, "as-published")
+        to_spiking(model, spikingbrain_settings("as-published"))
     spiking = to_spiking(model)
     with pytest.raises(InputError, match="got one that spikes as-described"):
         to_spiking(spiking)
@@ -174,8 +187,8 @@ def test_one_file_there_and_back(model, ids, tmp_path):
 @pytest.mark.parametrize("setting", [None, "as-described"])
 def test_report(tmp_path, tokenizer, setting):
     model = SpikingBrainForCausalLM(tiny_76b(vocab_size=258)).eval()
-    save_folder(to_spiking(model) if setting else model, tmp_path / "model", tokenizer)
-    found = run_report(
+    save(to_spiking(model) if setting else model, tmp_path / "model", tokenizer)
+    found = report(
         ReportSettings(model=str(tmp_path / "model"), num_tokens=32, context=16, layers="*_proj"), tmp_path / "report"
     )
     assert found["model"]["architecture"] == "SpikingBrainForCausalLM"

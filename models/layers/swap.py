@@ -1,131 +1,87 @@
-"""A Transformer in, a spiking model out: swap linear layers for spiking ones, and back."""
+"""Swap the linear layers of a model for spiking ones, and back."""
 
 from __future__ import annotations
 
 import copy
-import fnmatch
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ...backends import Backend
-from ...backends.base import check_backend
-from ...coding import BidirectionalBitwise, Encoder
 from ...errors import InputError
-from ...neuro import AdaptiveThreshold, Neuron
-from .quantize import check_group_size, copied, quantize, quantize_with, rows_together
+from .quantize import copy_bias, input_major, quantize, quantize_with
+from .settings import SpikeSettings
 from .spike_linear import SpikeLinear
 
 
 @dataclass(frozen=True)
-class Policy:
-    """Which layers spike, and how.
-
-    Attributes:
-        layers: patterns of module names (as of `named_modules`, with * and ?); a layer spikes if one matches.
-        neuron: turns activations into counts; `AdaptiveThreshold(k)` sets k.
-        encoder: turns counts into spikes.
-        group_size: input channels that share a weight scale; None for one scale per output channel.
-        backend: accumulates spikes; "auto" picks the fastest for each input.
-        include_head: whether the output head of a causal language model spikes too.
-    """
-
-    layers: tuple[str, ...] = ("*",)
-    neuron: Neuron = field(default_factory=AdaptiveThreshold)
-    encoder: Encoder = field(default_factory=BidirectionalBitwise)
-    group_size: int | None = None
-    backend: Backend | Literal["auto"] = "auto"
-    include_head: bool = False
-
-    def __post_init__(self) -> None:
-        check_patterns(self.layers, "Policy.layers")
-        check_backend(self.backend, "Policy.backend")
-        check_group_size(self.group_size)
-
-    def matches(self, name: str) -> bool:
-        """Return whether the layer of that name is to spike."""
-        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.layers)
-
-
-def check_patterns(patterns: tuple[str, ...], where: str) -> None:
-    """Raise an InputError if patterns is a text, whose letters would be taken for patterns."""
-    if isinstance(patterns, str):
-        raise InputError(f"{where}: expected a tuple of patterns, got the text {patterns!r}. Write ({patterns!r},).")
-
-
-@dataclass(frozen=True)
 class Conversion:
-    """What `convert` did.
+    """What `to_spiking` did; a spiking model keeps it as its attribute `conversion`.
 
     Attributes:
-        model: the spiking model.
+        settings: the settings it was called with.
         converted: names of the layers that spike now.
-        skipped: for every other module that holds weights of two or more axes, why it does not.
+        skipped: why each other module with weights of two or more axes does not spike, by name.
     """
 
-    model: nn.Module
+    settings: SpikeSettings
     converted: tuple[str, ...]
     skipped: Mapping[str, str]
 
 
-def convert(
-    model: nn.Module,
-    policy: Policy | None = None,
-    *,
-    inplace: bool = False,
-    scales: Mapping[str, Tensor] | None = None,
-) -> Conversion:
-    """Swap the linear layers that the policy names for `SpikeLinear`.
+def swap_linears(
+    model: nn.Module, settings: SpikeSettings, *, inplace: bool = False, scales: Mapping[str, Tensor] | None = None
+) -> nn.Module:
+    """Swap the linear layers that the settings name for `SpikeLinear`; `to_spiking` is the public verb.
 
-    A layer used in several places becomes one spiking layer, weights shared by several layers are quantised once,
-    and an output head that is tied to the embedding leaves the embedding as it is. A layer whose weights other code
-    reads without calling it must be left out through the policy; the ones known here are skipped.
+    A layer used in several places becomes one spiking layer. Weights that several layers share are quantised once. An
+    output head that is tied to the embedding leaves the embedding as it is.
 
     Args:
         model: any PyTorch model; `nn.Linear` and transformers' `Conv1D` modules are swapped.
-        policy: None for `Policy()`.
-        inplace: change the model itself; else work on a copy and leave the model as it was.
-        scales: by name of the layer, weight scales from a checkpoint in place of those that policy.group_size gives;
-            see `quantize_with`.
+        settings: which layers spike, and how.
+        inplace: change the model itself; otherwise work on a copy and leave the model unchanged.
+        scales: weight scales from a checkpoint, by layer name, instead of those computed with settings.group_size; see
+            `quantize_with`.
     Returns:
-        The spiking model, and what was converted and skipped.
+        The spiking model, with its attribute `conversion`.
     Raises:
         InputError: no layer matches, a weight is not finite, or scales do not fit their layer.
     """
-    policy, scales = policy or Policy(), scales or {}
-    linears, skipped = choose_layers(model, policy)
+    scales = scales or {}
+    linears, skipped = choose_layers(model, settings)
     spiking: dict[int, nn.Module] = {}
     quantized: dict[tuple[int, type], tuple[Tensor, Tensor, int | None]] = {}
     for name, layer in linears.items():
         linear, key = _as_linear(layer), (id(layer.weight), type(layer))
         if key not in quantized:
-            weight, group_size = linear.weight.detach(), policy.group_size
+            weight, group_size = linear.weight.detach(), settings.group_size
             if name in scales:
                 integers, scale, group_size = quantize_with(weight, scales[name], name)
             else:
                 integers, scale = quantize(weight, group_size, name)
-            quantized[key] = (rows_together(integers), scale, group_size)
+            quantized[key] = (input_major(integers), scale, group_size)
         integers, scale, group_size = quantized[key]
         spike_linear = SpikeLinear(
             integers,
             scale,
-            copied(linear.bias),
+            copy_bias(linear.bias),
             group_size=group_size,
-            neuron=policy.neuron,
-            encoder=policy.encoder,
-            backend=policy.backend,
+            neuron=settings.neuron_of(name),
+            encoder=settings.encoder,
+            backend=settings.backend,
             name=name,
         )
         spiking[id(layer)] = spike_linear.train(layer.training)
-    return Conversion(_swap(model, spiking, inplace), tuple(linears), skipped)
+    swapped = _swap(model, spiking, inplace)
+    swapped.conversion = Conversion(settings, tuple(linears), skipped)  # pyright: ignore[reportArgumentType]
+    return swapped
 
 
-def choose_layers(model: nn.Module, policy: Policy) -> tuple[dict[str, nn.Linear | Conv1D], dict[str, str]]:
+def choose_layers(model: nn.Module, settings: SpikeSettings) -> tuple[dict[str, nn.Linear | Conv1D], dict[str, str]]:
     """Return the layers that would spike, by name, and why every other module with weights would not.
 
     Raises:
@@ -140,10 +96,10 @@ def choose_layers(model: nn.Module, policy: Policy) -> tuple[dict[str, nn.Linear
         elif not isinstance(module, nn.Linear | Conv1D) or type(module) not in (nn.Linear, Conv1D):
             if any(p.ndim >= 2 for p in module.parameters(recurse=False)):
                 skipped[name] = f"{type(module).__name__} is not a plain linear layer"
-        elif any(module is head for head in heads) and not policy.include_head:
+        elif any(module is head for head in heads) and not settings.include_head:
             skipped[name] = "output head"
-        elif not policy.matches(name):
-            skipped[name] = "no pattern matches"
+        elif not settings.matches(name):
+            skipped[name] = "a pattern of skip matches" if settings.skips(name) else "no pattern matches"
         elif (owner := _reads_weights_itself(model, name)) is not None:
             skipped[name] = f"{owner} uses its weights without calling it"
         elif module._forward_hooks or module._forward_pre_hooks:
@@ -155,18 +111,18 @@ def choose_layers(model: nn.Module, policy: Policy) -> tuple[dict[str, nn.Linear
     if not linears:
         reasons = [f"{name!r}: {reason}" for name, reason in skipped.items()]
         listed = "; ".join(reasons[:6]) + ("; ..." if len(reasons) > 6 else "") if reasons else "it has no weights"
-        raise InputError(f"convert: expected a linear layer that matches {policy.layers}, found none. {listed}.")
+        raise InputError(f"to_spiking: expected a linear layer that matches {settings.layers}, found none. {listed}.")
     return linears, skipped
 
 
-def dequantize(model: nn.Module, *, inplace: bool = False) -> nn.Module:
+def to_dense(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """Swap every `SpikeLinear` for an `nn.Linear` with the same INT8-rounded weights: the model without spikes.
 
     The weights get the dtype of the model's float parameters.
 
     Args:
-        model: a converted model.
-        inplace: change the model itself; else work on a copy.
+        model: a spiking model.
+        inplace: change the model itself; otherwise work on a copy.
     """
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     dense: dict[int, nn.Module] = {}
@@ -174,13 +130,15 @@ def dequantize(model: nn.Module, *, inplace: bool = False) -> nn.Module:
         if isinstance(module, SpikeLinear):
             linear = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
             linear.weight = nn.Parameter(module.dequantized_weight().to(dtype), requires_grad=False)
-            linear.register_parameter("bias", copied(module.bias))
+            linear.register_parameter("bias", copy_bias(module.bias))
             dense[id(module)] = linear.train(module.training)
-    return _swap(model, dense, inplace)
+    swapped = _swap(model, dense, inplace)
+    swapped.__dict__.pop("conversion", None)
+    return swapped
 
 
 def _swap(model: nn.Module, replacements: dict[int, nn.Module], inplace: bool) -> nn.Module:
-    """Replace modules, given by id, wherever they occur."""
+    """Replace modules, looked up by id, wherever they occur."""
     if not inplace:
         # A deep copy that meets a replaced module takes its replacement instead of copying its weights.
         return copy.deepcopy(model, dict(replacements))
@@ -192,7 +150,7 @@ def _swap(model: nn.Module, replacements: dict[int, nn.Module], inplace: bool) -
 
 
 def _output_heads(model: nn.Module) -> list[nn.Module]:
-    """Return the output heads of all transformers models in the model, which may be wrapped in another module."""
+    """Return the output heads of all transformers models in `model`, which may be a wrapper around one."""
     heads = [m.get_output_embeddings() for m in model.modules() if isinstance(m, PreTrainedModel)]
     return [head for head in heads if isinstance(head, nn.Module)]
 
@@ -205,7 +163,7 @@ def _reads_weights_itself(model: nn.Module, name: str) -> str | None:
 
 
 def _as_linear(layer: nn.Linear | Conv1D) -> nn.Linear:
-    """Return a Conv1D, which stores [in, out], as the nn.Linear that it is."""
+    """Return a Conv1D, which stores [in, out], as the equivalent nn.Linear."""
     if isinstance(layer, nn.Linear):
         return layer
     linear = nn.Linear(layer.weight.shape[0], layer.weight.shape[1], device="meta")

@@ -1,0 +1,52 @@
+"""The command `spikebrain doctor`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ...jobs import examine
+from ..options import table_of
+
+
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False) -> None:
+    """Say what this machine can run, what "auto" picks, and why something is not available."""
+    found = examine()
+    if as_json:
+        print(json.dumps(found, indent=1))
+    else:
+        _print(found)
+
+
+def _print(found: dict[str, Any]) -> None:
+    """Print the findings on one screen."""
+    console = Console(highlight=False, markup=False)
+    cpu, cache = found["cpu"], found["model_cache"]
+    versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in found["versions"].items())
+    instructions = cpu["instructions"]
+    known = "unknown" if instructions is None else ", ".join(k for k, v in instructions.items() if v) or "none"
+    console.print(f"\n{versions}")
+    console.print(f"CPU: {cpu['model']}, {cpu['num_threads']} of {cpu['num_cpus']} threads; instructions: {known}")
+    for i, gpu in enumerate(found["gpus"]):
+        memory = gpu["memory_bytes"] / 2**30
+        console.print(f"GPU {i}: {gpu['name']}, compute capability {gpu['compute_capability']}, {memory:.0f} GiB")
+    console.print()
+
+    table = table_of("Backend", "device", "auto picks it for", "can it run?", text_columns=(0, 1, 2, 3))
+    for device, there in found["devices"].items():
+        for name, reason in there["backends"].items():
+            tokens = ", ".join(n for n, picked in there["auto"].items() if picked == name)
+            table.add_row(name, device, f"{tokens} token(s)" if tokens else "", f"no: {reason}" if reason else "yes")
+    console.print(table, "")
+
+    console.print(f"Default model: {'in the cache' if cache['present'] else 'not fetched yet'} ({cache['path']})")
+    for extra, packages in found["extras"].items():
+        missing = ", ".join(name for name, version in packages.items() if version is None)
+        remedy = f"{missing} missing; pip install 'spikebrain[{extra}]'" if missing else "installed"
+        console.print(f"Extra {extra} (optional): {remedy}")
+    console.print()
+    for sentence in found["advice"]:
+        console.print(f"- {sentence}")

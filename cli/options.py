@@ -1,0 +1,65 @@
+"""Options that several commands share, each said once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.table import Table
+
+from ..backends import BACKENDS, Backend
+from ..errors import InputError
+from ..registry import Registry
+
+MODEL = "smollm2, a .gguf file, a model folder, a file saved by spikebrain, or a hub id."
+Model = Annotated[str, typer.Argument(help=f"The model: {MODEL}")]
+TextFile = Annotated[Path | None, typer.Option(help="UTF-8 text file.", show_default="pydoc_data.topics")]
+NumTokens = Annotated[int, typer.Option(help="Tokens from the start of the text.")]
+K = Annotated[float, typer.Option(help="Mean |x| of a token divided by its threshold: larger k, more spikes.")]
+EncoderName = Annotated[str, typer.Option(help="Spike code.")]
+BackendName = Annotated[str, typer.Option(help="Backend that computes the integer sums; auto picks the fastest.")]
+Layers = Annotated[str, typer.Option(help="Layers that spike: a pattern of names, with * and ?.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
+Spiking = Annotated[str, typer.Option(help="How the model spikes: none, as-described or as-released.")]
+
+CODE = "bitwise-bidirectional"
+
+
+def seed_for(what: str) -> Any:
+    """Return the option --seed, with what it is for."""
+    return typer.Option(help=f"Random seed for {what}.")
+
+
+def folder_for(what: str) -> Any:
+    """Return the option --out, with what is written there."""
+    return typer.Option(help=f"Folder for {what}.")
+
+
+def named(registry: Registry[Any], option: str, name: str) -> Any:
+    """Return the plug-in of that name; raise an InputError that names the option if there is none."""
+    if name not in registry:
+        raise InputError(f"{option}: expected one of {', '.join(registry)}; got {name!r}.")
+    return registry.create(name)
+
+
+def backend_named(name: str) -> Backend | Literal["auto"]:
+    """Return the backend of that name, or "auto"."""
+    if name == "auto":
+        return "auto"
+    if name not in BACKENDS:
+        raise InputError(f"backend: expected one of auto, {', '.join(BACKENDS)}; got {name!r}.")
+    return BACKENDS.create(name)
+
+
+def spiking_or_none(spiking: str) -> str | None:
+    """Return the value of --spiking as jobs take it."""
+    return None if spiking == "none" else spiking
+
+
+def table_of(*columns: str, text_columns: tuple[int, ...] = (0,), no_wrap: bool = False) -> Table:
+    """Return an empty table: columns of text to the left, numbers to the right."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i in text_columns else "right", no_wrap=no_wrap)
+    return table

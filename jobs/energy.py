@@ -1,0 +1,171 @@
+"""What a run costs by an energy table: counted from a model that is run here, or read from an earlier report."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ..analysis.energy import describe_energy
+from ..analysis.energy_plots import plot_break_even, plot_waterfall
+from ..analysis.perplexity import split_windows, window_nlls
+from ..backends import Backend
+from ..coding import BidirectionalBitwise, Encoder
+from ..energy import (
+    DigitalEnergy,
+    EnergyReport,
+    EnergyTable,
+    ModelCounts,
+    SynopEnergy,
+    break_even,
+    count_operations,
+    waterfall,
+)
+from ..errors import InputError
+from ..models import SpikeSettings
+from ..models.recording import record
+from ..neuro import AdaptiveThreshold
+from .inputs import cannot_write, load_spiking
+from .progress import SILENT, Progress
+
+# Tokens of a window.
+_CONTEXT = 512
+_WRITTEN = ("report.json", "energy.json")
+
+
+@dataclass(frozen=True)
+class EnergySettings:
+    """Whose energy is estimated. All but `source` and `energy` are for a model, which is run.
+
+    Attributes:
+        source: a model, that is anything that `load` takes; or a report.json or energy.json, or the folder of one.
+        energy: `DigitalEnergy` prices every counted operation and byte; `SynopEnergy` gives one number, by the energy
+            of a published chip's synaptic operation.
+        block_bytes: size of a memory block.
+        shared_tokens: consecutive tokens that share a read of weights.
+        k: of `AdaptiveThreshold`: mean |x| of a token divided by its threshold.
+        encoder: turns counts into spikes.
+        backend: computes the integer sums; "auto" picks the fastest.
+        text: a UTF-8 file, or None for the text of the standard library's pydoc_data.topics.
+        num_tokens: tokens from the start of the text.
+        device: "cpu"; "cuda"; or "auto" for a GPU if there is one and the backend can run on it.
+    """
+
+    source: str = "smollm2"
+    energy: DigitalEnergy | SynopEnergy = field(default_factory=DigitalEnergy)
+    block_bytes: int = 64
+    shared_tokens: int = 1
+    k: float = 3.0
+    encoder: Encoder = field(default_factory=BidirectionalBitwise)
+    backend: Backend | Literal["auto"] = "auto"
+    text: Path | None = None
+    num_tokens: int = 512
+    device: str = "auto"
+
+
+def energy_model(table: EnergyTable, **options: Any) -> DigitalEnergy | SynopEnergy:
+    """Return the model that a table is for: `DigitalEnergy` with these options, or `SynopEnergy`, which has none."""
+    is_of_a_chip = "synop" in table and "int8_add" not in table
+    return SynopEnergy(table) if is_of_a_chip else DigitalEnergy(table, **options)
+
+
+@dataclass(frozen=True)
+class EnergyEstimate:
+    """What `energy` found.
+
+    Attributes:
+        counts: operations and bytes of the run.
+        figures: the content of energy.json, with `DigitalEnergy`; else None.
+        by_synops: the estimate of `SynopEnergy`; else None.
+        files: names of the files that were written.
+    """
+
+    counts: ModelCounts
+    figures: dict[str, Any] | None
+    by_synops: EnergyReport | None
+    files: tuple[str, ...]
+
+
+def energy(settings: EnergySettings, out: Path | None = None, progress: Progress = SILENT) -> EnergyEstimate:
+    """Estimate what a run on spikes costs beside dense INT8 and FP16.
+
+    Args:
+        settings: of what, and how.
+        out: folder for energy.json, waterfall.png and break_even.png; None to write nothing.
+        progress: told what happens.
+    Raises:
+        SpikebrainError: bad input; the message says which and what to do.
+    """
+    model = settings.energy
+    if isinstance(model, SynopEnergy) and out is not None:
+        raise InputError(
+            f"out {out}: nothing is written with the table {model.table.name}, which gives one number. Leave it out."
+        )
+    path = _file_of(settings.source)
+    counts = read_counts(path) if path is not None else count_run(settings, progress)
+    if isinstance(model, SynopEnergy):
+        return EnergyEstimate(counts, None, model.estimate(counts), ())
+    figures = describe_energy(counts, model)
+    return EnergyEstimate(counts, figures, None, () if out is None else _write(figures, counts, model, out))
+
+
+def read_counts(path: Path) -> ModelCounts:
+    """Return the counts that a report.json or energy.json holds.
+
+    Raises:
+        InputError: the file is none of this version.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return ModelCounts.from_dict(content.get("energy", content)["counts"])
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"{path}: expected a report.json of this version, with the counts of its run: {error!r}. Run spikebrain "
+            "report again."
+        ) from error
+
+
+def count_run(settings: EnergySettings, progress: Progress = SILENT) -> ModelCounts:
+    """Run a model on a text and count its operations and bytes."""
+    context = min(settings.num_tokens, _CONTEXT)
+    spike_settings = SpikeSettings(
+        neuron=AdaptiveThreshold(settings.k), encoder=settings.encoder, backend=settings.backend
+    )
+    inputs = {"num_tokens": settings.num_tokens, "context": context, "device": settings.device}
+    model, ids, _, _ = load_spiking(settings.source, settings.text, spike_settings, progress=progress, **inputs)
+    windows = split_windows(ids, context)
+    block_bytes, shared_tokens = settings.block_bytes, settings.shared_tokens
+    with record(model, block_bytes=(block_bytes,), shared_tokens=(shared_tokens,)) as recording:
+        done = progress.bar("spiking", sum(len(window) for window in windows), "tokens")
+        for first in range(0, len(windows), torch.get_num_threads()):
+            window_nlls(model, windows[first : first + torch.get_num_threads()], done)
+    return count_operations(recording, block_bytes=block_bytes, shared_tokens=shared_tokens)
+
+
+def _file_of(source: str) -> Path | None:
+    """Return the file that holds counts, or None if the source is a model."""
+    path = Path(source)
+    if source.endswith(".json"):
+        return path
+    if (path / "config.json").exists():  # a model's folder, even if a report was written into it
+        return None
+    return next((path / name for name in _WRITTEN if (path / name).is_file()), None)
+
+
+def _write(figures: dict[str, Any], counts: ModelCounts, model: DigitalEnergy, out: Path) -> tuple[str, ...]:
+    title = f"{counts.model}, table {model.table.name}, weights read per {model.reads_per}"
+    groups = counts.grouped()
+    points = [break_even(groups, model, name) for name, layer in groups.layers.items() if layer.spiking.num_spikes]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "energy.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        plot_waterfall(waterfall(counts, model), out / "waterfall.png", title)
+        plot_break_even(points, out / "break_even.png", title)
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    return ("energy.json", "waterfall.png", "break_even.png")

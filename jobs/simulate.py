@@ -1,0 +1,162 @@
+"""A model on a simulated asynchronous chip: what it costs, how long it takes, and what it waits for."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..analysis.chip_plots import plot_chip_energy, plot_chip_time, plot_mesh
+from ..chip import ORDERS, ChannelOrder, Description, InOrder, Mapping, load_description
+from ..chip.trace import write_timeline
+from ..coding import BidirectionalBitwise, Encoder
+from ..errors import InputError
+from ..models import SpikeSettings
+from ..neuro import AdaptiveThreshold
+from ..simulation.describe import describe_simulation
+from ..simulation.model import MODES, ModelOnChip, simulate_model, spiking_layers
+from ..simulation.orders import learn_orders
+from .inputs import cannot_write, check_seed, load_spiking, require_writable
+from .progress import SILENT, Progress
+
+# Tokens from which an order of channels is learned.
+ORDER_TOKENS = 128
+
+
+@dataclass(frozen=True)
+class SimulateSettings:
+    """What runs on which chip.
+
+    Attributes:
+        model: anything that `load` takes.
+        chip: a preset by name (ideal-45nm, async-45nm, loihi), the path of a .toml file, or a `Description`.
+        text: a UTF-8 file, or None for the text of the standard library's pydoc_data.topics.
+        num_tokens: tokens from the start of the text, as one window.
+        mode: "decode": token after token; "prefill": tokens follow each other through the layers.
+        mapping: cuts layers into cores.
+        order: learns from the 128 tokens that follow in which order channels lie in memory; None to leave them.
+        stream: weights stream from DRAM, so that the model need not fit.
+        k: of `AdaptiveThreshold`: mean |x| of a token divided by its threshold.
+        encoder: turns counts into spikes.
+        layers: pattern of the names of layers that spike.
+        jitter: services last up to this share longer, at random; changes times, never sums.
+        seed: random seed for the jitter.
+        critical_path: find what holds tokens up, which takes twice as long.
+        timeline: name of a layer of which timeline.json is written, for Perfetto.
+    """
+
+    model: str = "smollm2"
+    chip: str | Path | Description = "async-45nm"
+    text: Path | None = None
+    num_tokens: int = 16
+    mode: str = "decode"
+    mapping: Mapping = field(default_factory=InOrder)
+    order: ChannelOrder | None = None
+    stream: bool = False
+    k: float = 3.0
+    encoder: Encoder = field(default_factory=BidirectionalBitwise)
+    layers: str = "*"
+    jitter: float = 0.0
+    seed: int = 0
+    critical_path: bool = False
+    timeline: str | None = None
+
+    def spike_settings(self) -> SpikeSettings:
+        """Return which layers spike, and how."""
+        return SpikeSettings(layers=(self.layers,), neuron=AdaptiveThreshold(self.k), encoder=self.encoder)
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What `simulate` found.
+
+    Attributes:
+        figures: the content of simulation.json.
+        title: model, tokens, mode and chip, in words.
+        files: names of the files that were written.
+    """
+
+    figures: dict[str, Any]
+    title: str
+    files: tuple[str, ...]
+
+
+def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT) -> Simulated:
+    """Run a model on a simulated chip, event by event, and check its sums against the model's.
+
+    Writes simulation.json, energy.png, time.png, mesh.png and, if asked for, timeline.json into `out`.
+
+    Args:
+        settings: what runs on which chip.
+        out: folder to write to; made if it is missing.
+        progress: told what happens.
+    Raises:
+        SpikebrainError: bad input; the message says which and what to do.
+    """
+    num_tokens, order = settings.num_tokens, settings.order
+    if num_tokens < 1:
+        raise InputError(f"num_tokens: expected 1 or more, got {num_tokens}.")
+    if settings.mode not in MODES:
+        raise InputError(f"mode: expected one of {', '.join(MODES)}; got {settings.mode!r}.")
+    check_seed(settings.seed)
+    chip = settings.chip if isinstance(settings.chip, Description) else load_description(settings.chip)
+    spike_settings = settings.spike_settings()
+    require_writable(out)
+    wanted = num_tokens + (ORDER_TOKENS if order is not None else 0)
+    inputs = {"num_tokens": wanted, "context": num_tokens, "device": "cpu", "progress": progress}
+    model, ids, source, text_source = load_spiking(settings.model, settings.text, spike_settings, **inputs)
+    if len(ids) < num_tokens:
+        raise InputError(
+            f"num_tokens: expected at most the {len(ids):,} tokens of the text, got {num_tokens:,}. Give a longer text."
+        )
+    ids, following = ids[:num_tokens], ids[num_tokens:]
+    orders = {}
+    if order is not None:
+        if len(following) == 0:
+            raise InputError(
+                f"order {ORDERS.name_of(order)}: expected a text of more than {num_tokens} tokens to learn from. Give "
+                "a longer text."
+            )
+        progress.say(f"Learning the order of channels from {len(following)} tokens")
+        orders = learn_orders(model, following, order)
+    began = time.perf_counter()
+    found = simulate_model(
+        model,
+        ids,
+        chip,
+        mapping=settings.mapping,
+        stream=settings.stream,
+        mode=settings.mode,
+        orders=orders,
+        jitter=settings.jitter,
+        seed=settings.seed,
+        trace=settings.critical_path,
+        timeline=settings.timeline,
+        progress=progress.bar("simulated", len(spiking_layers(model)), "layers"),
+    )
+    figures = describe_simulation(found)
+    figures["model"] = {"name": settings.model, "source": Path(source).name}
+    figures["text"] = text_source
+    order_name = "as-given" if order is None else ORDERS.name_of(order) or repr(order)
+    figures["order"] = {"name": order_name, "num_tokens": len(following)}
+    figures["seconds"] = time.perf_counter() - began
+    title = f"{Path(source).stem}, {len(ids)} tokens, {settings.mode}, on {chip.name}"
+    try:
+        files = _write(found, figures, title, settings.timeline, out)
+    except OSError as error:
+        raise cannot_write(out, error) from error
+    return Simulated(figures, title, files)
+
+
+def _write(found: ModelOnChip, figures: dict[str, Any], title: str, timeline: str | None, out: Path) -> tuple[str, ...]:
+    plot_chip_energy(found, out / "energy.png", title)
+    plot_chip_time(found, out / "time.png", title)
+    plot_mesh(found, out / "mesh.png", title)
+    files = ("simulation.json", "energy.png", "time.png", "mesh.png")
+    if found.timeline is not None and timeline is not None:
+        figures["num_timeline_events"] = write_timeline(found.timeline, out / "timeline.json", timeline)
+        files += ("timeline.json",)
+    (out / "simulation.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return files

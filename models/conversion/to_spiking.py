@@ -1,0 +1,138 @@
+"""Put any model on spikes.
+
+A SpikingBrain model has W8A-spike in two settings: projections on spike trains, queries as spike counts, and INT8 keys
+and values.
+"as-described" is the report's claim and our default: every projection spikes, down_proj and the gate's included, and
+the cache keeps INT8 keys and values. "as-released" computes what the released code does: down_proj stays dense and
+unrounded, and the cache keeps floats, which are rounded to INT8 whenever they are used. In both, the router of a
+mixture of experts and the output head stay dense: the router only selects experts, and the released code leaves the
+head alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal, TypeVar
+
+from torch import Tensor, nn
+
+from ...backends import Backend
+from ...coding import BidirectionalBitwise, Encoder
+from ...errors import InputError
+from ...neuro import AdaptiveThreshold, Neuron
+from ..layers.settings import ATTENTION, SpikeSettings
+from ..layers.swap import swap_linears
+from ..spikingbrain.attention import Attention
+from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
+from ..spikingbrain.config import SpikingBrainConfig
+
+Model = TypeVar("Model", bound=nn.Module)
+
+_LAYERS = {
+    "as-described": ("*_proj", "*.gk_proj.?"),
+    "as-released": ("*.attn.?_proj", "*.attn.gk_proj", "*.attn.gk_proj.?", "*.gate_proj", "*.up_proj"),
+}
+
+
+def to_spiking(
+    model: Model,
+    settings: SpikeSettings | None = None,
+    *,
+    inplace: bool = False,
+    scales: Mapping[str, Tensor] | None = None,
+) -> Model:
+    """Return the model on spikes: its linear layers, and with `settings.attention` a SpikingBrain model's attention.
+
+    A layer used in several places becomes one spiking layer, and an output head that is tied to the embedding leaves
+    the embedding as it is. A layer whose weights other code reads without calling it must be left out (`skip`); the
+    ones known here are skipped.
+
+    Args:
+        model: any PyTorch model; `nn.Linear` and transformers' `Conv1D` modules are swapped for `SpikeLinear`.
+        settings: which layers, and how; None for `SpikeSettings()`, or for a SpikingBrain model
+            `spikingbrain_settings()`.
+        inplace: change the model itself; else work on a copy and leave the model as it was.
+        scales: by name of the layer, weight scales from a checkpoint.
+    Returns:
+        The spiking model. Its attribute `conversion` says what was converted, and what was skipped and why.
+    Raises:
+        InputError: no layer matches, a weight is not finite, scales do not fit their layer, the attention of a model
+            cannot spike, or a SpikingBrain model spikes already.
+
+    Source:
+        SpikingBrain (arXiv:2509.05276), section 3.3; its W8ASpike code.
+    """
+    if not isinstance(model, SpikingBrainForCausalLM):
+        settings = settings or SpikeSettings()
+        if settings.attention is not None:
+            raise InputError(
+                f"to_spiking: expected attention=None for a {type(model).__name__}, got {settings.attention!r}. Only "
+                "the attention of SpikingBrain models spikes."
+            )
+        return swap_linears(model, settings, inplace=inplace, scales=scales)  # pyright: ignore[reportReturnType]
+    settings = settings or spikingbrain_settings()
+    before = model.settings
+    if before.spiking is not None and settings.attention is not None:
+        raise InputError(f"to_spiking: expected a float model, got one that spikes {before.spiking}.")
+    spiking = swap_linears(model, settings, inplace=inplace, scales=scales)
+    assert isinstance(spiking, SpikingBrainForCausalLM)
+    if settings.attention is not None:
+        k = k_of_queries(settings)
+        set_settings(spiking, before.replace(spiking=settings.attention, k=k, group_size=settings.group_size))
+    return spiking
+
+
+def spikingbrain_settings(
+    attention: str = "as-described",
+    *,
+    k: float = 3.0,
+    group_size: int | None = None,
+    encoder: Encoder | str | None = None,
+    backend: Backend | Literal["auto"] | str = "auto",
+) -> SpikeSettings:
+    """Return the settings of a published SpikingBrain model.
+
+    Args:
+        attention: "as-described" or "as-released"; it also says which projections spike.
+        k: of the adaptive threshold, of projections and queries.
+        group_size: input channels that share a weight scale; None for all.
+        encoder: turns counts into spikes; None for the bidirectional bitwise code.
+        backend: accumulates spikes; "auto" picks the fastest.
+    Raises:
+        InputError: an unknown kind of attention.
+    """
+    if attention not in ATTENTION:
+        raise InputError(f"spikingbrain_settings.attention: expected one of {ATTENTION}, got {attention!r}.")
+    return SpikeSettings(
+        layers=_LAYERS[attention],
+        neuron=AdaptiveThreshold(k),
+        encoder=encoder or BidirectionalBitwise(),
+        group_size=group_size,
+        backend=backend,
+        attention=attention,
+    )
+
+
+def k_of_queries(settings: SpikeSettings) -> float:
+    """Return the k with which queries of softmax attention become counts: that of the query projections' neuron.
+
+    Raises:
+        InputError: that neuron is no `AdaptiveThreshold`.
+    """
+    neuron: Neuron = settings.neuron_of("model.layers.0.attn.q_proj")
+    if type(neuron) is not AdaptiveThreshold:
+        raise InputError(
+            f"SpikeSettings.neuron: expected AdaptiveThreshold for spiking attention, got {type(neuron).__name__}. Use "
+            "it for *.q_proj, or leave attention in floating point with attention=None."
+        )
+    return neuron.k
+
+
+def set_settings(model: SpikingBrainForCausalLM, settings: SpikingBrainConfig) -> None:
+    """Let every part of a model go by other settings; its modules must fit them."""
+    for name, value in settings.to_dict().items():
+        setattr(model.config, name, value)
+    model.model.settings = settings
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.config = settings

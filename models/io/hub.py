@@ -1,0 +1,116 @@
+"""Reading through transformers: folders, hub ids and GGUF files share what is checked afterwards."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from ...errors import CheckpointError
+
+# Tensors that old checkpoints hold and no model reads: masks, and frequencies that are computed from the configuration.
+_DERIVED = re.compile(r"(^|\.)(masked_bias|rotary_emb\.inv_freq|attn\.bias|attention\.bias|attn\.attention\.bias)$")
+# Files of which a folder has at least one if it has a tokenizer.
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+)
+
+
+def from_pretrained(name: str, dtype: torch.dtype, *, local: bool) -> tuple[Any, Any]:
+    """Return model and tokenizer of a Hugging Face folder or hub id.
+
+    Raises:
+        CheckpointError: transformers cannot load it, or its tensors are not those of the model.
+    """
+    try:
+        with quiet():
+            options = {"local_files_only": local, "use_safetensors": True, "trust_remote_code": False}
+            model, info = read_weights(name, dtype=dtype, **options)
+            tokenizer = _tokenizer(name, local)
+    except MemoryError:
+        raise
+    except Exception as error:  # of many kinds: files, network, tensors, Rust's tokenizers
+        raise CheckpointError(f"{name}: transformers cannot load it. ({type(error).__name__}: {error})") from error
+    check_complete(name, info)
+    return model, tokenizer
+
+
+def read_weights(name: str, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """Return the model, and which of its tensors were missing, unexpected or of another shape."""
+    read: Any = AutoModelForCausalLM.from_pretrained
+    # Mismatched ones are listed, too, instead of raising an error that says nothing of them.
+    return read(name, output_loading_info=True, ignore_mismatched_sizes=True, **options)
+
+
+def check_complete(name: str, info: dict[str, Any]) -> None:
+    """Raise unless every weight of the model was in the file and the other way round.
+
+    transformers fills what is missing with random numbers, and leaves out what it does not know. Buffers that old
+    checkpoints hold, and that follow from the configuration, are no fault.
+    """
+    wrong = {what: sorted(map(str, info.get(f"{what}_keys") or ())) for what in ("missing", "unexpected", "mismatched")}
+    wrong["unexpected"] = [key for key in wrong["unexpected"] if not _DERIVED.search(key)]
+    listed = [
+        f"{what}: {', '.join(keys[:8])}{', ...' if len(keys) > 8 else ''}" for what, keys in wrong.items() if keys
+    ]
+    if listed:
+        raise CheckpointError(f"{name}: its tensors are not those of the model. {'; '.join(listed)}. Fetch it again.")
+
+
+def check_finite(model: torch.nn.Module, name: str) -> None:
+    """Raise a CheckpointError that names the first weight with NaN or infinity, if there is one."""
+    for key, tensor in model.named_parameters():
+        if tensor.is_floating_point() and not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
+            index = tuple((~torch.isfinite(tensor)).nonzero()[0].tolist())
+            raise CheckpointError(
+                f"{name}: expected finite weights, got {tensor[index].item()} at {index} of {key}. It is damaged. "
+                "Fetch it again."
+            )
+
+
+def tokenizer_beside(path: Path) -> Any:
+    """Return the tokenizer in a model folder, or None if it has none.
+
+    Raises:
+        CheckpointError: its files cannot be read.
+    """
+    try:
+        with quiet():
+            return _tokenizer(str(path), local=True)
+    except Exception as error:  # of many kinds, as in from_pretrained
+        raise CheckpointError(f"{path}: its tokenizer cannot be read. ({type(error).__name__}: {error})") from error
+
+
+def _tokenizer(name: str, local: bool) -> Any:
+    if local and not any((Path(name) / file).is_file() for file in _TOKENIZER_FILES):
+        return None
+    return AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' own progress bars and notes off the screen; errors still come through."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,116 @@
+"""A model's spiking layers and their settings as JSON, for single files and folders alike."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ...errors import InputError
+from ...registry import from_dict, to_dict
+from ..layers.settings import SpikeSettings
+from ..layers.spike_linear import SpikeLinear
+from ..layers.swap import Conversion
+
+VERSION = 1
+
+
+def layer_table(model: nn.Module) -> dict[str, Any]:
+    """Return the settings of every spiking layer, without repeats, and the model's `conversion`.
+
+    Raises:
+        InputError: a layer uses a class that is not registered, or a setting that JSON cannot hold.
+    """
+    first_names: dict[int, str] = {}
+    settings: dict[str, int] = {}
+    layers: dict[str, dict[str, Any]] = {}
+    for name, layer in spiking_layers(model).items():
+        first = first_names.setdefault(id(layer), name)
+        if first != name:
+            layers[name] = {"same_as": first}
+            continue
+        written = json.dumps(_settings_of(layer), sort_keys=True)
+        layers[name] = {"settings": settings.setdefault(written, len(settings))}
+    return {
+        "version": VERSION,
+        "settings": [json.loads(written) for written in settings],
+        "layers": layers,
+        "conversion": _conversion(model),
+    }
+
+
+def spiking_layers(model: nn.Module) -> dict[str, SpikeLinear]:
+    """Return the spiking layers by name; a layer with several names appears under each."""
+    modules = model.named_modules(remove_duplicate=False)
+    return {name: module for name, module in modules if isinstance(module, SpikeLinear)}
+
+
+class LayerTable:
+    """Builds layers from a table made by `layer_table`.
+
+    Args:
+        content: the table.
+    Raises:
+        InputError: the table has another version, or names a class that is not registered here.
+    """
+
+    def __init__(self, content: Mapping[str, Any]) -> None:
+        if content.get("version") != VERSION:
+            raise InputError(
+                f"spiking layers: expected a table of version {VERSION}, got {content.get('version')!r}. Use the "
+                "version of spikebrain that wrote it."
+            )
+        self._content = content
+        self._settings = [
+            {
+                "group_size": one["group_size"],
+                "neuron": from_dict(one["neuron"]),
+                "encoder": from_dict(one["encoder"]),
+                "backend": one["backend"] if isinstance(one["backend"], str) else from_dict(one["backend"]),
+            }
+            for one in content["settings"]
+        ]
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the layers, in the order of the model; a layer with several names appears under each."""
+        return list(self._content["layers"])
+
+    def same_as(self, name: str) -> str | None:
+        """Return the first name of a layer that has several names, or None if `name` is the first."""
+        return self._content["layers"][name].get("same_as")
+
+    def build(self, name: str, weight: Tensor, scale: Tensor, bias: Tensor | None) -> SpikeLinear:
+        """Return the layer of that name, with the given tensors."""
+        return SpikeLinear(weight, scale, bias, name=name, **self._settings[self._content["layers"][name]["settings"]])
+
+    def restore_conversion(self, model: nn.Module) -> None:
+        """Give the model the `conversion` that it had when it was saved."""
+        stored = self._content["conversion"]
+        if stored is not None:
+            settings = from_dict(stored["settings"])
+            assert isinstance(settings, SpikeSettings)
+            conversion = Conversion(settings, tuple(stored["converted"]), stored["skipped"])
+            model.conversion = conversion  # pyright: ignore[reportArgumentType]
+
+
+def _settings_of(layer: SpikeLinear) -> dict[str, Any]:
+    return {
+        "group_size": layer.group_size,
+        "neuron": to_dict(layer.neuron),
+        "encoder": to_dict(layer.encoder),
+        "backend": "auto" if layer.backend == "auto" else to_dict(layer.backend),
+    }
+
+
+def _conversion(model: nn.Module) -> dict[str, Any] | None:
+    conversion = getattr(model, "conversion", None)
+    if not isinstance(conversion, Conversion):
+        return None
+    return {
+        "settings": to_dict(conversion.settings),
+        "converted": list(conversion.converted),
+        "skipped": dict(conversion.skipped),
+    }

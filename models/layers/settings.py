@@ -1,0 +1,118 @@
+"""Which layers of a model spike, and how: one object."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from ...backends import BACKENDS, Backend
+from ...coding import ENCODERS, BidirectionalBitwise, Encoder
+from ...errors import InputError
+from ...neuro import NEURONS, AdaptiveThreshold, Neuron
+from ...registry import Registry
+from .quantize import check_group_size
+
+ATTENTION = ("as-described", "as-released")
+
+
+@dataclass(frozen=True)
+class SpikeSettings:
+    """Which layers spike, and how. Neuron, encoder and backend are objects, or names of registered classes.
+
+    Attributes:
+        layers: patterns for module names (as in `named_modules`, with * and ?); a layer spikes if any of them matches.
+        skip: patterns for layers that stay dense even if `layers` matches.
+        neuron: turns activations into counts. A mapping from name patterns to neurons gives layers different neurons;
+            the first pattern that matches applies. `AdaptiveThreshold(k)` sets k.
+        encoder: turns counts into spikes.
+        group_size: input channels that share a weight scale; None for one scale per output channel.
+        backend: accumulates spikes; "auto" picks the fastest for each input.
+        include_head: whether the output head of a causal language model spikes too.
+        attention: how softmax attention of a SpikingBrain model spikes, "as-described" or "as-released"; None leaves it
+            in floating point. Other models have no spiking attention.
+    Raises:
+        InputError: a value of the wrong kind; the message names the field.
+
+    >>> by_kind = SpikeSettings(neuron={"*down_proj": AdaptiveThreshold(k=4.0), "*": AdaptiveThreshold(k=3.0)})
+    >>> by_kind.neuron_of("layers.0.mlp.down_proj").k
+    4.0
+    """
+
+    layers: tuple[str, ...] = ("*",)
+    skip: tuple[str, ...] = ()
+    neuron: str | Neuron | Mapping[str, Neuron] = field(default_factory=AdaptiveThreshold)
+    encoder: str | Encoder = field(default_factory=BidirectionalBitwise)
+    group_size: int | None = None
+    backend: Backend | Literal["auto"] | str = "auto"
+    include_head: bool = False
+    attention: str | None = None
+
+    def __post_init__(self) -> None:
+        check_patterns(self.layers, "SpikeSettings.layers")
+        check_patterns(self.skip, "SpikeSettings.skip")
+        if isinstance(self.neuron, Mapping):
+            if not self.neuron:
+                raise InputError("SpikeSettings.neuron: expected at least one pattern with a neuron, got none.")
+            where = "SpikeSettings.neuron[{!r}]"
+            neuron: Any = {p: NEURONS.resolve(n, where.format(p)) for p, n in self.neuron.items()}
+        else:
+            neuron = NEURONS.resolve(self.neuron, "SpikeSettings.neuron")
+        object.__setattr__(self, "neuron", neuron)
+        object.__setattr__(self, "encoder", ENCODERS.resolve(self.encoder, "SpikeSettings.encoder"))
+        if self.backend != "auto":
+            object.__setattr__(self, "backend", BACKENDS.resolve(self.backend, "SpikeSettings.backend"))
+        check_group_size(self.group_size)
+        if self.attention not in (None, *ATTENTION):
+            raise InputError(f"SpikeSettings.attention: expected None or one of {ATTENTION}, got {self.attention!r}.")
+
+    def matches(self, name: str) -> bool:
+        """Return whether the layer of that name is to spike."""
+        return _matches(name, self.layers) and not self.skips(name)
+
+    def skips(self, name: str) -> bool:
+        """Return whether the layer of that name is left out by `skip`."""
+        return _matches(name, self.skip)
+
+    def neuron_of(self, name: str) -> Neuron:
+        """Return the neuron of a layer.
+
+        Raises:
+            InputError: no pattern matches the layer's name.
+        """
+        if isinstance(self.neuron, Neuron):
+            return self.neuron
+        assert isinstance(self.neuron, Mapping)
+        found = next((neuron for pattern, neuron in self.neuron.items() if fnmatch.fnmatchcase(name, pattern)), None)
+        if found is None:
+            raise InputError(
+                f"SpikeSettings.neuron: expected a pattern that matches {name!r}, got {', '.join(self.neuron)}. Add "
+                "'*' as the last one, or leave the layer out with skip."
+            )
+        return found
+
+
+SETTINGS: Registry[SpikeSettings] = Registry("settings", SpikeSettings)
+SETTINGS.register("spike")(SpikeSettings)
+
+
+def neuron_with_k(k: float | Mapping[str, float]) -> Neuron | dict[str, Neuron]:
+    """Return an adaptive-threshold neuron with the given k, or one for each pattern of layer names.
+
+    >>> neuron_with_k({"*down_proj": 4.0, "*": 3.0})["*"]
+    AdaptiveThreshold(k=3.0, floor=1e-05, ceiling=10000.0)
+    """
+    if isinstance(k, Mapping):
+        return {pattern: AdaptiveThreshold(value) for pattern, value in k.items()}
+    return AdaptiveThreshold(k)
+
+
+def check_patterns(patterns: Iterable[str], where: str) -> None:
+    """Raise an InputError if `patterns` is a string, since each letter would be taken as a pattern."""
+    if isinstance(patterns, str):
+        raise InputError(f"{where}: expected a tuple of patterns, got the text {patterns!r}. Write ({patterns!r},).")
+
+
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

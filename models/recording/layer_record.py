@@ -1,0 +1,111 @@
+"""What one spiking layer did while its model ran, in memory that does not grow with the text."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from ..layers.spike_linear import SpikeLinear, Step
+from .weight_reads import WeightReads
+
+# Counting into bins is ten times faster than sorting, as long as the bins fit the cache.
+_MAX_BINS = 2**20
+
+
+@dataclass
+class LayerRecord:
+    """What one layer did: exact integers, from which every statistic follows.
+
+    Attributes:
+        name: of the layer in the model.
+        in_features: channels whose activations are counted and spike, per token.
+        out_features: outputs that each spike reaches.
+        num_tokens: tokens that passed.
+        count_histogram: how many channels (over all tokens) had each signed spike count.
+        num_spikes: spikes of either sign in the trains as they ran.
+        num_slots: places for a spike in those trains: timesteps x channels x tokens, summed over the trains.
+        num_timesteps: length of the longest train.
+        num_weighted_spikes: spikes in timesteps whose weight is not 1 or -1; each of them needs a shift.
+        num_active_channels: channels with at least one spike, summed over tokens: rows of weights that were needed.
+        zero_point: the largest of the trains.
+        weight_reads: which weights were needed, for each size of block and number of tokens that share a read.
+        num_scales: groups of input channels with a weight scale of their own.
+        has_bias: whether the layer has a bias.
+        mean_count_bound: the largest mean |count| that the neuron allows (see `CountBounds`); None if it has no bound.
+        neuron: of the layer.
+        encoder: of the layer.
+    """
+
+    name: str
+    in_features: int
+    out_features: int
+    num_tokens: int = 0
+    count_histogram: Counter[int] = field(default_factory=Counter)
+    num_spikes: int = 0
+    num_slots: int = 0
+    num_timesteps: int = 0
+    num_weighted_spikes: int = 0
+    num_active_channels: int = 0
+    zero_point: int = 0
+    weight_reads: list[WeightReads] = field(default_factory=list)
+    num_scales: int = 1
+    has_bias: bool = False
+    mean_count_bound: float | None = None
+    neuron: str = ""
+    encoder: str = ""
+
+    @classmethod
+    def of_layer(cls, name: str, layer: SpikeLinear, weight_reads: list[WeightReads]) -> LayerRecord:
+        """Return an empty record of a layer."""
+        bounds = layer.neuron.count_bounds(layer.in_features)
+        return cls(
+            name,
+            layer.in_features,
+            layer.out_features,
+            weight_reads=weight_reads,
+            num_scales=len(layer.groups),
+            has_bias=layer.bias is not None,
+            mean_count_bound=None if bounds is None else bounds.mean,
+            neuron=repr(layer.neuron),
+            encoder=repr(layer.encoder),
+        )
+
+    def add(self, step: Step) -> None:
+        """Add what the layer computed for some tokens."""
+        low, high = (int(v) for v in step.count.aminmax())
+        if high - low < _MAX_BINS:
+            frequencies = torch.bincount((step.count - low).flatten())
+            values = frequencies.nonzero().flatten()
+            values, frequencies = values + low, frequencies[values]
+        else:
+            values, frequencies = torch.unique(step.count, return_counts=True)
+        self.count_histogram.update(dict(zip(values.tolist(), frequencies.tolist(), strict=True)))
+        train = step.train
+        num_spikes, is_unit = train.num_spikes, train.timestep_weight.abs() == 1
+        self.num_tokens += len(step.count)
+        self.num_spikes += num_spikes
+        self.num_weighted_spikes += num_spikes - int(train.spikes[is_unit.to(train.spikes.device)].count_nonzero())
+        self.num_slots += train.spikes.numel()
+        self.num_timesteps = max(self.num_timesteps, train.num_timesteps)
+        self.zero_point = max(self.zero_point, train.zero_point)
+        # Spikes of both signs, so that none cancels another. Many times faster than `any` over the time axis.
+        active = functools.reduce(torch.bitwise_or, train.spikes.unbind(0)) != 0
+        self.num_active_channels += int(active.count_nonzero())
+        for reads in self.weight_reads:
+            reads.add(active, self.out_features)
+
+    def state(self) -> dict[str, Any]:
+        """Return all fields in a form that JSON can hold."""
+        return {**vars(self), "weight_reads": [asdict(reads) for reads in self.weight_reads]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Set all fields to what `state` returned, after it was stored as JSON."""
+        for attribute, value in state.items():
+            setattr(self, attribute, value)
+        self.count_histogram = Counter({int(c): n for c, n in state["count_histogram"].items()})
+        self.weight_reads = [WeightReads(**reads) for reads in state["weight_reads"]]
