@@ -106,7 +106,7 @@ class PackedTrain:
             train: spikes [T, *tokens, channels].
             sign_planes: S, planes of signs: 0, 1 or T; None for the fewest that hold this train.
         Raises:
-            EncodingError: the train has no channel axis, or the signs do not fit into so many planes.
+            EncodingError: the train has no channel axis, or the signs do not fit into that number of planes.
         """
         spikes, num_timesteps = train.spikes, train.num_timesteps
         if spikes.ndim < 2:

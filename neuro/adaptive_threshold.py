@@ -83,9 +83,8 @@ class AdaptiveThreshold(Neuron[None]):
         threshold = (mean / torch.full_like(mean, self.k)).clamp(self.floor, self.ceiling)
         ceiling_binds = bool((mean > self.k * self.ceiling).any())
         may_overflow = ceiling_binds or self.count_bounds(x.shape[-1]).largest > LARGEST_COUNT
-        where = f"AdaptiveThreshold(k={self.k:g}, ceiling={self.ceiling:g})"
         remedy = "Lower k, raise the ceiling"
-        return count_spikes(wide, threshold, x, may_overflow=may_overflow, where=where, remedy=remedy), None
+        return count_spikes(wide, threshold, x, may_overflow=may_overflow, neuron=self, remedy=remedy), None
 
     def kernel_rule(self) -> KernelRule:
         """Return the rule that kernels run; see `Neuron.kernel_rule`."""

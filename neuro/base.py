@@ -78,7 +78,7 @@ class Neuron(ABC, Generic[State]):
         return None
 
     def count_bounds(self, num_channels: int) -> CountBounds | None:
-        """Return bounds of the counts of a token of that many channels, whatever its activations; None if unknown."""
+        """Return bounds of the counts of a token of that many channels, for any activations; None if unknown."""
         return None
 
     @abstractmethod

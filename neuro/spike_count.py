@@ -62,7 +62,7 @@ def count_spikes(
     source: Float[Tensor, "*shape"],
     *,
     may_overflow: bool,
-    where: str,
+    neuron: object,
     remedy: str,
 ) -> SpikeCount:
     """Return count = round(x / threshold), half to even: the rounding of every neuron with one threshold per token.
@@ -72,15 +72,15 @@ def count_spikes(
         threshold: [*tokens, 1], > 0.
         source: the activations before they were converted to this dtype.
         may_overflow: whether a count may not fit 32 bits; the counts are checked only then.
-        where: the neuron and its settings, for the message.
-        remedy: what to change about the neuron, for the message.
+        neuron: for the message.
+        remedy: what to change about it, for the message.
     Raises:
         ActivationError: a count does not fit 32 bits.
     """
     ratio = x / threshold
     if may_overflow and ratio.numel() and float(ratio.abs().max()) > LARGEST_COUNT:
         raise ActivationError(
-            f"{where}: expected counts that fit 32 bits, got {float(ratio.abs().max()):.3g} spikes for |x| up to "
+            f"{neuron}: expected counts that fit 32 bits, got {float(ratio.abs().max()):.3g} spikes for |x| up to "
             f"{float(x.abs().max()):.3g}. {remedy} or scale the activations."
         )
     keep = torch.is_grad_enabled() and source.requires_grad

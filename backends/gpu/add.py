@@ -57,7 +57,7 @@ def paired(low, high):
 
 @triton.jit
 def add_events(
-    list_ptr,  # as of `list_events`
+    list_ptr,  # this and the next two as in `list_events`
     high_ptr,
     head_ptr,
     threshold_ptr,

@@ -7,7 +7,7 @@ of |count| <= 8 is read and added once.
 
 A list is divided into shares of equally many tiles. A program is one warp and has a share for each of its slots: as
 many threads as read 4 * words outputs of a row, 16 bytes each. A thread adds up `rows` rows of a tile in its
-registers, so that running sums and totals are kept once per thread, whatever the size of a tile.
+registers, so that running sums and totals are kept once per thread, for any size of a tile.
 
 Weights are read as 32-bit words of four and lifted by 128 to 0 ... 255, so that two of them fit the 16-bit halves of a
 word, and one addition adds two weights. A negative count adds the complement 255 - (w + 128) = 127 - w instead. What

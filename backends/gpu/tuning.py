@@ -17,7 +17,7 @@ from ...paths import cache_dir
 T = TypeVar("T")
 _known: dict[str, int] = {}
 _one_at_a_time = threading.Lock()
-# While the GPU counts so many cycles (some milliseconds), so many runs are lined up behind.
+# While the GPU waits for this number of cycles (some milliseconds), this number of runs is queued behind it.
 _SLEEP_CYCLES, _RUNS = 10_000_000, 20
 
 

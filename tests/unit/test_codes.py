@@ -221,9 +221,13 @@ def test_lossless_codes_carry_what_backends_rely_on(name):
     encoder = ENCODERS.create(name)
     assert encoder.lossless
     fitted, num_timesteps = encoder.fitted(-MAX_LOSSLESS_COUNT, MAX_LOSSLESS_COUNT)
-    code = fitted.unrolling(num_timesteps)
-    assert code.low <= -MAX_LOSSLESS_COUNT
-    assert code.high >= MAX_LOSSLESS_COUNT
+    if fitted.has_kernels:  # a rate code would take seconds for its million timesteps
+        code = fitted.unrolling(num_timesteps)
+        assert code.low <= -MAX_LOSSLESS_COUNT
+        assert code.high >= MAX_LOSSLESS_COUNT
+    else:
+        count = torch.tensor([-MAX_LOSSLESS_COUNT, 0, MAX_LOSSLESS_COUNT], dtype=torch.int32)
+        assert torch.equal(decode(fitted.encode(count, num_timesteps)), count)
 
 
 def test_what_a_class_says_about_its_code_is_not_inherited_by_another_code():
