@@ -149,6 +149,7 @@ MAPPINGS: Registry[Mapping] = Registry("mapping", Mapping)
 
 
 @MAPPINGS.register("in-order")
+@dataclass(frozen=True)
 class InOrder(Mapping):
     """The fewest cores; among divisions with as few, the one with the fewest input blocks. Home is the corner."""
 
@@ -162,6 +163,7 @@ class InOrder(Mapping):
 
 
 @MAPPINGS.register("minimal-traffic")
+@dataclass(frozen=True)
 class MinimalTraffic(Mapping):
     """The fewest packet-hops if every input channel sends one packet, from the home tile that needs the fewest.
 

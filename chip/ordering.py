@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,6 +28,7 @@ ORDERS: Registry[ChannelOrder] = Registry("channel order", ChannelOrder)
 
 
 @ORDERS.register("as-given")
+@dataclass(frozen=True)
 class AsGiven(ChannelOrder):
     """As the model has them."""
 
@@ -36,6 +38,7 @@ class AsGiven(ChannelOrder):
 
 
 @ORDERS.register("by-rate")
+@dataclass(frozen=True)
 class ByRate(ChannelOrder):
     """The most active first: blocks of rare channels are often wholly silent."""
 
@@ -45,6 +48,7 @@ class ByRate(ChannelOrder):
 
 
 @ORDERS.register("together")
+@dataclass(frozen=True)
 class Together(ChannelOrder):
     """Channels that fire for the same tokens lie side by side: each is followed by the most similar of those left.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import scipy.sparse
 import torch
 from jaxtyping import Int, Int32, Int64
 from torch import Tensor
@@ -70,6 +71,19 @@ class ChannelEvents:
         for weight, plane in zip(train.timestep_weight.tolist(), spikes, strict=True):
             count += weight * plane[active].to(torch.int64)
         return cls(indptr, channel, count.to(_count_dtype(train)), _shape(train), train.zero_point)
+
+    def to_scipy(self) -> scipy.sparse.csr_array:
+        """Return the counts as a sparse matrix on the CPU, [tokens, channels], for SciPy's and others' sparse tools.
+
+        It shares its memory with events on a CPU. As in the events, the zero point is not subtracted.
+
+        >>> from spikebrain.coding import Ternary
+        >>> train = Ternary().pack(torch.tensor([[0, 2], [-1, 0]]), num_timesteps=2)
+        >>> ChannelEvents.from_packed(train).to_scipy().toarray().tolist()
+        [[0, 2], [-1, 0]]
+        """
+        arrays = (self.count.cpu().numpy(), self.channel.cpu().numpy(), self.indptr.cpu().numpy())
+        return scipy.sparse.csr_array(arrays, shape=(len(self.indptr) - 1, self.shape[-1]))
 
 
 def _count_dtype(train: PackedTrain) -> torch.dtype:

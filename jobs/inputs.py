@@ -6,7 +6,7 @@ import platform
 import pydoc_data.topics
 import tempfile
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ..backends import Backend, device_of
 from ..errors import InputError
-from ..models import Loaded, SpikeLinear, SpikeSettings, to_spiking
+from ..models import Loaded, SpikeSettings, spiking_layers, to_spiking
 from ..models.io import load
 from ..models.spikingbrain import SpikingBrainForCausalLM
 from .progress import SILENT, Progress
@@ -124,12 +124,10 @@ def check_seed(seed: int) -> None:
 
 def is_spiking(model: nn.Module) -> bool:
     """Return whether a model has layers that run on spikes."""
-    return any(isinstance(module, SpikeLinear) for module in model.modules())
+    return bool(spiking_layers(model))
 
 
-def move(
-    model: nn.Module, device: str, backend: Backend | Literal["auto"] = "auto", progress: Progress = SILENT
-) -> str:
+def move(model: nn.Module, device: str, backend: Backend | str = "auto", progress: Progress = SILENT) -> str:
     """Move a model to where it is to run.
 
     Args:
@@ -140,7 +138,7 @@ def move(
     Returns:
         "cpu" or "cuda".
     """
-    backends = [module.backend for module in model.modules() if isinstance(module, SpikeLinear)]
+    backends = [layer.backend for layer in spiking_layers(model).values()]
     found = device_of(device, backends or [backend])
     model.to(found)
     if found == "cuda":

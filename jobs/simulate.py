@@ -13,10 +13,10 @@ from ..chip import ORDERS, ChannelOrder, Description, InOrder, Mapping, load_des
 from ..chip.trace import write_timeline
 from ..coding import BidirectionalBitwise, Encoder
 from ..errors import InputError
-from ..models import SpikeSettings
+from ..models import SpikeSettings, spiking_layers
 from ..neuro import AdaptiveThreshold
 from ..simulation.describe import describe_simulation
-from ..simulation.model import MODES, ModelOnChip, simulate_model, spiking_layers
+from ..simulation.model import MODES, ModelOnChip, simulate_model
 from ..simulation.orders import learn_orders
 from .inputs import cannot_write, check_seed, load_spiking, require_writable
 from .progress import SILENT, Progress

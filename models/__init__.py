@@ -2,7 +2,16 @@
 
 from .conversion import calibrate, from_transformer, spikingbrain_settings, to_spiking
 from .io import Loaded, load, save
-from .layers import Conversion, SpikeLinear, SpikeSettings, choose_layers, neuron_with_k, spike_aware, to_dense
+from .layers import (
+    Conversion,
+    SpikeLinear,
+    SpikeSettings,
+    choose_layers,
+    neuron_with_k,
+    spike_aware,
+    spiking_layers,
+    to_dense,
+)
 from .recording import LayerRecord, Recording, record
 from .spikingbrain import SpikingBrainConfig, SpikingBrainForCausalLM
 from .training import DistillSettings, Stage, distill
@@ -27,6 +36,7 @@ __all__ = [
     "record",
     "save",
     "spike_aware",
+    "spiking_layers",
     "spikingbrain_settings",
     "to_dense",
     "to_spiking",

@@ -37,11 +37,6 @@ class Call:
         return cls(name, train, torch.cat([step.accumulation for step in steps]))
 
 
-def spiking_layers(model: nn.Module) -> dict[str, SpikeLinear]:
-    """Return the spiking layers of a model by their names."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, SpikeLinear)}
-
-
 def run_steps(
     model: nn.Module, spiking: Mapping[str, SpikeLinear], ids: Tensor, see: Callable[[str, Step], None]
 ) -> None:

@@ -14,7 +14,8 @@ from ..chip import Mapping as ChipMapping
 from ..chip.layer import check_jitter
 from ..energy import EnergyReport
 from ..errors import InputError
-from .calls import run_calls, spiking_layers
+from ..models import spiking_layers
+from .calls import run_calls
 from .replay import LayerOnChip, Replay
 from .stages import Stage, survey
 
@@ -148,7 +149,7 @@ def simulate_model(
     check_jitter(jitter, seed)
     spiking = spiking_layers(model)
     if not spiking:
-        raise InputError("simulate_model: expected a model with spiking layers, it has none. Call convert first.")
+        raise InputError("simulate_model: expected a model with spiking layers, it has none. Call to_spiking first.")
     for name, layer in spiking.items():
         if layer.group_size is not None:
             raise InputError(f"{name}: expected group_size=None, since a core adds up all its channels.")

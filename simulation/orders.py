@@ -8,8 +8,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..chip import ChannelOrder
+from ..models import spiking_layers
 from ..models.layers.spike_linear import Step
-from .calls import run_steps, spiking_layers
+from .calls import run_steps
 
 
 def learn_orders(model: nn.Module, ids: Tensor, order: ChannelOrder) -> dict[str, np.ndarray]:

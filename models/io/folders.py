@@ -22,11 +22,11 @@ from ...errors import CheckpointError, InputError
 from ..conversion.to_spiking import set_settings, spikingbrain_settings
 from ..layers.quantize import quantize, quantize_with
 from ..layers.settings import SpikeSettings
-from ..layers.spike_linear import SpikeLinear
+from ..layers.spike_linear import SpikeLinear, spiking_layers
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from ..spikingbrain.config import SpikingBrainConfig
 from ..spikingbrain.transformers_config import SpikingBrainPretrainedConfig
-from .layer_table import LayerTable, layer_table, spiking_layers
+from .layer_table import LayerTable, layer_table
 from .released import MODEL_TYPE, from_released, to_released
 from .shards import INDEX, Shards
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...errors import InputError
 from ...registry import from_dict, to_dict
 from ..layers.settings import SpikeSettings
-from ..layers.spike_linear import SpikeLinear
+from ..layers.spike_linear import SpikeLinear, spiking_layers
 from ..layers.swap import Conversion
 
 VERSION = 1
@@ -26,7 +26,7 @@ def layer_table(model: nn.Module) -> dict[str, Any]:
     first_names: dict[int, str] = {}
     settings: dict[str, int] = {}
     layers: dict[str, dict[str, Any]] = {}
-    for name, layer in spiking_layers(model).items():
+    for name, layer in spiking_layers(model, every_name=True).items():
         first = first_names.setdefault(id(layer), name)
         if first != name:
             layers[name] = {"same_as": first}
@@ -39,12 +39,6 @@ def layer_table(model: nn.Module) -> dict[str, Any]:
         "layers": layers,
         "conversion": _conversion(model),
     }
-
-
-def spiking_layers(model: nn.Module) -> dict[str, SpikeLinear]:
-    """Return the spiking layers by name; a layer with several names appears under each."""
-    modules = model.named_modules(remove_duplicate=False)
-    return {name: module for name, module in modules if isinstance(module, SpikeLinear)}
 
 
 class LayerTable:

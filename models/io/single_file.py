@@ -29,8 +29,8 @@ from transformers import (
 )
 
 from ...errors import CheckpointError, InputError
-from ..layers.spike_linear import SpikeLinear
-from .layer_table import LayerTable, layer_table, spiking_layers
+from ..layers.spike_linear import SpikeLinear, spiking_layers
+from .layer_table import LayerTable, layer_table
 
 FORMAT = "spikebrain-converted"
 VERSION = 2
@@ -50,7 +50,7 @@ def write_file(model: nn.Module, path: Path, tokenizer: PreTrainedTokenizerBase 
         InputError: no layer of the model spikes, or it uses a class or a setting that a file cannot hold.
         CheckpointError: the file cannot be written.
     """
-    spiking = spiking_layers(model)
+    spiking = spiking_layers(model, every_name=True)
     if not spiking:
         raise InputError("save: expected a model with SpikeLinear layers. Call to_spiking first.")
     if "" in spiking:

@@ -2,7 +2,7 @@
 
 from .settings import SETTINGS, SpikeSettings, neuron_with_k
 from .spike_aware import SpikeAwareLinear, spike_aware
-from .spike_linear import SpikeLinear
+from .spike_linear import SpikeLinear, spiking_layers
 from .swap import Conversion, choose_layers, swap_linears, to_dense
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "choose_layers",
     "neuron_with_k",
     "spike_aware",
+    "spiking_layers",
     "swap_linears",
     "to_dense",
 ]

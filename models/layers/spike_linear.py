@@ -296,6 +296,17 @@ class SpikeLinear(nn.Module):
         return f"SpikeLinear {self.name!r}" if self.name else "SpikeLinear"
 
 
+def spiking_layers(model: nn.Module, *, every_name: bool = False) -> dict[str, SpikeLinear]:
+    """Return the spiking layers of a model by name.
+
+    Args:
+        model: any model.
+        every_name: list a layer that is used in several places under each of its names, not only under the first.
+    """
+    modules = model.named_modules(remove_duplicate=not every_name)
+    return {name: module for name, module in modules if isinstance(module, SpikeLinear)}
+
+
 @contextmanager
 def observing(layers: Iterable[SpikeLinear], observer: Observer) -> Iterator[None]:
     """Call a function with every step of some layers inside a `with` block."""

@@ -15,7 +15,7 @@ from torch import nn
 from ...coding import SpikeTrain
 from ...errors import InputError
 from ..layers.settings import check_patterns
-from ..layers.spike_linear import SpikeLinear, Step, observing
+from ..layers.spike_linear import SpikeLinear, Step, observing, spiking_layers
 from .layer_record import LayerRecord
 from .modules import ModuleRecord, describe
 from .weight_reads import WeightReads
@@ -109,12 +109,12 @@ def record(
     3
     """
     check_patterns(layers, "record")
-    spiking = {name: module for name, module in model.named_modules() if isinstance(module, SpikeLinear)}
+    spiking = spiking_layers(model)
     chosen = {n: m for n, m in spiking.items() if any(fnmatch.fnmatchcase(n, pattern) for pattern in layers)}
     if not chosen:
         raise InputError(
             f"record: expected a SpikeLinear that matches {layers}; the model has {len(spiking)}. "
-            + (f"One is {next(iter(spiking))!r}." if spiking else "Call convert first.")
+            + (f"One is {next(iter(spiking))!r}." if spiking else "Call to_spiking first.")
         )
     reads = [(size, tokens) for size in block_bytes for tokens in shared_tokens]
     records = {n: LayerRecord.of_layer(n, m, [WeightReads(*pair) for pair in reads]) for n, m in chosen.items()}

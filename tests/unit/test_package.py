@@ -18,9 +18,7 @@ import pytest
 import spikebrain
 from spikebrain.backends import BACKENDS, Backend
 from spikebrain.coding import ENCODERS, Encoder
-from spikebrain.errors import InputError
 from spikebrain.neuro import NEURONS, Neuron
-from spikebrain.registry import Registry
 from spikebrain.version import current
 
 ROOT = Path(__file__).parents[2]
@@ -166,23 +164,6 @@ def test_every_package_and_data_file_is_listed():
         for path in (ROOT / room).rglob("__init__.py")
     }
     assert {"spikebrain", *found} == set(settings["packages"])
-
-
-def test_registry(as_users):
-    registry = Registry("thing")
-
-    @registry.register("one")
-    class One:
-        pass
-
-    assert list(registry) == ["one"]
-    assert isinstance(registry.create("one"), One)
-    assert registry.name_of(One()) == "one"
-    assert registry.name_of(object()) is None
-    with pytest.raises(InputError, match="thing: expected one of one; got 'two'"):
-        registry.create("two")
-    with pytest.raises(InputError, match="already taken by"):
-        registry.register("one")(type("Two", (), {}))
 
 
 @pytest.mark.slow

@@ -115,7 +115,7 @@ def test_counts_of_any_size():
 
 
 def test_nothing_to_record(tiny_llama):
-    with pytest.raises(InputError, match="Call convert first"), record(tiny_llama):
+    with pytest.raises(InputError, match="Call to_spiking first"), record(tiny_llama):
         pass
     with pytest.raises(InputError, match=r"One is 'model\.layers\.0"), record(to_spiking(tiny_llama), layers=("x",)):
         pass
