@@ -60,6 +60,7 @@ def check_events(packed):
     token = torch.repeat_interleave(torch.arange(len(tokens)), events.indptr.diff())
     rebuilt[token, events.channel.long()] = events.count.long()
     assert torch.equal(rebuilt, tokens)
+    assert (events.to_scipy().toarray() == tokens.numpy()).all()
 
 
 @pytest.mark.parametrize("name", ENCODERS)
