@@ -195,11 +195,14 @@ def _written(value: Any, where: str) -> Any:
 def _read(value: Any) -> Any:
     if isinstance(value, list):
         return tuple(_read(v) for v in value)
-    if isinstance(value, Mapping) and "raw" in value:
+    if not isinstance(value, Mapping):
+        return value
+    # Objects have a kind, a name and a version, so these two have a key that none of them has alone.
+    if value.keys() == {"raw"}:
         return value["raw"]
-    if isinstance(value, Mapping):
-        return {key: _read(v) for key, v in value["mapping"].items()} if "mapping" in value else from_dict(value)
-    return value
+    if value.keys() == {"mapping"}:
+        return {key: _read(v) for key, v in value["mapping"].items()}
+    return from_dict(value)
 
 
 def describe(value: Any) -> str:

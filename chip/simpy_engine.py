@@ -224,7 +224,7 @@ class _Simulation:
                 return packet
             outputs = slice(*network.core_outputs[unit])
             self.sums[packet.token, outputs] = self.accumulator[unit, packet.token][outputs]
-            self._collect(packet.token, outputs.stop - outputs.start)
+            self._collect(packet.token, int(outputs.stop - outputs.start))
             return None
         if kind == SEND:
             value = self.accumulator[unit, packet.token][packet.word % self.num_outputs]

@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "golden_smollm2.py"
 @pytest.mark.model
 def test_golden_figures(shared, tmp_path):
     try:
-        smollm2.fetch()
+        smollm2.download()
     except CheckpointError as error:
         pytest.skip(f"the default model is neither in the cache nor to be had: {error}")
     golden = shared / "golden" / "smollm2_wikitext2.json"

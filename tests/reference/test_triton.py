@@ -174,7 +174,7 @@ def test_what_the_kernels_leave_to_the_steps(device, mode):
         with torch.no_grad():
             assert layer.run_fused(x) is None
     with torch.no_grad():
-        assert layer_of(mode, 20, 6).to(device)._fused(x.double()) is None
+        assert layer_of(mode, 20, 6).to(device).run_fused(x.double()) is None
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -261,6 +261,6 @@ def test_unavailable_on_a_cpu():
         layer_of("spike", 4, 3)(torch.ones(1, 4))
 
 
-def test_bad_mode():
+def test_bad_mode(as_users):
     with pytest.raises(InputError, match="'dense'"):
         Triton("dense")  # pyright: ignore[reportArgumentType]

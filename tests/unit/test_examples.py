@@ -26,7 +26,7 @@ def test_there_are_examples():
 def test_prints_what_is_recorded(example, tmp_path):
     if "smollm2" in example.read_text():
         try:
-            smollm2.fetch()
+            smollm2.download()
         except CheckpointError as error:
             pytest.skip(f"the default model is neither in the cache nor to be had: {error}")
     environment = {**os.environ, "COLUMNS": "120", "PYTHONWARNINGS": "ignore"}

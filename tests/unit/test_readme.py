@@ -17,7 +17,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 def test_python_example(tmp_path):
     code, output = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", README, re.DOTALL).groups()  # pyright: ignore[reportOptionalMemberAccess]
     try:
-        smollm2.fetch()
+        smollm2.download()
     except CheckpointError as error:
         pytest.skip(f"the default model is neither in the cache nor to be had: {error}")
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)

