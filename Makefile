@@ -15,7 +15,7 @@ check:           ## ruff, formatting, types
 	ruff format --check .
 	pyright
 
-fast:            ## the tests to run after every change: under 2 minutes on 2 cores
+fast:            ## the tests to run after every change: 8 minutes on 2 cores
 	pytest -q $(FAST)
 
 test:            ## all tests that this machine can run
