@@ -279,8 +279,8 @@ def _extent(value, words, num_channels, RULE: tl.constexpr):
 
 
 @triton.jit
-def _measured(x, token, num_channels, a, b, c, RULE: tl.constexpr, WORDS: tl.constexpr):
-    """Return the threshold of a row, and its smallest and largest number divided by it."""
+def _measure_token(x, threshold, extremes, token, num_channels, a, b, c, RULE: tl.constexpr, WORDS: tl.constexpr):
+    """Store the threshold of a row, and its smallest and largest number divided by it; return the threshold."""
     words = tl.arange(0, WORDS)
     statistic, low, high = _extent(_load(x, token, words, num_channels), words, num_channels, RULE)
     for start in range(WORDS, (num_channels + 31) // 32, WORDS):
@@ -290,17 +290,17 @@ def _measured(x, token, num_channels, a, b, c, RULE: tl.constexpr, WORDS: tl.con
         low = tl.minimum(low, more_low)
         high = tl.maximum(high, more_high)
     # NaN or infinity in x makes the range NaN.
-    threshold, _, nothing = threshold_of(statistic, num_channels, a, b, c, RULE)
-    return threshold, tl.div_rn(low, threshold) + nothing, tl.div_rn(high, threshold) + nothing
+    token_threshold, _, nothing = threshold_of(statistic, num_channels, a, b, c, RULE)
+    tl.store(threshold + token, token_threshold)
+    tl.store(extremes + 2 * token, tl.div_rn(low, token_threshold) + nothing)
+    tl.store(extremes + 2 * token + 1, tl.div_rn(high, token_threshold) + nothing)
+    return token_threshold
 
 
 @triton.jit
 def _measure(x, threshold, extremes, num_channels, a, b, c, RULE: tl.constexpr, WORDS: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
-    token_threshold, low, high = _measured(x, token, num_channels, a, b, c, RULE, WORDS)
-    tl.store(threshold + token, token_threshold)
-    tl.store(extremes + 2 * token, low)
-    tl.store(extremes + 2 * token + 1, high)
+    _measure_token(x, threshold, extremes, token, num_channels, a, b, c, RULE, WORDS)
 
 
 @triton.jit
@@ -328,10 +328,7 @@ def _measure_and_pack(
 ):
     token = tl.program_id(0).to(tl.int64)
     num_words = (num_channels + 31) // 32
-    token_threshold, low, high = _measured(x, token, num_channels, a, b, c, RULE, WORDS)
-    tl.store(threshold + token, token_threshold)
-    tl.store(extremes + 2 * token, low)
-    tl.store(extremes + 2 * token + 1, high)
+    token_threshold = _measure_token(x, threshold, extremes, token, num_channels, a, b, c, RULE, WORDS)
     for start in range(0, num_words, WORDS):
         words = start + tl.arange(0, WORDS)
         value = _load(x, token, words, num_channels)
