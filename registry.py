@@ -133,7 +133,13 @@ def to_dict(value: Any) -> dict[str, Any]:
         )
     registry, name = found
     content = {"kind": registry.kind, "name": name, "version": getattr(value, "settings_version", 1)}
-    return {**content, **{key: _written(field, f"{type(value).__name__}.{key}") for key, field in _fields(value)}}
+    fields = dict(_fields(value))
+    if taken := content.keys() & fields.keys():
+        raise InputError(
+            f"save: {type(value).__name__} has a field called {', '.join(sorted(taken))}, which a file needs for the "
+            "class itself. Rename the field."
+        )
+    return {**content, **{key: _written(field, f"{type(value).__name__}.{key}") for key, field in fields.items()}}
 
 
 def from_dict(content: Mapping[str, Any]) -> Any:

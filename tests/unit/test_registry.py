@@ -145,3 +145,12 @@ def test_a_field_may_be_called_mapping_or_raw(things):
     inner = Holder({"a": 1}, 2)
     assert through_json(Holder(inner, inner)) == Holder(inner, inner)
     assert through_json(Holder((inner,), {"b": inner})) == Holder((inner,), {"b": inner})
+
+
+@pytest.mark.parametrize("field_name", ["kind", "name", "version"])
+def test_a_field_that_hides_its_class_is_refused(things, field_name):
+    cls = things.register("hiding")(
+        dataclass(frozen=True)(type("Hiding", (Thing,), {"__annotations__": {field_name: str}, field_name: "x"}))
+    )
+    with pytest.raises(InputError, match=rf"Hiding has a field called {field_name}, .*Rename the field"):
+        to_dict(cls())
