@@ -1,10 +1,13 @@
 """GGUF files of other people: settings and tensors are honoured or named, whatever the file is called."""
 
+import struct
+
 import gguf
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import spikebrain as sb
 from spikebrain.errors import CheckpointError
@@ -51,6 +54,7 @@ def write(path, model, tokenizer, *, settings=None, tensors=None, keep=lambda na
         writer.add_token_list([word for word, _ in vocabulary])
         writer.add_token_types([1] * 256 + [3, 1])
         writer.add_token_merges(["Ā Ā"])
+        writer.add_bos_token_id(256)
         writer.add_eos_token_id(256)
     for name, value in (settings or {}).items():
         add = writer.add_string if isinstance(value, str) else writer.add_float32
@@ -81,6 +85,59 @@ def assert_same(path, model):
     with torch.no_grad():
         torch.testing.assert_close(loaded.model(IDS).logits, model(IDS).logits, atol=1e-4, rtol=1e-4)
     return loaded
+
+
+@pytest.fixture
+def tiny_file(tmp_path, tiny_llama, tokenizer):
+    """The tiny Llama, whose head is tied to its embedding."""
+    path = tmp_path / "tiny.gguf"
+    write(path, tiny_llama, tokenizer, keep=lambda name: name != "output.weight")
+    return path
+
+
+def test_bad_gguf(tmp_path):
+    path = tmp_path / "m.gguf"
+    for content, message in (
+        (b"", "starts with b''"),
+        (b"PK\x03\x04zip", "starts with"),
+        (b"GGUF", "truncated"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 5, 5), "truncated"),
+        (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60), "truncated"),
+        (b"GGUF" + struct.pack("<IQQ", 999, 0, 0), "GGUF"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=message):
+            sb.load(path)
+
+
+def test_gguf(tiny_file, tiny_llama, tokenizer, tmp_path):
+    loaded = sb.load(tiny_file)
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.model(ids).logits, tiny_llama(ids).logits)
+    assert loaded.tokenizer.encode("spikes") == tokenizer.encode("spikes")
+    assert not hasattr(loaded.model.config, "quantization_config")
+    # It is a float model like any other: it can be converted, saved and copied.
+    spiking = sb.to_spiking(loaded.model)
+    sb.save(spiking, tmp_path / "m.safetensors", loaded.tokenizer)
+    again = sb.load(tmp_path / "m.safetensors")
+    with torch.no_grad():
+        assert torch.equal(again.model(ids).logits, spiking(ids).logits)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 0.9, 0.999])
+def test_truncated_gguf(tiny_file, share):
+    content = tiny_file.read_bytes()
+    tiny_file.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CheckpointError, match=r"tiny\.gguf .*truncated, damaged"):
+        sb.load(tiny_file)
+
+
+def test_gguf_does_not_take_a_neighbours_tokenizer(tiny_file, tokenizer):
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    other = Tokenizer(models.BPE(vocab={c: 255 - i for i, c in enumerate(alphabet)}, merges=[]))
+    PreTrainedTokenizerFast(tokenizer_object=other).save_pretrained(tiny_file.parent)
+    assert sb.load(tiny_file).tokenizer.encode("ab") == tokenizer.encode("ab")
 
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}

@@ -5,14 +5,12 @@ import shutil
 import struct
 from pathlib import Path
 
-import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from spikebrain import load, save, to_spiking
+from spikebrain import load, to_spiking
 from spikebrain.errors import CheckpointError
 
 
@@ -151,107 +149,11 @@ def test_truncated_safetensors(model_folder):
         load(model_folder)
 
 
-def test_bad_gguf(tmp_path):
-    path = tmp_path / "m.gguf"
-    for content, message in (
-        (b"", "starts with b''"),
-        (b"PK\x03\x04zip", "starts with"),
-        (b"GGUF", "truncated"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 5, 5), "truncated"),
-        (b"GGUF" + struct.pack("<IQQ", 3, 2**60, 2**60), "truncated"),
-        (b"GGUF" + struct.pack("<IQQ", 999, 0, 0), "GGUF"),
-    ):
-        path.write_bytes(content)
-        with pytest.raises(CheckpointError, match=message):
-            load(path)
-
-
 def test_other_files(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_bytes(b"x")
     with pytest.raises(CheckpointError, match=r"expected a \.gguf or \.safetensors"):
         load(path)
-
-
-@pytest.fixture
-def gguf_file(tmp_path, tiny_llama, tokenizer):
-    """The tiny Llama as a GGUF file, written with the gguf package: Q8_0 where rows allow it, else float32."""
-    path = tmp_path / "tiny.gguf"
-    config = tiny_llama.config
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([token for token, _ in vocabulary])
-    writer.add_token_types([1] * 256 + [3, 1])
-    writer.add_token_merges(["Ā Ā"])
-    writer.add_bos_token_id(256)
-    writer.add_eos_token_id(256)
-    names = {
-        "model.embed_tokens": "token_embd",
-        "model.norm": "output_norm",
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "ffn_norm",
-        **{f"self_attn.{p}_proj": f"attn_{p}" for p in "qkv"},
-        "self_attn.o_proj": "attn_output",
-        **{f"mlp.{p}_proj": f"ffn_{p}" for p in ("gate", "up", "down")},
-    }
-    for name, tensor in tiny_llama.state_dict().items():
-        if name == "lm_head.weight":
-            continue  # tied
-        block = name.split(".")[2] if name.startswith("model.layers") else None
-        stem = name.removeprefix(f"model.layers.{block}.").removesuffix(".weight")
-        weight = tensor
-        if stem in ("self_attn.q_proj", "self_attn.k_proj"):
-            # GGUF stores the two halves of each head's rotary pairs interleaved.
-            heads = config.num_attention_heads if stem[10] == "q" else config.num_key_value_heads
-            weight = tensor.view(heads, 2, -1, config.hidden_size).transpose(1, 2).reshape(tensor.shape)
-        target = names[stem] if block is None else f"blk.{block}.{names[stem]}"
-        writer.add_tensor(f"{target}.weight", weight.contiguous().numpy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
-def test_gguf(gguf_file, tiny_llama, tokenizer, tmp_path):
-    loaded = load(gguf_file)
-    ids = torch.arange(9)[None]
-    with torch.no_grad():
-        torch.testing.assert_close(loaded.model(ids).logits, tiny_llama(ids).logits)
-    assert loaded.tokenizer.encode("spikes") == tokenizer.encode("spikes")
-    assert not hasattr(loaded.model.config, "quantization_config")
-    # It is a float model like any other: it can be converted, saved and copied.
-    spiking = to_spiking(loaded.model)
-    save(spiking, tmp_path / "m.safetensors", loaded.tokenizer)
-    again = load(tmp_path / "m.safetensors")
-    with torch.no_grad():
-        assert torch.equal(again.model(ids).logits, spiking(ids).logits)
-
-
-@pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 0.9, 0.999])
-def test_truncated_gguf(gguf_file, share):
-    content = gguf_file.read_bytes()
-    gguf_file.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(CheckpointError, match=r"tiny\.gguf .*truncated, damaged"):
-        load(gguf_file)
-
-
-def test_gguf_does_not_take_a_neighbours_tokenizer(gguf_file, tokenizer):
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    other = Tokenizer(models.BPE(vocab={c: 255 - i for i, c in enumerate(alphabet)}, merges=[]))
-    PreTrainedTokenizerFast(tokenizer_object=other).save_pretrained(gguf_file.parent)
-    assert load(gguf_file).tokenizer.encode("ab") == tokenizer.encode("ab")
 
 
 def test_missing_tensors_are_not_made_up(model_folder):
