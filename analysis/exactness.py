@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..models import SpikeLinear
+from ..models import SpikeLinear, spiking_layers
 from ..models.layers.spike_linear import Step, observing
 
 # Integers as wide as a float, to compare bits.
@@ -74,7 +74,7 @@ class ExactnessCheck:
     @contextmanager
     def watch(self, model: nn.Module) -> Iterator[ExactnessCheck]:
         """Check every spiking layer of a model inside a `with` block."""
-        with observing((module for module in model.modules() if isinstance(module, SpikeLinear)), self._check):
+        with observing(spiking_layers(model).values(), self._check):
             yield self
 
     def state(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -220,7 +220,7 @@ def _contradictions(parts: dict[str, dict[str, Any]]) -> list[str]:
     return faults
 
 
-def _did_you_mean(key: str, known: typing.Iterable[str]) -> str:
+def _did_you_mean(key: str, known: Iterable[str]) -> str:
     """Return the closest known key, and whether it differs by its unit."""
     known = list(known)
     stem = _without_unit(key)

@@ -18,7 +18,7 @@ from ..analysis.stats import code_statistics, spike_statistics
 from ..backends import BACKENDS, Backend, device_of
 from ..coding import ENCODERS, BidirectionalBitwise, Encoder
 from ..energy import DigitalEnergy, ModelCounts, count_operations
-from ..models import LayerRecord, Loaded, SpikeLinear, SpikeSettings, choose_layers
+from ..models import LayerRecord, Loaded, SpikeSettings, choose_layers, spiking_layers
 from ..models.io import load
 from ..neuro import AdaptiveThreshold
 from .inputs import check_seed, check_windows, first_tokens, is_spiking, move, read_text, require_writable
@@ -133,7 +133,7 @@ def report(settings: ReportSettings, out: Path, progress: Progress = SILENT) -> 
 
 def _describe_settings(settings: ReportSettings, model: nn.Module, converted: bool) -> dict[str, Any]:
     """Return the settings that were used: those of the spiking layers where the model has its own."""
-    layer = next(module for module in model.modules() if isinstance(module, SpikeLinear))
+    layer = next(iter(spiking_layers(model).values()))
     return {
         "num_tokens": settings.num_tokens,
         "context": settings.context,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin
 
 from ...errors import InputError
-from ..layers.spike_linear import SpikeLinear
+from ..layers.spike_linear import spiking_layers
 from .cache import SpikingBrainCache
 from .config import SpikingBrainConfig
 from .model import SpikingBrainModel, SpikingBrainOutput, SpikingBrainPreTrainedModel
@@ -57,7 +57,7 @@ class SpikingBrainForCausalLM(SpikingBrainPreTrainedModel, GenerationMixin):
         Raises:
             InputError: the model spikes.
         """
-        if any(isinstance(module, SpikeLinear) for module in self.modules()):
+        if spiking_layers(self):
             raise InputError("SpikingBrainForCausalLM.save_pretrained: the model spikes. Use spikebrain.save.")
         super().save_pretrained(*args, **kwargs)
 
