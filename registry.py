@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from typing import Any, Generic, TypeVar
 
 from .errors import InputError
@@ -162,13 +162,25 @@ def from_dict(content: Mapping[str, Any]) -> Any:
             "that wrote them, or make the settings again."
         )
     read = {key: _read(value) for key, value in fields.items()}
-    if hasattr(cls, "from_fields"):
-        return cls.from_fields(read)
-    known = {f.name for f in dataclasses.fields(cls) if f.init} if dataclasses.is_dataclass(cls) else set()
-    if read.keys() != known:
-        missing, unknown = sorted(known - read.keys()), sorted(read.keys() - known)
-        raise InputError(f"{kind} {name!r}: fields missing {missing}, unknown {unknown}. The file was changed.")
-    return cls(**read)
+    own = hasattr(cls, "from_fields")
+    if not own:
+        known = {f.name for f in dataclasses.fields(cls) if f.init} if dataclasses.is_dataclass(cls) else set()
+        _check_fields(read.keys(), known, f"{kind} {name!r}")
+    try:
+        value = cls.from_fields(read) if own else cls(**read)
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{kind} {name!r}: its fields {read} are not those of the class: {error}. The file was changed."
+        ) from error
+    if own:  # a field that its file lacks must not become a default
+        _check_fields(read.keys(), value.to_fields().keys(), f"{kind} {name!r}")
+    return value
+
+
+def _check_fields(found: Set[str], known: Set[str], where: str) -> None:
+    if found != known:
+        missing, unknown = sorted(known - found), sorted(found - known)
+        raise InputError(f"{where}: fields missing {missing}, unknown {unknown}. The file was changed.")
 
 
 def _fields(value: Any) -> list[tuple[str, Any]]:

@@ -56,12 +56,14 @@ def to_spiking(
     Returns:
         The spiking model. Its attribute `conversion` says what was converted, and what was skipped and why.
     Raises:
-        InputError: no layer matches, a weight is not finite, scales do not fit their layer, the attention of a model
-            cannot spike, or a SpikingBrain model spikes already.
+        InputError: the settings are no SpikeSettings, no layer matches, a weight is not finite, scales do not fit their
+            layer, the attention of a model cannot spike, or a SpikingBrain model spikes already.
 
     Source:
         SpikingBrain (arXiv:2509.05276), section 3.3; its W8ASpike code.
     """
+    if settings is not None and not isinstance(settings, SpikeSettings):
+        raise InputError(f"to_spiking: expected SpikeSettings(...) as settings, got {settings!r}.")
     if not isinstance(model, SpikingBrainForCausalLM):
         settings = settings or SpikeSettings()
         if settings.attention is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -50,8 +50,10 @@ class SpikeSettings:
     attention: str | None = None
 
     def __post_init__(self) -> None:
-        check_patterns(self.layers, "SpikeSettings.layers")
-        check_patterns(self.skip, "SpikeSettings.skip")
+        for name in ("layers", "skip"):
+            patterns = getattr(self, name)
+            check_patterns(patterns, f"SpikeSettings.{name}")
+            object.__setattr__(self, name, tuple(patterns))
         if isinstance(self.neuron, Mapping):
             if not self.neuron:
                 raise InputError("SpikeSettings.neuron: expected at least one pattern with a neuron, got none.")
@@ -108,10 +110,12 @@ def neuron_with_k(k: float | Mapping[str, float]) -> Neuron | dict[str, Neuron]:
     return AdaptiveThreshold(k)
 
 
-def check_patterns(patterns: Iterable[str], where: str) -> None:
-    """Raise an InputError if `patterns` is a string, since each letter would be taken as a pattern."""
+def check_patterns(patterns: Collection[str], where: str) -> None:
+    """Raise an InputError unless `patterns` holds texts; of a single text, each letter would be taken as a pattern."""
     if isinstance(patterns, str):
         raise InputError(f"{where}: expected a tuple of patterns, got the text {patterns!r}. Write ({patterns!r},).")
+    if not isinstance(patterns, Collection) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise InputError(f"{where}: expected a tuple of texts such as ('*_proj',), got {patterns!r}.")
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

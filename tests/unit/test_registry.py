@@ -154,3 +154,24 @@ def test_a_field_that_hides_its_class_is_refused(things, field_name):
     )
     with pytest.raises(InputError, match=rf"Hiding has a field called {field_name}, .*Rename the field"):
         to_dict(cls())
+
+
+def test_a_field_of_another_kind_is_refused(as_users):
+    with pytest.raises(InputError, match=r"'adaptive-threshold': its fields .* not those of the class"):
+        from_dict({**to_dict(AdaptiveThreshold()), "k": "2"})
+
+
+def test_patterns_are_a_tuple_of_texts(as_users):
+    settings = SpikeSettings(layers=["*_proj"], skip=["lm_head"])  # pyright: ignore[reportArgumentType]
+    assert settings == SpikeSettings(layers=("*_proj",), skip=("lm_head",)) == through_json(settings)
+    for wrong in (("a", 1), 5, None):
+        with pytest.raises(InputError, match=r"SpikeSettings.skip: expected a tuple of texts"):
+            SpikeSettings(skip=wrong)
+
+
+@pytest.mark.parametrize("lost", ["description", "jitter", "mapping"])
+def test_a_chip_that_lost_a_field_gets_no_default(as_users, lost):
+    content = to_dict(Chip("loihi", jitter=0.3, mapping="minimal-traffic"))
+    del content[lost]
+    with pytest.raises(InputError, match=rf"backend 'chip': .*{lost}.* The file was changed"):
+        from_dict(content)
