@@ -256,6 +256,7 @@ def test_experts_and_branches():
     assert operations(dense_counts("embedding", {"dim": 5}, 4).fp16) == {}
 
 
+@pytest.mark.slow
 def test_whole_model_with_silent_experts():
     # One token: of four experts one runs, and its three layers; the others cost nothing.
     model = to_spiking(SpikingBrainForCausalLM(tiny_76b(num_sinks=0)))
