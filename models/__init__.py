@@ -1,6 +1,7 @@
 """Models whose linear layers run on spike trains."""
 
 from .conversion import calibrate, from_transformer, spikingbrain_settings, to_spiking
+from .decoding import describe_decoding
 from .io import Loaded, load, save
 from .layers import (
     Conversion,
@@ -29,6 +30,7 @@ __all__ = [
     "Stage",
     "calibrate",
     "choose_layers",
+    "describe_decoding",
     "distill",
     "from_transformer",
     "load",

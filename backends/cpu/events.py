@@ -42,28 +42,62 @@ def add_events(count, rows, pass_outputs, buckets, total):  # pragma: no cover -
     count: int32 or int64 [in]; rows: int8 [in, out]; pass_outputs: outputs visited together, at most
     buckets.shape[1]; buckets: int16 [8 * digits or more, ...], zero before and after; total: int32 or int64 [out].
     """
-    num_buckets = LARGEST_DIGIT * num_digits(count)
-    lists = np.empty((1 + 2 * num_buckets, _TILE), np.int32)
-    length = np.empty(len(lists), np.int64)
-    channels = np.empty(num_buckets // LARGEST_DIGIT * _TILE, np.int32)
-    filled = np.zeros(num_buckets, np.int64)
+    digits = num_digits(count)
+    channels = np.empty(digits * count.shape[0], np.int32)
+    ends = np.empty((num_tiles(count), 2 * LARGEST_DIGIT * digits), np.int32)
+    list_events(count, channels, ends)
     for start in range(0, total.shape[0], pass_outputs):
-        block = total[start : min(start + pass_outputs, total.shape[0])]
-        for tile in range(0, count.shape[0], _TILE):
-            _sort(count, tile, lists, length)
-            listed = channels[: _join(lists, length, channels)]
-            for b in range(num_buckets):
-                bucket = buckets[b, : block.shape[0]]
-                num_plus, num_minus = length[1 + 2 * b], length[2 + 2 * b]
-                # Two calls with a constant sign: with a variable one the compiled loops take twice as long.
-                filled[b] = _fill(rows, listed, num_plus, 0, start, bucket, filled[b], b, block)
-                listed = listed[num_plus:]
-                filled[b] = _fill(rows, listed, num_minus, -1, start, bucket, filled[b], b, block)
-                listed = listed[num_minus:]
+        add_listed(channels, ends, rows, start, buckets, total[start : min(start + pass_outputs, total.shape[0])])
+
+
+@compiled
+def list_events(count, channels, ends):  # pragma: no cover - compiled
+    """List the channels that spike, tile by tile, those of a bucket and sign together.
+
+    count: int32 or int64 [in]; channels: int32 [digits * in or more], filled; ends: int32 [tiles, 2 * buckets], filled
+    with where in `channels` the added rows of bucket b end (2 * b), and the subtracted ones, which follow (2 * b + 1).
+    """
+    lists = np.empty((1 + ends.shape[1], _TILE), np.int32)
+    length = np.empty(len(lists), np.int64)
+    num = 0
+    for tile in range(ends.shape[0]):
+        _sort(count, tile * _TILE, lists, length)
+        for which in range(1, length.shape[0]):
+            for i in range(length[which]):
+                channels[num + i] = lists[which, i]
+            num += length[which]
+            ends[tile, which - 1] = num
+
+
+@compiled
+def add_listed(channels, ends, rows, start, buckets, block):  # pragma: no cover - compiled
+    """Add what `list_events` listed to the sums of the outputs from `start` on.
+
+    rows: int8 [in, out]; buckets: int16 [buckets or more, block.shape[0] or more], zero before and after; block: int32
+    or int64, the sums of these outputs.
+    """
+    num_buckets = ends.shape[1] // 2
+    filled = np.zeros(num_buckets, np.int64)
+    at = 0
+    for tile in range(ends.shape[0]):
         for b in range(num_buckets):
-            if filled[b] > 0:
-                _empty(buckets[b, : block.shape[0]], b, block)
-                filled[b] = 0
+            bucket = buckets[b, : block.shape[0]]
+            # Two calls with a constant sign: with a variable one the compiled loops take twice as long.
+            end = ends[tile, 2 * b]
+            filled[b] = _fill(rows, channels[at:], end - at, 0, start, bucket, filled[b], b, block)
+            at = end
+            end = ends[tile, 2 * b + 1]
+            filled[b] = _fill(rows, channels[at:], end - at, -1, start, bucket, filled[b], b, block)
+            at = end
+    for b in range(num_buckets):
+        if filled[b] > 0:
+            _empty(buckets[b, : block.shape[0]], b, block)
+
+
+@compiled
+def num_tiles(count):  # pragma: no cover - compiled
+    """Return how many tiles the channels are listed in."""
+    return (count.shape[0] + _TILE - 1) // _TILE
 
 
 @compiled
@@ -109,17 +143,6 @@ def _sort(count, first, lists, length):  # pragma: no cover - compiled
                 lists[at, length[at]] = channel
                 length[at] += 1
             level += 1
-
-
-@compiled
-def _join(lists, length, channels):  # pragma: no cover - compiled
-    """Write all lists except the first, one after the other; return how many channels they hold."""
-    num = 0
-    for which in range(1, length.shape[0]):
-        for i in range(length[which]):
-            channels[num + i] = lists[which, i]
-        num += length[which]
-    return num
 
 
 @intrinsic

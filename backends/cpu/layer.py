@@ -4,9 +4,6 @@ The float operations are those of the neuron and of `SpikeLinear`, in the same o
 bit for bit. A layer takes 50 microseconds, where each PyTorch operator would matter: hence plain addresses.
 """
 
-# Type checkers do not know that numba passes an intrinsic its first argument.
-# pyright: reportCallIssue=false
-
 from __future__ import annotations
 
 import ctypes
@@ -17,9 +14,7 @@ from ctypes import c_double, c_int64
 import numba
 import numpy as np
 import torch
-from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 from numba.np.numpy_support import carray
 from torch import Tensor
 
@@ -30,10 +25,11 @@ from ...neuro.threshold_numba import count_channels, threshold_of
 from ..base import INT32, MAX_WEIGHT
 from . import team
 from .events import DIGITS_WEIGH, LARGEST_DIGIT, add_events
+from .memory import at, record_of, take
 
-_NUM_BUCKETS = LARGEST_DIGIT * 5  # MAX_LOSSLESS_COUNT has five hexadecimal digits
+NUM_BUCKETS = LARGEST_DIGIT * 5  # MAX_LOSSLESS_COUNT has five hexadecimal digits
 # Largest sum of |count| of a token for which no sum can leave 32 bits.
-_LARGEST_CHARGE = INT32.max // (DIGITS_WEIGH * MAX_WEIGHT)
+LARGEST_CHARGE = INT32.max // (DIGITS_WEIGH * MAX_WEIGHT)
 
 # What the threads of a call receive: addresses of float32 and INT8 arrays, and numbers.
 _FIELDS = {
@@ -59,11 +55,7 @@ _FIELDS = {
     "next_part": c_int64,  # counts parts as they are taken
     "refused": c_int64,  # set if the input needs the separate steps
 }
-_RECORD = np.dtype([(name, np.float64 if field is c_double else np.int64) for name, field in _FIELDS.items()])
-
-
-class _Task(ctypes.Structure):
-    _fields_ = tuple(_FIELDS.items())
+_RECORD, _Task = record_of(_FIELDS)
 
 
 class _Scratch(threading.local):
@@ -110,7 +102,7 @@ def run_layer(
     splits = 1 if num_tokens >= num_threads else num_threads
     pass_outputs = min(pass_outputs, num_outputs)
     # Where channels are divided, there is one token at a time: as many totals as threads are enough.
-    scratch = _scratch.fit(num_threads * _NUM_BUCKETS * pass_outputs, num_threads * num_outputs, 1)
+    scratch = _scratch.fit(num_threads * NUM_BUCKETS * pass_outputs, num_threads * num_outputs, 1)
     y = torch.empty((*x.shape[:-1], num_outputs), dtype=torch.float32)
     task = _Task(
         x.data_ptr(),
@@ -145,44 +137,23 @@ def _kernel() -> int:
     return compiled_callback(_work_through_parts, types.void(types.int64))
 
 
-@intrinsic
-def _at(typing_context, address, element):  # pragma: no cover - compiled
-    """Return an integer as a pointer to elements of that type."""
-
-    def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return types.CPointer(element.dtype)(address, element), generate
-
-
-@intrinsic
-def _take(typing_context, address):  # pragma: no cover - compiled
-    """Add 1 to the int64 at an address, atomically, and return its value before."""
-
-    def generate(context, builder, signature, arguments):
-        pointer = builder.inttoptr(arguments[0], ir.IntType(64).as_pointer())
-        return builder.atomic_rmw("add", pointer, ir.Constant(ir.IntType(64), 1), "seq_cst")
-
-    return types.int64(types.int64), generate
-
-
 _NEXT_THREAD, _NEXT_PART = (8 * list(_FIELDS).index(name) for name in ("next_thread", "next_part"))
 
 
 def _work_through_parts(address):  # pragma: no cover - compiled
     """Take parts until there are none: a token each, or a share of the channels of the only token."""
-    task = carray(_at(address, _RECORD), 1)[0]
-    x = carray(_at(task.x, numba.float32), (task.num_tokens, task.num_inputs))
-    rows = carray(_at(task.weight, numba.int8), (task.num_inputs, task.num_outputs))
-    y = carray(_at(task.y, numba.float32), (task.num_tokens, task.num_outputs))
-    scale = carray(_at(task.scale, numba.float32), task.num_outputs)
-    bias = carray(_at(task.bias, numba.float32), task.num_outputs if task.bias else 0)
-    totals = carray(_at(task.totals, numba.int32), (task.num_threads, task.num_outputs))
-    buckets = carray(_at(task.buckets, numba.int16), (task.num_threads, _NUM_BUCKETS, task.pass_outputs))
-    thread = _take(address + _NEXT_THREAD)
+    task = carray(at(address, _RECORD), 1)[0]
+    x = carray(at(task.x, numba.float32), (task.num_tokens, task.num_inputs))
+    rows = carray(at(task.weight, numba.int8), (task.num_inputs, task.num_outputs))
+    y = carray(at(task.y, numba.float32), (task.num_tokens, task.num_outputs))
+    scale = carray(at(task.scale, numba.float32), task.num_outputs)
+    bias = carray(at(task.bias, numba.float32), task.num_outputs if task.bias else 0)
+    totals = carray(at(task.totals, numba.int32), (task.num_threads, task.num_outputs))
+    buckets = carray(at(task.buckets, numba.int16), (task.num_threads, NUM_BUCKETS, task.pass_outputs))
+    thread = take(address + _NEXT_THREAD)
     count = np.empty(task.num_inputs, np.int32)
     while True:
-        part = _take(address + _NEXT_PART)
+        part = take(address + _NEXT_PART)
         if part >= task.num_tokens * task.splits:
             return
         token, split = part // task.splits, part % task.splits
@@ -193,24 +164,24 @@ def _work_through_parts(address):  # pragma: no cover - compiled
             x[token], task.rule, np.float32(task.a), np.float32(task.b), np.float32(task.c)
         )
         # Not so for NaN, infinity, and sums that might not fit 32 bits.
-        fits = threshold > 0 and charge <= _LARGEST_CHARGE
+        fits = threshold > 0 and charge <= LARGEST_CHARGE
         if fits and count_channels(x[token, first:last], threshold, count[first:last]) <= MAX_LOSSLESS_COUNT:
             add_events(count[first:last], rows[first:last], task.pass_outputs, buckets[thread], total)
         else:
             task.refused = 1
         if task.splits > 1:
             # The last thread adds up the totals of all.
-            if _take(task.done) < task.splits - 1:
+            if take(task.done) < task.splits - 1:
                 continue
-            carray(_at(task.done, numba.int64), 1)[0] = 0
+            carray(at(task.done, numba.int64), 1)[0] = 0
             total = totals[0]
             for other in range(1, task.splits):
                 total += totals[other]
-        _rescale(total, scale, threshold, bias, y[token])
+        rescale(total, scale, threshold, bias, y[token])
 
 
 @compiled
-def _rescale(total, scale, threshold, bias, y):  # pragma: no cover - compiled
+def rescale(total, scale, threshold, bias, y):  # pragma: no cover - compiled
     """Fill y with (total * scale) * threshold + bias, every step rounded to float32."""
     for output in range(total.shape[0]):
         y[output] = (np.float32(total[output]) * scale[output]) * threshold

@@ -20,6 +20,7 @@ from ...backends import Backend
 from ...coding import BidirectionalBitwise, Encoder
 from ...errors import InputError
 from ...neuro import AdaptiveThreshold, Neuron
+from ..decoding import attach_decoder
 from ..layers.settings import ATTENTION, SpikeSettings
 from ..layers.swap import swap_linears
 from ..spikingbrain.attention import Attention
@@ -71,7 +72,9 @@ def to_spiking(
                 f"to_spiking: expected attention=None for a {type(model).__name__}, got {settings.attention!r}. Only "
                 "the attention of SpikingBrain models spikes."
             )
-        return swap_linears(model, settings, inplace=inplace, scales=scales)  # pyright: ignore[reportReturnType]
+        spiking = swap_linears(model, settings, inplace=inplace, scales=scales)
+        attach_decoder(spiking)
+        return spiking  # pyright: ignore[reportReturnType]
     settings = settings or spikingbrain_settings()
     before = model.settings
     if before.spiking is not None and settings.attention is not None:

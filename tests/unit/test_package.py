@@ -34,7 +34,7 @@ OPTIONAL = {
 }
 FLOW = ["neuro", "coding", "chip", "backends", "models", "energy", "simulation", "analysis", "jobs", "cli"]
 UNDER_ALL = ["errors", "registry", "paths", "files", "compiled", "version"]
-MODEL_ROOMS = ["layers", "spikingbrain", "conversion", "training", "recording", "io"]
+MODEL_ROOMS = ["layers", "spikingbrain", "decoding", "conversion", "training", "recording", "io"]
 WALKED = (*FLOW, "registry")
 MODULES = sorted(
     module.name

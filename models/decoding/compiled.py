@@ -1,0 +1,297 @@
+"""A Llama-type model on the CPU as one compiled call a token: tables of its layers for `backends.cpu.decoder`."""
+
+from __future__ import annotations
+
+import ctypes
+import operator
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...backends.cpu import team
+from ...backends.cpu.backend import Cpu
+from ...backends.cpu.decoder import LAYER, PART, PIECE, PROJECTION, PROJECTIONS, Stage, Task, give_way, kernel
+from ...backends.cpu.layer import NUM_BUCKETS
+from ...neuro import NO_RULE
+from ..layers.spike_linear import SpikeLinear
+
+# Classes of transformers whose decoder layers are: norm, attention with rotary embedding, norm, SwiGLU.
+_MODELS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+# Outputs are divided at multiples of a cache line of INT8 weights, so that no two threads read the same line.
+_LINE = 64
+# Parts of the head, for each thread: it is large, and threads are not equally fast.
+_HEAD_PARTS = 8
+
+
+def why_not_compiled(model: nn.Module) -> str | None:
+    """Return why the compiled decoder is not for a model, or None if it is."""
+    return next(_obstacles(model), None)
+
+
+def _obstacles(model: Any) -> Iterator[str]:
+    """Yield what the compiled decoder cannot do."""
+    if type(model).__name__ not in _MODELS or not type(model).__module__.startswith("transformers."):
+        yield f"{type(model).__name__} is none of {', '.join(_MODELS)}"
+        return
+    config = model.config
+    if config.hidden_act != "silu":
+        yield f"its activation is {config.hidden_act}, not silu"
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
+    if getattr(config, "sliding_window", None) and set(kinds) != {"full_attention"}:
+        yield "its attention has a sliding window"
+    for name, module in model.named_modules():
+        if _has_hooks(module) or ("forward" in vars(module) and module is not model):
+            yield f"{name or type(model).__name__} has hooks or a forward of its own"
+        if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+            yield f"{name} is a {type(module).__name__}"
+        if isinstance(module, SpikeLinear):
+            yield from (f"{name} {reason}" for reason in _obstacles_of_layer(module))
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if not tensor.is_cpu or type(tensor) not in (Tensor, nn.Parameter):
+            yield f"{name} is not an ordinary tensor in main memory"
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            yield f"{name} is {tensor.dtype}, not float32"
+        if isinstance(tensor, nn.Parameter) and not tensor.is_contiguous():
+            yield f"{name} is not contiguous"
+    yield from _obstacles_of_groups(model)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Return whether a module has hooks other than those of transformers that wait until outputs are asked for."""
+    found = [hook for hooks in _HOOKS for hook in getattr(module, hooks).values()]
+    return any(getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in found)
+
+
+def _obstacles_of_layer(layer: SpikeLinear) -> Iterator[str]:
+    if layer.neuron.kernel_rule() is None:
+        yield f"has a neuron without a kernel, {layer.neuron!r}"
+    if not layer.encoder.lossless:
+        yield f"has the encoder {layer.encoder!r}, whose spikes must be added"
+    if layer.group_size is not None:
+        yield "has weight groups"
+    if layer.backend not in ("auto", Cpu("spike")):
+        yield f"has the backend {layer.backend!r}"
+    if not layer.weight.t().is_contiguous() or not layer.scale.is_contiguous():
+        yield "has weights in another order"
+
+
+def _obstacles_of_groups(model: Any) -> Iterator[str]:
+    """Layers that read the same input must make the same counts of it."""
+    spiking = 0
+    for index, layer in enumerate(model.model.layers):
+        for members in _groups(layer):
+            rules = [member.neuron.kernel_rule() for member in members if isinstance(member, SpikeLinear)]
+            spiking += len(rules)
+            if len(set(rules)) > 1:
+                yield f"layers of block {index} that read the same input have different neurons"
+    if spiking == 0:
+        yield "no layer of its blocks spikes"
+
+
+def _groups(layer: Any) -> list[list[nn.Module]]:
+    """Return the projections of a block that read the same input, in the order of the stages."""
+    attention, mlp = layer.self_attn, layer.mlp
+    return [
+        [attention.q_proj, attention.k_proj, attention.v_proj],
+        [attention.o_proj],
+        [mlp.gate_proj, mlp.up_proj],
+        [mlp.down_proj],
+    ]
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_STAGES = (Stage.QUERY_KEY_VALUE, Stage.ATTENTION_OUTPUT, Stage.GATE_AND_UP, Stage.DOWN)
+
+
+class CompiledDecoder:
+    """Tables and memory for decoding with a model.
+
+    Attributes:
+        num_layers: blocks.
+        num_key_heads: heads of keys and values.
+        head_dim: channels of a head.
+    """
+
+    def __init__(self, model: Any) -> None:
+        config, inner = model.config, model.model
+        attention = inner.layers[0].self_attn
+        self.num_layers, self.head_dim = len(inner.layers), attention.head_dim
+        self.num_key_heads = config.num_key_value_heads
+        self._embed, self._rotary, self._num_threads = inner.embed_tokens, inner.rotary_emb, torch.get_num_threads()
+        self._watch(model)
+        modules = [module for layer in inner.layers for group in _groups(layer) for module in group]
+        modules.append(model.lm_head)
+        self._projections = np.zeros(len(modules), PROJECTION)
+        for row, module in zip(self._projections, modules, strict=True):
+            self._fill(row, module)
+        self._layers = np.zeros(self.num_layers, LAYER)
+        for row, layer in zip(self._layers, inner.layers, strict=True):
+            row["attention_norm"] = layer.input_layernorm.weight.data_ptr()
+            row["mlp_norm"] = layer.post_attention_layernorm.weight.data_ptr()
+            if hasattr(layer.self_attn, "q_norm"):
+                row["query_norm"] = layer.self_attn.q_norm.weight.data_ptr()
+                row["key_norm"] = layer.self_attn.k_norm.weight.data_ptr()
+        self._divide(config.num_attention_heads)
+        self._make_task(config, inner, attention)
+
+    def _watch(self, model: nn.Module) -> None:
+        """Note all that the tables were made from, so that a change is noticed."""
+        watched = []
+        self._hooks, self._observers, self._tensors = [], [], []
+        for module in model.modules():
+            self._hooks += [getattr(module, hooks) for hooks in _HOOKS]
+            for tensors in (module._parameters, module._buffers):
+                self._tensors.append(tensors)
+                watched += [(tensors, name, tensor) for name, tensor in tensors.items()]
+            watched += [(module._modules, name, child) for name, child in module._modules.items()]
+            if isinstance(module, SpikeLinear):
+                watched += [(vars(module), name, vars(module)[name]) for name in ("neuron", "encoder", "backend")]
+                watched.append((vars(module), "observers", module.observers))
+                self._observers.append(module.observers)
+        self._num_tensors, self._num_hooks = list(map(len, self._tensors)), list(map(len, self._hooks))
+        self._holders, self._names, self._held = zip(*watched, strict=True)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """Leave nothing in a copy of the model, whose tensors have other addresses: it makes its own."""
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """Leave nothing in a pickled model either."""
+        return type(None), ()
+
+    def fits(self) -> bool:
+        """Return whether the model is still what the tables were made from, and nobody watches its layers."""
+        return (
+            all(map(operator.is_, map(dict.get, self._holders, self._names), self._held))
+            and list(map(len, self._tensors)) == self._num_tensors
+            and list(map(len, self._hooks)) == self._num_hooks
+            and not any(map(len, self._observers))
+            and torch.get_num_threads() == self._num_threads
+        )
+
+    def _fill(self, row: Any, module: Any) -> None:
+        row["weight"] = module.weight.data_ptr()
+        row["bias"] = 0 if module.bias is None else module.bias.data_ptr()
+        row["num_outputs"], row["num_inputs"] = module.weight.shape
+        rule = module.neuron.kernel_rule() if isinstance(module, SpikeLinear) else NO_RULE
+        row["rule"] = rule.number
+        row["a"], row["b"], row["c"] = rule.parameters
+        if isinstance(module, SpikeLinear):
+            row["scale"] = module.scale.data_ptr()
+
+    def _divide(self, num_heads: int) -> None:
+        """List the parts of every stage: equal shares of its outputs for the threads, or heads."""
+        parts, pieces, sizes = [], [], []
+
+        def add(kind: Stage, layer: int, projections: range, num_shares: int) -> None:
+            encoder = next((p for p in projections if self._projections[p]["rule"] != 0), -1)
+            widths = [int(self._projections[p]["num_outputs"]) for p in projections]
+            if kind == Stage.GATE_AND_UP:
+                widths = widths[:1]
+            for share in _shares(widths, num_shares):
+                found = [(projections[0] + which, start, stop) for which, start, stop in share]
+                parts.append((len(sizes), kind, layer, len(pieces), len(pieces) + len(found), encoder))
+                pieces.extend(found)
+            sizes.append(len(parts) - sum(sizes))
+
+        for layer in range(self.num_layers):
+            first = len(PROJECTIONS) * layer
+            for kind, numbers in zip(_STAGES, (range(3), range(3, 4), range(4, 6), range(6, 7)), strict=True):
+                add(kind, layer, range(first + numbers.start, first + numbers.stop), self._num_threads)
+                if kind == Stage.QUERY_KEY_VALUE:
+                    parts += [(len(sizes), Stage.ATTENTION, layer, head, head + 1, -1) for head in range(num_heads)]
+                    sizes.append(num_heads)
+        head = len(self._projections) - 1
+        add(Stage.HEAD, 0, range(head, head + 1), _HEAD_PARTS * self._num_threads)
+        self._parts = np.array(parts, PART)
+        self._pieces = np.array(pieces, PIECE)
+        self._sizes = np.array(sizes, np.int64)
+
+    def _make_task(self, config: Any, inner: Any, attention: Any) -> None:
+        heads, dim = config.num_attention_heads, self.head_dim
+        widest = int((self._pieces["stop"] - self._pieces["start"]).max())
+        self._vocabulary = int(self._projections[-1]["num_outputs"])
+        self._done = np.zeros(len(self._sizes), np.int64)
+        self._hidden = torch.empty(config.hidden_size)
+        self._memory = {
+            "projected": torch.empty((heads + 2 * self.num_key_heads) * dim),
+            "attended": torch.empty(heads * dim),
+            "product": torch.empty(config.intermediate_size),
+            "buckets": torch.zeros(self._num_threads * NUM_BUCKETS * widest, dtype=torch.int16),
+        }
+        self._task = Task(
+            parts=self._parts.ctypes.data,
+            pieces=self._pieces.ctypes.data,
+            layers=self._layers.ctypes.data,
+            projections=self._projections.ctypes.data,
+            stage_sizes=self._sizes.ctypes.data,
+            done=self._done.ctypes.data,
+            hidden=self._hidden.data_ptr(),
+            **{name: tensor.data_ptr() for name, tensor in self._memory.items()},
+            final_norm=inner.norm.weight.data_ptr(),
+            num_parts=len(self._parts),
+            num_pieces=len(self._pieces),
+            num_layers=self.num_layers,
+            num_stages=len(self._sizes),
+            num_hidden=config.hidden_size,
+            num_heads=heads,
+            num_key_heads=self.num_key_heads,
+            head_dim=dim,
+            widest=widest,
+            most_inputs=int(self._projections["num_inputs"].max()),
+            num_threads=self._num_threads,
+            scaling=attention.scaling,
+            eps=config.rms_norm_eps,
+            give_way=give_way(),
+        )
+
+    def decode(self, ids: Tensor, positions: Tensor, memory: Tensor, length: int) -> Tensor | None:
+        """Return the logits of a token, and write its keys and values into the memory.
+
+        Args:
+            ids: the token, int64 [1, 1].
+            positions: its position, int64 [1, 1].
+            memory: keys and values of all layers, float32 [layers * 2, 1, key heads, rows, head_dim]; row `length` is
+                filled.
+            length: tokens before this one.
+        Returns:
+            Float32, [1, 1, vocabulary]; None if a layer needs the separate steps, which also raise its errors.
+        """
+        embedded = self._embed(ids)
+        cos, sin = self._rotary(embedded, positions)
+        cos, sin = cos.contiguous(), sin.contiguous()
+        self._hidden.copy_(embedded[0, 0])
+        stride = memory.stride(0) * memory.element_size()
+        first = memory.data_ptr() + 2 * stride * np.arange(self.num_layers)
+        self._layers["keys"], self._layers["values"] = first, first + stride
+        self._layers["capacity"] = memory.shape[3]
+        self._done[:] = 0
+        logits = torch.empty(1, 1, self._vocabulary)
+        task = self._task
+        task.logits, task.cos, task.sin, task.num_cached = logits.data_ptr(), cos.data_ptr(), sin.data_ptr(), length
+        task.next_thread = task.next_part = task.refused = 0
+        team.run(kernel(), ctypes.addressof(task), self._num_threads)
+        return None if task.refused else logits
+
+
+def _shares(widths: list[int], num_shares: int) -> list[list[tuple[int, int, int]]]:
+    """Divide the outputs of matrices that follow one another into shares of about equal size.
+
+    Returns:
+        Shares that are not empty, each a list of (matrix, first output, end).
+    """
+    ends = np.cumsum([0, *widths])
+    cuts = [0, *(round(ends[-1] * i / num_shares / _LINE) * _LINE for i in range(1, num_shares)), int(ends[-1])]
+    shares = []
+    for low, high in pairwise(cuts):
+        share = []
+        for which, (start, stop) in enumerate(pairwise(ends.tolist())):
+            first, last = max(low, start), min(high, stop)
+            if first < last:
+                share.append((which, first - start, last - start))
+        if share:
+            shares.append(share)
+    return shares

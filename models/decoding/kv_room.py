@@ -1,0 +1,85 @@
+"""Spare rows in a transformers `DynamicCache`, so that a token writes its own key and value and copies no others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+# Rows of a first room beyond those that are filled; a full room is replaced by one of twice the rows.
+_SPARE_ROWS = 256
+
+
+class KvRoom:
+    """The keys and values of all layers in one tensor with spare rows; the cache's tensors are views of its first rows.
+
+    The views are new after each token, and a cache that holds others (it was cropped, reordered, updated by the model
+    itself) is copied anew. So nobody's tensors change but in rows that they do not have.
+
+    Attributes:
+        memory: float32, [layers * 2, 1, key heads, rows, head_dim]; keys and values of a layer one after the other.
+    """
+
+    def __init__(self, layers: list[Any]) -> None:
+        length = layers[0].keys.shape[2]
+        self.memory = _with_spare_rows([part for layer in layers for part in (layer.keys, layer.values)], length)
+        self.show(layers, length)
+
+    def holds(self, layers: list[Any]) -> bool:
+        """Return whether the cache still has the tensors that it was given last."""
+        views = self._views
+        return len(views) == len(layers) and all(
+            layer.keys is keys and layer.values is values for layer, (keys, values) in zip(layers, views, strict=True)
+        )
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the memory."""
+        return self.memory.shape[3]
+
+    def grow(self, length: int) -> None:
+        """Move to a memory of twice the rows, of which `length` are filled."""
+        self.memory = _with_spare_rows(list(self.memory.unbind(0)), length)
+
+    def show(self, layers: list[Any], length: int) -> None:
+        """Give the cache the first `length` rows."""
+        parts = self.memory.narrow(3, 0, length).unbind(0)
+        self._views = list(zip(parts[::2], parts[1::2], strict=True))
+        for layer, (keys, values) in zip(layers, self._views, strict=True):
+            layer.keys, layer.values = keys, values
+
+
+def room_of(cache: Any, num_key_heads: int, head_dim: int) -> KvRoom | None:
+    """Return the room of a cache, made if need be; None if the cache is of another kind or does not fit.
+
+    Args:
+        cache: what a model got.
+        num_key_heads: heads of keys and values.
+        head_dim: channels of a head.
+    """
+    layers = getattr(cache, "layers", None)
+    if not layers or any(type(layer) is not DynamicLayer for layer in layers):
+        return None
+    room = getattr(cache, "_kv_room", None)
+    if isinstance(room, KvRoom) and room.holds(layers):
+        return room
+    first = layers[0].keys
+    if first is None or first.ndim != 4:
+        return None
+    expected = (1, num_key_heads, first.shape[2], head_dim)
+    for layer in layers:
+        for part in (layer.keys, layer.values):
+            if part is None or part.shape != expected or part.dtype != torch.float32 or not part.is_cpu:
+                return None
+    cache._kv_room = KvRoom(layers)
+    return cache._kv_room
+
+
+def _with_spare_rows(parts: list[Tensor], length: int) -> Tensor:
+    batch, heads, _, dim = parts[0].shape
+    memory = parts[0].new_zeros(len(parts), batch, heads, 2 * length + _SPARE_ROWS, dim)
+    for target, part in zip(memory, parts, strict=True):
+        target[:, :, :length] = part[:, :, :length]
+    return memory

@@ -1,0 +1,309 @@
+"""The compiled decoder beside the model's own code: integers bit for bit, logits to rounding, when it stands aside."""
+
+import copy
+from inspect import signature
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+import spikebrain
+from spikebrain import AdaptiveThreshold, Cpu, Reference, SpikeSettings, Ternary, describe_decoding, record, to_spiking
+from spikebrain.backends.cpu import decoder_parts
+from spikebrain.backends.cpu.decoder import PROJECTIONS
+from spikebrain.compiled import compiled
+from spikebrain.models.decoding import compiled_decoder
+from spikebrain.models.decoding.compiled import CompiledDecoder, _shares
+from spikebrain.models.decoding.kv_room import room_of
+
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 300,
+    "max_position_embeddings": 2048,
+}
+ROPE = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
+MODELS = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
+    "llama, bias and scaled positions": lambda: LlamaForCausalLM(
+        LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True, rope_parameters=ROPE, tie_word_embeddings=True)
+    ),
+    "mistral, wide heads": lambda: MistralForCausalLM(MistralConfig(**SIZES, head_dim=24, sliding_window=None)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, use_sliding_window=False)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=32)),
+}
+SETTINGS = {
+    "all": SpikeSettings(),
+    "head too, rare spikes": SpikeSettings(include_head=True, neuron=AdaptiveThreshold(0.7)),
+    "counts of three digits": SpikeSettings(neuron=AdaptiveThreshold(400.0), backend=Cpu()),
+    "half dense": SpikeSettings(layers=("*.q_proj", "*.v_proj", "*.up_proj", "*.o_proj")),
+}
+
+
+def spiking_model(name="llama", settings=None):
+    model = MODELS[name]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # norms and biases that are not 1 and 0
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return to_spiking(model, settings or SpikeSettings(), inplace=True)
+
+
+def plain_forward(model, **options):
+    return type(model).forward(model, **options)
+
+
+def cache_of(output):
+    return output.cache if hasattr(output, "cache") else output.past_key_values
+
+
+def cache_option(cache):
+    return {"cache" if "cache" in signature(LlamaForCausalLM.forward).parameters else "past_key_values": cache}
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("settings", list(SETTINGS))
+@torch.inference_mode()
+def test_integers_are_exact_and_logits_those_of_the_model(name, settings, threads):
+    model = spiking_model(name, SETTINGS[settings])
+    cache = cache_of(plain_forward(model, input_ids=torch.randint(0, 300, (1, 7)), use_cache=True))
+    theirs = copy.deepcopy(cache)
+    decoder = compiled_decoder(model)
+    inputs = [np.zeros(row["num_inputs"], np.float32) for row in decoder._projections]
+    sums = [np.zeros(row["num_outputs"], np.int32) for row in decoder._projections]
+    for row, x, total in zip(decoder._projections, inputs, sums, strict=True):
+        row["seen_input"], row["seen_sums"] = x.ctypes.data, total.ctypes.data
+    for position in range(7, 10):
+        token = torch.randint(0, 300, (1, 1))
+        expected = plain_forward(model, input_ids=token, use_cache=True, **cache_option(theirs)).logits
+        room = room_of(cache, decoder.num_key_heads, decoder.head_dim)
+        found = decoder.decode(token, torch.tensor([[position]]), room.memory, position)
+        room.show(cache.layers, position + 1)
+        checked = 0
+        for number, layer in enumerate(layers_in_order(model)):
+            if isinstance(layer, spikebrain.SpikeLinear):
+                count = layer.neuron(torch.from_numpy(inputs[number])).count.to(torch.int64)
+                assert torch.equal(torch.from_numpy(sums[number]).long(), layer.weight.long() @ count)
+                checked += 1
+        assert checked == len([m for m in model.modules() if isinstance(m, spikebrain.SpikeLinear)])
+        # The same state goes in, so only a count that lies on a rounding's edge may differ.
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+        for ours, other in zip(cache.layers, theirs.layers, strict=True):
+            torch.testing.assert_close(ours.keys[:, :, :position], other.keys[:, :, :position], rtol=0, atol=2e-2)
+        theirs = copy.deepcopy(cache)
+
+
+def layers_in_order(model):
+    for block in model.model.layers:
+        for name in PROJECTIONS:
+            yield getattr(block.self_attn, name, None) or getattr(block.mlp, name)
+    yield model.lm_head
+
+
+def tokens_of(model, ids, num_tokens=20, **options):
+    return model.generate(
+        ids, max_new_tokens=num_tokens, min_new_tokens=num_tokens, do_sample=False, pad_token_id=0, **options
+    )
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Lengths of the text before each token that the decoder got."""
+    found = []
+    decode = CompiledDecoder.decode
+    monkeypatch.setattr(CompiledDecoder, "decode", lambda self, *given: found.append(given[3]) or decode(self, *given))
+    return found
+
+
+def test_generate_uses_it_and_gives_the_same_tokens(calls, monkeypatch):
+    model = spiking_model()
+    ids = torch.randint(0, 300, (1, 5))
+    found = tokens_of(model, ids)
+    assert calls == list(range(5, 5 + 19))  # the first token comes from the prompt's own pass
+    monkeypatch.delattr(model, "forward")
+    assert torch.equal(found, tokens_of(model, ids))
+
+
+@pytest.mark.slow
+def test_more_tokens_than_there_is_room_for(calls, monkeypatch):
+    model = spiking_model()
+    found = tokens_of(model, torch.tensor([[1]]), 600)  # rooms of 258 and 774 rows
+    assert len(calls) == 599
+    monkeypatch.delattr(model, "forward")
+    # One pass over the whole text predicts the same tokens.
+    with torch.inference_mode():
+        logits = model(found).logits
+    chosen = logits[0, :-1].gather(1, found[0, 1:, None])[:, 0]
+    assert float((logits[0, :-1].amax(1) - chosen).max()) < 1e-2
+
+
+@torch.inference_mode()
+def test_nobodys_cache_changes():
+    model = spiking_model()
+    prompt = torch.randint(0, 300, (1, 6))
+    first = model(prompt, use_cache=True)
+    cache = cache_of(first)
+    model(torch.tensor([[3]]), **cache_option(cache))
+    kept, rows = copy.deepcopy(cache), [layer.keys for layer in cache.layers]
+    before = [row.clone() for row in rows]
+    cache.crop(-1)
+    other = model(torch.tensor([[9]]), **cache_option(cache)).logits
+    assert all(torch.equal(row, same) for row, same in zip(rows, before, strict=True))
+    assert all(torch.equal(layer.keys, row) for layer, row in zip(kept.layers, before, strict=True))
+    torch.testing.assert_close(
+        other, model(torch.cat([prompt, torch.tensor([[9]])], 1)).logits[:, -1:], rtol=0, atol=1e-4
+    )
+
+
+@torch.inference_mode()
+def test_what_is_not_one_plain_token_takes_the_models_own_code(calls):
+    model = spiking_model()
+    prompt = torch.randint(0, 300, (2, 6))
+
+    def fresh(rows=1):
+        return cache_option(cache_of(plain_forward(model, input_ids=prompt[:rows], use_cache=True)))
+
+    token = torch.tensor([[3]])
+    model(token)
+    model(token.expand(2, 1), **fresh(2))
+    model(torch.tensor([[3, 4]]), **fresh())
+    model(token, output_hidden_states=True, **fresh())
+    model(token, attention_mask=torch.tensor([[0, 1, 1, 1, 1, 1, 1]]), **fresh())
+    model(inputs_embeds=torch.randn(1, 1, 64), **fresh())
+    with torch.autocast("cpu", torch.bfloat16):
+        model(token, **fresh())
+    with record(model) as recording:
+        model(token, **fresh())
+    assert recording.layers["model.layers.0.self_attn.q_proj"].num_tokens == 7
+    assert calls == []
+    model(token, attention_mask=torch.ones(1, 7), **fresh())
+    model(input_ids=token, **fresh())
+    assert calls == [6, 6]
+
+
+@torch.inference_mode()
+def test_a_changed_model_is_noticed():
+    model = spiking_model()
+    options = cache_option(cache_of(model(torch.tensor([[1, 2]]), use_cache=True)))
+    model(input_ids=torch.tensor([[3]]), **options)
+    first = compiled_decoder(model)
+    assert compiled_decoder(model) is first
+    layer = model.model.layers[1].mlp.down_proj
+    layer.neuron = AdaptiveThreshold(2.0)
+    second = compiled_decoder(model)
+    assert second is not first
+    layer.bias = nn.Parameter(torch.ones(64))
+    third = compiled_decoder(model)
+    assert third not in (first, second)
+    layer.encoder = Ternary()
+    assert compiled_decoder(model) is not third
+    handle = layer.register_forward_hook(lambda *_: None)
+    assert compiled_decoder(model) is None
+    assert "hooks" in describe_decoding(model)
+    handle.remove()
+    twin = copy.deepcopy(model)
+    assert compiled_decoder(twin) is not compiled_decoder(model)
+    assert twin.forward.__self__ is twin
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.to(torch.bfloat16), r"is torch.bfloat16, not float32"),
+        (
+            lambda m: setattr(m.model.layers[0].mlp.up_proj, "neuron", AdaptiveThreshold(1.0)),
+            "block 0 .* different neurons",
+        ),
+        (
+            lambda m: setattr(m.model.layers[0].mlp.up_proj, "backend", Reference()),
+            r"up_proj has the backend Reference",
+        ),
+        (lambda m: setattr(m.config, "hidden_act", "gelu"), "activation is gelu"),
+    ],
+)
+def test_it_says_why_not(change, message):
+    model = spiking_model()
+    assert describe_decoding(model).startswith("Decoding one text by the compiled decoder")
+    change(model)
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(describe_decoding(model))
+
+
+def test_other_models_and_settings_say_why_not():
+    assert "weight groups" in describe_decoding(spiking_model(settings=SpikeSettings(group_size=16)))
+    assert "Linear is none of LlamaForCausalLM" in describe_decoding(nn.Linear(2, 2))
+    assert "no layer of its blocks spikes" in describe_decoding(MODELS["llama"]())
+
+
+@torch.inference_mode()
+def test_an_error_names_the_layer_as_ever():
+    model = spiking_model()
+    options = cache_option(cache_of(model(torch.tensor([[1, 2]]), use_cache=True)))
+    model.model.layers[1].input_layernorm.weight[3] = torch.nan
+    with pytest.raises(spikebrain.SpikebrainError, match=r"layers\.1\.self_attn\.q_proj"):
+        model(input_ids=torch.tensor([[3]]), **options)
+
+
+@compiled
+def exp_of_all(x, out):
+    for i in range(x.shape[0]):
+        out[i] = decoder_parts.exp(x[i])
+
+
+def test_exp():
+    x = np.linspace(-87, 88, 200_001).astype(np.float32)
+    found = np.empty_like(x)
+    exp_of_all(x, found)
+    exact = np.exp(x.astype(np.float64))
+    assert np.abs(found / exact - 1).max() < 2**-23
+    assert decoder_parts.exp(np.float32(-1e30)) < 1e-37
+    assert decoder_parts.exp(np.float32(0)) == 1
+
+
+def test_parts_between_projections():
+    x, weight, up, out = (torch.randn(48).numpy() for _ in range(4))
+    decoder_parts.rms_norm(x, weight, np.float32(1e-5), out)
+    expected = F.rms_norm(torch.from_numpy(x), (48,), torch.from_numpy(weight), 1e-5)
+    torch.testing.assert_close(torch.from_numpy(out), expected)
+    decoder_parts.silu_product(x, up, out)
+    torch.testing.assert_close(torch.from_numpy(out), F.silu(torch.from_numpy(x)) * torch.from_numpy(up))
+    q, keys, values = torch.randn(8), torch.randn(20, 8), torch.randn(20, 8)
+    read = np.empty(8, np.float32)
+    decoder_parts.attend(
+        *(t.numpy() for t in (q, keys[11], values[11], keys, values)), 11, np.empty(12, np.float32), read
+    )
+    expected = (keys[:12] @ q).softmax(0) @ values[:12]
+    torch.testing.assert_close(torch.from_numpy(read), expected)
+
+
+@pytest.mark.parametrize("widths", [[576, 192, 192], [1], [64, 64], [49152], [100, 3, 77]])
+@pytest.mark.parametrize("num_shares", [1, 2, 3, 16])
+def test_shares_hold_every_output_once(widths, num_shares):
+    shares = _shares(widths, num_shares)
+    assert 1 <= len(shares) <= num_shares
+    assert all(share for share in shares)
+    for which, width in enumerate(widths):
+        pieces = sorted((start, stop) for share in shares for w, start, stop in share if w == which)
+        assert [n for start, stop in pieces for n in range(start, stop)] == list(range(width))
