@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from ...errors import CheckpointError, InputError
+from ..layers.experts import unfuse_for
 from ..layers.spike_linear import SpikeLinear, spiking_layers
 from .layer_table import LayerTable, layer_table
 
@@ -108,6 +109,7 @@ def read_file(path: Path, architecture: nn.Module | None = None) -> tuple[nn.Mod
         model = architecture or _empty_model(header, path)
         built: dict[str, SpikeLinear] = {}
         table = LayerTable(header["spiking"])
+        unfuse_for(model, table.names)
         for name in table.names:
             same = table.same_as(name)
             own = (tensors[f"{name}.weight"], tensors[f"{name}.scale"], tensors.get(f"{name}.bias"))

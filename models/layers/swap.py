@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ...errors import InputError
+from .experts import Experts, is_fused, own_weights, unfused_experts
 from .quantize import copy_bias, input_major, quantize, quantize_with
 from .settings import SpikeSettings
 from .spike_linear import SpikeLinear
@@ -38,7 +39,8 @@ def swap_linears(
     """Swap the linear layers that the settings name for `SpikeLinear`; `to_spiking` is the public verb.
 
     A layer used in several places becomes one spiking layer. Weights that several layers share are quantised once. An
-    output head that is tied to the embedding leaves the embedding as it is.
+    output head that is tied to the embedding leaves the embedding as it is. Fused experts become `Experts`, if any of
+    their projections spikes.
 
     Args:
         model: any PyTorch model; `nn.Linear` and transformers' `Conv1D` modules are swapped.
@@ -52,7 +54,8 @@ def swap_linears(
         InputError: no layer matches, a weight is not finite, or scales do not fit their layer.
     """
     scales = scales or {}
-    linears, skipped = choose_layers(model, settings)
+    experts, reasons = unfused_experts(model)
+    linears, skipped = _choose(model, settings, experts, reasons)
     spiking: dict[int, nn.Module] = {}
     quantized: dict[tuple[int, type], tuple[Tensor, Tensor, int | None]] = {}
     for name, layer in linears.items():
@@ -76,6 +79,10 @@ def swap_linears(
             name=name,
         )
         spiking[id(layer)] = spike_linear.train(layer.training)
+    for fused, unfused in experts.items():
+        if any(id(module) in spiking for module in unfused.modules()):
+            spiking[fused] = _swap(unfused, spiking, inplace=True)
+            own_weights(unfused)
     swapped = _swap(model, spiking, inplace)
     swapped.conversion = Conversion(settings, tuple(linears), skipped)  # pyright: ignore[reportArgumentType]
     return swapped
@@ -84,15 +91,26 @@ def swap_linears(
 def choose_layers(model: nn.Module, settings: SpikeSettings) -> tuple[dict[str, nn.Linear | Conv1D], dict[str, str]]:
     """Return the layers that would spike, by name, and why every other module with weights would not.
 
+    Layers of fused experts are named as those that `to_spiking` makes of them.
+
     Raises:
         InputError: no layer matches.
     """
+    return _choose(model, settings, *unfused_experts(model))
+
+
+def _choose(
+    model: nn.Module, settings: SpikeSettings, experts: Mapping[int, Experts], reasons: Mapping[str, str]
+) -> tuple[dict[str, nn.Linear | Conv1D], dict[str, str]]:
+    """Do what `choose_layers` says, with the result of `unfused_experts`."""
     heads = _output_heads(model)
     linears: dict[str, nn.Linear | Conv1D] = {}
     skipped: dict[str, str] = {}
-    for name, module in model.named_modules():
+    for name, module in _modules(model, experts):
         if isinstance(module, SpikeLinear):
             skipped[name] = "spikes already"
+        elif name in reasons:
+            skipped[name] = reasons[name]
         elif not isinstance(module, nn.Linear | Conv1D) or type(module) not in (nn.Linear, Conv1D):
             if any(p.ndim >= 2 for p in module.parameters(recurse=False)):
                 skipped[name] = f"{type(module).__name__} is not a plain linear layer"
@@ -113,6 +131,13 @@ def choose_layers(model: nn.Module, settings: SpikeSettings) -> tuple[dict[str, 
         listed = "; ".join(reasons[:6]) + ("; ..." if len(reasons) > 6 else "") if reasons else "it has no weights"
         raise InputError(f"to_spiking: expected a linear layer that matches {settings.layers}, found none. {listed}.")
     return linears, skipped
+
+
+def _modules(model: nn.Module, experts: Mapping[int, Experts]) -> Iterator[tuple[str, nn.Module]]:
+    """Yield what `named_modules` does, with experts in the place of fused ones."""
+    for name, module in model.named_modules():
+        unfused = experts.get(id(module))
+        yield from [(name, module)] if unfused is None else unfused.named_modules(prefix=name)
 
 
 def to_dense(model: nn.Module, *, inplace: bool = False) -> nn.Module:
@@ -157,7 +182,11 @@ def _output_heads(model: nn.Module) -> list[nn.Module]:
 
 def _reads_weights_itself(model: nn.Module, name: str) -> str | None:
     """Return the type of a parent that passes this layer's weights to a fused function, or None."""
-    parent = model.get_submodule(name.rpartition(".")[0])
+    parent = model
+    for child in name.split(".")[:-1]:
+        parent = parent._modules.get(child)
+        if parent is None or is_fused(parent):
+            return None
     fused = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
     return type(parent).__name__ if isinstance(parent, fused) else None
 
