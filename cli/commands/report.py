@@ -161,6 +161,8 @@ def _print_energy(console: Console, energy: dict[str, Any]) -> None:
             f"With all that is counted (sums as wide as they must be, encoding, weights, activations, what stays "
             f"dense) the ratio to INT8 is {last:.2f}x instead of {first:.2f}x: waterfall.png, and `spikebrain energy`."
         )
+    if energy["not_counted"]["parts"]:
+        console.print(energy["not_counted"]["sentence"])
     if digital["unverified"]:
         console.print(f"Not confirmed by the table's source: {', '.join(digital['unverified'])}.")
     console.print()

@@ -105,4 +105,6 @@ def _print(found: Simulated, out: Path) -> None:
         f"Exactness: {exact['num_mismatches']:,} of {exact['num_checked']:,} sums differ from those of the model. "
         f"{figures['activity']['num_synops'] / figures['seconds'] / 1e6:,.0f} M synaptic operations simulated a second."
     )
+    if figures["unsupported"]:
+        console.print(f"Not counted: {'; '.join(figures['unsupported'])}.")
     console.print(f"Written to {out}: {', '.join(found.files)} ({figures['seconds']:.1f} s)")

@@ -26,10 +26,12 @@ class Gate(nn.Module):
     Args:
         fused: the original experts; their weights are not kept.
         first: name of their first projection.
+        num_channels: inputs of their second projection.
     """
 
-    def __init__(self, fused: nn.Module, first: str) -> None:
+    def __init__(self, fused: nn.Module, first: str, num_channels: int) -> None:
         super().__init__()
+        self.num_channels = num_channels
         self.original = _without_parameters(fused)
         self.original._modules = copy.deepcopy(self.original._modules)
         self.first = first
@@ -76,6 +78,7 @@ class Experts(nn.Module):
         for e, expert in enumerate(experts):
             self.add_module(str(e), expert)
         self.num_experts = len(self._modules)
+        self.hidden_size = next(iter(self._modules.values()))[_DOWN].out_features  # pyright: ignore
         self.gate = gate
 
     def forward(
@@ -131,7 +134,7 @@ def unfuse(module: nn.Module, *, verify: bool = True) -> Experts | str:
     columns = _matrices(up, down, num_parts=2 if first == _FIRST[0] else 1)
     if columns is None:
         return f"{kind}: fused experts whose shapes {tuple(up.shape)} and {tuple(down.shape)} are not known"
-    gate = Gate(module, first)
+    gate = Gate(module, first, columns[1].shape[2])
     biases = [module._parameters.get(f"{name}_bias") for name in (first, _DOWN)]
     experts = []
     for e in range(len(up)):
