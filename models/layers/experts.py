@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -71,36 +72,53 @@ class Experts(nn.Module):
     Args:
         experts: both projections of each expert, in order, by name.
         gate: what is between and after the projections.
+        by_blocks: the tokens come sorted, a block of equal size for each expert, with zeros where one is not routed to
+            it (Llama 4); the weights are applied elsewhere.
     """
 
-    def __init__(self, experts: Iterable[nn.ModuleDict], gate: Gate) -> None:
+    def __init__(self, experts: Iterable[nn.ModuleDict], gate: Gate, *, by_blocks: bool = False) -> None:
         super().__init__()
         for e, expert in enumerate(experts):
             self.add_module(str(e), expert)
         self.num_experts = len(self._modules)
         self.hidden_size = next(iter(self._modules.values()))[_DOWN].out_features  # pyright: ignore
-        self.gate = gate
+        self.gate, self.by_blocks = gate, by_blocks
 
     def forward(
         self,
         hidden_states: Float[Tensor, "tokens hidden"],
-        top_k_index: Int[Tensor, "tokens k"],
-        top_k_weights: Float[Tensor, "tokens k"],
+        top_k_index: Int[Tensor, "tokens k"] | None = None,
+        top_k_weights: Float[Tensor, "tokens k"] | None = None,
     ) -> Float[Tensor, "tokens hidden"]:
         """Run each expert once, on its own tokens, and sum the results per token.
 
         Args:
             hidden_states: activations.
-            top_k_index: experts of each token.
-            top_k_weights: weight of each of them.
+            top_k_index: experts of each token; None with `by_blocks`.
+            top_k_weights: weight of each of them; None with `by_blocks`.
         """
-        y = torch.zeros_like(hidden_states, dtype=torch.promote_types(hidden_states.dtype, top_k_weights.dtype))
-        for e in top_k_index.unique().tolist():  # in order, as the original sums them
+        index, weights = top_k_index, top_k_weights
+        if self.by_blocks:
+            index, weights = self.routes(hidden_states), hidden_states.new_ones(len(hidden_states), 1)
+        assert index is not None
+        assert weights is not None
+        y = torch.zeros_like(hidden_states, dtype=torch.promote_types(hidden_states.dtype, weights.dtype))
+        for e in index.unique().tolist():  # in order, as the original sums them
             if 0 <= e < self.num_experts:
-                rows, place = (top_k_index == e).nonzero(as_tuple=True)
-                result = self._run(e, hidden_states[rows]) * top_k_weights[rows, place, None]
+                rows, place = (index == e).nonzero(as_tuple=True)
+                result = self._run(e, hidden_states[rows]) * weights[rows, place, None]
                 y = y.index_add(0, rows, result.to(y.dtype))
         return y.to(hidden_states.dtype)
+
+    def routes(
+        self, hidden_states: Float[Tensor, "tokens hidden"], top_k_index: Int[Tensor, "tokens k"] | None = None
+    ) -> Int[Tensor, "tokens k"]:
+        """Return the expert of each route; what is none of 0 to num_experts - 1 means that there is no route."""
+        if top_k_index is not None:
+            return top_k_index
+        block = torch.arange(len(hidden_states), device=hidden_states.device)
+        block = block.div(max(len(hidden_states) // self.num_experts, 1), rounding_mode="floor")
+        return block.where(hidden_states.any(-1), self.num_experts)[:, None]
 
     def _run(self, e: int, x: Tensor) -> Tensor:
         expert: Any = self._modules[str(e)]
@@ -143,7 +161,8 @@ def unfuse(module: nn.Module, *, verify: bool = True) -> Experts | str:
             for weight, bias in zip(columns, biases, strict=True)
         ]
         experts.append(nn.ModuleDict(dict(zip((first, _DOWN), linears, strict=True))))
-    unfused = Experts(experts, gate).train(module.training)
+    by_blocks = len(inspect.signature(type(module).forward).parameters) == len(("self", "hidden_states"))
+    unfused = Experts(experts, gate, by_blocks=by_blocks).train(module.training)
     if verify and (reason := _differs(module, unfused, hidden=columns[0].shape[2])):
         return f"{kind}: fused experts of a kind that is not known ({reason})"
     return unfused
@@ -218,17 +237,21 @@ def _without_parameters(module: nn.Module, **parameters: Tensor) -> Any:
 def _differs(module: nn.Module, unfused: Experts, hidden: int) -> str:
     """Return how the results of the first experts differ from what the original's own code computes, or ""."""
     weights: Mapping[str, Any] = module._parameters
-    num = min(3, unfused.num_experts)
+    num = 1 if unfused.by_blocks else min(3, unfused.num_experts)
     few: Any = _without_parameters(module, **{name: p[:num] for name, p in weights.items() if p is not None})
     sample = weights[_DOWN]
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(4, hidden, generator=draw).to(sample)
     index = torch.arange(8, device=x.device).view(4, 2) % num
-    weight = torch.rand(4, 2, generator=draw).to(sample)
+    given = (x, index, torch.rand(4, 2, generator=draw).to(sample))
+    if unfused.by_blocks:
+        x[1] = 0
+        given = (x,)
+    ours = Experts([unfused.get_submodule(str(e)) for e in range(num)], unfused.gate, by_blocks=unfused.by_blocks)  # pyright: ignore
     forward = type(module).forward
     try:  # past transformers' choice among kernels, which all compute this
-        expected = getattr(forward, "__wrapped__", forward)(few, x, index, weight)
-        found = unfused(x, index, weight)
+        expected = getattr(forward, "__wrapped__", forward)(few, *given)
+        found = ours(*given)
     except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, KeyError) as error:
         return f"its forward does not take tokens, experts and weights: {type(error).__name__}"
     if not isinstance(expected, Tensor) or expected.shape != found.shape:

@@ -149,8 +149,9 @@ def _fused_parts(name: str, module: Experts | Gate) -> list[tuple[ModuleRecord, 
 
 def _routes(module: Experts, arguments: tuple, keywords: dict) -> tuple[int, int]:
     named = dict(zip(("hidden_states", "top_k_index"), arguments, strict=False)) | keywords
-    index = named["top_k_index"]
-    return len(index), int(((index >= 0) & (index < module.num_experts)).sum())
+    x, index = named["hidden_states"], module.routes(named["hidden_states"], named.get("top_k_index"))
+    num_tokens = len(x) // module.num_experts if module.by_blocks else len(x)
+    return num_tokens, int(((index >= 0) & (index < module.num_experts)).sum())
 
 
 def _our_parts(name: str, module: Attention | Block | SwiGLU | MixtureOfExperts) -> list[tuple[ModuleRecord, Measure]]:

@@ -26,7 +26,7 @@ def norm_sizes(module: nn.Module) -> tuple[str, dict[str, int]] | None:
     own = {name: p for name, p in module._parameters.items() if p is not None}
     sizes = {p.numel() for p in own.values()}
     # A trial must leave no trace in running means, and what children do is counted where they are.
-    if len(own) > 2 or len(sizes) > 1 or any(module.buffers()) or any(module.children()):
+    if len(own) > 2 or len(sizes) > 1 or [*module.buffers(), *module.children()]:
         return None
     bias = next((p for name, p in own.items() if name.endswith(("bias", "beta"))), None)
     weight = next((p for p in own.values() if p is not bias), None)
