@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -163,23 +163,44 @@ def unfuse(module: nn.Module, *, verify: bool = True) -> Experts | str:
         experts.append(nn.ModuleDict(dict(zip((first, _DOWN), linears, strict=True))))
     by_blocks = len(inspect.signature(type(module).forward).parameters) == len(("self", "hidden_states"))
     unfused = Experts(experts, gate, by_blocks=by_blocks).train(module.training)
-    if verify and (reason := _differs(module, unfused, hidden=columns[0].shape[2])):
+    # Weights that are not in memory are told where layers are chosen.
+    if verify and not up.is_meta and (reason := _differs(module, unfused, hidden=columns[0].shape[2])):
         return f"{kind}: fused experts of a kind that is not known ({reason})"
     return unfused
 
 
-def unfused_experts(model: nn.Module) -> tuple[dict[int, Experts], dict[str, str]]:
-    """Return all fused experts of a model as `Experts`, by the id of the module, and why others are not, by name."""
-    experts: dict[int, Experts] = {}
-    reasons: dict[str, str] = {}
-    for name, module in model.named_modules():
-        if is_fused(module):
-            found = unfuse(module)
-            if isinstance(found, Experts):
-                experts[id(module)] = found
-            else:
-                reasons[name] = found
-    return experts, reasons
+class FusedExperts:
+    """All fused experts of a model, and what takes their place.
+
+    Args:
+        model: any model.
+
+    Attributes:
+        experts: `Experts` by the id of the module that they replace.
+        unknown: why others cannot be replaced, by name.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.experts: dict[int, Experts] = {}
+        self.unknown: dict[str, str] = {}
+        for name, module in model.named_modules():
+            if is_fused(module):
+                found = unfuse(module)
+                if isinstance(found, Experts):
+                    self.experts[id(module)] = found
+                else:
+                    self.unknown[name] = found
+        self._inside = {id(part) for experts in self.experts.values() for part in experts.modules()}
+
+    def __contains__(self, module: nn.Module) -> bool:
+        """Return whether a module is one of those that take the place of fused experts."""
+        return id(module) in self._inside
+
+    def named_modules(self, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        """Yield what `model.named_modules` does, with experts in the place of fused ones."""
+        for name, module in model.named_modules():
+            unfused = self.experts.get(id(module))
+            yield from [(name, module)] if unfused is None else unfused.named_modules(prefix=name)
 
 
 def unfuse_for(model: nn.Module, names: Iterable[str]) -> None:

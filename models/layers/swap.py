@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ...errors import InputError
-from .experts import Experts, is_fused, own_weights, unfused_experts
+from .experts import FusedExperts, own_weights
 from .quantize import copy_bias, input_major, quantize, quantize_with
 from .settings import SpikeSettings
 from .spike_linear import SpikeLinear
@@ -54,8 +54,8 @@ def swap_linears(
         InputError: no layer matches, a weight is not finite, or scales do not fit their layer.
     """
     scales = scales or {}
-    experts, reasons = unfused_experts(model)
-    linears, skipped = _choose(model, settings, experts, reasons)
+    fused = FusedExperts(model)
+    linears, skipped = choose_layers(model, settings, fused)
     spiking: dict[int, nn.Module] = {}
     quantized: dict[tuple[int, type], tuple[Tensor, Tensor, int | None]] = {}
     for name, layer in linears.items():
@@ -79,38 +79,36 @@ def swap_linears(
             name=name,
         )
         spiking[id(layer)] = spike_linear.train(layer.training)
-    for fused, unfused in experts.items():
-        if any(id(module) in spiking for module in unfused.modules()):
-            spiking[fused] = _swap(unfused, spiking, inplace=True)
-            own_weights(unfused)
+    for replaced, experts in fused.experts.items():
+        if any(id(module) in spiking for module in experts.modules()):
+            spiking[replaced] = _swap(experts, spiking, inplace=True)
+            own_weights(experts)
     swapped = _swap(model, spiking, inplace)
     swapped.conversion = Conversion(settings, tuple(linears), skipped)  # pyright: ignore[reportArgumentType]
     return swapped
 
 
-def choose_layers(model: nn.Module, settings: SpikeSettings) -> tuple[dict[str, nn.Linear | Conv1D], dict[str, str]]:
+def choose_layers(
+    model: nn.Module, settings: SpikeSettings, fused: FusedExperts | None = None
+) -> tuple[dict[str, nn.Linear | Conv1D], dict[str, str]]:
     """Return the layers that would spike, by name, and why every other module with weights would not.
 
-    Layers of fused experts are named as those that `to_spiking` makes of them.
-
+    Args:
+        model: the model.
+        settings: which layers are to spike.
+        fused: its fused experts, whose layers are named as `to_spiking` names them; found here if None.
     Raises:
         InputError: no layer matches.
     """
-    return _choose(model, settings, *unfused_experts(model))
-
-
-def _choose(
-    model: nn.Module, settings: SpikeSettings, experts: Mapping[int, Experts], reasons: Mapping[str, str]
-) -> tuple[dict[str, nn.Linear | Conv1D], dict[str, str]]:
-    """Do what `choose_layers` says, with the result of `unfused_experts`."""
+    fused = fused or FusedExperts(model)
     heads = _output_heads(model)
     linears: dict[str, nn.Linear | Conv1D] = {}
     skipped: dict[str, str] = {}
-    for name, module in _modules(model, experts):
+    for name, module in fused.named_modules(model):
         if isinstance(module, SpikeLinear):
             skipped[name] = "spikes already"
-        elif name in reasons:
-            skipped[name] = reasons[name]
+        elif name in fused.unknown:
+            skipped[name] = fused.unknown[name]
         elif not isinstance(module, nn.Linear | Conv1D) or type(module) not in (nn.Linear, Conv1D):
             if any(p.ndim >= 2 for p in module.parameters(recurse=False)):
                 skipped[name] = f"{type(module).__name__} is not a plain linear layer"
@@ -118,7 +116,7 @@ def _choose(
             skipped[name] = "output head"
         elif not settings.matches(name):
             skipped[name] = "a pattern of skip matches" if settings.skips(name) else "no pattern matches"
-        elif (owner := _reads_weights_itself(model, name)) is not None:
+        elif module not in fused and (owner := _reads_weights_itself(model, name)) is not None:
             skipped[name] = f"{owner} uses its weights without calling it"
         elif module._forward_hooks or module._forward_pre_hooks:
             skipped[name] = "has hooks, which a swap would lose"
@@ -131,13 +129,6 @@ def _choose(
         listed = "; ".join(reasons[:6]) + ("; ..." if len(reasons) > 6 else "") if reasons else "it has no weights"
         raise InputError(f"to_spiking: expected a linear layer that matches {settings.layers}, found none. {listed}.")
     return linears, skipped
-
-
-def _modules(model: nn.Module, experts: Mapping[int, Experts]) -> Iterator[tuple[str, nn.Module]]:
-    """Yield what `named_modules` does, with experts in the place of fused ones."""
-    for name, module in model.named_modules():
-        unfused = experts.get(id(module))
-        yield from [(name, module)] if unfused is None else unfused.named_modules(prefix=name)
 
 
 def to_dense(model: nn.Module, *, inplace: bool = False) -> nn.Module:
@@ -182,11 +173,7 @@ def _output_heads(model: nn.Module) -> list[nn.Module]:
 
 def _reads_weights_itself(model: nn.Module, name: str) -> str | None:
     """Return the type of a parent that passes this layer's weights to a fused function, or None."""
-    parent = model
-    for child in name.split(".")[:-1]:
-        parent = parent._modules.get(child)
-        if parent is None or is_fused(parent):
-            return None
+    parent = model.get_submodule(name.rpartition(".")[0])
     fused = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
     return type(parent).__name__ if isinstance(parent, fused) else None
 
