@@ -12,7 +12,7 @@ head alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
 
@@ -21,6 +21,7 @@ from ...coding import BidirectionalBitwise, Encoder
 from ...errors import InputError
 from ...neuro import AdaptiveThreshold, Neuron
 from ..layers.settings import ATTENTION, SpikeSettings
+from ..layers.spike_linear import SpikeLinear
 from ..layers.swap import swap_linears
 from ..spikingbrain.attention import Attention
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
@@ -71,7 +72,7 @@ def to_spiking(
                 f"to_spiking: expected attention=None for a {type(model).__name__}, got {settings.attention!r}. Only "
                 "the attention of SpikingBrain models spikes."
             )
-        return swap_linears(model, settings, inplace=inplace, scales=scales)  # pyright: ignore[reportReturnType]
+        return stop_rescaling(swap_linears(model, settings, inplace=inplace, scales=scales))  # pyright: ignore
     settings = settings or spikingbrain_settings()
     before = model.settings
     if before.spiking is not None and settings.attention is not None:
@@ -82,6 +83,27 @@ def to_spiking(
         k = k_of_queries(settings)
         set_settings(spiking, before.replace(spiking=settings.attention, k=k, group_size=settings.group_size))
     return spiking
+
+
+def stop_rescaling(model: nn.Module) -> nn.Module:
+    """Undo that RWKV halves weights of later blocks in place when it first runs, which INT8 weights do not allow.
+
+    The halving keeps FP16 activations small, and is made up for between blocks: without both, the results are the same.
+
+    Args:
+        model: any spiking model; changed in place.
+    """
+    for rwkv in model.modules():
+        config: Any = getattr(rwkv, "config", None)
+        if not hasattr(rwkv, "layers_are_rescaled") or not getattr(config, "rescale_every", 0):
+            continue
+        if rwkv.layers_are_rescaled:
+            for i, block in enumerate(rwkv.blocks):  # pyright: ignore[reportArgumentType]
+                for layer in (block.attention.output, block.feed_forward.value):
+                    weight = layer.scale if isinstance(layer, SpikeLinear) else layer.weight.data
+                    weight.mul_(2 ** (i // config.rescale_every))
+        config.rescale_every = 0
+    return model
 
 
 def spikingbrain_settings(
