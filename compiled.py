@@ -43,6 +43,9 @@ def compiled(function: Callable | None = None, /, **options: Any) -> Any:
     """
     if function is None:
         return functools.partial(compiled, **options)
+    # Said even where it is the default: numba would else take the options of the function that called this one first,
+    # and the machine code in the cache, and so a rounding, would depend on who came first.
+    options = {"fastmath": False, "error_model": "python", **options}
     dispatcher = numba.njit(nogil=True, **options)(function)
     # With NUMBA_DISABLE_JIT=1 numba returns the function itself.
     return _with_cache(dispatcher, function) if hasattr(dispatcher, "py_func") else dispatcher

@@ -144,6 +144,7 @@ def test_packets_are_those_of_a_plain_loop(job):
             assert found[first:stop] == row
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(jobs())
 def test_both_implementations_agree_event_for_event(job):
@@ -161,6 +162,7 @@ def test_both_implementations_agree_event_for_event(job):
 
 
 # CHIP_EXAMPLES=10000 tries as many chips and layers.
+@pytest.mark.slow
 @settings(max_examples=int(os.environ.get("CHIP_EXAMPLES", "300")), deadline=None)
 @given(jobs())
 def test_exact_and_accounted_for(job):
@@ -202,6 +204,7 @@ def test_exact_and_accounted_for(job):
     assert twice == {name: 2 * value for name, value in found.energy_pj.items()}
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(jobs(), st.integers(0, 2**32))
 def test_jitter_moves_times_only(job, seed):

@@ -36,6 +36,7 @@ def test_decode_inverts_encode(name, count, extra):
     assert torch.equal(decode(train), count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
 @settings(deadline=None)
 @given(count=counts())
@@ -50,6 +51,7 @@ def test_rate_and_events(name, count):
     assert (back.zero_point, back.timestep_weight.tolist()) == (train.zero_point, train.timestep_weight.tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
 @settings(deadline=None)
 @given(count=counts().filter(lambda c: c.ndim > 0), seed=st.integers(0, 2**32))
@@ -60,6 +62,7 @@ def test_permuted_neurons_give_permuted_trains(name, count, seed):
     assert torch.equal(train.spikes[..., order], permuted.spikes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
 @settings(deadline=None)
 @given(count=counts().filter(lambda c: c.ndim > 0 and c.shape[-1] > 0))
@@ -73,6 +76,7 @@ def test_a_neuron_does_not_see_its_neighbours(name, count):
     assert torch.equal(train.spikes, strided.spikes)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(count=counts())
 def test_silent_neurons_of_signed_codes_are_silent(count):
@@ -111,6 +115,7 @@ def test_adaptive_threshold_scales_with_its_input(x, k, factor):
         assert float((a.activation() - x).abs().max()) <= float(a.threshold) * 0.5001 + 1e-6
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     count=st.integers(-60, 60),

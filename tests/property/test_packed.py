@@ -63,6 +63,7 @@ def check_events(packed):
     assert (events.to_scipy().toarray() == tokens.numpy()).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ENCODERS)
 @settings(deadline=None, max_examples=40)
 @given(count=counts(), extra=st.integers(0, 3))
@@ -71,6 +72,7 @@ def test_pack_is_encode_packed(name, count, extra):
     check_packing(encoder, count, num_timesteps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in ENCODERS if name not in ("binary", "ternary")])
 @settings(deadline=None, max_examples=25)
 @given(count=counts(largest=(3570, 2**15, 2**20, 2**29, 2**30, 2**31 - 1)), extra=st.integers(0, 40))

@@ -1,5 +1,6 @@
 """Whatever the layout, the sizes and the cuts of a text: parts give what the whole gives, and rows are independent."""
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ def test_chunks_equal_the_recurrence(length, chunk_size, shared, seed):
         torch.testing.assert_close(ours, expected, atol=2e-5, rtol=2e-5)
 
 
+@pytest.mark.slow
 @given(
     layers=st.lists(plans, min_size=1, max_size=3),
     window=st.integers(1, 9),

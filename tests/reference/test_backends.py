@@ -160,6 +160,7 @@ def test_zero_point_keeps_the_product_exact(backend):
     assert ALL[backend].accumulate(train, weight).tolist() == [[3, 381], [-1, -254]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", list(ALL))
 def test_overflow_is_detected_never_wrapped(backend):
     backend = ALL[backend]

@@ -235,6 +235,7 @@ def test_a_layer_in_numbers():
     assert (found.activity.num_synops, found.activity.num_updates, found.activity.num_spikes) == (6, 6, 3)
 
 
+@pytest.mark.slow
 def test_a_large_layer():
     """The widest layer of SpikingBrain-7B: 3584 x 18944 on the 32 x 32 cores of async-45nm."""
     rng = np.random.default_rng(0)
@@ -330,6 +331,7 @@ def test_a_whole_model(spiking, mode):
     assert row["queues"].keys() >= row["links"].keys()
 
 
+@pytest.mark.slow
 def test_orders_are_learned_from_what_fires(spiking):
     ids = torch.arange(12)
     rates = {}
@@ -381,6 +383,7 @@ def test_spike_linear_on_a_chip():
         SpikeLinear.from_linear(layer, backend=Chip(changed(ASYNC, packet={"payload_bits": 2})))(10 * x)
 
 
+@pytest.mark.slow
 def test_command(model_folder, tmp_path):
     text, out = tmp_path / "text.txt", tmp_path / "out"
     text.write_text("A neuron fires when its potential passes the threshold, and rests. " * 4)

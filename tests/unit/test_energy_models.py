@@ -441,6 +441,7 @@ def run(*arguments):
     return result.output
 
 
+@pytest.mark.slow
 def test_command_on_a_model_and_on_its_report(model_folder, tmp_path, as_users):
     text = tmp_path / "text.txt"
     text.write_text("Neurons that fire together wire together. " * 4)

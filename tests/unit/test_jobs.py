@@ -85,6 +85,7 @@ def test_arguments_become_options():
     assert in_options("too large (stream=True)", {"stream": "--stream"}) == "too large (--stream)"
 
 
+@pytest.mark.slow
 def test_report_tells_its_progress_and_prints_nothing(model_folder, text, tmp_path, capsys):
     listener = Listener()
     settings = jobs.ReportSettings(str(model_folder), text, num_tokens=64, context=32, device="cpu")
@@ -95,6 +96,7 @@ def test_report_tells_its_progress_and_prints_nothing(model_folder, text, tmp_pa
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 def test_from_a_transformer_to_text_in_python(model_folder, text, tmp_path, capsys):
     settings = jobs.ConvertSettings(str(model_folder), window=16, calibrate=text, spiking=None, device="cpu")
     listener = Listener()

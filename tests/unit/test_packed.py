@@ -178,6 +178,7 @@ def test_which_kernels(monkeypatch):
     assert kernels.why_plain(torch.device("cpu")) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("x", "num_timesteps", "error", "message"),
     [

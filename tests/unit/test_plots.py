@@ -24,6 +24,7 @@ def train():
     return Ternary().encode(torch.tensor([[2, -1, 0], [-2, 0, 1]]), 2)
 
 
+@pytest.mark.slow
 def test_raster_png(tmp_path, train):
     plot_raster(train, tmp_path / "r.png", title="two tokens", tokens=["a", "$b\n"])
     assert num_pixels(tmp_path / "r.png", POSITIVE) > 100
@@ -58,6 +59,7 @@ def test_raster_bad_input(tmp_path, train):
         plot_raster(train, tmp_path / "r.png", tokens=["a"])
 
 
+@pytest.mark.slow
 def test_histogram(tmp_path):
     counts = Counter({0: 50, 1: 20, -1: 20, 7: 4, 40: 5, -40: 1})
     plot_histogram(counts, tmp_path / "h.png", "a title")

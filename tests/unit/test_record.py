@@ -93,6 +93,7 @@ def test_trains_of_different_length_are_not_joined():
         recording.spikes_of("")
 
 
+@pytest.mark.slow
 def test_threads_share_a_recording(tiny_llama):
     model = to_spiking(tiny_llama)
     batches = [torch.randint(0, 256, (1, 10)) for _ in range(12)]

@@ -69,6 +69,7 @@ def interrupted(run, monkeypatch):
     torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 def test_files_and_keys(run, tmp_path):
     found = run()
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
@@ -128,6 +129,7 @@ def test_files_and_keys(run, tmp_path):
         assert shown in run.screen
 
 
+@pytest.mark.slow
 def test_perplexity_by_its_definition(run, tiny_llama, tokenizer):
     ids = torch.tensor(tokenizer(TEXT)["input_ids"])[:150]
     losses = []
@@ -144,6 +146,7 @@ def comparable(found):
     return {key: value for key, value in found.items() if key not in ("environment", "seconds")}
 
 
+@pytest.mark.slow
 def test_same_input_same_report_with_any_number_of_threads(run):
     before = torch.get_num_threads()
     try:
@@ -158,6 +161,7 @@ def test_same_input_same_report_with_any_number_of_threads(run):
     assert [f["environment"]["num_threads"] for f in found] == [1, 2, 5]
 
 
+@pytest.mark.slow
 def test_perplexity_falls_to_that_of_int8_as_k_grows(run):
     found = [run("--k", k)["perplexity"] for k in (1, 4, 1000)]
     gaps = [abs(f["spiking"] - f["int8"]) for f in found]
@@ -177,6 +181,7 @@ def test_on_a_gpu(run):
     assert run("--device", "auto", "--backend", "cpu")["settings"]["device"] == "cpu"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoder", ["binary", "ternary", "bitwise", "twos-complement", "signed-digit"])
 def test_codes_change_the_spikes_and_nothing_else(run, encoder):
     usual, other = run(), run("--encoder", encoder)
@@ -188,6 +193,7 @@ def test_codes_change_the_spikes_and_nothing_else(run, encoder):
         assert other["spikes"]["mean_spikes"] == usual["codes"][encoder]["mean_spikes"]
 
 
+@pytest.mark.slow
 def test_options(run):
     found = run("--backend", "reference", "--layers", "*.mlp.*", "--group-size", 8, "--seed", 5)
     assert found["settings"]["backend"] == "reference"
@@ -197,6 +203,7 @@ def test_options(run):
     assert run("--layers", "*.mlp.*", "--group-size", 8, "--seed", 5)["perplexity"] == found["perplexity"]
 
 
+@pytest.mark.slow
 def test_a_wrong_backend_is_caught(run, monkeypatch):
     exact = Cpu._accumulate
     monkeypatch.setattr(Cpu, "_accumulate", lambda *arguments: exact(*arguments) + 1)
@@ -206,6 +213,7 @@ def test_a_wrong_backend_is_caught(run, monkeypatch):
     assert "1,792 of 1,792" in run.screen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kernel", "where", "num_mismatches"),
     [
@@ -231,11 +239,13 @@ def test_a_wrong_fused_kernel_is_caught(run, monkeypatch, kernel, where, num_mis
     assert f"{num_mismatches:,} of 55,616" in run.screen
 
 
+@pytest.mark.slow
 def test_layers_without_a_fused_kernel_are_not_counted(run):
     assert run("--group-size", 8)["exactness"]["fused"]["num_checked"] == 0
     assert "no fused kernel" in run.screen
 
 
+@pytest.mark.slow
 def test_converted_model(run, tiny_llama, tokenizer, tmp_path):
     usual = run("--encoder", "ternary")
     path = tmp_path / "converted.safetensors"
@@ -252,12 +262,14 @@ def test_default_text():
     assert source.startswith("pydoc_data.topics of Python 3.")
 
 
+@pytest.mark.slow
 def test_short_text_is_used_whole(run):
     found = run("--num-tokens", 10_000)
     assert found["text"]["num_tokens"] == len(TEXT)
     assert f"only {len(TEXT)} tokens" in run.screen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [1, 5, 9, 11])
 def test_an_interrupted_run_goes_on(run, interrupted, monkeypatch, tmp_path, stop_after):
     options = ("--backend", "cpu", "--encoder", "signed-digit")
@@ -274,6 +286,7 @@ def test_an_interrupted_run_goes_on(run, interrupted, monkeypatch, tmp_path, sto
     assert not (tmp_path / "out" / FILE_NAME).exists()
 
 
+@pytest.mark.slow
 def test_progress_of_another_job_or_a_torn_file_is_not_used(run, monkeypatch, tmp_path):
     usual = run()
     (tmp_path / "out" / FILE_NAME).write_text('{"key": "another", "nlls": {"float": [1.0]}, "recorded": {}, "checked"')
@@ -407,6 +420,7 @@ def test_logits_that_are_far_too_large(capsys, monkeypatch, model_folder, text, 
     assert "mean negative log-likelihood up to 709" in fails(capsys, monkeypatch, "report", model_folder, *usual)
 
 
+@pytest.mark.slow
 def test_output_that_cannot_be_written(capsys, monkeypatch, model_folder, text, tmp_path):
     (tmp_path / "out" / "report.json").mkdir(parents=True)
     usual = ["--text", text, "--context", "40", "--num-tokens", "80", "--out", tmp_path / "out"]
@@ -421,6 +435,7 @@ def test_bad_layers_are_told_before_anything_is_measured(run, monkeypatch):
         run("--layers", "*.conv")
 
 
+@pytest.mark.slow
 def test_names_that_look_like_markup(model_folder, run, tmp_path):
     odd = model_folder.rename(tmp_path / "[bold]$m_{$")
     found = run(model=odd, out="[/out]$")
@@ -428,6 +443,7 @@ def test_names_that_look_like_markup(model_folder, run, tmp_path):
     assert "[bold]$m_{$: 14 layers" in run.screen
 
 
+@pytest.mark.slow
 def test_out_beside_the_model_resumes(run, interrupted, model_folder):
     out = str(model_folder)
     interrupted(5, out=out)
@@ -435,6 +451,7 @@ def test_out_beside_the_model_resumes(run, interrupted, model_folder):
     assert "5 windows were done" in run.screen
 
 
+@pytest.mark.slow
 def test_huge_counts_leave_out_the_rate_codes(run):
     found = run("--k", 1e6)
     assert found["codes"]["ternary"] is None
@@ -444,6 +461,7 @@ def test_huge_counts_leave_out_the_rate_codes(run):
     assert "too many" in run.screen
 
 
+@pytest.mark.slow
 def test_converted_half_precision_model(run, tiny_llama, tokenizer, tmp_path):
     save(to_spiking(tiny_llama.bfloat16()), tmp_path / "half.safetensors", tokenizer)
     found = run("--layers", "*.q_proj", model=tmp_path / "half.safetensors")

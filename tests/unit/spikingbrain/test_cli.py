@@ -36,6 +36,7 @@ def text(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_from_transformer_to_text(run, model_folder, text, tmp_path):
     ours, better = tmp_path / "ours", tmp_path / "better"
     code, out, err = run("convert", model_folder, "--out", ours, "--window", 16, "--calibrate", text)
@@ -106,6 +107,7 @@ def test_on_a_gpu(run, model_folder, text, tmp_path):
     assert "spikes a token" in out
 
 
+@pytest.mark.slow
 def test_finished_training_is_of_its_models_alone(run, model_folder, text, tmp_path):
     """Another student, and another teacher's samples, are not taken for those of before."""
     other = tmp_path / "teacher"
@@ -135,6 +137,7 @@ def test_temperatures_close_to_0_write_the_most_likely(run, model_folder, tmp_pa
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 def test_on_spikes(run, model_folder, text, tmp_path):
     code, _, err = run(
         "convert", model_folder, "--layout", "gla+swa,full", "--spiking", "as-described", "--out", tmp_path / "s"

@@ -114,6 +114,7 @@ def test_sampling_and_going_on_with_a_cache(model, ids):
     assert torch.equal(gone_on, model.generate(ids, do_sample=False, **settings))
 
 
+@pytest.mark.slow
 def test_state_is_constant_but_for_full_attention(ids):
     def num_bytes(config, length):
         model = SpikingBrainForCausalLM(config).eval()
@@ -128,6 +129,7 @@ def test_state_is_constant_but_for_full_attention(ids):
     assert in_parts(model, ids[:1], [30])[1].num_bytes == 4 * 2 * 512 + 2 * (17 * 2 * 2 * (16 + 4) + 17)
 
 
+@pytest.mark.slow
 def test_sinks_are_seen_by_every_token_and_change_nothing_else(ids):
     model = SpikingBrainForCausalLM(CONFIGS["everything"]).eval()
     with torch.no_grad():
@@ -152,6 +154,7 @@ def test_sinks_equal_tokens_in_front_of_the_text(ids):
         torch.testing.assert_close(model(ids).logits, plain(inputs_embeds=x).logits[:, 1:], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["7b", "76b"])
 def test_training_lowers_the_loss(name, ids):
     model = SpikingBrainForCausalLM(CONFIGS[name].replace(initializer_range=0.02)).train()

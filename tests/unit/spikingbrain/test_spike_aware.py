@@ -30,6 +30,7 @@ def test_spike_aware_computes_what_the_spiking_model_does(teacher, tokens, setti
     torch.testing.assert_close(seen[-1], seen[-3], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_on_spikes_lowers_the_loss(teacher, tokens):
     for objective in ("attention", "logits"):
         student = from_transformer(teacher, "gla,gla+swa", num_sinks=2)

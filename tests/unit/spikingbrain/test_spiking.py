@@ -65,6 +65,7 @@ def test_as_released(model):
     }
 
 
+@pytest.mark.slow
 def test_cache_holds_int8_as_described_and_floats_as_released(model, ids):
     kinds = {}
     for setting in ("as-described", "as-released"):
@@ -78,6 +79,7 @@ def test_cache_holds_int8_as_described_and_floats_as_released(model, ids):
     assert kinds["as-released"] == [torch.float32, torch.float32, torch.bool]
 
 
+@pytest.mark.slow
 def test_the_two_settings_differ_by_down_proj_alone(ids):
     """Integer attention and float attention on rounded values are the same numbers."""
     model = SpikingBrainForCausalLM(tiny_7b(initializer_range=0.1)).eval().double()
@@ -90,6 +92,7 @@ def test_the_two_settings_differ_by_down_proj_alone(ids):
         torch.testing.assert_close(described(ids).logits, released(ids).logits, atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_record_sees_every_layer_and_token(model, ids):
     spiking = to_spiking(model)
     with record(spiking) as recording:
@@ -103,6 +106,7 @@ def test_record_sees_every_layer_and_token(model, ids):
     assert sum(routed) == num_moe * (24 + model.settings.num_sinks)
 
 
+@pytest.mark.slow
 def test_dense_again(model, ids):
     spiking = to_spiking(model)
     dense = to_dense(spiking)
@@ -122,6 +126,7 @@ def test_convert_alone_leaves_attention_in_floating_point(model, ids):
         assert converted(ids).logits.shape == (2, 12, 258)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["as-described", "as-released"])
 def test_gradients_pass_through_spikes(setting, ids):
     """Training sees the same numbers, and its gradients reach the embedding."""
@@ -175,6 +180,7 @@ def test_what_cannot_spike(model):
         to_spiking(spiking)
 
 
+@pytest.mark.slow
 def test_one_file_there_and_back(model, ids, tmp_path):
     spiking = to_spiking(model)
     spikebrain.save(spiking, tmp_path / "model.safetensors")
@@ -184,6 +190,7 @@ def test_one_file_there_and_back(model, ids, tmp_path):
         assert torch.equal(read(ids).logits, spiking(ids).logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", [None, "as-described"])
 def test_report(tmp_path, tokenizer, setting):
     model = SpikingBrainForCausalLM(tiny_76b(vocab_size=258)).eval()
