@@ -21,6 +21,7 @@ from ..options import (
     Layers,
     Model,
     NumTokens,
+    Skip,
     TextFile,
     backend_named,
     folder_for,
@@ -54,6 +55,7 @@ def report(
     encoder: EncoderName = CODE,
     backend: BackendName = "auto",
     layers: Layers = "*",
+    skip: Skip = None,
     group_size: Annotated[
         int | None, typer.Option(help="Input channels that share a weight scale.", show_default="all")
     ] = None,
@@ -71,6 +73,7 @@ def report(
         encoder=named(ENCODERS, "encoder", encoder),
         backend=backend_named(backend),
         layers=layers,
+        skip=tuple(skip or ()),
         group_size=group_size,
         seed=seed,
         device=device,

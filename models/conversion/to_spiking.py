@@ -45,8 +45,8 @@ def to_spiking(
     """Return the model on spikes: its linear layers, and with `settings.attention` a SpikingBrain model's attention.
 
     A layer used in several places becomes one spiking layer, and an output head that is tied to the embedding leaves
-    the embedding as it is. A layer whose weights other code reads without calling it must be left out (`skip`); the
-    ones known here are skipped.
+    the embedding as it is. A layer whose weights other code needs is skipped where a method of its parent reads
+    `self.NAME.weight`; other such layers must be left out (`skip`).
 
     Args:
         model: any PyTorch model; `nn.Linear` and transformers' `Conv1D` modules are swapped for `SpikeLinear`.
@@ -57,8 +57,9 @@ def to_spiking(
     Returns:
         The spiking model. Its attribute `conversion` says what was converted, and what was skipped and why.
     Raises:
-        InputError: the settings are no SpikeSettings, no layer matches, a weight is not finite, scales do not fit their
-            layer, the attention of a model cannot spike, or a SpikingBrain model spikes already.
+        InputError: the settings are no SpikeSettings, no layer matches, a pattern matches nothing, a weight is not
+            finite, not in memory or no dense tensor, scales do not fit their layer, the attention of a model cannot
+            spike, or a SpikingBrain model spikes already.
 
     Source:
         SpikingBrain (arXiv:2509.05276), section 3.3; its W8ASpike code.

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ...errors import CheckpointError
+from ..layers import guard
 from . import smollm2
 from .folders import is_spikingbrain, read_folder
 from .gguf_file import is_gguf, read_gguf
@@ -80,6 +81,7 @@ def load(
             "that spikebrain.save wrote, or a hub id such as owner/name."
         )
     check_finite(loaded.model, loaded.source)
+    guard(loaded.model)
     return loaded
 
 

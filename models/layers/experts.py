@@ -139,7 +139,7 @@ def unfuse(module: nn.Module, *, verify: bool = True) -> Experts | str:
         verify: compare the results of some experts with the original's; without, only names and shapes are looked at.
     """
     kind = type(module).__name__
-    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+    if "forward" in vars(module) or any(value for key, value in vars(module).items() if key.endswith("_hooks")):
         return f"{kind}: has hooks or a forward of its own, which a swap would lose"
     first = next((name for name in _FIRST if module._parameters.get(name) is not None), None)
     up, down = module._parameters.get(first or ""), module._parameters.get(_DOWN)

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from ...errors import InputError
 from ...neuro import Neuron
 from ...neuro.spike_count import straight_through
+from .choose import choose_layers
 from .experts import is_fused
 from .quantize import quantize
 from .settings import SpikeSettings
-from .swap import choose_layers
 
 
 class SpikeAwareLinear(nn.Linear):

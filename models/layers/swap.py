@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from ...errors import InputError
+from .choose import choose_layers
 from .experts import FusedExperts, own_weights
+from .guards import guard, unguard
 from .quantize import copy_bias, input_major, quantize, quantize_with
 from .settings import SpikeSettings
 from .spike_linear import SpikeLinear
@@ -83,52 +83,9 @@ def swap_linears(
         if any(id(module) in spiking for module in experts.modules()):
             spiking[replaced] = _swap(experts, spiking, inplace=True)
             own_weights(experts)
-    swapped = _swap(model, spiking, inplace)
+    swapped = guard(_swap(model, spiking, inplace))
     swapped.conversion = Conversion(settings, tuple(linears), skipped)  # pyright: ignore[reportArgumentType]
     return swapped
-
-
-def choose_layers(
-    model: nn.Module, settings: SpikeSettings, fused: FusedExperts | None = None
-) -> tuple[dict[str, nn.Linear | Conv1D], dict[str, str]]:
-    """Return the layers that would spike, by name, and why every other module with weights would not.
-
-    Args:
-        model: the model.
-        settings: which layers are to spike.
-        fused: its fused experts, whose layers are named as `to_spiking` names them; found here if None.
-    Raises:
-        InputError: no layer matches.
-    """
-    fused = fused or FusedExperts(model)
-    heads = _output_heads(model)
-    linears: dict[str, nn.Linear | Conv1D] = {}
-    skipped: dict[str, str] = {}
-    for name, module in fused.named_modules(model):
-        if isinstance(module, SpikeLinear):
-            skipped[name] = "spikes already"
-        elif name in fused.unknown:
-            skipped[name] = fused.unknown[name]
-        elif not isinstance(module, nn.Linear | Conv1D) or type(module) not in (nn.Linear, Conv1D):
-            if any(p.ndim >= 2 for p in module.parameters(recurse=False)):
-                skipped[name] = f"{type(module).__name__} is not a plain linear layer"
-        elif any(module is head for head in heads) and not settings.include_head:
-            skipped[name] = "output head"
-        elif not settings.matches(name):
-            skipped[name] = "a pattern of skip matches" if settings.skips(name) else "no pattern matches"
-        elif module not in fused and (owner := _reads_weights_itself(model, name)) is not None:
-            skipped[name] = f"{owner} uses its weights without calling it"
-        elif module._forward_hooks or module._forward_pre_hooks:
-            skipped[name] = "has hooks, which a swap would lose"
-        elif not module.weight.is_floating_point():
-            skipped[name] = f"its weights are {module.weight.dtype}"
-        else:
-            linears[name] = module
-    if not linears:
-        reasons = [f"{name!r}: {reason}" for name, reason in skipped.items()]
-        listed = "; ".join(reasons[:6]) + ("; ..." if len(reasons) > 6 else "") if reasons else "it has no weights"
-        raise InputError(f"to_spiking: expected a linear layer that matches {settings.layers}, found none. {listed}.")
-    return linears, skipped
 
 
 def to_dense(model: nn.Module, *, inplace: bool = False) -> nn.Module:
@@ -149,6 +106,7 @@ def to_dense(model: nn.Module, *, inplace: bool = False) -> nn.Module:
             linear.register_parameter("bias", copy_bias(module.bias))
             dense[id(module)] = linear.train(module.training)
     swapped = _swap(model, dense, inplace)
+    unguard(swapped)
     swapped.__dict__.pop("conversion", None)
     return swapped
 
@@ -163,19 +121,6 @@ def _swap(model: nn.Module, replacements: dict[int, nn.Module], inplace: bool) -
             if id(child) in replacements:
                 setattr(parent, child_name, replacements[id(child)])
     return replacements.get(id(model), model)
-
-
-def _output_heads(model: nn.Module) -> list[nn.Module]:
-    """Return the output heads of all transformers models in `model`, which may be a wrapper around one."""
-    heads = [m.get_output_embeddings() for m in model.modules() if isinstance(m, PreTrainedModel)]
-    return [head for head in heads if isinstance(head, nn.Module)]
-
-
-def _reads_weights_itself(model: nn.Module, name: str) -> str | None:
-    """Return the type of a parent that passes this layer's weights to a fused function, or None."""
-    parent = model.get_submodule(name.rpartition(".")[0])
-    fused = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-    return type(parent).__name__ if isinstance(parent, fused) else None
 
 
 def _as_linear(layer: nn.Linear | Conv1D) -> nn.Linear:
