@@ -56,9 +56,9 @@ def to_spiking(
     Returns:
         The spiking model. Its attribute `conversion` says what was converted, and what was skipped and why.
     Raises:
-        InputError: the settings are no SpikeSettings, no layer matches, a pattern matches nothing, a weight is not finite,
-            not in memory or no dense tensor, scales do not fit their
-            layer, the attention of a model cannot spike, or a SpikingBrain model spikes already.
+        InputError: the settings are no SpikeSettings, no layer matches, a pattern matches nothing, a weight is not
+            finite, not in memory or no dense tensor, scales do not fit their layer, the attention of a model cannot
+            spike, or a SpikingBrain model spikes already.
 
     Source:
         SpikingBrain (arXiv:2509.05276), section 3.3; its W8ASpike code.

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import types
 
 import pytest
 import torch
@@ -74,6 +75,21 @@ def test_a_changed_layer_is_skipped_with_the_reason(change, kind):
             assert spiking.conversion.converted == ("0",)
             assert re.search(reason, spiking.conversion.skipped["1"])
             torch.testing.assert_close(spiking(X), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_block_whose_forward_is_a_function_of_the_original(as_users):
+    block = nn.Sequential(nn.Linear(6, 6))
+    model = nn.ModuleDict({"block": block})
+    forward = block.forward
+    block.forward = lambda x: forward(x) * 10
+    with pytest.raises(InputError, match=r"forward of block .*inplace=True"):
+        to_spiking(model)
+    bound = copy.deepcopy(model)
+    bound["block"].forward = types.MethodType(lambda self, x: self[0](x) * 10, bound["block"])
+    with torch.no_grad():
+        expected = emulate(block[0].weight, block[0].bias, X) * 10
+        for spiking in (to_spiking(bound), to_spiking(model, inplace=True)):
+            torch.testing.assert_close(spiking["block"](X), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_class_whose_forward_was_replaced(monkeypatch):
