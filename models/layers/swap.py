@@ -120,7 +120,7 @@ def _swap(model: nn.Module, replacements: dict[int, nn.Module], inplace: bool) -
 
 
 def _refuse_bound_forwards(model: nn.Module, replacements: dict[int, nn.Module]) -> None:
-    """Raise an InputError if a module's forward is a plain function, which in a copy would run the original's layers."""
+    """Raise an InputError if a forward is a plain function, which in a copy would run the original's layers."""
     for name, module in model.named_modules():
         replaced = isinstance(vars(module).get("forward"), types.FunctionType)
         if replaced and any(id(part) in replacements for part in module.modules()):
