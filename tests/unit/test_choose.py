@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils import weight_norm as old_weight_norm
-from transformers import MambaConfig, MambaForCausalLM
+from transformers import JambaConfig, JambaForCausalLM, MambaConfig, MambaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from spikebrain import AdaptiveThreshold, SpikeSettings, spike_aware, to_spiking
@@ -154,7 +154,7 @@ class Reader(nn.Module):
     def forward(self, x):
         x = nn.functional.linear(x, self.reads.weight.float())
         x = self.casts(x.to(self.casts.weight.dtype))
-        x = self.both(x) if self.both.weight.shape[0] == 6 else x @ self.both.weight
+        x = self.both(x) if self.both.weight.shape[0] == 6 else nn.functional.linear(x, self.both.weight[:1])
         if self.asks.weight.dtype != torch.int8:
             x = x.to(self.asks.weight.dtype)
         return self.asks(x) @ self.listed[0].weight
@@ -173,6 +173,36 @@ def test_layers_whose_weights_other_code_uses_are_skipped():
         h = model.casts(nn.functional.linear(X, model.reads.weight))
         h = emulate(model.asks.weight, model.asks.bias, emulate(model.both.weight, model.both.bias, h))
         torch.testing.assert_close(spiking(X), h @ model.listed[0].weight, rtol=1e-4, atol=1e-5)
+
+
+class Rescaler(nn.Module):
+    """Changes weights from afar, as RWKV does."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.ModuleDict({"attention": nn.Sequential(nn.Linear(6, 6)), "up": Reader()})])
+        self.blocks[0]["up"].output = nn.Linear(6, 6)
+
+    def rescale(self):
+        for block in self.blocks:
+            block.up.output.weight.div_(2)
+
+
+def test_weights_used_from_afar():
+    conversion = to_spiking(Rescaler()).conversion
+    assert conversion.skipped["blocks.0.up.output"] == "Rescaler uses its weights without calling it"
+    assert "blocks.0.attention.0" in conversion.converted
+
+
+def test_jamba():
+    config = JambaConfig(
+        vocab_size=50, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_experts=1, mamba_d_state=4, mamba_dt_rank=2,
+    )  # fmt: skip
+    model = to_spiking(JambaForCausalLM(config).eval())
+    assert "dt_proj" in "".join(model.conversion.skipped)
+    with torch.no_grad():
+        assert model(torch.arange(5)[None], use_cache=False).logits.isfinite().all()
 
 
 def test_mamba():
