@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ...errors import InputError
 from .choose import choose_layers
 from .experts import FusedExperts, own_weights
 from .guards import guard, unguard
@@ -114,6 +116,7 @@ def to_dense(model: nn.Module, *, inplace: bool = False) -> nn.Module:
 def _swap(model: nn.Module, replacements: dict[int, nn.Module], inplace: bool) -> nn.Module:
     """Replace modules, looked up by id, wherever they occur."""
     if not inplace:
+        _refuse_bound_forwards(model, replacements)
         # A deep copy that meets a replaced module takes its replacement instead of copying its weights.
         return copy.deepcopy(model, dict(replacements))
     for parent in list(model.modules()):
@@ -121,6 +124,17 @@ def _swap(model: nn.Module, replacements: dict[int, nn.Module], inplace: bool) -
             if id(child) in replacements:
                 setattr(parent, child_name, replacements[id(child)])
     return replacements.get(id(model), model)
+
+
+def _refuse_bound_forwards(model: nn.Module, replacements: dict[int, nn.Module]) -> None:
+    """Raise an InputError if a forward is a plain function, which in a copy would run the original's layers."""
+    for name, module in model.named_modules():
+        replaced = isinstance(vars(module).get("forward"), types.FunctionType)
+        if replaced and any(id(part) in replacements for part in module.modules()):
+            raise InputError(
+                f"to_spiking: forward of {name or 'the model'} was replaced by a function, which in a copy would run "
+                "the original's layers. Pass inplace=True, or make it a method with types.MethodType."
+            )
 
 
 def _as_linear(layer: nn.Linear | Conv1D) -> nn.Linear:

@@ -16,14 +16,15 @@ _LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 # Attributes of a weight that are the same, or harmless, for INT8 weights.
 _HARMLESS = ("dtype", "device", "shape", "ndim", "size", "dim", "is_cuda", "requires_grad", "_is_hf_initialized")
 # Questions about a weight, and methods that set weights up.
+_FROM_AFAR = "uses its weights without calling it"
 _QUESTIONS, _SETUP = ("isinstance", "hasattr", "getattr", "id"), ("init", "reset_parameters", "tie_")
 
 
 def why_its_weights_are_needed(model: nn.Module, name: str) -> str | None:
     """Return why the code around a layer needs its float weights, or None if it only calls the layer.
 
-    The code is read: a method that uses `self.NAME.weight` and does not call `self.NAME`, or multiplies with it, or
-    casts the input of the layer to the dtype of its weights. Code without source is not seen.
+    The code is read: a method that uses `self.NAME.weight` and does not call `self.NAME`, that casts the input of the
+    layer to the dtype of its weights, or that uses `block.PART.NAME.weight` (RWKV). Code without source is not seen.
 
     Args:
         model: has the layer.
@@ -40,6 +41,10 @@ def why_its_weights_are_needed(model: nn.Module, name: str) -> str | None:
             return f"part of the adapter {kind.__name__}, which uses its weights"
         if not kind.__module__.startswith("peft.tuners.lora.") or variants:
             return f"the adapter {kind.__name__} around it uses its weights"
+    for i, (owner, _) in enumerate(owners):
+        inside = "." + ".".join(path[i:])
+        if any("." in tail and inside.endswith("." + tail) for tail in _readers(type(owner))):
+            return f"{type(owner).__name__} {_FROM_AFAR}"
     while owners and isinstance(owners[-1][0], _LISTS):
         owners.pop()
     if not owners:
@@ -77,10 +82,11 @@ def _uses(method: Any) -> dict[str, str]:
     weights = [a for a in attributes if a.attr == "weight" and isinstance(a.ctx, ast.Load)]
     used = {c for a in weights if id(a) not in harmless for c in _child(a.value)}
     alone = {c for node in nodes if id(node) not in inner for c in _child(node)}
-    products = [node for node in nodes if isinstance(node, ast.BinOp) and isinstance(node.op, ast.MatMult)]
-    factors = {id(side) for product in products for side in (product.left, product.right)}
-    multiplied = {c for a in weights if id(a) in factors for c in _child(a.value)}  # even if another branch calls it
-    found = dict.fromkeys((used - alone) | multiplied, "uses its weights without calling it")
+    found = dict.fromkeys(used - alone, _FROM_AFAR)
+    # Where a method does both, it depends on settings; a factor of @ is used by default (Jamba's dt_proj).
+    factors = {id(x) for n in nodes if isinstance(n, ast.BinOp) for x in (n.left, n.right)}
+    found |= {c: "uses its weights as a factor" for a in weights if id(a) in factors for c in _child(a.value)}
+    found |= dict.fromkeys({_tail(a.value) for a in weights if id(a) not in harmless} - {""}, _FROM_AFAR)
     for call in calls:
         for child in _child(call.func):
             parts = [part for argument in (*call.args, *call.keywords) for part in ast.walk(argument)]
@@ -88,6 +94,15 @@ def _uses(method: Any) -> dict[str, str]:
             if any(isinstance(d, ast.Attribute) and d.attr == "weight" and child in _child(d.value) for d in dtypes):
                 found[child] = "casts its input to the dtype of its weights"
     return found
+
+
+def _tail(node: ast.AST) -> str:
+    """Return "b.c" for a.b.c, which names a layer from afar, also if a is self; "" for fewer names."""
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.insert(0, node.attr)
+        node = node.value
+    return ".".join(names) if len(names) >= 2 else ""
 
 
 def _child(node: ast.AST) -> Iterator[str]:

@@ -2,13 +2,14 @@
 
 import copy
 import re
+import types
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils import weight_norm as old_weight_norm
-from transformers import MambaConfig, MambaForCausalLM
+from transformers import JambaConfig, JambaForCausalLM, MambaConfig, MambaForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from spikebrain import AdaptiveThreshold, SpikeSettings, spike_aware, to_spiking
@@ -76,6 +77,21 @@ def test_a_changed_layer_is_skipped_with_the_reason(change, kind):
             torch.testing.assert_close(spiking(X), expected, rtol=1e-5, atol=1e-4)
 
 
+def test_a_block_whose_forward_is_a_function_of_the_original(as_users):
+    block = nn.Sequential(nn.Linear(6, 6))
+    model = nn.ModuleDict({"block": block})
+    forward = block.forward
+    block.forward = lambda x: forward(x) * 10
+    with pytest.raises(InputError, match=r"forward of block .*inplace=True"):
+        to_spiking(model)
+    bound = copy.deepcopy(model)
+    bound["block"].forward = types.MethodType(lambda self, x: self[0](x) * 10, bound["block"])
+    with torch.no_grad():
+        expected = emulate(block[0].weight, block[0].bias, X) * 10
+        for spiking in (to_spiking(bound), to_spiking(model, inplace=True)):
+            torch.testing.assert_close(spiking["block"](X), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_a_class_whose_forward_was_replaced(monkeypatch):
     monkeypatch.setattr(nn.Linear, "forward", lambda self, x: x @ self.weight.T)
     with pytest.raises(InputError, match="its forward was replaced"):
@@ -132,14 +148,13 @@ class Reader(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.reads, self.casts, self.both, self.asks, self.product = (nn.Linear(6, 6) for _ in range(5))
+        self.reads, self.casts, self.both, self.asks = (nn.Linear(6, 6) for _ in range(4))
         self.listed = nn.ModuleList([nn.Linear(6, 6)])
 
     def forward(self, x):
         x = nn.functional.linear(x, self.reads.weight.float())
         x = self.casts(x.to(self.casts.weight.dtype))
-        x = self.both(x) if self.both.weight.shape[0] == 6 else nn.functional.linear(x, self.both.weight)
-        x = self.product(x) if x.ndim == 1 else x @ self.product.weight  # as Jamba does: which branch runs is not known
+        x = self.both(x) if self.both.weight.shape[0] == 6 else nn.functional.linear(x, self.both.weight[:1])
         if self.asks.weight.dtype != torch.int8:
             x = x.to(self.asks.weight.dtype)
         return self.asks(x) @ self.listed[0].weight
@@ -151,7 +166,6 @@ def test_layers_whose_weights_other_code_uses_are_skipped():
     assert spiking.conversion.converted == ("both", "asks")
     assert spiking.conversion.skipped == {
         "reads": "Reader uses its weights without calling it",
-        "product": "Reader uses its weights without calling it",
         "casts": "Reader casts its input to the dtype of its weights",
         "listed.0": "Reader uses its weights without calling it",
     }
@@ -159,6 +173,36 @@ def test_layers_whose_weights_other_code_uses_are_skipped():
         h = model.casts(nn.functional.linear(X, model.reads.weight))
         h = emulate(model.asks.weight, model.asks.bias, emulate(model.both.weight, model.both.bias, h))
         torch.testing.assert_close(spiking(X), h @ model.listed[0].weight, rtol=1e-4, atol=1e-5)
+
+
+class Rescaler(nn.Module):
+    """Changes weights from afar, as RWKV does."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.ModuleDict({"attention": nn.Sequential(nn.Linear(6, 6)), "up": Reader()})])
+        self.blocks[0]["up"].output = nn.Linear(6, 6)
+
+    def rescale(self):
+        for block in self.blocks:
+            block.up.output.weight.div_(2)
+
+
+def test_weights_used_from_afar():
+    conversion = to_spiking(Rescaler()).conversion
+    assert conversion.skipped["blocks.0.up.output"] == "Rescaler uses its weights without calling it"
+    assert "blocks.0.attention.0" in conversion.converted
+
+
+def test_jamba():
+    config = JambaConfig(
+        vocab_size=50, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_experts=1, mamba_d_state=4, mamba_dt_rank=2,
+    )  # fmt: skip
+    model = to_spiking(JambaForCausalLM(config).eval())
+    assert "dt_proj" in "".join(model.conversion.skipped)
+    with torch.no_grad():
+        assert model(torch.arange(5)[None], use_cache=False).logits.isfinite().all()
 
 
 def test_mamba():

@@ -38,7 +38,7 @@ REFUSED = {
     "fx": (torch.fx.symbolic_trace, r"Tracer\.is_leaf_module"),
     "make_fx": (lambda m: make_fx(m)(X), "ProxyTorchDispatchMode"),
     "make_fx, symbolic": (lambda m: make_fx(m, tracing_mode="symbolic")(X), "ProxyTorchDispatchMode"),
-    "aot": (lambda m: aot_function(m, fw_compiler=lambda graph, _: graph)(X), "FunctionalTensorMode"),
+    "aot": (lambda m: aot_function(m, fw_compiler=lambda gm, example_inputs: gm)(X), "FunctionalTensorMode"),
     "vmap": (lambda m: torch.vmap(m)(X), "pass the batch as leading axes"),
     "grad": (lambda m: torch.func.grad(lambda x: m(x).sum())(X), r"backward\(\)"),
     "jvp": (lambda m: torch.func.jvp(m, (X,), (X,)), "jvp"),
@@ -52,11 +52,10 @@ REFUSED = {
 @pytest.mark.parametrize("grad", [False, True])
 def test_refused_with_what_to_do(as_users, model, how, grad):
     use, message = REFUSED[how]
-    with (
-        torch.set_grad_enabled(grad),
-        pytest.raises(InputError, match=f"SpikeLinear '0'.*{message}.*to_dense|{message}"),
-    ):
+    with torch.set_grad_enabled(grad), pytest.raises(InputError, match=message) as caught:
         use(model)
+    assert str(caught.value).startswith("SpikeLinear '0': ")
+    assert "to_dense" in str(caught.value)
     assert torch.jit.trace(to_dense(model), X)(X).shape == (4, 8)
 
 
