@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,14 +21,40 @@ def of_tensor(tensor: Tensor) -> str:
     return found.hexdigest()
 
 
-def of_json(content: Any) -> str:
-    """Return the SHA-256 of JSON values, in hexadecimal; the order of keys and white space do not count."""
-    return of_text(json.dumps(content, sort_keys=True))
-
-
 def of_text(text: str) -> str:
     """Return the SHA-256 of a text, in hexadecimal."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def of_files(folder: Path, leave: str) -> dict[str, str]:
+    """Return the SHA-256 of all files below a folder by relative path, but for those whose name ends in `leave`."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and not file.name.endswith(leave))
+    return {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def check_files(folder: Path, expected: Mapping[str, Any], listed_in: str) -> None:
+    """Raise a CheckpointError that names the files of a folder that are missing or have another checksum.
+
+    Args:
+        folder: the folder.
+        expected: checksums by relative path, of the files that `save` wrote.
+        listed_in: where these are, for the message.
+    """
+    found = {name: _of_file(folder / name) for name in expected}
+    changed = sorted(name for name, checksum in expected.items() if found[name] != checksum)
+    if changed:
+        raise CheckpointError(
+            f"{folder}: {', '.join(changed)}: not what was saved with these weights (another checksum, or missing): "
+            "damaged or changed. Fetch or save the model again; after a change on purpose, delete the names from "
+            f"{listed_in}."
+        )
+
+
+def _of_file(path: Path) -> str | None:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def check_tensor(tensor: Tensor, name: str, expected: Any, where: str) -> None:

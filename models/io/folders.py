@@ -27,7 +27,7 @@ from ..layers.spike_linear import SpikeLinear, spiking_layers
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from ..spikingbrain.config import SpikingBrainConfig
 from ..spikingbrain.transformers_config import SpikingBrainPretrainedConfig
-from .checksums import of_json, of_tensor
+from .checksums import check_files, of_files, of_tensor
 from .hub import DERIVED, fault
 from .layer_table import LayerTable, layer_table
 from .released import MODEL_TYPE, from_released, to_released
@@ -38,8 +38,8 @@ SCALES = ".weight_quantizer.scales"
 _GENERATION = "generation_config.json"
 # Where config.json keeps the table of spiking layers, in the form that transformers uses for quantised models.
 _TABLE, _METHOD = "quantization_config", "spikebrain"
-# Where the index keeps the checksum of config.json.
-_CONFIG_SUM = "config_sha256"
+# Where the index keeps the checksums of the other files.
+_SUMS = "sha256"
 
 
 def is_spikingbrain(path: Path) -> bool:
@@ -73,8 +73,7 @@ def read_folder(
             shape or not finite; the message lists all of them.
         InputError: config.json does not describe a valid model.
     """
-    config, reader = _prepare(Path(path), torch.device(device), dtype, spiking)
-    generation = _generation_config(Path(path))
+    config, generation, reader = _prepare(Path(path), torch.device(device), dtype, spiking)
     reader.run()
     model = reader.model
     model.config = model.model.config = config
@@ -90,18 +89,16 @@ def read_folder(
 
 def _prepare(
     path: Path, device: torch.device, dtype: torch.dtype | None, spiking: str | None
-) -> tuple[SpikingBrainPretrainedConfig, _Reader]:
-    """Return the configuration of a folder, and what reads its tensors into an empty model."""
+) -> tuple[SpikingBrainPretrainedConfig, GenerationConfig | None, _Reader]:
+    """Return the configurations of a folder, and what reads its tensors into an empty model."""
     fields, shards = _config_json(path), Shards(path)
-    found = of_json(fields)
     table = _table_of(fields) if spiking is None else None
     config = _read_config(fields, shards, spiking)
-    # After the fields themselves, whose errors say more.
-    if found != shards.metadata.get(_CONFIG_SUM, found):
-        raise CheckpointError(
-            f"{path / CONFIG}: is not what was saved with these weights (another checksum): it is damaged or was "
-            f"changed. Save the model again; after a change on purpose, delete {_CONFIG_SUM!r} from {INDEX}."
-        )
+    generation = _generation_config(path)
+    checksums = shards.metadata.get(_SUMS, {})
+    if not isinstance(checksums, dict):
+        raise CheckpointError(f"{path / INDEX}: expected checksums under {_SUMS!r}, got {checksums!r}. Fetch it again.")
+    check_files(path, checksums, INDEX)  # after their content, whose errors say more
     settings = config.settings
     # A spiking output head has its own INT8 weights, even if its float weights were tied to the embedding.
     is_tied = settings.tie_word_embeddings and (table is None or "lm_head" not in table.names)
@@ -111,7 +108,7 @@ def _prepare(
             model = SpikingBrainForCausalLM(SpikingBrainPretrainedConfig(empty))
     except (RuntimeError, OverflowError, TypeError) as error:  # sizes beyond 64 bits
         raise CheckpointError(f"{path / CONFIG}: no model has such sizes. Fetch it again. ({error})") from error
-    return config, _Reader(model, settings, shards, device, dtype, table, is_tied=is_tied)
+    return config, generation, _Reader(model, settings, shards, device, dtype, table, is_tied=is_tied)
 
 
 def _generation_config(path: Path) -> GenerationConfig | None:
@@ -157,7 +154,6 @@ def write_folder(
         size += num_bytes
     names = [shard_name(i, len(shards)) for i in range(1, len(shards) + 1)]
     weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name, *_ in shard}
-    index = {"metadata": {_CONFIG_SUM: of_json(config)}, "weight_map": weight_map}
     with replaced(path) as new:
         for file, shard in zip(names, shards, strict=True):
             tensors = {name: _tensor(module, attribute, model.dtype, name) for name, module, attribute in shard}
@@ -166,21 +162,21 @@ def write_folder(
                 write_tensors(new / file, tensors, {"format": "pt", CHECKSUMS: checksums})
             except SafetensorError as error:
                 raise CheckpointError(f"{path}: cannot be written: {error}") from error
-        for file, content in ((CONFIG, config), (INDEX, index)):
-            (new / file).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        (new / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         if model.generation_config is not None:
             # Its own save_pretrained refuses settings that many models on the hub have, such as an unused temperature.
             (new / _GENERATION).write_text(model.generation_config.to_json_string(), encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save_pretrained(new)
+        index = {"metadata": {_SUMS: of_files(new, ".safetensors")}, "weight_map": weight_map}
+        (new / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
         _try_to_read(new)
 
 
 def _try_to_read(new: Path) -> None:
     """Raise an InputError unless a folder describes a model with its tensors."""
     try:
-        _, reader = _prepare(new, torch.device("cpu"), None, None)
-        _generation_config(new)
+        *_, reader = _prepare(new, torch.device("cpu"), None, None)
         reader.check()
     except (CheckpointError, InputError) as error:
         raise InputError(f"save: the model could not be loaded again, so nothing was written. ({error})") from error
