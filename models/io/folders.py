@@ -28,14 +28,13 @@ from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from ..spikingbrain.config import SpikingBrainConfig
 from ..spikingbrain.transformers_config import SpikingBrainPretrainedConfig
 from .checksums import check_files, of_files, of_tensor
-from .hub import DERIVED, fault
+from .hub import DERIVED, GENERATION, generation_config_of
 from .layer_table import LayerTable, layer_table
 from .released import MODEL_TYPE, from_released, to_released
 from .replace_folder import CONFIG, interrupted, replaced
 from .shards import CHECKSUMS, INDEX, Shards, shard_name
 
 SCALES = ".weight_quantizer.scales"
-_GENERATION = "generation_config.json"
 # Where config.json keeps the table of spiking layers, in the form that transformers uses for quantised models.
 _TABLE, _METHOD = "quantization_config", "spikebrain"
 # Where the index keeps the checksums of the other files.
@@ -94,7 +93,7 @@ def _prepare(
     fields, shards = _config_json(path), Shards(path)
     table = _table_of(fields) if spiking is None else None
     config = _read_config(fields, shards, spiking)
-    generation = _generation_config(path)
+    generation = generation_config_of(path)
     checksums = shards.metadata.get(_SUMS, {})
     if not isinstance(checksums, dict):
         raise CheckpointError(f"{path / INDEX}: expected checksums under {_SUMS!r}, got {checksums!r}. Fetch it again.")
@@ -109,15 +108,6 @@ def _prepare(
     except (RuntimeError, OverflowError, TypeError) as error:  # sizes beyond 64 bits
         raise CheckpointError(f"{path / CONFIG}: no model has such sizes. Fetch it again. ({error})") from error
     return config, generation, _Reader(model, settings, shards, device, dtype, table, is_tied=is_tied)
-
-
-def _generation_config(path: Path) -> GenerationConfig | None:
-    if not (path / _GENERATION).is_file():
-        return None
-    try:
-        return GenerationConfig.from_pretrained(path)
-    except BaseException as error:
-        raise fault(error, path / _GENERATION, "is no generation configuration. Fetch it again.") from error
 
 
 def write_folder(
@@ -165,7 +155,7 @@ def write_folder(
         (new / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         if model.generation_config is not None:
             # Its own save_pretrained refuses settings that many models on the hub have, such as an unused temperature.
-            (new / _GENERATION).write_text(model.generation_config.to_json_string(), encoding="utf-8")
+            (new / GENERATION).write_text(model.generation_config.to_json_string(), encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save_pretrained(new)
         index = {"metadata": {_SUMS: of_files(new, ".safetensors")}, "weight_map": weight_map}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
 from ...errors import CheckpointError, SpikebrainError
@@ -19,6 +19,7 @@ from ...errors import CheckpointError, SpikebrainError
 _LOG = logging.getLogger(__name__)
 # Tensors that old checkpoints hold and no model reads: masks, and frequencies that are computed from the configuration.
 DERIVED = re.compile(r"(^|\.)(masked_bias|rotary_emb\.inv_freq|attn\.bias|attention\.bias|attn\.attention\.bias)$")
+GENERATION = "generation_config.json"
 # Files of a tokenizer. A folder has at least one of the first six if it has a tokenizer.
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -45,6 +46,8 @@ def from_pretrained(name: str, dtype: torch.dtype, *, local: bool) -> tuple[Any,
             options = {"local_files_only": local, "use_safetensors": True, "trust_remote_code": False}
             model, info = read_weights(name, dtype=dtype, **options)
             tokenizer = _tokenizer(name, local)
+            if local:
+                generation_config_of(Path(name))
     except BaseException as error:
         raise fault(error, name, "transformers cannot load it.") from error
     check_complete(name, info)
@@ -99,6 +102,20 @@ def tokenizer_beside(path: Path) -> Any:
             return _tokenizer(str(path), local=True)
     except BaseException as error:
         raise fault(error, path, "its tokenizer cannot be read. Fetch it again.") from error
+
+
+def generation_config_of(path: Path) -> GenerationConfig | None:
+    """Return the generation settings of a model folder, None if it has none.
+
+    Raises:
+        CheckpointError: they cannot be read; transformers would go on without them.
+    """
+    if not (path / GENERATION).is_file():
+        return None
+    try:
+        return GenerationConfig.from_pretrained(path)
+    except BaseException as error:
+        raise fault(error, path / GENERATION, "is no generation configuration. Fetch it again.") from error
 
 
 def check_vocabulary(model: torch.nn.Module, tokenizer: Any, where: str) -> None:

@@ -150,7 +150,7 @@ def test_folders_of_which_it_is_unclear_what_they_hold_are_refused(tmp_path, tin
     refused(f"both model.safetensors and {INDEX}")
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / INDEX).unlink()
-    with pytest.raises(CheckpointError, match=f"expected {INDEX} beside {shards[0].name}"):
+    with pytest.raises(CheckpointError, match=f"expected {INDEX} beside model-00001"):
         load(tmp_path)
 
 
@@ -269,9 +269,7 @@ def test_a_tokenizer_that_is_not_the_models(tmp_path, tokenizer):
     )
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(
-        CheckpointError, match=r"embedding has 100 rows, but its tokenizer has 258 tokens.* with id 100"
-    ):
+    with pytest.raises(CheckpointError, match=r"embedding has 100 rows.* tokenizer has 258 tokens.* with id 100"):
         load(tmp_path)
     with pytest.raises(InputError, match="save: the model's embedding has 100 rows"):
         save(to_spiking(model), tmp_path / "m.safetensors", tokenizer)
