@@ -47,6 +47,11 @@ def describe_energy(counts: ModelCounts, model: DigitalEnergy) -> dict[str, Any]
             }
             for p in points
         ],
+        "not_counted": {
+            "parts": list(counts.unsupported),
+            "share_of_macs": counts.uncounted_share,
+            "sentence": counts.not_counted(),
+        },
         "sensitivity": [dataclasses.asdict(s) for s in sensitivity(groups, model)],
         "counts": groups.to_dict(),
     }

@@ -20,6 +20,10 @@ K = Annotated[float, typer.Option(help="Mean |x| of a token divided by its thres
 EncoderName = Annotated[str, typer.Option(help="Spike code.")]
 BackendName = Annotated[str, typer.Option(help="Backend that computes the integer sums; auto picks the fastest.")]
 Layers = Annotated[str, typer.Option(help="Layers that spike: a pattern of names, with * and ?.")]
+Skip = Annotated[
+    list[str] | None,
+    typer.Option(help="Layers that stay dense: a pattern of names; may be given several times.", show_default="none"),
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
 Spiking = Annotated[str, typer.Option(help="How the model spikes: none, as-described or as-released.")]
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from ..coding import Encoder
 from ..errors import InputError
 from ..models import Recording
+from ..models.recording.modules import UNCOUNTED
 from .count_dense import count_dense_part
 from .count_spiking import count_spiking_layer
 from .counts import ModelCounts
@@ -41,7 +42,7 @@ def count_operations(
         same_channels &= spikes.num_active_channels == layer.num_active_channels
         counts[layer.name] = count_spiking_layer(layer, spikes, block_bytes, shared_tokens)
     for name, part in recording.modules.items():
-        if part.num_tokens or part.kind == "linear":
+        if part.kind != UNCOUNTED and (part.num_tokens or part.kind == "linear"):
             counts[name] = count_dense_part(part, shared_tokens)
     assumptions = [
         "the INT8 model quantises activations per token (largest magnitude), as the spiking one counts them per token",
@@ -62,6 +63,7 @@ def count_operations(
         neuron=_names(layer.neuron for layer in records),
         encoder=repr(encoder) if encoder is not None else _names(layer.encoder for layer in records),
         unsupported=recording.unsupported,
+        uncounted_macs=sum(part.num_pairs for part in recording.modules.values() if part.kind == UNCOUNTED),
         assumptions=tuple(assumptions),
     )
 

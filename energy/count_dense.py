@@ -55,24 +55,25 @@ def _embedding(n: int, pairs: int, sizes: Mapping[str, int]) -> OperationCounts:
 
 
 def _rms_norm(n: int, pairs: int, sizes: Mapping[str, int]) -> OperationCounts:
-    """Of d channels: d squares, d - 1 additions, a division, eps, root, reciprocal; then two products each."""
-    d = sizes["dim"]
+    """Of d channels: d squares, d - 1 additions, a division, eps, root, reciprocal; then two products each.
+
+    Without weights there is one product each; 1 + weight and a bias take an addition each.
+    """
+    d, weight, bias = sizes["dim"], sizes.get("weight", 1), sizes.get("bias", 0)
     return OperationCounts(
-        num_add_fp32=n * d,
-        num_mul_fp32=3 * n * d,
+        num_add_fp32=n * d * (1 + sizes.get("offset", 0) + bias),
+        num_mul_fp32=n * d * (2 + weight),
         num_div_fp32=2 * n,
         num_sqrt_fp32=n,
-        parameter_bytes=2 * n * d,
+        parameter_bytes=2 * n * d * (weight + bias),
         activation_bytes=4 * n * d,
     )
 
 
 def _layer_norm(n: int, pairs: int, sizes: Mapping[str, int]) -> OperationCounts:
-    """As `_rms_norm` on x - mean (d - 1 additions, a division, d subtractions), and a bias for each channel."""
+    """As `_rms_norm` on x - mean (d - 1 additions, a division, d subtractions), and usually a bias for each channel."""
     d = sizes["dim"]
-    return _rms_norm(n, pairs, sizes) + OperationCounts(
-        num_add_fp32=n * (3 * d - 1), num_div_fp32=n, parameter_bytes=2 * n * d
-    )
+    return _rms_norm(n, pairs, {"bias": 1, **sizes}) + OperationCounts(num_add_fp32=n * (2 * d - 1), num_div_fp32=n)
 
 
 def _residual(n: int, pairs: int, sizes: Mapping[str, int]) -> OperationCounts:
@@ -195,6 +196,12 @@ def _moe(n: int, pairs: int, sizes: Mapping[str, int]) -> OperationCounts:
     )
 
 
+def _experts(n: int, pairs: int, sizes: Mapping[str, int]) -> OperationCounts:
+    """Each of a token's experts gives d channels, multiplied by its weight and added to zeros."""
+    d = sizes["dim"]
+    return OperationCounts(num_mul_fp32=pairs * d, num_add_fp32=pairs * d, activation_bytes=2 * d * (pairs + n))
+
+
 _COUNTS: dict[str, Callable[[int, int, Mapping[str, int]], OperationCounts]] = {
     "linear": _linear,
     "embedding": _embedding,
@@ -206,4 +213,5 @@ _COUNTS: dict[str, Callable[[int, int, Mapping[str, int]], OperationCounts]] = {
     "gla": _gla,
     "branches": _branches,
     "moe": _moe,
+    "experts": _experts,
 }

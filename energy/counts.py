@@ -157,6 +157,7 @@ class ModelCounts:
         neuron: of the spiking layers, with k.
         encoder: that the counts are for.
         unsupported: parts of the model that are not counted.
+        uncounted_macs: multiply-accumulates with weights of those parts, at most.
         assumptions: of the counts.
     """
 
@@ -167,6 +168,21 @@ class ModelCounts:
     encoder: str = ""
     unsupported: tuple[str, ...] = ()
     assumptions: tuple[str, ...] = ()
+    uncounted_macs: int = 0
+
+    @property
+    def uncounted_share(self) -> float:
+        """Share of all multiply-accumulates with weights that is not counted, at most."""
+        return self.uncounted_macs / max(self.uncounted_macs + self.total("int8").num_macs, 1)
+
+    def not_counted(self) -> str:
+        """Return one sentence on what is not counted and its share of the work, or "" if everything is."""
+        if not self.unsupported:
+            return ""
+        return (
+            f"Not counted: {'; '.join(self.unsupported)}. Of all multiply-accumulates with weights these do "
+            f"{'up to ' if self.uncounted_macs else ''}{self.uncounted_share:.1%}."
+        )
 
     def total(self, system: str, *, kind: str | None = None) -> OperationCounts:
         """Return the sum over all parts, or over those of one kind.
@@ -223,6 +239,7 @@ class ModelCounts:
                 for name, layer in content["layers"].items()
             }
             rest: dict[str, Any] = {name: content[name] for name in ("num_tokens", "model", "neuron", "encoder")}
+            rest["uncounted_macs"] = content["uncounted_macs"]
             rest |= {name: tuple(content[name]) for name in ("unsupported", "assumptions")}
             return cls(layers, **rest)
         except (KeyError, TypeError, AttributeError) as error:
@@ -253,4 +270,5 @@ class ModelCounts:
             self.encoder,
             tuple(dict.fromkeys(self.unsupported + other.unsupported)),
             tuple(dict.fromkeys(self.assumptions + other.assumptions)),
+            self.uncounted_macs + other.uncounted_macs,
         )

@@ -207,8 +207,10 @@ class DigitalEnergy(EnergyModel):
         )
 
     def _left_out(self, counts: ModelCounts) -> tuple[str, ...]:
+        share = f"these do up to {counts.uncounted_share:.1%} of all multiply-accumulates with weights"
         return (
             *(f"not counted: {what}" for what in counts.unsupported),
+            *((share,) if counts.unsupported else ()),
             "routing of spikes, which needs a chip and a mapping",
             *(("sums are in registers, whose energy is not counted",) if self.sums_in == "register" else ()),
             "control, instruction fetch, clock and handshakes",

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..models import Recording, SpikeLinear
+from ..models.recording.modules import UNCOUNTED
 
 
 @dataclass(frozen=True)
@@ -63,5 +64,7 @@ def neurobench_counts(model: nn.Module, recording: Recording) -> NeuroBenchCount
     for part in recording.modules.values():
         if part.kind == "linear":
             macs += part.num_tokens * part.sizes["in_features"] * part.sizes["out_features"]
+        elif part.kind == UNCOUNTED:
+            macs += part.num_pairs
     sparsity = 1 - num_spikes / num_slots if num_slots else 0.0
     return NeuroBenchCounts(acs, macs, dense + macs, sparsity, updates)

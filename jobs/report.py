@@ -44,6 +44,7 @@ class ReportSettings:
         encoder: turns counts into spikes.
         backend: computes the integer sums; "auto" picks the fastest.
         layers: pattern of the names of layers that spike.
+        skip: patterns of the names of layers that stay dense.
         group_size: input channels that share a weight scale; None for all.
         seed: random seed for the sample of outputs that is checked.
         device: "cpu"; "cuda"; or "auto" for a GPU if there is one and the backend can run on it.
@@ -57,6 +58,7 @@ class ReportSettings:
     encoder: Encoder = field(default_factory=BidirectionalBitwise)
     backend: Backend | Literal["auto"] = "auto"
     layers: str = "*"
+    skip: tuple[str, ...] = ()
     group_size: int | None = None
     seed: int = 0
     device: str = "auto"
@@ -65,6 +67,7 @@ class ReportSettings:
         """Return which layers spike, and how."""
         return SpikeSettings(
             layers=(self.layers,),
+            skip=self.skip,
             neuron=AdaptiveThreshold(self.k),
             encoder=self.encoder,
             group_size=self.group_size,
@@ -142,6 +145,7 @@ def _describe_settings(settings: ReportSettings, model: nn.Module, converted: bo
         "encoder": ENCODERS.name_of(layer.encoder) or repr(layer.encoder),
         "backend": "auto" if layer.backend == "auto" else BACKENDS.name_of(layer.backend) or repr(layer.backend),
         "layers": "as converted" if converted else settings.layers,
+        "skip": [] if converted else list(settings.skip),
         "group_size": layer.group_size,
         "seed": settings.seed,
         "device": settings.device,

@@ -41,6 +41,7 @@ class SimulateSettings:
         k: of `AdaptiveThreshold`: mean |x| of a token divided by its threshold.
         encoder: turns counts into spikes.
         layers: pattern of the names of layers that spike.
+        skip: patterns of the names of layers that stay dense.
         jitter: services last up to this share longer, at random; changes times, never sums.
         seed: random seed for the jitter.
         critical_path: find what holds tokens up, which takes twice as long.
@@ -58,6 +59,7 @@ class SimulateSettings:
     k: float = 3.0
     encoder: Encoder = field(default_factory=BidirectionalBitwise)
     layers: str = "*"
+    skip: tuple[str, ...] = ()
     jitter: float = 0.0
     seed: int = 0
     critical_path: bool = False
@@ -65,7 +67,8 @@ class SimulateSettings:
 
     def spike_settings(self) -> SpikeSettings:
         """Return which layers spike, and how."""
-        return SpikeSettings(layers=(self.layers,), neuron=AdaptiveThreshold(self.k), encoder=self.encoder)
+        neuron = AdaptiveThreshold(self.k)
+        return SpikeSettings(layers=(self.layers,), skip=self.skip, neuron=neuron, encoder=self.encoder)
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,15 @@ class Part:
     before: str = ""
     window: str = ""
 
-    def sizes_of(self, module: nn.Module) -> dict[str, int]:
-        """Return the sizes of a module."""
-        return {name: path if isinstance(path, int) else _size(module, path) for name, path in self.sizes.items()}
+    def sizes_of(self, module: nn.Module) -> dict[str, int] | None:
+        """Return the sizes of a module; None if it lacks an attribute, and so is another class of the same name."""
+        try:
+            self.window_of(module)
+            if self.kind == "softmax":
+                _size(module, "layer_idx")
+            return {name: path if isinstance(path, int) else _size(module, path) for name, path in self.sizes.items()}
+        except (AttributeError, TypeError, ValueError):
+            return None
 
     def window_of(self, module: nn.Module) -> int | None:
         """Return how many columns a token of the module sees at most, or None for all."""
@@ -136,7 +142,7 @@ ARCHITECTURES = (
     ),
 )
 
-# Of any architecture: norms, which are called by themselves, and classes that are counted with the module they are in.
+# Of any architecture: classes that are counted with the module they are in.
 # A rotary embedding is counted with softmax attention, an activation with the gated feed-forward part.
 _NORM = Part("rms-norm", {"dim": "weight"})
 _NORM_ENDING = "RMSNorm"
@@ -152,7 +158,7 @@ def part_of(module: nn.Module) -> Part | None:
         part = architecture.parts.get(name.removeprefix(architecture.prefix))
         if part is not None and name.startswith(architecture.prefix):
             return part
-    return _NORM if name.endswith(_NORM_ENDING) else None
+    return None
 
 
 def has_no_work(module: nn.Module) -> bool:

@@ -19,6 +19,7 @@ from ..energy import ModelCounts, count_operations
 from ..models import Recording, SpikeLinear
 from ..models.layers.spike_linear import Step
 from ..models.recording import ModuleRecord, record
+from ..models.recording.modules import UNCOUNTED
 from .calls import check_step, run_steps
 from .flow import as_activity, digital_ps, transfer_between
 
@@ -110,7 +111,7 @@ def place_rest(
     """
     num_units = chip.mesh.columns * chip.mesh.rows
     for name, part in recording.modules.items():
-        if part.num_tokens == 0:
+        if part.num_tokens == 0 or part.kind == UNCOUNTED:
             continue
         stage = stages[stage_of_part(part, stages[:-1], recording.order)]
         work = as_activity(counts.layers[name].spiking)

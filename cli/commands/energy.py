@@ -87,6 +87,8 @@ def _print(console: Console, figures: dict[str, Any], counts: ModelCounts, assum
         shown = ["" if r is None else f"{r:.2f}x" for r in ratios]
         table.add_row(("+ " if i else "") + step["name"], *shown)
     console.print(table, "")
+    if figures["not_counted"]["parts"]:
+        console.print(figures["not_counted"]["sentence"], "")
     _print_break_even(console, figures["break_even"])
     largest = figures["sensitivity"][:3]
     if largest:

@@ -21,6 +21,7 @@ from ..options import (
     Layers,
     Model,
     NumTokens,
+    Skip,
     TextFile,
     backend_named,
     folder_for,
@@ -54,6 +55,7 @@ def report(
     encoder: EncoderName = CODE,
     backend: BackendName = "auto",
     layers: Layers = "*",
+    skip: Skip = None,
     group_size: Annotated[
         int | None, typer.Option(help="Input channels that share a weight scale.", show_default="all")
     ] = None,
@@ -71,6 +73,7 @@ def report(
         encoder=named(ENCODERS, "encoder", encoder),
         backend=backend_named(backend),
         layers=layers,
+        skip=tuple(skip or ()),
         group_size=group_size,
         seed=seed,
         device=device,
@@ -161,6 +164,8 @@ def _print_energy(console: Console, energy: dict[str, Any]) -> None:
             f"With all that is counted (sums as wide as they must be, encoding, weights, activations, what stays "
             f"dense) the ratio to INT8 is {last:.2f}x instead of {first:.2f}x: waterfall.png, and `spikebrain energy`."
         )
+    if energy["not_counted"]["parts"]:
+        console.print(energy["not_counted"]["sentence"])
     if digital["unverified"]:
         console.print(f"Not confirmed by the table's source: {', '.join(digital['unverified'])}.")
     console.print()

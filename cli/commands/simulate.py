@@ -19,6 +19,7 @@ from ..options import (
     Layers,
     Model,
     NumTokens,
+    Skip,
     TextFile,
     folder_for,
     named,
@@ -46,6 +47,7 @@ def simulate(
     k: K = 3.0,
     encoder: EncoderName = CODE,
     layers: Layers = "*",
+    skip: Skip = None,
     jitter: Annotated[float, typer.Option(help="Services last up to this share longer, at random.")] = 0.0,
     seed: Annotated[int, seed_for("the jitter")] = 0,
     critical_path: Annotated[bool, typer.Option("--critical-path", help="Find what holds tokens up; slower.")] = False,
@@ -68,6 +70,7 @@ def simulate(
         k=k,
         encoder=named(ENCODERS, "encoder", encoder),
         layers=layers,
+        skip=tuple(skip or ()),
         jitter=jitter,
         seed=seed,
         critical_path=critical_path,
@@ -105,4 +108,6 @@ def _print(found: Simulated, out: Path) -> None:
         f"Exactness: {exact['num_mismatches']:,} of {exact['num_checked']:,} sums differ from those of the model. "
         f"{figures['activity']['num_synops'] / figures['seconds'] / 1e6:,.0f} M synaptic operations simulated a second."
     )
+    if figures["unsupported"]:
+        console.print(f"Not counted: {'; '.join(figures['unsupported'])}.")
     console.print(f"Written to {out}: {', '.join(found.files)} ({figures['seconds']:.1f} s)")

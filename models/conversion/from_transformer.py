@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InputError
+from ..layers.quantize import check_finite
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from ..spikingbrain.config import LayerPlan, SpikingBrainConfig
 from ..spikingbrain.layouts import parse_layers
@@ -70,7 +71,8 @@ def from_transformer(
     Returns:
         The model, in evaluation mode, with the Transformer's dtype, device and generation settings.
     Raises:
-        InputError: the architecture is not supported, the layout has another depth, or the Transformer fixes a choice.
+        InputError: the architecture is not supported, a weight is not finite, the layout has another depth, or the
+            Transformer fixes a choice.
 
     Source:
         SpikingBrain (arXiv:2509.05276), sections 2 and 3.1, eq. 12 to 18.
@@ -81,6 +83,8 @@ def from_transformer(
             f"from_transformer: {taken} cannot be chosen: sizes are the Transformer's, an expert is as wide as its "
             "feed-forward part, and to_spiking puts the result on spikes. Leave them out."
         )
+    for name, parameter in model.named_parameters():
+        check_finite(parameter, f"from_transformer: weights of {name}")
     source: Any = model
     num_layers = source.config.num_hidden_layers
     plans = parse_layers(layout, num_layers) if isinstance(layout, str) else layout

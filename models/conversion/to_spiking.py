@@ -12,7 +12,7 @@ head alone.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor, nn
 
@@ -22,6 +22,7 @@ from ...errors import InputError
 from ...neuro import AdaptiveThreshold, Neuron
 from ..decoding import attach_decoder
 from ..layers.settings import ATTENTION, SpikeSettings
+from ..layers.spike_linear import SpikeLinear
 from ..layers.swap import swap_linears
 from ..spikingbrain.attention import Attention
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
@@ -45,8 +46,8 @@ def to_spiking(
     """Return the model on spikes: its linear layers, and with `settings.attention` a SpikingBrain model's attention.
 
     A layer used in several places becomes one spiking layer, and an output head that is tied to the embedding leaves
-    the embedding as it is. A layer whose weights other code reads without calling it must be left out (`skip`); the
-    ones known here are skipped.
+    the embedding as it is. A layer whose weights other code needs is skipped where a method of its parent reads
+    `self.NAME.weight`; other such layers must be left out (`skip`).
 
     Args:
         model: any PyTorch model; `nn.Linear` and transformers' `Conv1D` modules are swapped for `SpikeLinear`.
@@ -57,8 +58,9 @@ def to_spiking(
     Returns:
         The spiking model. Its attribute `conversion` says what was converted, and what was skipped and why.
     Raises:
-        InputError: the settings are no SpikeSettings, no layer matches, a weight is not finite, scales do not fit their
-            layer, the attention of a model cannot spike, or a SpikingBrain model spikes already.
+        InputError: the settings are no SpikeSettings, no layer matches, a pattern matches nothing, a weight is not
+            finite, not in memory or no dense tensor, scales do not fit their layer, the attention of a model cannot
+            spike, or a SpikingBrain model spikes already.
 
     Source:
         SpikingBrain (arXiv:2509.05276), section 3.3; its W8ASpike code.
@@ -72,7 +74,7 @@ def to_spiking(
                 f"to_spiking: expected attention=None for a {type(model).__name__}, got {settings.attention!r}. Only "
                 "the attention of SpikingBrain models spikes."
             )
-        spiking = swap_linears(model, settings, inplace=inplace, scales=scales)
+        spiking = stop_rescaling(swap_linears(model, settings, inplace=inplace, scales=scales))
         attach_decoder(spiking)
         return spiking  # pyright: ignore[reportReturnType]
     settings = settings or spikingbrain_settings()
@@ -85,6 +87,27 @@ def to_spiking(
         k = k_of_queries(settings)
         set_settings(spiking, before.replace(spiking=settings.attention, k=k, group_size=settings.group_size))
     return spiking
+
+
+def stop_rescaling(model: nn.Module) -> nn.Module:
+    """Undo that RWKV halves weights of later blocks in place when it first runs, which INT8 weights do not allow.
+
+    The halving keeps FP16 activations small, and is made up for between blocks: without both, the results are the same.
+
+    Args:
+        model: any spiking model; changed in place.
+    """
+    for rwkv in model.modules():
+        config: Any = getattr(rwkv, "config", None)
+        if not hasattr(rwkv, "layers_are_rescaled") or not getattr(config, "rescale_every", 0):
+            continue
+        if rwkv.layers_are_rescaled:
+            for i, block in enumerate(rwkv.blocks):  # pyright: ignore[reportArgumentType]
+                for layer in (block.attention.output, block.feed_forward.value):
+                    weight = layer.scale if isinstance(layer, SpikeLinear) else layer.weight.data
+                    weight.mul_(2 ** (i // config.rescale_every))
+        config.rescale_every = 0
+    return model
 
 
 def spikingbrain_settings(

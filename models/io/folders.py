@@ -14,26 +14,31 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ...errors import CheckpointError, InputError
+from ...files import write_tensors
 from ..conversion.to_spiking import set_settings, spikingbrain_settings
-from ..layers.quantize import quantize, quantize_with
+from ..layers.quantize import check_finite, quantize, quantize_with
 from ..layers.settings import SpikeSettings
 from ..layers.spike_linear import SpikeLinear, spiking_layers
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from ..spikingbrain.config import SpikingBrainConfig
 from ..spikingbrain.transformers_config import SpikingBrainPretrainedConfig
+from .checksums import check_files, of_files, of_tensor
+from .hub import DERIVED, GENERATION, generation_config_of
 from .layer_table import LayerTable, layer_table
 from .released import MODEL_TYPE, from_released, to_released
-from .shards import INDEX, Shards
+from .replace_folder import CONFIG, interrupted, replaced
+from .shards import CHECKSUMS, INDEX, Shards, shard_name
 
 SCALES = ".weight_quantizer.scales"
-_GENERATION = "generation_config.json"
 # Where config.json keeps the table of spiking layers, in the form that transformers uses for quantised models.
 _TABLE, _METHOD = "quantization_config", "spikebrain"
+# Where the index keeps the checksums of the other files.
+_SUMS = "sha256"
 
 
 def is_spikingbrain(path: Path) -> bool:
@@ -67,27 +72,42 @@ def read_folder(
             shape or not finite; the message lists all of them.
         InputError: config.json does not describe a valid model.
     """
-    path, device = Path(path), torch.device(device)
+    config, generation, reader = _prepare(Path(path), torch.device(device), dtype, spiking)
+    reader.run()
+    model = reader.model
+    model.config = model.model.config = config
+    set_settings(model, config.settings)
+    if reader.is_tied:
+        model.lm_head.register_parameter("weight", model.get_parameter("model.embeddings.weight"))
+    if reader.table is not None:
+        reader.table.restore_conversion(model)
+    if generation is not None:
+        model.generation_config = generation
+    return model.eval()
+
+
+def _prepare(
+    path: Path, device: torch.device, dtype: torch.dtype | None, spiking: str | None
+) -> tuple[SpikingBrainPretrainedConfig, GenerationConfig | None, _Reader]:
+    """Return the configurations of a folder, and what reads its tensors into an empty model."""
     fields, shards = _config_json(path), Shards(path)
     table = _table_of(fields) if spiking is None else None
     config = _read_config(fields, shards, spiking)
+    generation = generation_config_of(path)
+    checksums = shards.metadata.get(_SUMS, {})
+    if not isinstance(checksums, dict):
+        raise CheckpointError(f"{path / INDEX}: expected checksums under {_SUMS!r}, got {checksums!r}. Fetch it again.")
+    check_files(path, checksums, INDEX)  # after their content, whose errors say more
     settings = config.settings
     # A spiking output head has its own INT8 weights, even if its float weights were tied to the embedding.
     is_tied = settings.tie_word_embeddings and (table is None or "lm_head" not in table.names)
-    with torch.device("meta"):
-        empty = settings.replace(spiking=None, tie_word_embeddings=is_tied)
-        model = SpikingBrainForCausalLM(SpikingBrainPretrainedConfig(empty))
-    reader = _Reader(model, settings, shards, device, dtype, table)
-    reader.run()
-    model.config = model.model.config = config
-    set_settings(model, settings)
-    if is_tied:
-        model.lm_head.register_parameter("weight", model.get_parameter("model.embeddings.weight"))
-    if table is not None:
-        table.restore_conversion(model)
-    if (path / _GENERATION).is_file():
-        model.generation_config = GenerationConfig.from_pretrained(path)
-    return model.eval()
+    try:
+        with torch.device("meta"):
+            empty = settings.replace(spiking=None, tie_word_embeddings=is_tied)
+            model = SpikingBrainForCausalLM(SpikingBrainPretrainedConfig(empty))
+    except (RuntimeError, OverflowError, TypeError) as error:  # sizes beyond 64 bits
+        raise CheckpointError(f"{path / CONFIG}: no model has such sizes. Fetch it again. ({error})") from error
+    return config, generation, _Reader(model, settings, shards, device, dtype, table, is_tied=is_tied)
 
 
 def write_folder(
@@ -109,7 +129,7 @@ def write_folder(
         max_shard_bytes: maximum size of the tensors in a shard; a larger tensor gets a shard of its own.
     Raises:
         InputError: the released layout cannot describe this model, the model's dtype is too coarse for its spiking
-            weights, or a layer uses a class or a setting that a file cannot hold.
+            weights, a weight is not finite, or a layer uses a class or a setting that a file cannot hold.
         CheckpointError: the folder cannot be written.
     """
     path = Path(path)
@@ -122,22 +142,34 @@ def write_folder(
             size = 0
         shards[-1].append((name, module, attribute))
         size += num_bytes
-    names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        (path / INDEX).unlink(missing_ok=True)  # until all shards are there
+    names = [shard_name(i, len(shards)) for i in range(1, len(shards) + 1)]
+    weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name, *_ in shard}
+    with replaced(path) as new:
         for file, shard in zip(names, shards, strict=True):
             tensors = {name: _tensor(module, attribute, model.dtype, name) for name, module, attribute in shard}
-            save_file(tensors, path / file, metadata={"format": "pt"})
-        weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name, *_ in shard}
-        (path / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+            checksums = json.dumps({name: of_tensor(tensor) for name, tensor in tensors.items()})
+            try:
+                write_tensors(new / file, tensors, {"format": "pt", CHECKSUMS: checksums})
+            except SafetensorError as error:
+                raise CheckpointError(f"{path}: cannot be written: {error}") from error
+        (new / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         if model.generation_config is not None:
-            model.generation_config.save_pretrained(path)
+            # Its own save_pretrained refuses settings that many models on the hub have, such as an unused temperature.
+            (new / GENERATION).write_text(model.generation_config.to_json_string(), encoding="utf-8")
         if tokenizer is not None:
-            tokenizer.save_pretrained(path)
-        (path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}, indent=1), encoding="utf-8")
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error}") from error
+            tokenizer.save_pretrained(new)
+        index = {"metadata": {_SUMS: of_files(new, ".safetensors")}, "weight_map": weight_map}
+        (new / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+        _try_to_read(new)
+
+
+def _try_to_read(new: Path) -> None:
+    """Raise an InputError unless a folder describes a model with its tensors."""
+    try:
+        *_, reader = _prepare(new, torch.device("cpu"), None, None)
+        reader.check()
+    except (CheckpointError, InputError) as error:
+        raise InputError(f"save: the model could not be loaded again, so nothing was written. ({error})") from error
 
 
 def _own_config(model: SpikingBrainForCausalLM) -> dict[str, Any]:
@@ -162,12 +194,14 @@ def _table_of(fields: dict[str, Any]) -> LayerTable | None:
 
 
 def _config_json(path: Path) -> dict[str, Any]:
-    file = path / "config.json"
+    file = path / CONFIG
     try:
         fields = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: expected a model folder, but it has no config.json.") from error
-    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: expected a model folder, but it has no config.json.{interrupted(path)}"
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: cannot be read as JSON: {error}. Fetch it again.") from error
     if not isinstance(fields, dict):
         raise CheckpointError(f"{file}: expected a JSON object, got {type(fields).__name__}. Fetch it again.")
@@ -203,7 +237,10 @@ class _Reader:
         device: torch.device,
         dtype: torch.dtype | None,
         table: LayerTable | None,
+        *,
+        is_tied: bool,
     ) -> None:
+        self.is_tied = is_tied
         self.model, self.shards, self.device, self.dtype, self.table = model, shards, device, dtype, table
         self.names = set(table.names) if table is not None else set()
         self.spiking: SpikeSettings | None = None
@@ -230,7 +267,17 @@ class _Reader:
                 continue
             for key, tensor in tensors.items():
                 module.register_parameter(key.rpartition(".")[2], nn.Parameter(tensor))
-        listed = {**wrong, "not of floats": self.not_floats, "not finite": sorted(self.not_finite)}
+        self._refuse({**wrong, "not of floats": self.not_floats, "not finite": sorted(self.not_finite)})
+
+    def check(self) -> None:
+        """Compare names and shapes only.
+
+        Raises:
+            CheckpointError: tensors are wrong; the message lists all of them.
+        """
+        self._refuse(self._compare())
+
+    def _refuse(self, listed: dict[str, list[str]]) -> None:
         if any(listed.values()):
             details = "; ".join(f"{what}: {', '.join(names)}" for what, names in listed.items() if names)
             raise CheckpointError(f"{self.shards.path}: its tensors do not match the model. {details}. Fetch it again.")
@@ -250,7 +297,7 @@ class _Reader:
             needed = set(optional)
         return {
             "missing": sorted((wanted.keys() | (needed & optional)) - shapes.keys()),
-            "unexpected": sorted(shapes.keys() - wanted.keys() - optional),
+            "unexpected": sorted(n for n in shapes.keys() - wanted.keys() - optional if not DERIVED.search(n)),
             "of another shape": [
                 f"{name} {shapes[name]} instead of {shape}"
                 for name, shape in sorted(wanted.items())
@@ -319,4 +366,5 @@ def _tensor(module: nn.Module, attribute: str, dtype: torch.dtype, name: str) ->
         found = (tensor.float() / module.scale.repeat_interleave(size, 1)).round_()
         if not torch.equal(found, module.weight.float()):
             raise InputError(f"save: {dtype} is too coarse for the weights of {name}. Use model.float() first.")
+    check_finite(tensor, f"save: weights of {name}")
     return tensor.detach().cpu().contiguous()

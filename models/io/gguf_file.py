@@ -24,7 +24,7 @@ from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
 from ...errors import CheckpointError
-from .hub import check_complete, quiet, read_weights
+from .hub import check_complete, fault, quiet, read_weights
 
 MAGIC = b"GGUF"
 # Per-channel factors of the rotary frequencies, as Llama 3.1 has them.
@@ -73,15 +73,10 @@ def read_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
             model, info = read_weights(str(folder), dtype=dtype, **options)
             unused += _unused_settings(settings, model.config) + _unused_tensors(tensors, model)
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)
-    except (CheckpointError, MemoryError, KeyboardInterrupt):
-        raise
-    except Exception as error:  # whatever a damaged file makes the readers stumble over
-        if isinstance(error, RuntimeError) and "memory" in str(error).lower():
-            raise CheckpointError(f"{path}: there is not enough memory for its weights. ({error})") from error
-        raise CheckpointError(
-            f"{path} ({path.stat().st_size:,} bytes): cannot be read as a GGUF model, so it is truncated, damaged or "
-            f"of an architecture that transformers does not know. Fetch it again. ({type(error).__name__}: {error})"
-        ) from error
+    except BaseException as error:
+        told = "cannot be read as a GGUF model, so it is truncated, damaged or of an architecture that transformers "
+        told += "does not know. Fetch it again."
+        raise fault(error, f"{path} ({path.stat().st_size:,} bytes)", told) from error
     if unused:
         raise CheckpointError(
             f"{path}: its model has parts that cannot be honoured, so its outputs would be wrong: {'; '.join(unused)}. "
@@ -105,14 +100,28 @@ def read_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 @contextmanager
 def _alone(path: Path) -> Iterator[Path]:
     """Yield a folder with the model as model.gguf and nothing else: transformers would read other files there."""
-    with tempfile.TemporaryDirectory() as folder:
-        target = Path(folder) / "model.gguf"
-        parts = _parts(path)
-        if len(parts) > 1:
-            _join(parts, target)
-        else:
-            _link(path.resolve(), target)
-        yield Path(folder)
+    parts = _parts(path)
+    try:
+        folder = Path(tempfile.mkdtemp())
+    except OSError as error:
+        raise _no_room(path, error) from error
+    try:
+        try:
+            if len(parts) > 1:
+                _join(parts, folder / "model.gguf")
+            else:
+                _link(path.resolve(), folder / "model.gguf")
+        except OSError as error:
+            raise _no_room(path, error) from error
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _no_room(path: Path, error: OSError) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: expected to link or copy it into {tempfile.gettempdir()}: {error}. Set TMPDIR to a folder with room."
+    )
 
 
 def _link(path: Path, target: Path) -> None:

@@ -11,21 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.utils import logging as transformers_logging
 
-from ...errors import CheckpointError
+from ...errors import CheckpointError, SpikebrainError
 
+_LOG = logging.getLogger(__name__)
 # Tensors that old checkpoints hold and no model reads: masks, and frequencies that are computed from the configuration.
-_DERIVED = re.compile(r"(^|\.)(masked_bias|rotary_emb\.inv_freq|attn\.bias|attention\.bias|attn\.attention\.bias)$")
-# Files of which a folder has at least one if it has a tokenizer.
-_TOKENIZER_FILES = (
+DERIVED = re.compile(r"(^|\.)(masked_bias|rotary_emb\.inv_freq|attn\.bias|attention\.bias|attn\.attention\.bias)$")
+GENERATION = "generation_config.json"
+# Files of a tokenizer. A folder has at least one of the first six if it has a tokenizer.
+TOKENIZER_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
     "vocab.json",
     "vocab.txt",
     "spiece.model",
+    "merges.txt",
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
 )
 
 
@@ -40,10 +46,10 @@ def from_pretrained(name: str, dtype: torch.dtype, *, local: bool) -> tuple[Any,
             options = {"local_files_only": local, "use_safetensors": True, "trust_remote_code": False}
             model, info = read_weights(name, dtype=dtype, **options)
             tokenizer = _tokenizer(name, local)
-    except MemoryError:
-        raise
-    except Exception as error:  # of many kinds: files, network, tensors, Rust's tokenizers
-        raise CheckpointError(f"{name}: transformers cannot load it. ({type(error).__name__}: {error})") from error
+            if local:
+                generation_config_of(Path(name))
+    except BaseException as error:
+        raise fault(error, name, "transformers cannot load it.") from error
     check_complete(name, info)
     return model, tokenizer
 
@@ -62,7 +68,11 @@ def check_complete(name: str, info: dict[str, Any]) -> None:
     checkpoints hold, and that follow from the configuration, are no fault.
     """
     wrong = {what: sorted(map(str, info.get(f"{what}_keys") or ())) for what in ("missing", "unexpected", "mismatched")}
-    wrong["unexpected"] = [key for key in wrong["unexpected"] if not _DERIVED.search(key)]
+    derived = [key for key in wrong["unexpected"] if DERIVED.search(key)]
+    if derived:
+        some = f"{', '.join(derived[:4])}{', ...' if len(derived) > 4 else ''}"
+        _LOG.info("%s: %d buffers are not used, as they follow from the configuration: %s", name, len(derived), some)
+    wrong["unexpected"] = [key for key in wrong["unexpected"] if key not in derived]
     listed = [
         f"{what}: {', '.join(keys[:8])}{', ...' if len(keys) > 8 else ''}" for what, keys in wrong.items() if keys
     ]
@@ -90,12 +100,69 @@ def tokenizer_beside(path: Path) -> Any:
     try:
         with quiet():
             return _tokenizer(str(path), local=True)
-    except Exception as error:  # of many kinds, as in from_pretrained
-        raise CheckpointError(f"{path}: its tokenizer cannot be read. ({type(error).__name__}: {error})") from error
+    except BaseException as error:
+        raise fault(error, path, "its tokenizer cannot be read. Fetch it again.") from error
+
+
+def generation_config_of(path: Path) -> GenerationConfig | None:
+    """Return the generation settings of a model folder, None if it has none.
+
+    Raises:
+        CheckpointError: they cannot be read; transformers would go on without them.
+    """
+    if not (path / GENERATION).is_file():
+        return None
+    try:
+        return GenerationConfig.from_pretrained(path)
+    except BaseException as error:
+        raise fault(error, path / GENERATION, "is no generation configuration. Fetch it again.") from error
+
+
+def check_vocabulary(model: torch.nn.Module, tokenizer: Any, where: str) -> None:
+    """Compare a tokenizer with the embedding of its model.
+
+    Raises:
+        CheckpointError: ids of the tokenizer's own vocabulary have no row. For added tokens, which texts may never
+            hold, a warning says so.
+    """
+    read: Any = getattr(model, "get_input_embeddings", lambda: None)
+    try:
+        rows = getattr(read(), "num_embeddings", None)
+    except NotImplementedError:  # by transformers, for a model without an embedding
+        return
+    if rows is None or tokenizer is None:
+        return
+    ids = tokenizer.get_vocab()
+    beyond = {word: i for word, i in ids.items() if i >= rows}
+    if not beyond:
+        return
+    word = min(beyond, key=beyond.__getitem__)
+    told = f"{where}: the model's embedding has {rows:,} rows, but its tokenizer has {len(ids):,} tokens, such as "
+    told += f"{word!r} with id {beyond[word]:,}."
+    if beyond.keys() <= tokenizer.get_added_vocab().keys():
+        warnings.warn(f"{told} A text with it cannot run; resize_token_embeddings makes room.", stacklevel=3)
+        return
+    raise CheckpointError(f"{told} They do not belong together: use the model's own tokenizer.")
+
+
+def fault(error: BaseException, where: Any, told: str) -> CheckpointError:
+    """Return the error for whatever other people's readers raise over a damaged file, Rust's panics included.
+
+    Args:
+        error: what was raised. Our own errors, lack of memory, Ctrl-C and the like are raised again.
+        where: the file, folder or hub id.
+        told: what is wrong with it, and what to do.
+    """
+    is_panic = type(error).__name__ == "PanicException"
+    if isinstance(error, SpikebrainError | MemoryError) or not (isinstance(error, Exception) or is_panic):
+        raise error
+    if isinstance(error, RuntimeError) and "memory" in str(error).lower():
+        return CheckpointError(f"{where}: there is not enough memory for its weights. ({error})")
+    return CheckpointError(f"{where}: {told} ({type(error).__name__}: {error})")
 
 
 def _tokenizer(name: str, local: bool) -> Any:
-    if local and not any((Path(name) / file).is_file() for file in _TOKENIZER_FILES):
+    if local and not any((Path(name) / file).is_file() for file in TOKENIZER_FILES[:6]):
         return None
     return AutoTokenizer.from_pretrained(name, local_files_only=local, trust_remote_code=False)
 

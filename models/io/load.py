@@ -13,12 +13,14 @@ from torch import nn
 
 from ...errors import CheckpointError
 from ..decoding import attach_decoder
+from ..layers import guard
 from . import smollm2
 from .folders import is_spikingbrain, read_folder
 from .gguf_file import is_gguf, read_gguf
-from .hub import check_finite, from_pretrained, tokenizer_beside
-from .shards import find_shards
-from .single_file import check_safetensors, read_file
+from .hub import check_finite, check_vocabulary, from_pretrained, tokenizer_beside
+from .replace_folder import interrupted
+from .shards import Shards
+from .single_file import read_file
 
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -70,7 +72,7 @@ def load(
     else:
         path = Path(name)
     if path.is_dir():
-        loaded = _load_folder(path, dtype)
+        loaded = _load_folder(path, dtype, may_be_hub=bool(_HUB_ID.fullmatch(name)))
     elif path.is_file():
         loaded = _load_file(path, dtype, architecture)
     elif _HUB_ID.fullmatch(name) and path.suffix.lower() != ".gguf":
@@ -81,6 +83,8 @@ def load(
             "that spikebrain.save wrote, or a hub id such as owner/name."
         )
     check_finite(loaded.model, loaded.source)
+    guard(loaded.model)
+    check_vocabulary(loaded.model, loaded.tokenizer, loaded.source)
     attach_decoder(loaded.model)
     return loaded
 
@@ -103,18 +107,17 @@ def _load_file(path: Path, dtype: torch.dtype, architecture: nn.Module | None) -
 _CONVERT_IT = "Convert it to safetensors first (model.save_pretrained of transformers writes them)."
 
 
-def _load_folder(path: Path, dtype: torch.dtype) -> Loaded:
+def _load_folder(path: Path, dtype: torch.dtype, *, may_be_hub: bool) -> Loaded:
     if not (path / "config.json").is_file():
         ggufs = sorted(p.name for p in path.iterdir() if p.suffix.lower() == ".gguf")
-        hint = f" It holds GGUF files: name one of them, such as {ggufs[0]}." if ggufs else ""
+        hint = f" It holds GGUF files: name one of them, such as {ggufs[0]}." if ggufs else interrupted(path)
+        hint += " To load the hub id of that name, run from another folder." if may_be_hub else ""
         raise CheckpointError(f"{path}: expected a Hugging Face model folder, but it has no config.json.{hint}")
-    shards = find_shards(path)
-    if not shards:
-        pickles = sorted(p.name for p in path.iterdir() if p.suffix in _PICKLES)
-        found = f"only pickles ({', '.join(pickles)}), which are never opened" if pickles else "none"
+    pickles = sorted(p.name for p in path.iterdir() if p.suffix in _PICKLES)
+    if pickles and not any(path.glob("*.safetensors*")):
+        found = f"only pickles ({', '.join(pickles)}), which are never opened"
         raise CheckpointError(f"{path}: expected safetensors weights, found {found}. {_CONVERT_IT}")
-    for shard in shards:
-        check_safetensors(shard)
+    Shards(path)  # raises if files are missing, damaged or of several models
     if is_spikingbrain(path):
         return Loaded(read_folder(path, dtype=dtype), tokenizer_beside(path), str(path))
     model, tokenizer = from_pretrained(str(path), dtype, local=True)

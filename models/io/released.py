@@ -64,8 +64,10 @@ def from_released(fields: Mapping[str, Any], *, spiking: str | None = None) -> S
     if unread:
         warnings.warn(f"{where}: fields that this reader does not know are not used: {unread}.", stacklevel=2)
     num_layers, attention = fields["num_hidden_layers"], fields["attn_layers"]
-    if not all(type(i) is int and 0 <= i < num_layers for i in attention):
-        raise InputError(f"{where}: expected attn_layers within 0 to {num_layers - 1}, got {attention}.")
+    if type(num_layers) is not int or num_layers < 1:
+        raise InputError(f"{where}: expected num_hidden_layers to be an integer >= 1, got {num_layers!r}.")
+    if not isinstance(attention, list | tuple) or not all(type(i) is int and 0 <= i < num_layers for i in attention):
+        raise InputError(f"{where}: expected attn_layers within 0 to {num_layers - 1}, got {attention!r}.")
     ours = {mine: fields[name] for name, mine in _NAMES.items() if name in fields}
     ours["layers"] = tuple(LayerPlan(("swa",) if i in attention else ("gla",)) for i in range(num_layers))
     if spiking is not None:

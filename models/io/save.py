@@ -8,9 +8,10 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from ...errors import InputError
+from ...errors import CheckpointError, InputError
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from .folders import write_folder
+from .hub import check_vocabulary
 from .single_file import write_file
 
 
@@ -39,6 +40,10 @@ def save(
         CheckpointError: the path cannot be written.
     """
     path = Path(path)
+    try:
+        check_vocabulary(model, tokenizer, "save")
+    except CheckpointError as error:
+        raise InputError(str(error)) from error
     if path.suffix == ".safetensors":
         if released:
             raise InputError("save.released: expected a folder, the released layout has no single files.")

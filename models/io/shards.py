@@ -1,37 +1,91 @@
-"""The safetensors files of a model folder: find them, list their tensors, and read one tensor at a time."""
+"""The safetensors files of a model folder: find them, list their tensors, and read one tensor at a time.
+
+A folder's weights are model.safetensors, or the files that its index names. Anything else that ends in .safetensors is
+not read: the state of a training, an adapter, or what an interrupted download left.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from ...errors import CheckpointError
+from .checksums import check_tensor
 from .single_file import check_safetensors
 
 INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+# In the metadata of a shard: the checksum of each of its tensors, by name, as JSON.
+CHECKSUMS = "spikebrain-checksums"
+_NUMBERED = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
-def find_shards(path: Path) -> list[Path]:
-    """Return the weight files of a folder: those in its index, if it has one.
+def shard_name(number: int, count: int) -> str:
+    """Return the name of a weight file, numbered from 1."""
+    return f"model-{number:05d}-of-{count:05d}.safetensors"
+
+
+def is_weight_file(name: str) -> bool:
+    """Return whether weights of a whole model are kept under that name."""
+    return name == SINGLE or _NUMBERED.fullmatch(name) is not None
+
+
+def read_index(path: Path) -> dict[str, Any] | None:
+    """Return the index of a folder: its "weight_map" says which file holds which tensor; None if there is none.
 
     Raises:
-        CheckpointError: the index is damaged, or names files that are missing; the message lists all of them.
+        CheckpointError: the index is damaged.
     """
     index = path / INDEX
     if not index.is_file():
-        return sorted(path.glob("*.safetensors"))
+        return None
     try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        content = json.loads(index.read_text(encoding="utf-8"))
+        names = content["weight_map"].values()
+        content["metadata"] = dict(content.get("metadata") or {})
+        outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{index}: expected JSON with a weight_map ({error}). Fetch it again.") from error
-    missing = sorted(name for name in names if not (path / name).is_file())
+    if outside:
+        raise CheckpointError(f"{index}: expected names of files in its folder, got {outside[0]!r}. Fetch it again.")
+    return content
+
+
+def find_shards(path: Path, index: dict[str, Any] | None) -> list[Path]:
+    """Return the weight files of a folder, none if it has none.
+
+    Args:
+        path: the folder.
+        index: as `read_index` returned it.
+    Raises:
+        CheckpointError: files of the index are missing (the message lists all of them), there are numbered files
+            without an index, or an index and model.safetensors, which may be of two models.
+    """
+    single = path / SINGLE
+    numbered = sorted(file.name for file in path.glob("*.safetensors") if _NUMBERED.fullmatch(file.name))
+    if index is None:
+        if numbered:
+            raise CheckpointError(
+                f"{path}: expected {INDEX} beside {numbered[0]}, it is missing: a download or a save was interrupted, "
+                "or the files are of several models. Fetch or save the model again."
+            )
+        return [single] if single.is_file() else []
+    names = sorted(set(index["weight_map"].values()))
+    missing = [name for name in names if not (path / name).is_file()]
     if missing:
         raise CheckpointError(f"{path}: {len(missing)} weight files of its index are missing: {', '.join(missing)}.")
-    return sorted(path / name for name in names)
+    if single.is_file() and SINGLE not in names:
+        raise CheckpointError(
+            f"{path}: has both {SINGLE} and {INDEX}, which names other files, so it may hold two models. Delete the "
+            "files of the one that is not wanted."
+        )
+    return [path / name for name in names]
 
 
 class Shards:
@@ -41,28 +95,69 @@ class Shards:
         path: the folder.
     Attributes:
         shapes: shape of every tensor, by name.
+        metadata: what the index says besides; empty if there is no index.
     Raises:
-        CheckpointError: there are no safetensors files, or one is missing or damaged, or two hold the same tensor.
+        CheckpointError: there are no safetensors files, or one is missing or damaged, or two hold the same tensor, or
+            the files do not hold what the index says.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.shapes: dict[str, tuple[int, ...]] = {}
+        index = read_index(path)
+        self.metadata: dict[str, Any] = {} if index is None else index["metadata"]
         self._files: dict[str, Path] = {}
-        files = find_shards(path)
+        self._checksums: dict[str, Any] = {}
+        files = find_shards(path, index)
         if not files:
-            raise CheckpointError(f"{path}: expected safetensors weights, found none.")
+            others = ", ".join(sorted(file.name for file in path.glob("*.safetensors")))
+            found = f"{others}, which are not read as a model's weights" if others else "none"
+            raise CheckpointError(f"{path}: expected safetensors weights ({SINGLE}, or {INDEX}), found {found}.")
         for file in files:
-            check_safetensors(file)
-            with safe_open(file, "pt") as opened:
-                for name in opened.keys():  # noqa: SIM118 - not a dict
-                    if name in self._files:
-                        raise CheckpointError(f"{path}: {name} is in {self._files[name].name} and in {file.name}.")
-                    self._files[name] = file
-                    self.shapes[name] = tuple(opened.get_slice(name).get_shape())
+            self._open(file)
+        if index is not None:
+            self._compare(index["weight_map"])
+
+    def _open(self, file: Path) -> None:
+        check_safetensors(file)
+        with safe_open(file, "pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - not a dict
+                if name in self._files:
+                    raise CheckpointError(
+                        f"{self.path}: {name} is in {self._files[name].name} and in {file.name}. Fetch it again."
+                    )
+                self._files[name] = file
+                self.shapes[name] = tuple(opened.get_slice(name).get_shape())
+            written = (opened.metadata() or {}).get(CHECKSUMS)
+        if written is None:  # not from `save`
+            return
+        try:
+            self._checksums |= json.loads(written)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise CheckpointError(f"{file}: its checksums are damaged ({error}). Fetch it again.") from error
+
+    def _compare(self, weight_map: dict[str, str]) -> None:
+        """Raise unless every tensor is where the index says, and no other tensor is there."""
+        found = {name: file.name for name, file in self._files.items()}
+        wrong = sorted(name for name in found.keys() | weight_map.keys() if found.get(name) != weight_map.get(name))
+        if wrong:
+            details = ", ".join(
+                f"{n} ({weight_map.get(n, 'no file')}, found in {found.get(n, 'none')})" for n in wrong[:4]
+            )
+            raise CheckpointError(
+                f"{self.path}: {len(wrong)} tensors are not where {INDEX} says: {details}"
+                f"{', ...' if len(wrong) > 4 else ''}. Fetch it again."
+            )
 
     def read(self, name: str, device: torch.device) -> Tensor:
-        """Return a tensor as a copy, not as a view of the file."""
+        """Return a tensor as a copy, not as a view of the file.
+
+        Raises:
+            CheckpointError: it is not the one that `save` wrote.
+        """
         # Opened for one tensor, so that the file's pages don't stay in memory.
         with safe_open(self._files[name], "pt") as opened:
-            return opened.get_tensor(name).to(device, copy=True)
+            tensor = opened.get_tensor(name)
+            if self._checksums:
+                check_tensor(tensor, name, self._checksums.get(name), str(self._files[name]))
+            return tensor.to(device, copy=True)

@@ -10,12 +10,13 @@ import json
 import os
 import struct
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -29,11 +30,20 @@ from transformers import (
 )
 
 from ...errors import CheckpointError, InputError
+from ...files import write_tensors
+from ..layers.experts import unfuse_for
+from ..layers.quantize import check_finite
 from ..layers.spike_linear import SpikeLinear, spiking_layers
+from .checksums import check_tensor, of_tensor, of_text
+from .hub import fault
 from .layer_table import LayerTable, layer_table
 
 FORMAT = "spikebrain-converted"
-VERSION = 2
+VERSION = 3
+# In the metadata beside the description: its checksum. A description that another program wrote has none.
+_SEAL = "spikebrain-converted-sha256"
+# Implementations of attention that come with PyTorch.
+_ATTENTION = ("eager", "sdpa", "flex_attention")
 
 # safetensors' own limit.
 _MAX_HEADER_BYTES = 100_000_000
@@ -47,7 +57,8 @@ def write_file(model: nn.Module, path: Path, tokenizer: PreTrainedTokenizerBase 
         path: the file to write; an existing file is replaced in one step.
         tokenizer: stored in the same file, so that `load` returns it too.
     Raises:
-        InputError: no layer of the model spikes, or it uses a class or a setting that a file cannot hold.
+        InputError: no layer of the model spikes, a weight is not finite, the model uses a class or a setting that a
+            file cannot hold, or the file could not be loaded again.
         CheckpointError: the file cannot be written.
     """
     spiking = spiking_layers(model, every_name=True)
@@ -64,16 +75,29 @@ def write_file(model: nn.Module, path: Path, tokenizer: PreTrainedTokenizerBase 
         "aliases": aliases,
         "frozen": [name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad],
         "tokenizer": _tokenizer_files(tokenizer),
+        "checksums": {name: of_tensor(tensor) for name, tensor in tensors.items()},
     }
     text = json.dumps(header)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save_file(tensors, partial, metadata={FORMAT: text})
+        write_tensors(partial, tensors, {FORMAT: text, _SEAL: of_text(text)})
+        del tensors
+        _try_to_read(partial)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written: {error}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _try_to_read(path: Path) -> None:
+    """Raise an InputError unless a file can be read again; of a model that is not from transformers, its tensors."""
+    try:
+        header, tensors = _content(path)
+        if header["config"] is not None:
+            _build(header, tensors, None, path)
+    except CheckpointError as error:
+        raise InputError(f"save: the model could not be loaded again, so nothing was written. ({error})") from error
 
 
 def read_file(path: Path, architecture: nn.Module | None = None) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
@@ -89,25 +113,51 @@ def read_file(path: Path, architecture: nn.Module | None = None) -> tuple[nn.Mod
         CheckpointError: the file is damaged, has another version or is not from `save`, or a class that it names is
             not registered.
     """
+    header, tensors = _content(path)
+    return _build(header, tensors, architecture, path)
+
+
+def _content(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the description in a file and its tensors, if both are as they were saved."""
     check_safetensors(path)
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            if FORMAT not in metadata:
-                raise CheckpointError(
-                    f"{path}: expected a file that spikebrain.save wrote. For a Hugging Face model name its folder."
-                )
-            header = json.loads(metadata[FORMAT])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-        if header["version"] != VERSION:
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        if FORMAT not in metadata:
             raise CheckpointError(
-                f"{path}: expected format version {VERSION}, got {header['version']}. Use the version of "
-                "spikebrain that wrote it."
+                f"{path}: expected a file that spikebrain.save wrote. For a Hugging Face model name its folder."
             )
+        text = metadata[FORMAT]
+        if metadata.keys() - {FORMAT, _SEAL} or metadata.get(_SEAL, of_text(text)) != of_text(text):
+            raise CheckpointError(
+                f"{path}: its description is not what was saved (another checksum): the file is damaged or was "
+                "changed. Fetch it or save it again."
+            )
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    try:
+        header = json.loads(text, object_hook=_number)
+        version, checksums = header["version"], header.get("checksums", {})
+        if version == VERSION:
+            for name, tensor in tensors.items():
+                check_tensor(tensor, name, checksums.get(name), str(path))
+    except Exception as error:  # whatever a changed description leads to
+        raise _misfit(path, error) from error
+    if version != VERSION:
+        raise CheckpointError(
+            f"{path}: expected format version {VERSION}, got {version}. Load it with the version of spikebrain that "
+            "wrote it, and save it again with this one."
+        )
+    return header, tensors
+
+
+def _build(
+    header: dict[str, Any], tensors: dict[str, Tensor], architecture: nn.Module | None, path: Path
+) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
+    try:
         tensors |= {name: tensors[stored] for name, stored in header["aliases"].items()}
         model = architecture or _empty_model(header, path)
         built: dict[str, SpikeLinear] = {}
         table = LayerTable(header["spiking"])
+        unfuse_for(model, table.names)
         for name in table.names:
             same = table.same_as(name)
             own = (tensors[f"{name}.weight"], tensors[f"{name}.scale"], tensors.get(f"{name}.bias"))
@@ -118,16 +168,23 @@ def read_file(path: Path, architecture: nn.Module | None = None) -> tuple[nn.Mod
         table.restore_conversion(model)
         if header["generation_config"] and isinstance(model, GenerationMixin):
             model.generation_config = GenerationConfig.from_dict(header["generation_config"])
-        return model, _tokenizer_from(header["tokenizer"])
+        return model, _tokenizer_from(header["tokenizer"], path)
     except InputError as error:
         raise CheckpointError(
             f"{path}: {error} If the file uses a plug-in of your own, import the module that registers it first."
         ) from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path}: its description does not fit its tensors or this version; the file is damaged or was changed. "
-            f"({type(error).__name__}: {error})"
-        ) from error
+    except Exception as error:  # whatever a changed description leads to
+        raise _misfit(path, error) from error
+
+
+def _misfit(path: Path, error: Exception) -> CheckpointError:
+    told = "its description does not fit its tensors or this version; the file is damaged or was changed."
+    return fault(error, path, told)
+
+
+def _number(content: dict[str, Any]) -> Any:
+    """Return the number that transformers writes as {"__float__": "Infinity"}, and any other object as it is."""
+    return float(content["__float__"]) if content.keys() == {"__float__"} else content
 
 
 def check_safetensors(path: Path) -> None:
@@ -169,11 +226,27 @@ def _empty_model(header: dict[str, Any], path: Path) -> nn.Module:
             f"{path}: its model is not a transformers causal LM. Pass architecture=, a model with the same modules."
         )
     try:
-        built = AutoConfig.for_model(config.pop("model_type"), **config)
+        fields = {name: value for name, value in config.items() if name != "model_type"}
+        built = AutoConfig.for_model(config["model_type"], **fields)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(built, attn_implementation=header["attention"])
-    except (ValueError, KeyError, ImportError) as error:
-        raise CheckpointError(f"{path}: transformers cannot build this model: {error}") from error
+            return AutoModelForCausalLM.from_config(built, attn_implementation=_attention(header["attention"], path))
+    except BaseException as error:
+        raise fault(error, path, "transformers cannot build this model.") from error
+
+
+def _attention(name: Any, path: Path) -> str | None:
+    """Return the implementation of attention that a model was saved with, or None if it is not installed here."""
+    if name in _ATTENTION:
+        return name
+    is_here = getattr(transformers.utils, f"is_{str(name).replace('attention', 'attn')}_available", lambda: False)
+    if name is not None and not is_here():
+        warnings.warn(
+            f"{path}: was saved with the attention {name!r}, which is not installed here. That of PyTorch is used, "
+            "which rounds differently.",
+            stacklevel=2,
+        )
+        return None
+    return name
 
 
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -189,6 +262,8 @@ def _distinct_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, st
     for name, tensor in _named_tensors(model).items():
         first = names.setdefault(id(tensor), name)
         if first == name:
+            if isinstance(tensor, nn.Parameter) or name.endswith(".scale"):
+                check_finite(tensor, f"save: weights of {name}")
             # A copy, since two tensors may be views of one storage, which the format refuses.
             tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         else:
@@ -232,7 +307,7 @@ def _tokenizer_files(tokenizer: PreTrainedTokenizerBase | None) -> dict[str, str
             ) from error
 
 
-def _tokenizer_from(files: dict[str, str] | None) -> PreTrainedTokenizerBase | None:
+def _tokenizer_from(files: dict[str, str] | None, path: Path) -> PreTrainedTokenizerBase | None:
     if files is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
@@ -242,4 +317,7 @@ def _tokenizer_from(files: dict[str, str] | None) -> PreTrainedTokenizerBase | N
                 raise ValueError(f"the tokenizer file {name!r} lies outside its folder")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8")
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        try:
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except BaseException as error:
+            raise fault(error, path, "its tokenizer cannot be read. Fetch it again.") from error

@@ -1,9 +1,11 @@
 """Spiking layers, the settings that say which layers spike and how, and the swap of linear layers."""
 
+from .choose import choose_layers
+from .guards import guard
 from .settings import SETTINGS, SpikeSettings, neuron_with_k
 from .spike_aware import SpikeAwareLinear, spike_aware
 from .spike_linear import SpikeLinear, spiking_layers
-from .swap import Conversion, choose_layers, swap_linears, to_dense
+from .swap import Conversion, swap_linears, to_dense
 
 __all__ = [
     "SETTINGS",
@@ -12,6 +14,7 @@ __all__ = [
     "SpikeLinear",
     "SpikeSettings",
     "choose_layers",
+    "guard",
     "neuron_with_k",
     "spike_aware",
     "spiking_layers",

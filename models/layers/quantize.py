@@ -62,9 +62,7 @@ def quantize(weight: Tensor, group_size: int | None, name: str = "") -> tuple[Te
     """
     check_group_size(group_size)
     wide = weight.to(torch.float32)
-    if not bool(torch.isfinite(wide).all()):
-        index = tuple((~torch.isfinite(wide)).nonzero()[0].tolist())
-        raise InputError(f"weights of {name or 'a linear layer'}: expected finite, got {wide[index]} at {index}.")
+    check_finite(wide, f"weights of {name or 'a linear layer'}")
     integers, scales = [], []
     for part in wide.split(group_size or max(wide.shape[1], 1), 1):
         largest = part.abs().amax(1, keepdim=True) if part.shape[1] else part.new_zeros(len(part), 1)
@@ -75,6 +73,13 @@ def quantize(weight: Tensor, group_size: int | None, name: str = "") -> tuple[Te
         integers.append((part / scale).round_().clamp_(-127, 127).to(torch.int8))
         scales.append(scale)
     return torch.cat(integers, 1), torch.cat(scales, 1)
+
+
+def check_finite(tensor: Tensor, where: str) -> None:
+    """Raise an InputError that starts with `where` if a float tensor has NaN or infinity."""
+    if tensor.is_floating_point() and not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
+        index = tuple((~torch.isfinite(tensor)).nonzero()[0].tolist())
+        raise InputError(f"{where}: expected finite, got {tensor[index].item()} at {index}.")
 
 
 def check_group_size(group_size: int | None) -> None:

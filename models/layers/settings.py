@@ -23,7 +23,8 @@ class SpikeSettings:
 
     Attributes:
         layers: patterns for module names (as in `named_modules`, with * and ?); a layer spikes if any of them matches.
-        skip: patterns for layers that stay dense even if `layers` matches.
+        skip: patterns for layers that stay dense even if `layers` matches. A pattern that matches no layer of the model
+            is an error when the settings are used, here and in `layers` and `neuron`.
         neuron: turns activations into counts. A mapping from name patterns to neurons gives layers different neurons;
             the first pattern that matches applies. `AdaptiveThreshold(k)` sets k.
         encoder: turns counts into spikes.
@@ -71,11 +72,11 @@ class SpikeSettings:
 
     def matches(self, name: str) -> bool:
         """Return whether the layer of that name is to spike."""
-        return _matches(name, self.layers) and not self.skips(name)
+        return matches_any(name, self.layers) and not self.skips(name)
 
     def skips(self, name: str) -> bool:
         """Return whether the layer of that name is left out by `skip`."""
-        return _matches(name, self.skip)
+        return matches_any(name, self.skip)
 
     def neuron_of(self, name: str) -> Neuron:
         """Return the neuron of a layer.
@@ -118,5 +119,6 @@ def check_patterns(patterns: Collection[str], where: str) -> None:
         raise InputError(f"{where}: expected a tuple of texts such as ('*_proj',), got {patterns!r}.")
 
 
-def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+def matches_any(name: str, patterns: Collection[str]) -> bool:
+    """Return whether any of the patterns, with * and ?, matches a name."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)

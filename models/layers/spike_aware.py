@@ -12,9 +12,10 @@ from torch.nn import functional as F
 from ...errors import InputError
 from ...neuro import Neuron
 from ...neuro.spike_count import straight_through
+from .choose import choose_layers
+from .experts import is_fused
 from .quantize import quantize
 from .settings import SpikeSettings
-from .swap import choose_layers
 
 
 class SpikeAwareLinear(nn.Linear):
@@ -63,9 +64,15 @@ def spike_aware(model: nn.Module, settings: SpikeSettings) -> Iterator[None]:
         model: a float model.
         settings: as for `to_spiking`; encoder and backend do not matter here, since they are exact.
     Raises:
-        InputError: no layer matches, or one is not an `nn.Linear`.
+        InputError: no layer matches, or one is not an `nn.Linear` of its own (fused experts are not).
     """
     linears, _ = choose_layers(model, settings)
+    fused = [name for name, module in model.named_modules() if is_fused(module)]
+    for name in linears:
+        if any(name.startswith(f"{experts}.") for experts in fused):
+            raise InputError(
+                f"spike_aware: expected nn.Linear, got fused experts at {name}. Leave them out: skip=('*.experts.*',)."
+            )
     for name, linear in linears.items():
         if not isinstance(linear, nn.Linear):
             raise InputError(f"spike_aware: expected nn.Linear, got {type(linear).__name__} at {name}. Leave it out.")

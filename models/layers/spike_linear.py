@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from ...coding import ENCODERS, BidirectionalBitwise, Encoder, SpikeTrain
 from ...errors import InputError, SpikebrainError
 from ...neuro import NEURONS, AdaptiveThreshold, Neuron, SpikeCount
 from .quantize import check_group_size, copy_bias, input_major, quantize
+from .transforms import refuse_transforms
 
 # Bytes of spikes and sums that a call holds at a time. Tokens are independent, so this does not change the result.
 _PORTION_BYTES = 64 * 2**20
@@ -51,7 +53,8 @@ Observer: TypeAlias = Callable[["SpikeLinear", Step], None]
 class SpikeLinear(nn.Module):
     """y = threshold * scale * (W count) + bias, where W count is accumulated from spikes, exactly, in integers.
 
-    The functions in the attribute `observers` are called with every step; `record` adds one temporarily.
+    The functions in the attribute `observers` are called with every step; `record` adds one temporarily. The layers of
+    a model share their `notices`, warnings that were given already.
 
     Args:
         weight: INT8, [out_features, in_features], within [-127, 127].
@@ -111,6 +114,7 @@ class SpikeLinear(nn.Module):
             self.backend = BACKENDS.resolve(backend, "SpikeLinear.backend")
         self.name = name
         self.observers: list[Observer] = []
+        self.notices: set[str] = set()
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, *, group_size: int | None = None, **settings) -> SpikeLinear:
@@ -144,13 +148,12 @@ class SpikeLinear(nn.Module):
             x: activations of any floating-point dtype; the result has the same dtype.
         Raises:
             ActivationError: x holds NaN or infinity; the message names the layer.
-            InputError: the last axis is not in_features wide.
+            InputError: the last axis is not in_features wide, or PyTorch traces, exports or transforms the layer.
         """
-        if x.ndim == 0 or x.shape[-1] != self.in_features:
-            raise InputError(
-                f"{self._where}: expected activations [..., {self.in_features}], got shape {tuple(x.shape)}."
-            )
         try:
+            refuse_transforms(x)
+            if x.ndim == 0 or x.shape[-1] != self.in_features:
+                raise InputError(f"expected activations [..., {self.in_features}], got shape {tuple(x.shape)}.")
             if not self.observers and not (torch.is_grad_enabled() and (x.requires_grad or self._trains_bias)):
                 whole = self.run_fused(x)
                 if whole is not None:
@@ -159,6 +162,8 @@ class SpikeLinear(nn.Module):
             y = self._run(spikes, x)
         except SpikebrainError as error:
             raise type(error)(f"{self._where}: {error}") from error
+        if self.training and torch.is_grad_enabled() and (x.requires_grad or self._trains_bias):
+            self._warn_of_training()
         if torch.is_grad_enabled() and x.requires_grad:
             if spikes.source is None:
                 raise InputError(
@@ -169,6 +174,33 @@ class SpikeLinear(nn.Module):
         if self.bias is not None:
             y = y + self.bias.to(y.dtype)
         return y.to(x.dtype)
+
+    def _warn_of_training(self) -> None:
+        """Say once a model that its INT8 weights do not learn."""
+        if "training" not in self.notices:
+            self.notices.add("training")
+            warnings.warn(
+                f"{self._where} and all other spiking layers have INT8 weights, which do not learn: only biases and "
+                "layers that do not spike are trained. Train the float model inside `with "
+                "spikebrain.spike_aware(model, settings):`, and call to_spiking afterwards.",
+                stacklevel=3,
+            )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse float parameters in place of the INT8 weights or their scales, as code that ties weights sets them."""
+        if name in ("weight", "scale") and isinstance(value, nn.Parameter):
+            raise InputError(
+                f"{self._where}.{name}: expected {'int8' if name == 'weight' else 'float32'} numbers, which are no "
+                f"parameters, got a parameter of {value.dtype}. Change the float layer, then call to_spiking."
+            )
+        super().__setattr__(name, value)
+
+    def __prepare_scriptable__(self) -> None:
+        """Refuse torch.jit.script, which asks for this."""
+        raise InputError(
+            f"{self._where}: torch.jit.script cannot compile a spiking layer. Save it with spikebrain.save; "
+            "spikebrain.to_dense(model) can be scripted."
+        )
 
     def _load_from_state_dict(
         self,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ...errors import InputError
+from .choose import choose_layers
+from .experts import FusedExperts, own_weights
+from .guards import guard, unguard
 from .quantize import copy_bias, input_major, quantize, quantize_with
 from .settings import SpikeSettings
 from .spike_linear import SpikeLinear
@@ -38,7 +41,8 @@ def swap_linears(
     """Swap the linear layers that the settings name for `SpikeLinear`; `to_spiking` is the public verb.
 
     A layer used in several places becomes one spiking layer. Weights that several layers share are quantised once. An
-    output head that is tied to the embedding leaves the embedding as it is.
+    output head that is tied to the embedding leaves the embedding as it is. Fused experts become `Experts`, if any of
+    their projections spikes.
 
     Args:
         model: any PyTorch model; `nn.Linear` and transformers' `Conv1D` modules are swapped.
@@ -52,7 +56,8 @@ def swap_linears(
         InputError: no layer matches, a weight is not finite, or scales do not fit their layer.
     """
     scales = scales or {}
-    linears, skipped = choose_layers(model, settings)
+    fused = FusedExperts(model)
+    linears, skipped = choose_layers(model, settings, fused)
     spiking: dict[int, nn.Module] = {}
     quantized: dict[tuple[int, type], tuple[Tensor, Tensor, int | None]] = {}
     for name, layer in linears.items():
@@ -76,43 +81,13 @@ def swap_linears(
             name=name,
         )
         spiking[id(layer)] = spike_linear.train(layer.training)
-    swapped = _swap(model, spiking, inplace)
+    for replaced, experts in fused.experts.items():
+        if any(id(module) in spiking for module in experts.modules()):
+            spiking[replaced] = _swap(experts, spiking, inplace=True)
+            own_weights(experts)
+    swapped = guard(_swap(model, spiking, inplace))
     swapped.conversion = Conversion(settings, tuple(linears), skipped)  # pyright: ignore[reportArgumentType]
     return swapped
-
-
-def choose_layers(model: nn.Module, settings: SpikeSettings) -> tuple[dict[str, nn.Linear | Conv1D], dict[str, str]]:
-    """Return the layers that would spike, by name, and why every other module with weights would not.
-
-    Raises:
-        InputError: no layer matches.
-    """
-    heads = _output_heads(model)
-    linears: dict[str, nn.Linear | Conv1D] = {}
-    skipped: dict[str, str] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, SpikeLinear):
-            skipped[name] = "spikes already"
-        elif not isinstance(module, nn.Linear | Conv1D) or type(module) not in (nn.Linear, Conv1D):
-            if any(p.ndim >= 2 for p in module.parameters(recurse=False)):
-                skipped[name] = f"{type(module).__name__} is not a plain linear layer"
-        elif any(module is head for head in heads) and not settings.include_head:
-            skipped[name] = "output head"
-        elif not settings.matches(name):
-            skipped[name] = "a pattern of skip matches" if settings.skips(name) else "no pattern matches"
-        elif (owner := _reads_weights_itself(model, name)) is not None:
-            skipped[name] = f"{owner} uses its weights without calling it"
-        elif module._forward_hooks or module._forward_pre_hooks:
-            skipped[name] = "has hooks, which a swap would lose"
-        elif not module.weight.is_floating_point():
-            skipped[name] = f"its weights are {module.weight.dtype}"
-        else:
-            linears[name] = module
-    if not linears:
-        reasons = [f"{name!r}: {reason}" for name, reason in skipped.items()]
-        listed = "; ".join(reasons[:6]) + ("; ..." if len(reasons) > 6 else "") if reasons else "it has no weights"
-        raise InputError(f"to_spiking: expected a linear layer that matches {settings.layers}, found none. {listed}.")
-    return linears, skipped
 
 
 def to_dense(model: nn.Module, *, inplace: bool = False) -> nn.Module:
@@ -133,6 +108,7 @@ def to_dense(model: nn.Module, *, inplace: bool = False) -> nn.Module:
             linear.register_parameter("bias", copy_bias(module.bias))
             dense[id(module)] = linear.train(module.training)
     swapped = _swap(model, dense, inplace)
+    unguard(swapped)
     swapped.__dict__.pop("conversion", None)
     return swapped
 
@@ -140,6 +116,7 @@ def to_dense(model: nn.Module, *, inplace: bool = False) -> nn.Module:
 def _swap(model: nn.Module, replacements: dict[int, nn.Module], inplace: bool) -> nn.Module:
     """Replace modules, looked up by id, wherever they occur."""
     if not inplace:
+        _refuse_bound_forwards(model, replacements)
         # A deep copy that meets a replaced module takes its replacement instead of copying its weights.
         return copy.deepcopy(model, dict(replacements))
     for parent in list(model.modules()):
@@ -149,17 +126,15 @@ def _swap(model: nn.Module, replacements: dict[int, nn.Module], inplace: bool) -
     return replacements.get(id(model), model)
 
 
-def _output_heads(model: nn.Module) -> list[nn.Module]:
-    """Return the output heads of all transformers models in `model`, which may be a wrapper around one."""
-    heads = [m.get_output_embeddings() for m in model.modules() if isinstance(m, PreTrainedModel)]
-    return [head for head in heads if isinstance(head, nn.Module)]
-
-
-def _reads_weights_itself(model: nn.Module, name: str) -> str | None:
-    """Return the type of a parent that passes this layer's weights to a fused function, or None."""
-    parent = model.get_submodule(name.rpartition(".")[0])
-    fused = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-    return type(parent).__name__ if isinstance(parent, fused) else None
+def _refuse_bound_forwards(model: nn.Module, replacements: dict[int, nn.Module]) -> None:
+    """Raise an InputError if a forward is a plain function, which in a copy would run the original's layers."""
+    for name, module in model.named_modules():
+        replaced = isinstance(vars(module).get("forward"), types.FunctionType)
+        if replaced and any(id(part) in replacements for part in module.modules()):
+            raise InputError(
+                f"to_spiking: forward of {name or 'the model'} was replaced by a function, which in a copy would run "
+                "the original's layers. Pass inplace=True, or make it a method with types.MethodType."
+            )
 
 
 def _as_linear(layer: nn.Linear | Conv1D) -> nn.Linear:

@@ -13,12 +13,15 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from ..architectures import Part, has_no_work, part_of
+from ..layers.experts import Experts, Gate
 from ..layers.spike_linear import SpikeLinear
 from ..spikingbrain.attention import Attention
 from ..spikingbrain.block import Block
 from ..spikingbrain.mlp import SwiGLU
 from ..spikingbrain.moe import MixtureOfExperts
 from ..spikingbrain.norm import RMSNorm
+from .norms import norm_sizes
+from .uncounted import count_macs, has_products
 
 # Containers, and modules whose work is counted with the module they are in or is none at all (in evaluation).
 _NO_WORK = (nn.ModuleList, nn.Sequential, nn.ModuleDict, nn.Identity, nn.Dropout, nn.SiLU)
@@ -30,11 +33,12 @@ class ModuleRecord:
 
     Attributes:
         name: of the module in the model; where a module has several parts, followed by which of them this is.
-        kind: "linear", "embedding", "rms-norm", "layer-norm", "softmax", "gla", "branches", "gated-mlp", "residual" or
-            "moe".
+        kind: "linear", "embedding", "rms-norm", "layer-norm", "softmax", "gla", "branches", "gated-mlp", "residual",
+            "moe" or "experts"; or "uncounted" for a module with weights of which only their products are known.
         sizes: what the kind needs to know, such as channels and heads.
         num_tokens: vectors that passed.
-        num_pairs: query tokens times the columns that each sees; of attention only.
+        num_pairs: of attention, query tokens times the columns that each sees; of experts, vectors times the experts
+            that each is routed to; of what is uncounted, its multiply-accumulates with weights, at most.
         before: name of the module in the model before which the work is done; "" if it is done where the part runs.
     """
 
@@ -45,6 +49,12 @@ class ModuleRecord:
     num_pairs: int = 0
     before: str = ""
 
+
+# The kind of a module with weights of which only their products are known.
+UNCOUNTED = "uncounted"
+
+# Of activations in fused experts.
+_SILU = ("SiLU", "SiLUActivation")
 
 # (module, positional arguments, keyword arguments) of a call -> (tokens, pairs)
 Measure = Callable[[Any, tuple, dict], tuple[int, int]]
@@ -60,12 +70,21 @@ def describe(model: nn.Module) -> tuple[list[tuple[nn.Module, ModuleRecord, Meas
     """
     parts: list[tuple[nn.Module, ModuleRecord, Measure]] = []
     unknown: dict[str, list[str]] = {}
+    originals = {id(module.original) for module in model.modules() if isinstance(module, Gate)}
     for name, module in model.named_modules():
-        found = [] if isinstance(module, SpikeLinear) else _parts(name, module)
-        parts += [(module, record, measure) for record, measure in found]
+        if isinstance(module, SpikeLinear) or id(module) in originals:
+            continue
+        found = _parts(name, module)
         if not found and not _has_no_work(module, model):
-            unknown.setdefault(type(module).__name__, []).append(name)
+            unknown.setdefault(_kind(module), []).append(name)
+            if has_products(module):
+                found = [(ModuleRecord(name, UNCOUNTED), count_macs)]
+        parts += [(module, record, measure) for record, measure in found]
     return parts, tuple(f"{kind} ({len(names)}, first {names[0]!r})" for kind, names in sorted(unknown.items()))
+
+
+def _kind(module: nn.Module) -> str:
+    return f"gate of {type(module.original).__name__}" if isinstance(module, Gate) else type(module).__name__
 
 
 def _has_no_work(module: nn.Module, model: nn.Module) -> bool:
@@ -83,17 +102,56 @@ def _parts(name: str, module: nn.Module) -> list[tuple[ModuleRecord, Measure]]:
         return [(ModuleRecord(name, "linear", sizes), _vectors)]
     if isinstance(module, nn.Embedding):
         return [(ModuleRecord(name, "embedding", {"dim": module.embedding_dim}), _elements)]
-    if isinstance(module, nn.LayerNorm | RMSNorm):
-        kind = "layer-norm" if isinstance(module, nn.LayerNorm) else "rms-norm"
-        return [(ModuleRecord(name, kind, {"dim": module.weight.numel()}), _vectors)]
+    if isinstance(module, RMSNorm):
+        return [(ModuleRecord(name, "rms-norm", {"dim": module.weight.numel()}), _vectors)]
+    if isinstance(module, Experts | Gate):
+        return _fused_parts(name, module)
     if isinstance(module, Attention | Block | SwiGLU | MixtureOfExperts):
         return _our_parts(name, module)
+    return _known_parts(name, module)
+
+
+def _known_parts(name: str, module: nn.Module) -> list[tuple[ModuleRecord, Measure]]:
+    """Return the parts of a module of another library: by a record of its class, or as a norm."""
     part = part_of(module)
     if part is None:
+        return _norm(name, module) if "norm" in type(module).__name__.lower() else []
+    sizes = part.sizes_of(module)
+    if sizes is None:  # another class of that name
         return []
-    before = _child(name, part.before) if part.before else ""
-    record = ModuleRecord(name, part.kind, part.sizes_of(module), before=before)
+    record = ModuleRecord(name, part.kind, sizes, before=_child(name, part.before) if part.before else "")
     return [(record, _causal_pairs(part) if part.kind == "softmax" else _vectors)]
+
+
+def _norm(name: str, module: nn.Module) -> list[tuple[ModuleRecord, Measure]]:
+    known = norm_sizes(module)
+    if known is None:
+        return []
+    record = ModuleRecord(name, *known)
+
+    def measure(module: Any, arguments: tuple, keywords: dict) -> tuple[int, int]:
+        x = _first(arguments, keywords)
+        width = record.sizes.setdefault("dim", x.shape[-1])  # without weights it is as wide as what it is given
+        return x.numel() // width, 0
+
+    return [(record, measure)]
+
+
+def _fused_parts(name: str, module: Experts | Gate) -> list[tuple[ModuleRecord, Measure]]:
+    """Return the sum over the chosen experts, or what is between their projections if that is SiLU(g) * u."""
+    if isinstance(module, Gate):
+        act: Any = getattr(module.original, "act_fn", None)
+        if not module.is_plain or type(act).__name__ not in _SILU:
+            return []
+        return [(ModuleRecord(name, "gated-mlp", {"dim": module.num_channels}), _vectors)]
+    return [(ModuleRecord(name, "experts", {"dim": module.hidden_size}), _routes)]
+
+
+def _routes(module: Experts, arguments: tuple, keywords: dict) -> tuple[int, int]:
+    named = dict(zip(("hidden_states", "top_k_index"), arguments, strict=False)) | keywords
+    x, index = named["hidden_states"], module.routes(named["hidden_states"], named.get("top_k_index"))
+    num_tokens = len(x) // module.num_experts if module.by_blocks else len(x)
+    return num_tokens, int(((index >= 0) & (index < module.num_experts)).sum())
 
 
 def _our_parts(name: str, module: Attention | Block | SwiGLU | MixtureOfExperts) -> list[tuple[ModuleRecord, Measure]]:

@@ -17,7 +17,7 @@ from ...errors import InputError
 from ..layers.settings import check_patterns
 from ..layers.spike_linear import SpikeLinear, Step, observing, spiking_layers
 from .layer_record import LayerRecord
-from .modules import ModuleRecord, describe
+from .modules import UNCOUNTED, ModuleRecord, describe
 from .weight_reads import WeightReads
 
 
@@ -54,6 +54,7 @@ class Recording:
         for name, stored in state.get("modules", {}).items():
             module = self.modules[name]
             module.num_tokens, module.num_pairs = stored["num_tokens"], stored["num_pairs"]
+            module.kind, module.sizes = stored["kind"], stored["sizes"]
         self.order = list(state.get("order", ()))
 
     def spikes_of(self, name: str) -> SpikeTrain:
@@ -142,7 +143,14 @@ def record(
 
     def watch(part: ModuleRecord, measure: Any) -> Any:
         def hook(module: nn.Module, arguments: tuple, keywords: dict) -> None:
-            num_tokens, num_pairs = measure(module, arguments, keywords)
+            try:
+                num_tokens, num_pairs = measure(module, arguments, keywords)
+            except (AttributeError, TypeError, ValueError, KeyError, IndexError, StopIteration):
+                with lock:  # known by its name, but called in another way
+                    part.kind = UNCOUNTED
+                    unknown = f"{type(module).__name__} {part.name!r}, which was called in a way that is not known"
+                    recording.unsupported = tuple(dict.fromkeys((*recording.unsupported, unknown)))
+                return
             with lock:
                 ran(part.name, part)
                 part.num_tokens += num_tokens

@@ -155,6 +155,15 @@ class SpikingBrainCache:
         raise InputError("SpikingBrainCache.crop: linear attention can't take tokens back. Start with a new cache.")
 
 
+def check_cache(cache: object) -> None:
+    """Raise an InputError if a cache is none of ours, such as a DynamicCache of transformers."""
+    if cache is not None and not isinstance(cache, SpikingBrainCache):
+        raise InputError(
+            f"cache (past_key_values): expected a SpikingBrainCache, got {type(cache).__name__}, which cannot hold the "
+            "state of linear attention. Leave it out: the model makes its own."
+        )
+
+
 def _without(x: Tensor, num_pinned: int, surplus: int) -> Tensor:
     if surplus == 0:
         return x

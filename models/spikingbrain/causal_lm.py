@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, GenerationMixin
 
 from ...errors import InputError
 from ..layers.spike_linear import spiking_layers
-from .cache import SpikingBrainCache
+from .cache import SpikingBrainCache, check_cache
 from .config import SpikingBrainConfig
 from .model import SpikingBrainModel, SpikingBrainOutput, SpikingBrainPreTrainedModel
 from .transformers_config import SpikingBrainPretrainedConfig
@@ -158,6 +158,7 @@ class SpikingBrainForCausalLM(SpikingBrainPreTrainedModel, GenerationMixin):
     ) -> Mapping[str, Any]:
         """Return the arguments of the next forward pass in `generate`, with the tokens not yet in the cache."""
         cache = kwargs.get("past_key_values") if cache is None else cache
+        check_cache(cache)
         names = ("attention_mask", "use_cache", "logits_to_keep")
         arguments: dict[str, Any] = {name: kwargs[name] for name in names if kwargs.get(name) is not None}
         arguments["cache"] = cache

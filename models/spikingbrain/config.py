@@ -38,8 +38,7 @@ class LayerPlan:
     ffn: str = "dense"
 
     def __post_init__(self) -> None:
-        unknown = [m for m in self.mixers if m not in MIXERS]
-        if not isinstance(self.mixers, tuple) or unknown:
+        if not isinstance(self.mixers, tuple) or any(m not in MIXERS for m in self.mixers):
             raise InputError(f"LayerPlan.mixers: expected a tuple of names from {MIXERS}, got {self.mixers!r}.")
         if len(self.mixers) != 1 and (len(self.mixers) != 2 or self.mixers[0] != "gla" or self.mixers[1] == "gla"):
             raise InputError(
@@ -184,7 +183,7 @@ class SpikingBrainConfig:
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             self._require(is_number and 0 < value < math.inf, name, "a finite number > 0", value)
         weight = self.aux_loss_weight
-        is_number = isinstance(weight, int | float) and 0 <= weight < math.inf
+        is_number = isinstance(weight, int | float) and not isinstance(weight, bool) and 0 <= weight < math.inf
         self._require(is_number, "aux_loss_weight", "a finite number >= 0", weight)
 
     def _check_choices(self) -> None:
@@ -194,9 +193,9 @@ class SpikingBrainConfig:
             "feature_map": FEATURE_MAPS,
             "spiking": (None, *ATTENTION),
             "kernel": KERNELS,
-            "tie_word_embeddings": (False, True),
-            "qkv_bias": (False, True),
         }
+        for name in ("tie_word_embeddings", "qkv_bias"):
+            self._require(type(getattr(self, name)) is bool, name, "True or False", getattr(self, name))
         for name, allowed in choices.items():
             self._require(getattr(self, name) in allowed, name, f"one of {allowed}", getattr(self, name))
 

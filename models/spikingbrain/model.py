@@ -13,7 +13,7 @@ from transformers.utils.generic import ModelOutput
 from ...errors import InputError
 from .attention import Attention, Context
 from .block import Block
-from .cache import LayerState, SpikingBrainCache
+from .cache import LayerState, SpikingBrainCache, check_cache
 from .config import SpikingBrainConfig
 from .norm import RMSNorm
 from .rope import rotary_angles
@@ -118,6 +118,7 @@ class SpikingBrainModel(SpikingBrainPreTrainedModel):
             if cache is not None:
                 raise InputError("SpikingBrainModel: a cache can't be used with gradient checkpointing. Leave it out.")
             use_cache = False
+        check_cache(cache)
         if cache is None and (use_cache or self.sinks is not None):
             cache = SpikingBrainCache(self.settings)
         if cache is not None and cache.num_valid is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from transformers import GenerationConfig, PretrainedConfig
@@ -11,6 +12,7 @@ from ...errors import InputError
 from .config import SpikingBrainConfig
 from .layouts import spikingbrain_7b
 
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _FIELDS = tuple(field.name for field in dataclasses.fields(SpikingBrainConfig))
 # Fields that transformers writes into any config.json, besides its own defaults.
 _GENERIC = {
@@ -18,6 +20,20 @@ _GENERIC = {
     *("attn_implementation", "_attn_implementation", "bos_token_id", "eos_token_id", "pad_token_id", "_commit_hash"),
     *("output_attentions", "experts_implementation", "generation_config", "quantization_config"),
 }
+
+
+def _check_generic(fields: Mapping[str, Any]) -> None:
+    """Raise an InputError if a field of transformers that matters here has a value of another type."""
+    switches = {"use_cache", *(name for name, value in PretrainedConfig().to_dict().items() if type(value) is bool)}
+    for name, value in fields.items():
+        ids = value if name == "eos_token_id" and isinstance(value, list) else [value]
+        if name in switches and value is not None and type(value) is not bool:
+            expected = "True or False"
+        elif name in _TOKENS and not all(one is None or type(one) is int for one in ids):
+            expected = "an integer or None"
+        else:
+            continue
+        raise InputError(f"SpikingBrainPretrainedConfig.{name}: expected {expected}, got {value!r}.")
 
 
 class SpikingBrainPretrainedConfig(PretrainedConfig):
@@ -44,7 +60,11 @@ class SpikingBrainPretrainedConfig(PretrainedConfig):
         elif ours:
             settings = settings.replace(**ours)
         self.use_cache = True
-        super().__init__(**{**kwargs, "tie_word_embeddings": settings.tie_word_embeddings})
+        _check_generic(kwargs)
+        try:
+            super().__init__(**{**kwargs, "tie_word_embeddings": settings.tie_word_embeddings})
+        except (TypeError, ValueError, AttributeError, KeyError) as error:  # of transformers' own fields
+            raise InputError(f"SpikingBrainPretrainedConfig: transformers refuses a field. ({error})") from error
         for name, value in settings.to_dict().items():
             setattr(self, name, value)
 

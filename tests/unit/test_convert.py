@@ -1,8 +1,11 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, RwkvConfig, RwkvForCausalLM
 
+import spikebrain
 from spikebrain import AdaptiveThreshold, SpikeLinear, SpikeSettings, Ternary, record, to_dense, to_spiking
 from spikebrain.backends import Reference
 from spikebrain.errors import InputError
@@ -205,3 +208,22 @@ def test_biases_stay_frozen():
 def test_to_dense_keeps_the_dtype(tiny_llama, dtype):
     dense = to_dense(to_spiking(tiny_llama.to(dtype)))
     assert dense(IDS).logits.dtype == dtype
+
+
+@pytest.mark.parametrize("ran_before", [False, True])
+def test_rwkv_does_not_rescale_spiking_weights(ran_before, tmp_path):
+    # Of 3 blocks, transformers divides the weights of the second by 2 and of the third by 4, when the model first runs.
+    sizes = {"hidden_size": 16, "attention_hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3}
+    model = RwkvForCausalLM(RwkvConfig(vocab_size=31, rescale_every=1, **sizes)).eval()
+    ids = torch.arange(6)[None]
+    never = copy.deepcopy(model)
+    never.config.rescale_every = 0
+    with torch.no_grad():
+        if ran_before:
+            model(ids)
+        before, spiking = model(ids).logits, to_spiking(model)
+        assert torch.equal(model(ids).logits, before)
+        expected = to_spiking(never)(ids).logits
+        assert torch.equal(spiking(ids).logits, expected)
+        spikebrain.save(spiking, tmp_path / "rwkv.safetensors")
+        assert torch.equal(spikebrain.load(tmp_path / "rwkv.safetensors").model(ids).logits, expected)

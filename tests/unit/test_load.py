@@ -1,5 +1,6 @@
 """Every way in which a model cannot be loaded has its own message; none opens a pickle."""
 
+import json
 import pickle
 import shutil
 import struct
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from spikebrain import load, to_spiking
 from spikebrain.errors import CheckpointError
@@ -175,3 +177,50 @@ def test_folder_of_a_converted_model_is_not_read_as_floats(model_folder, tmp_pat
     to_spiking(load(model_folder).model).save_pretrained(tmp_path / "converted")
     with pytest.raises(CheckpointError, match=r"unexpected|transformers cannot load it"):  # newer and older versions
         load(tmp_path / "converted")
+
+
+def test_buffers_of_old_checkpoints_are_listed_and_ignored(model_folder, tiny_llama, caplog):
+    file, name = model_folder / "model.safetensors", "model.layers.0.self_attn.masked_bias"
+    save_file({**load_file(file), name: torch.ones(3)}, file, metadata={"format": "pt"})
+    with caplog.at_level("INFO", logger="spikebrain"):
+        loaded = load(model_folder)
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        assert torch.equal(loaded.model(ids).logits, tiny_llama(ids).logits)
+    assert f"1 buffers are not used, as they follow from the configuration: {name}" in caplog.text
+    save_file({**load_file(file), "model.layers.0.extra": torch.ones(3)}, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"unexpected: model\.layers\.0\.extra\. Fetch"):
+        load(model_folder)
+
+
+def test_a_folder_with_the_name_of_something_else(model_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model_folder.rename("smollm2")
+    with pytest.raises(CheckpointError, match=r"names the built-in model, but there is a file or folder.*\./smollm2"):
+        load("smollm2")
+    assert load("./smollm2").source == "smollm2"
+    assert load(Path("smollm2")).source == "smollm2"
+    Path("owner").mkdir()
+    Path("smollm2").rename("owner/name")
+    assert load("owner/name").source == "owner/name"
+    Path("owner/name/config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no config\.json\. To load the hub id of that name, run from another"):
+        load("owner/name")
+
+
+def test_a_damaged_generation_configuration_is_not_left_out(model_folder):
+    (model_folder / "generation_config.json").write_text("{broken")
+    with pytest.raises(CheckpointError, match="is no generation configuration"):
+        load(model_folder)
+
+
+def test_a_tokenizer_of_vocabulary_and_merges(tmp_path):
+    config = GPT2Config(vocab_size=260, n_embd=24, n_layer=1, n_head=4, n_positions=64)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    letters = {letter: i for i, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    (tmp_path / "vocab.json").write_text(json.dumps({**letters, "zz": 256}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nz z\n")
+    assert load(tmp_path).tokenizer("azz")["input_ids"] == [letters["a"], 256]
+    (tmp_path / "vocab.json").write_text("{")
+    with pytest.raises(CheckpointError, match="transformers cannot load it"):
+        load(tmp_path)

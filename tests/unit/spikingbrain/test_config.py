@@ -139,3 +139,24 @@ def test_what_the_released_config_cannot_say():
         from_released(fields | {"attn_layers": [1, 4]})
     with pytest.warns(UserWarning, match=r"not used: \['surprise'\]"):
         from_released(fields | {"surprise": 1})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("use_cache", 0.5), ("use_cache", "yes"), ("output_attentions", 3), ("eos_token_id", "a")),
+        *(("pad_token_id", [1]), ("bos_token_id", 1.5), ("hidden_size", -64), ("hidden_size", "64"), ("num_heads", 0)),
+        *(("num_kv_heads", 3), ("num_kv_heads", True), ("tie_word_embeddings", 1), ("qkv_bias", None), ("window", 1e9)),
+        *(("aux_loss_weight", True), ("norm_eps", "x"), ("layers", [5]), ("layers", 5), ("gate", [])),
+    ],
+)
+@pytest.mark.usefixtures("as_users")
+def test_a_value_of_the_wrong_kind_is_an_error_with_its_field(field, value):
+    with pytest.raises(InputError, match=rf"Config\.{field}: expected .*, got"):
+        SpikingBrainPretrainedConfig(**{**tiny_7b().to_dict(), field: value})
+
+
+@pytest.mark.parametrize("change", [{"num_hidden_layers": "4"}, {"num_hidden_layers": -1}, {"attn_layers": 1}])
+def test_released_fields_of_the_wrong_kind(change):
+    with pytest.raises(InputError, match=f"expected {next(iter(change))} "):
+        from_released({**to_released(tiny_7b()), **change})

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
 from spikebrain import spikingbrain_settings
 from spikebrain.analysis.perplexity import one_thread
@@ -297,3 +297,21 @@ def test_wrong_arguments(ids):
         spiking(ids, cache=cache)
     with pytest.raises(InputError, match="can't take tokens back"):
         cache.crop(-1)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "static", "tuple"])
+@pytest.mark.usefixtures("as_users")
+def test_a_cache_of_transformers_is_refused(kind):
+    model = SpikingBrainForCausalLM(tiny_7b()).eval()
+    make = {
+        "dynamic": DynamicCache,
+        "static": lambda: StaticCache(config=model.config, max_cache_len=32),
+        "tuple": tuple,
+    }
+    ids = torch.arange(5)[None]
+    for name in ("cache", "past_key_values"):
+        with pytest.raises(InputError, match=r"expected a SpikingBrainCache, got (Dynamic|Static|tuple)"):
+            model(ids, **{name: make[kind]()})
+    if kind != "tuple":
+        with pytest.raises(InputError, match=r"expected a SpikingBrainCache"):
+            model.generate(ids, past_key_values=make[kind](), max_new_tokens=2)
