@@ -16,7 +16,7 @@ _LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 # Attributes of a weight that are the same, or harmless, for INT8 weights.
 _HARMLESS = ("dtype", "device", "shape", "ndim", "size", "dim", "is_cuda", "requires_grad", "_is_hf_initialized")
 # Questions about a weight, and methods that set weights up.
-_FROM_AFAR = "uses its weights without calling it"
+_ONLY_READ = "uses its weights without calling it"
 _QUESTIONS, _SETUP = ("isinstance", "hasattr", "getattr", "id"), ("init", "reset_parameters", "tie_")
 
 
@@ -44,7 +44,7 @@ def why_its_weights_are_needed(model: nn.Module, name: str) -> str | None:
     for i, (owner, _) in enumerate(owners):
         inside = "." + ".".join(path[i:])
         if any("." in tail and inside.endswith("." + tail) for tail in _readers(type(owner))):
-            return f"{type(owner).__name__} {_FROM_AFAR}"
+            return f"{type(owner).__name__} {_ONLY_READ}"
     while owners and isinstance(owners[-1][0], _LISTS):
         owners.pop()
     if not owners:
@@ -82,11 +82,11 @@ def _uses(method: Any) -> dict[str, str]:
     weights = [a for a in attributes if a.attr == "weight" and isinstance(a.ctx, ast.Load)]
     used = {c for a in weights if id(a) not in harmless for c in _child(a.value)}
     alone = {c for node in nodes if id(node) not in inner for c in _child(node)}
-    found = dict.fromkeys(used - alone, _FROM_AFAR)
     # Where a method does both, it depends on settings; a factor of @ is used by default (Jamba's dt_proj).
     factors = {id(x) for n in nodes if isinstance(n, ast.BinOp) for x in (n.left, n.right)}
-    found |= {c: "uses its weights as a factor" for a in weights if id(a) in factors for c in _child(a.value)}
-    found |= dict.fromkeys({_tail(a.value) for a in weights if id(a) not in harmless} - {""}, _FROM_AFAR)
+    found = {c: "uses its weights as a factor" for a in weights if id(a) in factors for c in _child(a.value)}
+    found |= dict.fromkeys(used - alone, _ONLY_READ)
+    found |= dict.fromkeys({_tail(a.value) for a in weights if id(a) not in harmless} - {""}, _ONLY_READ)
     for call in calls:
         for child in _child(call.func):
             parts = [part for argument in (*call.args, *call.keywords) for part in ast.walk(argument)]
