@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import stat
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
 
 from .errors import InputError
 
@@ -27,6 +31,25 @@ def write_whole(path: Path, text: str) -> None:
     except OSError:
         partial.unlink(missing_ok=True)
         raise
+
+
+def remove(path: Path) -> None:
+    """Delete a file, if there is one, and what killed runs left of it while they wrote it."""
+    for file in (path, *path.parent.glob(f"{path.name}.*.partial")):
+        file.unlink(missing_ok=True)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file that others may read if the user's umask says so; safetensors alone makes it private.
+
+    Raises:
+        OSError: the file cannot be written.
+        SafetensorError: the same.
+    """
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)
+    save_file(tensors, path, metadata=metadata)  # puts a file of its own in the place
+    path.chmod(mode)
 
 
 def read_toml(name_or_path: str | os.PathLike, folder: Path, what: str) -> tuple[Path, dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import pydoc_data.topics
 import tempfile
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -14,9 +15,10 @@ from transformers import PreTrainedModel
 
 from ..backends import Backend, device_of
 from ..errors import InputError
-from ..models import Loaded, SpikeSettings, spiking_layers, to_spiking
+from ..models import Loaded, spiking_layers, to_spiking
 from ..models.io import load
 from ..models.spikingbrain import SpikingBrainForCausalLM
+from .given import refuse_spikes
 from .progress import SILENT, Progress
 
 DEFAULT_TEXT = "pydoc_data.topics"
@@ -46,8 +48,34 @@ def read_text(path: Path | None, name: str = "text") -> tuple[str, str]:
         ) from error
 
 
+def require_new(out: Path, *, sources: Iterable[str | Path] = (), known: Collection[str] = (), force: bool) -> None:
+    """Make a folder for a model; raise an InputError if nothing can be written there, or something would be lost.
+
+    Args:
+        out: the folder, or a .safetensors file.
+        sources: models that are read, none of which may be written over.
+        known: files in the folder that the job goes on from, or writes again.
+        force: write over anything but the sources.
+    """
+    require_writable(out.parent if out.suffix == ".safetensors" else out)
+    try:
+        if out.exists() and any(Path(source).exists() and out.samefile(source) for source in sources):
+            raise InputError(f"out {out}: is a model that is read, which would be lost. Name another folder.")
+        found = sorted(path.name for path in out.iterdir()) if out.is_dir() else [out.name] if out.exists() else []
+        lost = [name for name in found if name not in known and not name.endswith(".partial")]
+        if lost and not force:
+            listed = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
+            raise InputError(
+                f"out {out}: holds {listed} already. Name a new folder, or pass force=True to write over what it holds."
+            )
+    except OSError as error:
+        raise cannot_write(out, error) from error
+
+
 def require_writable(out: Path) -> None:
     """Make a folder to write to; raise an InputError if nothing can be written there."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out {out}: expected a folder, got a file. Name another.")
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
@@ -165,7 +193,7 @@ class SpikingText(NamedTuple):
 def load_spiking(
     model: str,
     text: Path | None,
-    spike_settings: SpikeSettings,
+    settings: Any,
     *,
     num_tokens: int,
     context: int,
@@ -177,7 +205,7 @@ def load_spiking(
     Args:
         model: anything that `load` takes.
         text: as for `read_text`.
-        spike_settings: which layers spike, and how; a model that spikes already keeps its own.
+        settings: of a job, with `spike_settings()`; must not say how a model spikes that spikes already.
         num_tokens: as for `first_tokens`.
         context: as for `first_tokens`.
         device: "cpu", "cuda" or "auto".
@@ -187,11 +215,14 @@ def load_spiking(
     """
     device_of(device)
     check_windows(num_tokens, context)
+    chosen = settings.spike_settings()
     content, text_source = read_text(text)
     loaded = load(model, say=progress.say, bar=progress.bar)
-    move(loaded.model, device, spike_settings.backend, progress)
+    if is_spiking(loaded.model):
+        refuse_spikes(settings, loaded.source)
+    move(loaded.model, device, chosen.backend, progress)
     ids = first_tokens(loaded, content, num_tokens, context, progress)
-    spiking = loaded.model if is_spiking(loaded.model) else to_spiking(loaded.model, spike_settings, inplace=True)
+    spiking = loaded.model if is_spiking(loaded.model) else to_spiking(loaded.model, chosen, inplace=True)
     return SpikingText(spiking, ids, loaded.source, text_source)
 
 

@@ -11,13 +11,13 @@ from typing import Any
 from ..analysis.chip_plots import plot_chip_energy, plot_chip_time, plot_mesh
 from ..chip import ORDERS, ChannelOrder, Description, InOrder, Mapping, load_description
 from ..chip.trace import write_timeline
-from ..coding import BidirectionalBitwise, Encoder
+from ..coding import Encoder
 from ..errors import InputError
 from ..models import SpikeSettings, spiking_layers
-from ..neuro import AdaptiveThreshold
 from ..simulation.describe import describe_simulation
 from ..simulation.model import MODES, ModelOnChip, simulate_model
 from ..simulation.orders import learn_orders
+from .given import refuse, spike_settings, usual
 from .inputs import cannot_write, check_seed, load_spiking, require_writable
 from .progress import SILENT, Progress
 
@@ -29,6 +29,8 @@ ORDER_TOKENS = 128
 class SimulateSettings:
     """What runs on which chip.
 
+    A model that spikes already keeps its own settings: how it is to spike must then not be given.
+
     Attributes:
         model: anything that `load` takes.
         chip: a preset by name (ideal-45nm, async-45nm, loihi), the path of a .toml file, or a `Description`.
@@ -38,11 +40,11 @@ class SimulateSettings:
         mapping: cuts layers into cores.
         order: learns from the 128 tokens that follow in which order channels lie in memory; None to leave them.
         stream: weights stream from DRAM, so that the model need not fit.
-        k: of `AdaptiveThreshold`: mean |x| of a token divided by its threshold.
-        encoder: turns counts into spikes.
-        layers: pattern of the names of layers that spike.
+        k: of `AdaptiveThreshold`: mean |x| of a token divided by its threshold; None for 3.
+        encoder: turns counts into spikes; None for `BidirectionalBitwise`.
+        layers: pattern of the names of layers that spike; None for all.
         jitter: services last up to this share longer, at random; changes times, never sums.
-        seed: random seed for the jitter.
+        seed: random seed for the jitter, which must be above 0; None for 0.
         critical_path: find what holds tokens up, which takes twice as long.
         timeline: name of a layer of which timeline.json is written, for Perfetto.
     """
@@ -55,17 +57,17 @@ class SimulateSettings:
     mapping: Mapping = field(default_factory=InOrder)
     order: ChannelOrder | None = None
     stream: bool = False
-    k: float = 3.0
-    encoder: Encoder = field(default_factory=BidirectionalBitwise)
-    layers: str = "*"
+    k: float | None = None
+    encoder: Encoder | None = None
+    layers: str | None = None
     jitter: float = 0.0
-    seed: int = 0
+    seed: int | None = None
     critical_path: bool = False
     timeline: str | None = None
 
     def spike_settings(self) -> SpikeSettings:
         """Return which layers spike, and how."""
-        return SpikeSettings(layers=(self.layers,), neuron=AdaptiveThreshold(self.k), encoder=self.encoder)
+        return spike_settings(self)
 
 
 @dataclass(frozen=True)
@@ -100,13 +102,14 @@ def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT)
         raise InputError(f"num_tokens: expected 1 or more, got {num_tokens}.")
     if settings.mode not in MODES:
         raise InputError(f"mode: expected one of {', '.join(MODES)}; got {settings.mode!r}.")
-    check_seed(settings.seed)
+    check_seed(usual(settings.seed, 0))
+    if settings.jitter == 0:
+        refuse(settings, ("seed",), "without `jitter`, since nothing else is random")
     chip = settings.chip if isinstance(settings.chip, Description) else load_description(settings.chip)
-    spike_settings = settings.spike_settings()
     require_writable(out)
     wanted = num_tokens + (ORDER_TOKENS if order is not None else 0)
     inputs = {"num_tokens": wanted, "context": num_tokens, "device": "cpu", "progress": progress}
-    model, ids, source, text_source = load_spiking(settings.model, settings.text, spike_settings, **inputs)
+    model, ids, source, text_source = load_spiking(settings.model, settings.text, settings, **inputs)
     if len(ids) < num_tokens:
         raise InputError(
             f"num_tokens: expected at most the {len(ids):,} tokens of the text, got {num_tokens:,}. Give a longer text."
@@ -131,7 +134,7 @@ def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT)
         mode=settings.mode,
         orders=orders,
         jitter=settings.jitter,
-        seed=settings.seed,
+        seed=usual(settings.seed, 0),
         trace=settings.critical_path,
         timeline=settings.timeline,
         progress=progress.bar("simulated", len(spiking_layers(model)), "layers"),

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ...errors import CheckpointError, InputError
+from ...files import write_tensors
 from ..conversion.to_spiking import set_settings, spikingbrain_settings
 from ..layers.quantize import quantize, quantize_with
 from ..layers.settings import SpikeSettings
@@ -128,7 +128,7 @@ def write_folder(
         (path / INDEX).unlink(missing_ok=True)  # until all shards are there
         for file, shard in zip(names, shards, strict=True):
             tensors = {name: _tensor(module, attribute, model.dtype, name) for name, module, attribute in shard}
-            save_file(tensors, path / file, metadata={"format": "pt"})
+            write_tensors(path / file, tensors, {"format": "pt"})
         weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name, *_ in shard}
         (path / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
         if model.generation_config is not None:

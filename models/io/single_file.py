@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -29,6 +28,7 @@ from transformers import (
 )
 
 from ...errors import CheckpointError, InputError
+from ...files import write_tensors
 from ..layers.spike_linear import SpikeLinear, spiking_layers
 from .layer_table import LayerTable, layer_table
 
@@ -68,7 +68,7 @@ def write_file(model: nn.Module, path: Path, tokenizer: PreTrainedTokenizerBase 
     text = json.dumps(header)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save_file(tensors, partial, metadata={FORMAT: text})
+        write_tensors(partial, tensors, {FORMAT: text})
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: cannot be written: {error}") from error
