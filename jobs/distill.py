@@ -35,7 +35,7 @@ from ..models.training.distill import fingerprint
 from ..models.training.state import FILE_NAME as STATE
 from ..models.training.state import LOSSES
 from .given import refuse, usual
-from .inputs import load_spikingbrain, read_text, require_new, token_ids
+from .inputs import check_length, load_spikingbrain, look_ahead, read_text, require_new, token_ids
 from .progress import SILENT, Progress
 
 MINUTES = 10.0
@@ -170,6 +170,8 @@ def distill(run: DistillRun, out: Path, progress: Progress = SILENT, *, force: b
     job = run.job(recipe, where)
     going_on(out, job, force)
     texts = [read_text(path)[0] for path in run.text]
+    if run.sample is None:
+        look_ahead(run.teacher, texts, ", ".join(path.name for path in run.text), recipe.context)
     teacher, tokenizer, source = load(run.teacher, say=progress.say, bar=progress.bar)
     student: Any = load_spikingbrain(run.student, progress).model
     teacher, student = teacher.to(where), student.to(where)
@@ -180,6 +182,7 @@ def distill(run: DistillRun, out: Path, progress: Progress = SILENT, *, force: b
     if run.sample is not None:
         parts.insert(0, samples(teacher, run.sample, recipe.context, run.seed, out, progress))
     tokens = torch.cat(parts)
+    check_length("all of it", len(tokens), recipe.context, "context")
     job["text"] = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
     kept = going_on(out, job, force)
     rates = " and ".join(f"{stage.learning_rate:g}" for stage in settings.stages)

@@ -21,7 +21,17 @@ from ..energy import DigitalEnergy, ModelCounts, count_operations
 from ..models import LayerRecord, Loaded, SpikeSettings, choose_layers, spiking_layers
 from ..models.io import load
 from .given import refuse_spikes, spike_settings, usual
-from .inputs import check_seed, check_windows, first_tokens, is_spiking, move, read_text, require_writable
+from .inputs import (
+    check_seed,
+    check_windows,
+    first_tokens,
+    is_spiking,
+    look_ahead,
+    look_at_layers,
+    move,
+    read_text,
+    require_writable,
+)
 from .measure import Measured, measure
 from .progress import SILENT, Progress
 from .report_files import WRITTEN, describe_environment, write_files
@@ -90,6 +100,7 @@ def report(settings: ReportSettings, out: Path, progress: Progress = SILENT) -> 
     chosen = settings.spike_settings()
     text, text_source = read_text(settings.text)
     require_writable(out)
+    look_at_layers(look_ahead(settings.model, [text], text_source, settings.context), settings)
     progress.say(f"Loading {settings.model}")
     loaded = load(settings.model, say=progress.say, bar=progress.bar)
     device = move(loaded.model, settings.device, chosen.backend, progress)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import time
 from dataclasses import dataclass, field
@@ -9,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ..analysis.chip_plots import plot_chip_energy, plot_chip_time, plot_mesh
-from ..chip import ORDERS, ChannelOrder, Description, InOrder, Mapping, load_description
+from ..chip import ORDERS, ChannelOrder, Description, InOrder, Mapping, load_description, plan
 from ..chip.trace import write_timeline
 from ..coding import Encoder
 from ..errors import InputError
 from ..models import SpikeSettings, spiking_layers
+from ..models.layers import patterns_of
 from ..simulation.describe import describe_simulation
 from ..simulation.model import MODES, ModelOnChip, simulate_model
 from ..simulation.orders import learn_orders
@@ -109,11 +111,10 @@ def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT)
     require_writable(out)
     wanted = num_tokens + (ORDER_TOKENS if order is not None else 0)
     inputs = {"num_tokens": wanted, "context": num_tokens, "device": "cpu", "progress": progress}
+    inputs["fits"] = lambda shapes: check_fit(shapes, chip, settings)
     model, ids, source, text_source = load_spiking(settings.model, settings.text, settings, **inputs)
-    if len(ids) < num_tokens:
-        raise InputError(
-            f"num_tokens: expected at most the {len(ids):,} tokens of the text, got {num_tokens:,}. Give a longer text."
-        )
+    spiking = spiking_layers(model)
+    check_fit({name: (layer.in_features, layer.out_features) for name, layer in spiking.items()}, chip, settings)
     ids, following = ids[:num_tokens], ids[num_tokens:]
     orders = {}
     if order is not None:
@@ -137,7 +138,7 @@ def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT)
         seed=usual(settings.seed, 0),
         trace=settings.critical_path,
         timeline=settings.timeline,
-        progress=progress.bar("simulated", len(spiking_layers(model)), "layers"),
+        progress=progress.bar("simulated", len(spiking), "layers"),
     )
     figures = describe_simulation(found)
     figures["model"] = {"name": settings.model, "source": Path(source).name}
@@ -151,6 +152,29 @@ def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT)
     except OSError as error:
         raise cannot_write(out, error) from error
     return Simulated(figures, title, files)
+
+
+def check_fit(shapes: dict[str, tuple[int, int]], chip: Description, settings: SimulateSettings) -> None:
+    """Raise an InputError unless layers fit a chip; the message says which do.
+
+    Args:
+        shapes: (in_features, out_features) of each layer, by name.
+        chip: the chip.
+        settings: of the simulation.
+    """
+
+    def fault(names: list[str]) -> str | None:
+        try:
+            plan({name: shapes[name] for name in names}, chip, settings.mapping, stream=settings.stream)
+        except InputError as error:
+            return str(error)
+        return None
+
+    said = fault(list(shapes))
+    if said is not None:
+        some = {pattern: fnmatch.filter(shapes, pattern) for pattern in patterns_of(shapes)}
+        fitting = max((p for p in some if fault(some[p]) is None), key=lambda p: len(some[p]), default=None)
+        raise InputError(said + (f" `layers` {fitting!r} fits." if fitting is not None else ""))
 
 
 def _write(found: ModelOnChip, figures: dict[str, Any], title: str, timeline: str | None, out: Path) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from .settings import SETTINGS, SpikeSettings, neuron_with_k
 from .spike_aware import SpikeAwareLinear, spike_aware
 from .spike_linear import SpikeLinear, spiking_layers
-from .swap import Conversion, choose_layers, swap_linears, to_dense
+from .swap import Conversion, choose_layers, patterns_of, swap_linears, to_dense
 
 __all__ = [
     "SETTINGS",
@@ -13,6 +13,7 @@ __all__ = [
     "SpikeSettings",
     "choose_layers",
     "neuron_with_k",
+    "patterns_of",
     "spike_aware",
     "spiking_layers",
     "swap_linears",

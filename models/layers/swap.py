@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+import fnmatch
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -111,8 +112,29 @@ def choose_layers(model: nn.Module, settings: SpikeSettings) -> tuple[dict[str, 
     if not linears:
         reasons = [f"{name!r}: {reason}" for name, reason in skipped.items()]
         listed = "; ".join(reasons[:6]) + ("; ..." if len(reasons) > 6 else "") if reasons else "it has no weights"
-        raise InputError(f"to_spiking: expected a linear layer that matches {settings.layers}, found none. {listed}.")
+        unmatched = [name for name, reason in skipped.items() if reason == "no pattern matches"]
+        hint = f" A pattern is for whole names: try {_pattern_for(settings.layers, unmatched)!r}." if unmatched else ""
+        raise InputError(
+            f"to_spiking: expected a linear layer that matches {settings.layers}, found none. {listed}.{hint}"
+        )
     return linears, skipped
+
+
+def patterns_of(names: Iterable[str]) -> list[str]:
+    """Return patterns for kinds of layers, those of whole parts of a layer first.
+
+    >>> patterns_of(["layers.0.self_attn.q_proj", "layers.0.mlp.up_proj"])
+    ['*self_attn*', '*mlp*', '*q_proj', '*up_proj']
+    """
+    parts = [name.split(".") for name in names]
+    owners = [f"*{part[-2]}*" for part in parts if len(part) > 1 and not part[-2].isdigit()]
+    return list(dict.fromkeys([*owners, *(f"*{part[-1]}" for part in parts)]))
+
+
+def _pattern_for(patterns: tuple[str, ...], names: list[str]) -> str:
+    """Return a pattern that matches some of the names: what was given, as a part of a name, or that of a kind."""
+    within = (f"*{pattern.strip('*')}*" for pattern in patterns if pattern.strip("*"))
+    return next((w for w in (*within, *patterns_of(names)) if any(fnmatch.fnmatchcase(n, w) for n in names)), "*")
 
 
 def to_dense(model: nn.Module, *, inplace: bool = False) -> nn.Module:

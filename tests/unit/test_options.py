@@ -98,7 +98,8 @@ def test_options_in_vain_are_refused(command, run, files, tmp_path):
     for option, before in CASES[command].items():
         out = () if command == "generate" or option in ("block_bytes", "leakage_w") else ("--out", tmp_path / "out")
         out = () if "loihi_14nm" in before else out
-        value = () if VALUES[option] is None else (files.get(VALUES[option], VALUES[option]),)
+        given = VALUES[option]
+        value = () if given is None else (files.get(str(given), given),)
         typed = [command, *(files.get(word, word) for word in before), names[option], *value, *out]
         code, shown, err = run(*typed)
         assert code == 2, (typed, shown, err)

@@ -334,7 +334,7 @@ def test_bad_texts(capsys, monkeypatch, model_folder, tmp_path):
     path = tmp_path / "text.txt"
     usual = ["report", model_folder, "--text", path, "--context", "40", "--num-tokens", "80", "--out", tmp_path / "out"]
     path.write_text("short")
-    assert "--text: expected at least one window of 40 tokens, got 5" in fails(capsys, monkeypatch, *usual)
+    assert "--text: expected at least 40 tokens for one window, got 5" in fails(capsys, monkeypatch, *usual)
     path.write_bytes(b"caf\xe9 " * 30)
     assert "expected UTF-8 text, got invalid continuation byte at byte 3" in fails(capsys, monkeypatch, *usual)
     assert "Is a directory" in fails(capsys, monkeypatch, *usual[:3], tmp_path, *usual[4:])
