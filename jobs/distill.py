@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..analysis.losses import plot_losses
+from .. import analysis
 from ..backends import device_of
 from ..errors import InputError
 from ..files import remove, write_whole
@@ -203,7 +203,7 @@ def distill(run: DistillRun, out: Path, progress: Progress = SILENT, *, force: b
     )
     result = replace(result, seconds=result.seconds + planned_s)
     save(student.cpu(), out, tokenizer)
-    plot_losses(result, settings.stages, out / "loss.png")
+    analysis.plot_losses(result, settings.stages, out / "loss.png")
     for name in (PLAN, STATE):
         remove(out / name)
     return Distilled(student, settings, result)

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 import torch
 
+from .. import analysis
 from ..analysis.energy import describe_energy
-from ..analysis.energy_plots import plot_break_even, plot_waterfall
 from ..analysis.perplexity import split_windows, window_nlls
 from ..backends import Backend
 from ..coding import Encoder
@@ -197,8 +197,8 @@ def _write(figures: dict[str, Any], counts: ModelCounts, model: DigitalEnergy, o
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "energy.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-        plot_waterfall(waterfall(counts, model), out / "waterfall.png", title)
-        plot_break_even(points, out / "break_even.png", title)
+        analysis.plot_waterfall(waterfall(counts, model), out / "waterfall.png", title)
+        analysis.plot_break_even(points, out / "break_even.png", title)
     except OSError as error:
         raise cannot_write(out, error) from error
     return ("energy.json", "waterfall.png", "break_even.png")

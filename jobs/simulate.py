@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..analysis.chip_plots import plot_chip_energy, plot_chip_time, plot_mesh
+from .. import analysis
 from ..chip import ORDERS, ChannelOrder, Description, InOrder, Mapping, load_description, plan
 from ..chip.trace import write_timeline
 from ..coding import Encoder
@@ -178,9 +178,9 @@ def check_fit(shapes: dict[str, tuple[int, int]], chip: Description, settings: S
 
 
 def _write(found: ModelOnChip, figures: dict[str, Any], title: str, timeline: str | None, out: Path) -> tuple[str, ...]:
-    plot_chip_energy(found, out / "energy.png", title)
-    plot_chip_time(found, out / "time.png", title)
-    plot_mesh(found, out / "mesh.png", title)
+    analysis.plot_chip_energy(found, out / "energy.png", title)
+    analysis.plot_chip_time(found, out / "time.png", title)
+    analysis.plot_mesh(found, out / "mesh.png", title)
     files = ("simulation.json", "energy.png", "time.png", "mesh.png")
     if found.timeline is not None and timeline is not None:
         figures["num_timeline_events"] = write_timeline(found.timeline, out / "timeline.json", timeline)
