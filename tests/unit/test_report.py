@@ -446,7 +446,7 @@ def test_huge_counts_leave_out_the_rate_codes(run):
 
 def test_converted_half_precision_model(run, tiny_llama, tokenizer, tmp_path):
     save(to_spiking(tiny_llama.bfloat16()), tmp_path / "half.safetensors", tokenizer)
-    found = run("--layers", "*.q_proj", model=tmp_path / "half.safetensors")
+    found = run(model=tmp_path / "half.safetensors")
     assert found["perplexity"]["int8"] == pytest.approx(found["perplexity"]["spiking"], rel=0.1)
     assert found["settings"]["layers"] == "as converted"
     assert found["exactness"]["fused"]["num_checked"] > 0  # outputs in bfloat16

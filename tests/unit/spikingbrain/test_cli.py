@@ -122,7 +122,7 @@ def test_errors_are_one_message_and_exit_code_2(run, model_folder, text, tmp_pat
         (("distill", model_folder, ours, "--sample", 0, *out), "--sample: expected an integer >= 1"),
         (
             ("distill", model_folder, ours, "--text", text, "--context", 10_000, *out),
-            "Give a longer text, or at most --context 816.",
+            "Give a longer text, or at most --context 804.",
         ),
         (("distill", model_folder, model_folder, *out), "--text: expected a UTF-8 file to train on, --sample, or both"),
         (("distill", model_folder, model_folder, "--text", text, *out), "expected a SpikingBrain model"),
