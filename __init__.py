@@ -5,7 +5,10 @@ Activations become spike counts (`neuro`), counts become spike trains (`coding`)
 model on a simulated chip (`chip`), and `jobs` holds what the commands do.
 """
 
-from .analysis import measure_perplexity, plot_raster, spike_statistics
+from typing import TYPE_CHECKING, Any
+
+from . import analysis
+from .analysis import measure_perplexity, spike_statistics
 from .backends import Chip, Cpu, Reference, Triton
 from .coding import (
     AEREvents,
@@ -47,6 +50,9 @@ from .models import (
 from .neuro import AdaptiveThreshold, IntegrateAndFire, LeakyIntegrateAndFire, Neuron, SpikeCount
 from .simulation import simulate_model
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .analysis import plot_raster
 
 __all__ = [
     "AEREvents",
@@ -101,3 +107,10 @@ __all__ = [
     "to_dense",
     "to_spiking",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Return `plot_raster`, which brings Matplotlib, when it is asked for."""
+    if name == "plot_raster":
+        return analysis.plot_raster
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -82,8 +82,8 @@ def cache_folder() -> Path | None:
         return None
     for parent in _parents():
         folder = parent / digest
-        is_new = not folder.is_dir()
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # even a look into another user's home may not be allowed
+            is_new = not folder.is_dir()
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
             os.utime(folder)
@@ -122,8 +122,8 @@ def _parents() -> Iterator[Path]:
     with contextlib.suppress(InputError):
         yield cache_dir() / "numba"
     user = os.getuid() if hasattr(os, "getuid") else ""
-    private = Path(tempfile.gettempdir()) / f"spikebrain-numba-{user}"
     with contextlib.suppress(OSError):
+        private = Path(tempfile.gettempdir()) / f"spikebrain-numba-{user}"
         private.mkdir(mode=0o700, exist_ok=True)
         found = private.lstat()
         # Everybody may write to the folder above: take ours only if nobody else can put machine code into it.

@@ -33,6 +33,12 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
+def remove(path: Path) -> None:
+    """Delete a file, if there is one, and what killed runs left of it while they wrote it."""
+    for file in (path, *path.parent.glob(f"{path.name}.*.partial")):
+        file.unlink(missing_ok=True)
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file that others may read if the user's umask says so; safetensors alone makes it private.
 

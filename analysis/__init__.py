@@ -1,11 +1,19 @@
-"""Analysis: numbers first, plots second."""
+"""Analysis: numbers first, plots second.
 
-from .energy_plots import plot_break_even, plot_waterfall
+Matplotlib is imported with the first plot: it wants a folder that can be written, which a container may not have.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .chip_plots import plot_chip_energy, plot_chip_time, plot_mesh
+    from .energy_plots import plot_break_even, plot_waterfall
+    from .histogram import plot_histogram
+    from .losses import plot_losses
+    from .raster import plot_raster
 from .exactness import ExactnessCheck
-from .histogram import plot_histogram
-from .losses import plot_losses
 from .perplexity import measure_perplexity, split_windows, window_nlls
-from .raster import plot_raster
 from .stats import DEFINITIONS, CodeStatistics, SpikeStatistics, code_statistics, merged_histogram, spike_statistics
 
 __all__ = [
@@ -17,11 +25,30 @@ __all__ = [
     "measure_perplexity",
     "merged_histogram",
     "plot_break_even",
+    "plot_chip_energy",
+    "plot_chip_time",
     "plot_histogram",
     "plot_losses",
+    "plot_mesh",
     "plot_raster",
     "plot_waterfall",
     "spike_statistics",
     "split_windows",
     "window_nlls",
 ]
+
+_PLOTS = {
+    "chip_plots": ("plot_chip_energy", "plot_chip_time", "plot_mesh"),
+    "energy_plots": ("plot_break_even", "plot_waterfall"),
+    "histogram": ("plot_histogram",),
+    "losses": ("plot_losses",),
+    "raster": ("plot_raster",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Return a plot, which is imported when it is asked for."""
+    module = next((module for module, names in _PLOTS.items() if name in names), None)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{module}", __name__), name)

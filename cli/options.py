@@ -16,23 +16,31 @@ MODEL = "smollm2, a .gguf file, a model folder, a file saved by spikebrain, or a
 Model = Annotated[str, typer.Argument(help=f"The model: {MODEL}")]
 TextFile = Annotated[Path | None, typer.Option(help="UTF-8 text file.", show_default="pydoc_data.topics")]
 NumTokens = Annotated[int, typer.Option(help="Tokens from the start of the text.")]
-K = Annotated[float, typer.Option(help="Mean |x| of a token divided by its threshold: larger k, more spikes.")]
-EncoderName = Annotated[str, typer.Option(help="Spike code.")]
-BackendName = Annotated[str, typer.Option(help="Backend that computes the integer sums; auto picks the fastest.")]
-Layers = Annotated[str, typer.Option(help="Layers that spike: a pattern of names, with * and ?.")]
+# An option that counts only for some inputs is None unless it is typed: its job refuses it where it has no effect.
+K = Annotated[
+    float | None,
+    typer.Option(help="Mean |x| of a token divided by its threshold: larger k, more spikes.", show_default="3.0"),
+]
+EncoderName = Annotated[str | None, typer.Option(help="Spike code.", show_default="bitwise-bidirectional")]
+BackendName = Annotated[
+    str | None,
+    typer.Option(help="Backend that computes the integer sums; auto picks the fastest.", show_default="auto"),
+]
+Layers = Annotated[
+    str | None, typer.Option(help="Layers that spike: a pattern of names, with * and ?.", show_default="*")
+]
 Skip = Annotated[
     list[str] | None,
     typer.Option(help="Layers that stay dense: a pattern of names; may be given several times.", show_default="none"),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
+Force = Annotated[bool, typer.Option("--force", help="Write over what the folder holds.")]
 Spiking = Annotated[str, typer.Option(help="How the model spikes: none, as-described or as-released.")]
-
-CODE = "bitwise-bidirectional"
 
 
 def seed_for(what: str) -> Any:
     """Return the option --seed, with what it is for."""
-    return typer.Option(help=f"Random seed for {what}.")
+    return typer.Option(help=f"Random seed for {what}.", show_default="0")
 
 
 def folder_for(what: str) -> Any:
@@ -40,17 +48,19 @@ def folder_for(what: str) -> Any:
     return typer.Option(help=f"Folder for {what}.")
 
 
-def named(registry: Registry[Any], option: str, name: str) -> Any:
-    """Return the plug-in of that name; raise an InputError that names the option if there is none."""
+def named(registry: Registry[Any], option: str, name: str | None) -> Any:
+    """Return the plug-in of that name, or None for None; raise an InputError that names the option if there is none."""
+    if name is None:
+        return None
     if name not in registry:
         raise InputError(f"{option}: expected one of {', '.join(registry)}; got {name!r}.")
     return registry.create(name)
 
 
-def backend_named(name: str) -> Backend | Literal["auto"]:
-    """Return the backend of that name, or "auto"."""
-    if name == "auto":
-        return "auto"
+def backend_named(name: str | None) -> Backend | Literal["auto"] | None:
+    """Return the backend of that name, or "auto" or None."""
+    if name is None or name == "auto":
+        return name
     if name not in BACKENDS:
         raise InputError(f"backend: expected one of auto, {', '.join(BACKENDS)}; got {name!r}.")
     return BACKENDS.create(name)

@@ -67,6 +67,11 @@ class DigitalEnergy(EnergyModel):
             self._require(0 <= getattr(self, name) < float("inf"), name, "a finite number >= 0")
         whole = type(self.function_macs) is int and self.function_macs >= 0
         self._require(whole, "function_macs", "an integer >= 0")
+        if self.leakage_w and not self.token_s:
+            raise InputError(
+                f"DigitalEnergy.leakage_w: {self.leakage_w:g} W has no effect without `token_s`, the time in which the "
+                "chip leaks. Give both."
+            )
         missing = [name for name in _NEEDED if name not in self.table]
         if missing:
             raise InputError(

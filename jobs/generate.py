@@ -18,6 +18,7 @@ from ..backends import device_of
 from ..errors import InputError
 from ..models.recording import record
 from ..models.spikingbrain import SpikingBrainCache, SpikingBrainForCausalLM
+from .given import refuse, usual
 from .inputs import is_spiking, load_spikingbrain
 from .progress import SILENT, Progress
 
@@ -32,7 +33,7 @@ class GenerateSettings:
         max_new_tokens: most tokens to write.
         temperature: of the distribution that tokens are drawn from; 0 takes the most likely one.
         device: "cpu", "cuda", or "auto" for a GPU if there is one.
-        seed: random seed for the tokens that are drawn.
+        seed: random seed for the tokens that are drawn, which needs a temperature above 0; None for 0.
     """
 
     model: Path
@@ -40,7 +41,7 @@ class GenerateSettings:
     max_new_tokens: int = 64
     temperature: float = 0.0
     device: str = "auto"
-    seed: int = 0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         """Raise an InputError if a value is out of range."""
@@ -48,8 +49,10 @@ class GenerateSettings:
             raise InputError(f"max_new_tokens: expected an integer >= 1, got {self.max_new_tokens}.")
         if not 0 <= self.temperature < math.inf:
             raise InputError(f"temperature: expected a finite number >= 0, got {self.temperature:g}.")
-        if not 0 <= self.seed < 2**63:
+        if not 0 <= usual(self.seed, 0) < 2**63:
             raise InputError(f"seed: expected an integer from 0 to 2^63 - 1, got {self.seed}.")
+        if self.temperature == 0:
+            refuse(self, ("seed",), "at `temperature` 0, where no token is drawn")
 
 
 class SpikesWritten(NamedTuple):
@@ -105,7 +108,7 @@ def generate(
     ids = torch.tensor([tokenizer.encode(settings.prompt)], dtype=torch.int64, device=where)
     if ids.shape[1] == 0:
         raise InputError("prompt: expected at least one token, got none.")
-    options = {"temperature": settings.temperature, "seed": settings.seed}
+    options = {"temperature": settings.temperature, "seed": usual(settings.seed, 0)}
     if where == "cuda":
         # The first call of a shape compiles kernels and times their launch settings, which is not the model's speed.
         progress.say("Preparing kernels for this GPU, which takes up to minutes the first time")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import pydoc_data.topics
 import tempfile
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -14,11 +15,14 @@ from transformers import PreTrainedModel
 
 from ..backends import Backend, device_of
 from ..errors import InputError
-from ..models import Loaded, SpikeSettings, spiking_layers, to_spiking
-from ..models.io import load
+from ..models import Loaded, choose_layers, spiking_layers, to_spiking
+from ..models.io import Preview, load, preview
 from ..models.spikingbrain import SpikingBrainForCausalLM
+from .given import refuse_spikes
 from .progress import SILENT, Progress
 
+# A text of so many characters a token of a window is not read by the tokenizer twice.
+_LONG = 32
 DEFAULT_TEXT = "pydoc_data.topics"
 
 
@@ -46,8 +50,34 @@ def read_text(path: Path | None, name: str = "text") -> tuple[str, str]:
         ) from error
 
 
+def require_new(out: Path, *, sources: Iterable[str | Path] = (), known: Collection[str] = (), force: bool) -> None:
+    """Make a folder for a model; raise an InputError if nothing can be written there, or something would be lost.
+
+    Args:
+        out: the folder, or a .safetensors file.
+        sources: models that are read, none of which may be written over.
+        known: files in the folder that the job goes on from, or writes again.
+        force: write over anything but the sources.
+    """
+    require_writable(out.parent if out.suffix == ".safetensors" else out)
+    try:
+        if out.exists() and any(Path(source).exists() and out.samefile(source) for source in sources):
+            raise InputError(f"out {out}: is a model that is read, which would be lost. Name another folder.")
+        found = sorted(path.name for path in out.iterdir()) if out.is_dir() else [out.name] if out.exists() else []
+        lost = [name for name in found if name not in known and not name.endswith(".partial")]
+        if lost and not force:
+            listed = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
+            raise InputError(
+                f"out {out}: holds {listed} already. Name a new folder, or pass force=True to write over what it holds."
+            )
+    except OSError as error:
+        raise cannot_write(out, error) from error
+
+
 def require_writable(out: Path) -> None:
     """Make a folder to write to; raise an InputError if nothing can be written there."""
+    if out.exists() and not out.is_dir():
+        raise InputError(f"out {out}: expected a folder, got a file. Name another.")
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=out):
@@ -74,7 +104,71 @@ def token_ids(text: str, tokenizer: Any, source: str) -> Tensor:
     return torch.tensor(ids, dtype=torch.int64)
 
 
-def first_tokens(loaded: Loaded, text: str, num_tokens: int, context: int, progress: Progress = SILENT) -> Tensor:
+def check_length(text: str, num_tokens: int, context: int, size: str) -> None:
+    """Raise an InputError unless a text fills a window.
+
+    Args:
+        text: where the text is from.
+        num_tokens: its length.
+        context: tokens of a window.
+        size: the argument that sets the window's size.
+    """
+    if num_tokens < context:
+        remedy = f", or at most `{size}` {num_tokens}" if num_tokens > 1 else ""
+        raise InputError(
+            f"text: expected at least {context:,} tokens for one window, got {num_tokens:,} ({text}). Give a longer "
+            f"text{remedy}."
+        )
+
+
+def look_ahead(
+    model: str | Path, texts: Sequence[str], text_source: str, context: int, size: str = "context"
+) -> Preview | None:
+    """Check texts against a model's tokenizer before the model is loaded, where it is a folder.
+
+    Args:
+        model: anything that `load` takes.
+        texts: which are long enough together.
+        text_source: where they are from.
+        context: as for `check_length`.
+        size: as for `check_length`.
+    Returns:
+        The model without weights; None if it is no folder.
+    Raises:
+        InputError: the texts are shorter than a window.
+    """
+    found = preview(model)
+    if found is not None and found.tokenizer is not None and sum(map(len, texts)) < _LONG * context:
+        num_tokens = sum(len(token_ids(text, found.tokenizer, str(model))) for text in texts)
+        check_length(text_source, num_tokens, context, size)
+    return found
+
+
+def look_at_layers(found: Preview | None, settings: Any) -> dict[str, tuple[int, int]]:
+    """Check which layers of a model that is not loaded yet will spike.
+
+    Args:
+        found: what `look_ahead` returned.
+        settings: of a job, as for `load_spiking`.
+    Returns:
+        (in_features, out_features) of each, by name; empty where that is not known yet.
+    Raises:
+        InputError: no layer matches, or the model spikes already and it was said how it shall.
+    """
+    if found is None:
+        return {}
+    if found.spikes:
+        refuse_spikes(settings, "this model")
+        return {}
+    linears, _ = choose_layers(found.model, settings.spike_settings(), without_weights=True)
+    is_linear = {name: isinstance(layer, nn.Linear) for name, layer in linears.items()}
+    shapes = {name: tuple(layer.weight.shape) for name, layer in linears.items()}
+    return {name: (b, a) if is_linear[name] else (a, b) for name, (a, b) in shapes.items()}
+
+
+def first_tokens(
+    loaded: Loaded, text: str, num_tokens: int, context: int, progress: Progress = SILENT, *, size: str = "context"
+) -> Tensor:
     """Return the ids of the first tokens of a text, checked against the model.
 
     Args:
@@ -83,10 +177,13 @@ def first_tokens(loaded: Loaded, text: str, num_tokens: int, context: int, progr
         num_tokens: tokens to return; a shorter text gives all it has.
         context: tokens of one window, at most as many as the model has positions.
         progress: told if the text is shorter.
+        size: the argument that sets the window's size.
     Raises:
-        InputError: the model has no tokenizer or another model's, or fewer positions than context.
+        InputError: the model has no tokenizer or another model's, or fewer positions than context, or the text is
+            shorter than a window.
     """
     ids = token_ids(text, loaded.tokenizer, loaded.source)
+    check_length("all of it", len(ids), context, size)
     config: Any = loaded.model.config
     config = config.get_text_config()
     names = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length")
@@ -102,7 +199,7 @@ def first_tokens(loaded: Loaded, text: str, num_tokens: int, context: int, progr
             f"{loaded.source}: expected token ids below {vocabulary.num_embeddings}, got {int(ids.max())}: the "
             "tokenizer is not this model's. Use the files that belong together."
         )
-    if context <= len(ids) < num_tokens:
+    if len(ids) < num_tokens:
         progress.say(f"The text has only {len(ids):,} tokens, fewer than {num_tokens:,}: all are used.")
     return ids[:num_tokens]
 
@@ -165,11 +262,13 @@ class SpikingText(NamedTuple):
 def load_spiking(
     model: str,
     text: Path | None,
-    spike_settings: SpikeSettings,
+    settings: Any,
     *,
     num_tokens: int,
     context: int,
     device: str = "auto",
+    size: str = "num_tokens",
+    fits: Callable[[dict[str, tuple[int, int]]], Any] = lambda shapes: None,
     progress: Progress = SILENT,
 ) -> SpikingText:
     """Load a model and a text, and put the model on spikes unless it is already.
@@ -177,21 +276,28 @@ def load_spiking(
     Args:
         model: anything that `load` takes.
         text: as for `read_text`.
-        spike_settings: which layers spike, and how; a model that spikes already keeps its own.
+        settings: of a job, with `spike_settings()`; must not say how a model spikes that spikes already.
         num_tokens: as for `first_tokens`.
         context: as for `first_tokens`.
         device: "cpu", "cuda" or "auto".
+        size: the argument that sets the window's size.
+        fits: called with the shapes of the layers that will spike, if they are known before the model is loaded.
         progress: told what happens.
     Raises:
         SpikebrainError: bad input; the message says which and what to do.
     """
     device_of(device)
     check_windows(num_tokens, context)
+    chosen = settings.spike_settings()
     content, text_source = read_text(text)
+    if shapes := look_at_layers(look_ahead(model, [content], text_source, context, size), settings):
+        fits(shapes)
     loaded = load(model, say=progress.say, bar=progress.bar)
-    move(loaded.model, device, spike_settings.backend, progress)
-    ids = first_tokens(loaded, content, num_tokens, context, progress)
-    spiking = loaded.model if is_spiking(loaded.model) else to_spiking(loaded.model, spike_settings, inplace=True)
+    if is_spiking(loaded.model):
+        refuse_spikes(settings, loaded.source)
+    move(loaded.model, device, chosen.backend, progress)
+    ids = first_tokens(loaded, content, num_tokens, context, progress, size=size)
+    spiking = loaded.model if is_spiking(loaded.model) else to_spiking(loaded.model, chosen, inplace=True)
     return SpikingText(spiking, ids, loaded.source, text_source)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -16,12 +16,22 @@ from ..analysis.energy import describe_energy
 from ..analysis.perplexity import split_windows
 from ..analysis.stats import code_statistics, spike_statistics
 from ..backends import BACKENDS, Backend, device_of
-from ..coding import ENCODERS, BidirectionalBitwise, Encoder
+from ..coding import ENCODERS, Encoder
 from ..energy import DigitalEnergy, ModelCounts, count_operations
 from ..models import LayerRecord, Loaded, SpikeSettings, choose_layers, spiking_layers
 from ..models.io import load
-from ..neuro import AdaptiveThreshold
-from .inputs import check_seed, check_windows, first_tokens, is_spiking, move, read_text, require_writable
+from .given import refuse_spikes, spike_settings, usual
+from .inputs import (
+    check_seed,
+    check_windows,
+    first_tokens,
+    is_spiking,
+    look_ahead,
+    look_at_layers,
+    move,
+    read_text,
+    require_writable,
+)
 from .measure import Measured, measure
 from .progress import SILENT, Progress
 from .report_files import WRITTEN, describe_environment, write_files
@@ -35,16 +45,18 @@ _FORMAT = 2
 class ReportSettings:
     """What to run.
 
+    A model that spikes already keeps its own settings: how it is to spike must then not be given.
+
     Attributes:
         model: anything that `load` takes.
         text: a UTF-8 file, or None for the text of the standard library's pydoc_data.topics.
         num_tokens: tokens from the start of the text; a shorter text is used whole.
         context: tokens per window.
-        k: of `AdaptiveThreshold`: mean |x| of a token divided by its threshold.
-        encoder: turns counts into spikes.
-        backend: computes the integer sums; "auto" picks the fastest.
-        layers: pattern of the names of layers that spike.
-        skip: patterns of the names of layers that stay dense.
+        k: of `AdaptiveThreshold`: mean |x| of a token divided by its threshold; None for 3.
+        encoder: turns counts into spikes; None for `BidirectionalBitwise`.
+        backend: computes the integer sums; "auto" or None picks the fastest.
+        layers: pattern of the names of layers that spike; None for all.
+        skip: patterns of the names of layers that stay dense; None for none.
         group_size: input channels that share a weight scale; None for all.
         seed: random seed for the sample of outputs that is checked.
         device: "cpu"; "cuda"; or "auto" for a GPU if there is one and the backend can run on it.
@@ -54,25 +66,18 @@ class ReportSettings:
     text: Path | None = None
     num_tokens: int = 2048
     context: int = 512
-    k: float = 3.0
-    encoder: Encoder = field(default_factory=BidirectionalBitwise)
-    backend: Backend | Literal["auto"] = "auto"
-    layers: str = "*"
-    skip: tuple[str, ...] = ()
+    k: float | None = None
+    encoder: Encoder | None = None
+    backend: Backend | Literal["auto"] | None = None
+    layers: str | None = None
+    skip: tuple[str, ...] | None = None
     group_size: int | None = None
     seed: int = 0
     device: str = "auto"
 
     def spike_settings(self) -> SpikeSettings:
         """Return which layers spike, and how."""
-        return SpikeSettings(
-            layers=(self.layers,),
-            skip=self.skip,
-            neuron=AdaptiveThreshold(self.k),
-            encoder=self.encoder,
-            group_size=self.group_size,
-            backend=self.backend,
-        )
+        return spike_settings(self)
 
 
 def report(settings: ReportSettings, out: Path, progress: Progress = SILENT) -> dict[str, Any]:
@@ -94,23 +99,26 @@ def report(settings: ReportSettings, out: Path, progress: Progress = SILENT) -> 
     device_of(settings.device)
     check_seed(settings.seed)
     check_windows(settings.num_tokens, settings.context)
-    spike_settings = settings.spike_settings()
+    chosen = settings.spike_settings()
     text, text_source = read_text(settings.text)
     require_writable(out)
+    look_at_layers(look_ahead(settings.model, [text], text_source, settings.context), settings)
     progress.say(f"Loading {settings.model}")
     loaded = load(settings.model, say=progress.say, bar=progress.bar)
-    device = move(loaded.model, settings.device, settings.backend, progress)
+    device = move(loaded.model, settings.device, chosen.backend, progress)
     settings = dataclasses.replace(settings, device=device)
-    if is_spiking(loaded.model):
-        spike_settings = None
+    if spikes_already := is_spiking(loaded.model):
+        refuse_spikes(settings, loaded.source)
     else:
         # A pattern that matches nothing is told now, not after the float model ran.
-        choose_layers(loaded.model, spike_settings)
+        choose_layers(loaded.model, chosen)
     ids = first_tokens(loaded, text, settings.num_tokens, settings.context, progress)
     unfinished = Unfinished.of_job(out, _job(settings, loaded, text))
+    if unfinished.replaces:
+        progress.say(f"{unfinished.path} is of another text, model, version or settings: this report starts anew.")
     windows = split_windows(ids, settings.context)
     loading_s = time.perf_counter() - start
-    run = measure(loaded.model, spike_settings, windows, settings.seed, unfinished, progress)
+    run = measure(loaded.model, None if spikes_already else chosen, windows, settings.seed, unfinished, progress)
 
     records = [layer for layer in run.recording.layers.values() if layer.num_tokens]  # an expert may be silent
     counts = count_operations(run.recording)
@@ -122,7 +130,7 @@ def report(settings: ReportSettings, out: Path, progress: Progress = SILENT) -> 
             "architecture": type(loaded.model).__name__,
             "num_spiking_layers": len(run.recording.layers),
         },
-        "settings": _describe_settings(settings, run.model, spike_settings is None),
+        "settings": _describe_settings(settings, run.model, spikes_already),
         "text": {"source": text_source, "sha256": _sha256(text), "num_tokens": num_tokens},
         **_figures(run, records, counts),
         "environment": describe_environment(device),
@@ -144,8 +152,8 @@ def _describe_settings(settings: ReportSettings, model: nn.Module, converted: bo
         "neuron": repr(layer.neuron),
         "encoder": ENCODERS.name_of(layer.encoder) or repr(layer.encoder),
         "backend": "auto" if layer.backend == "auto" else BACKENDS.name_of(layer.backend) or repr(layer.backend),
-        "layers": "as converted" if converted else settings.layers,
-        "skip": [] if converted else list(settings.skip),
+        "layers": "as converted" if converted else usual(settings.layers, "*"),
+        "skip": [] if converted else list(usual(settings.skip, ())),
         "group_size": layer.group_size,
         "seed": settings.seed,
         "device": settings.device,

@@ -14,10 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..analysis.energy_plots import plot_waterfall
-from ..analysis.histogram import plot_histogram
+from .. import analysis
 from ..analysis.perplexity import one_thread
-from ..analysis.raster import plot_raster
 from ..analysis.stats import merged_histogram
 from ..energy import DigitalEnergy, ModelCounts, waterfall
 from ..errors import InputError
@@ -73,9 +71,9 @@ def write_files(
     whole = [row for row, layer in zip(found["layers"], records, strict=True) if layer.num_tokens == most]
     typical = min(whole, key=lambda row: abs(row["mean_spikes"] - found["spikes"]["mean_spikes"]))["name"]
     try:
-        plot_histogram(merged_histogram(records), out / "histogram.png", title)
+        analysis.plot_histogram(merged_histogram(records), out / "histogram.png", title)
         _draw_raster(model, tokenizer, window[:_RASTER_TOKENS], typical, out / "raster.png")
-        plot_waterfall(waterfall(counts, DigitalEnergy()), out / "waterfall.png", title)
+        analysis.plot_waterfall(waterfall(counts, DigitalEnergy()), out / "waterfall.png", title)
         _write_csv(found["layers"], out / "layers.csv")
         found["seconds"]["total"] = time.perf_counter() - start
         (out / "report.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -92,7 +90,7 @@ def _draw_raster(model: nn.Module, tokenizer: Any, ids: Tensor, name: str, path:
         model(input_ids=ids[None].to(next(model.parameters()).device), use_cache=False)
     tokens = [str(tokenizer.decode([i])) for i in ids.tolist()] if tokenizer else None
     train = recording.trains[name][-1]  # sink tokens, if there are any, run by themselves before
-    plot_raster(train, path, title=f"Spikes into {name}", tokens=tokens)
+    analysis.plot_raster(train, path, title=f"Spikes into {name}", tokens=tokens)
 
 
 def _write_csv(rows: list[dict[str, Any]], path: Path) -> None:

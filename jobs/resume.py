@@ -11,7 +11,7 @@ from typing import Any
 
 from ..analysis.exactness import ExactnessCheck
 from ..errors import InputError
-from ..files import write_whole
+from ..files import remove, write_whole
 from ..models import Recording
 
 FILE_NAME = "unfinished.json"
@@ -23,10 +23,11 @@ class Unfinished:
 
     Attributes:
         path: the file.
-        key: identifies the job; the progress of another job is ignored.
+        key: identifies the job.
         nlls: summed negative log-likelihood of each finished window, by stage.
         recorded: state of the recording after the last finished window.
         checked: state of the exactness check at the same point.
+        replaces: whether the file holds the progress of another job, which will be lost.
     """
 
     path: Path
@@ -34,6 +35,7 @@ class Unfinished:
     nlls: dict[str, list[float]] = field(default_factory=dict)
     recorded: dict[str, Any] = field(default_factory=dict)
     checked: dict[str, Any] = field(default_factory=dict)
+    replaces: bool = False
 
     @classmethod
     def of_job(cls, folder: Path, job: Mapping[str, Any]) -> Unfinished:
@@ -51,7 +53,7 @@ class Unfinished:
                 return cls(path, key, stored["nlls"], stored["recorded"], stored["checked"])
         except (OSError, ValueError, KeyError, TypeError):
             pass  # there is no such file, or a crash cut it short
-        return cls(path, key)
+        return cls(path, key, replaces=path.exists())
 
     @property
     def num_windows(self) -> int:
@@ -79,4 +81,4 @@ class Unfinished:
 
     def remove(self) -> None:
         """Delete the file: the job is done."""
-        self.path.unlink(missing_ok=True)
+        remove(self.path)

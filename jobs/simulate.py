@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..analysis.chip_plots import plot_chip_energy, plot_chip_time, plot_mesh
-from ..chip import ORDERS, ChannelOrder, Description, InOrder, Mapping, load_description
+from .. import analysis
+from ..chip import ORDERS, ChannelOrder, Description, InOrder, Mapping, load_description, plan
 from ..chip.trace import write_timeline
-from ..coding import BidirectionalBitwise, Encoder
+from ..coding import Encoder
 from ..errors import InputError
 from ..models import SpikeSettings, spiking_layers
-from ..neuro import AdaptiveThreshold
+from ..models.layers import patterns_of
 from ..simulation.describe import describe_simulation
 from ..simulation.model import MODES, ModelOnChip, simulate_model
 from ..simulation.orders import learn_orders
+from .given import refuse, spike_settings, usual
 from .inputs import cannot_write, check_seed, load_spiking, require_writable
 from .progress import SILENT, Progress
 
@@ -29,6 +31,8 @@ ORDER_TOKENS = 128
 class SimulateSettings:
     """What runs on which chip.
 
+    A model that spikes already keeps its own settings: how it is to spike must then not be given.
+
     Attributes:
         model: anything that `load` takes.
         chip: a preset by name (ideal-45nm, async-45nm, loihi), the path of a .toml file, or a `Description`.
@@ -38,12 +42,12 @@ class SimulateSettings:
         mapping: cuts layers into cores.
         order: learns from the 128 tokens that follow in which order channels lie in memory; None to leave them.
         stream: weights stream from DRAM, so that the model need not fit.
-        k: of `AdaptiveThreshold`: mean |x| of a token divided by its threshold.
-        encoder: turns counts into spikes.
-        layers: pattern of the names of layers that spike.
-        skip: patterns of the names of layers that stay dense.
+        k: of `AdaptiveThreshold`: mean |x| of a token divided by its threshold; None for 3.
+        encoder: turns counts into spikes; None for `BidirectionalBitwise`.
+        layers: pattern of the names of layers that spike; None for all.
+        skip: patterns of the names of layers that stay dense; None for none.
         jitter: services last up to this share longer, at random; changes times, never sums.
-        seed: random seed for the jitter.
+        seed: random seed for the jitter, which must be above 0; None for 0.
         critical_path: find what holds tokens up, which takes twice as long.
         timeline: name of a layer of which timeline.json is written, for Perfetto.
     """
@@ -56,19 +60,18 @@ class SimulateSettings:
     mapping: Mapping = field(default_factory=InOrder)
     order: ChannelOrder | None = None
     stream: bool = False
-    k: float = 3.0
-    encoder: Encoder = field(default_factory=BidirectionalBitwise)
-    layers: str = "*"
-    skip: tuple[str, ...] = ()
+    k: float | None = None
+    encoder: Encoder | None = None
+    layers: str | None = None
+    skip: tuple[str, ...] | None = None
     jitter: float = 0.0
-    seed: int = 0
+    seed: int | None = None
     critical_path: bool = False
     timeline: str | None = None
 
     def spike_settings(self) -> SpikeSettings:
         """Return which layers spike, and how."""
-        neuron = AdaptiveThreshold(self.k)
-        return SpikeSettings(layers=(self.layers,), skip=self.skip, neuron=neuron, encoder=self.encoder)
+        return spike_settings(self)
 
 
 @dataclass(frozen=True)
@@ -103,17 +106,17 @@ def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT)
         raise InputError(f"num_tokens: expected 1 or more, got {num_tokens}.")
     if settings.mode not in MODES:
         raise InputError(f"mode: expected one of {', '.join(MODES)}; got {settings.mode!r}.")
-    check_seed(settings.seed)
+    check_seed(usual(settings.seed, 0))
+    if settings.jitter == 0:
+        refuse(settings, ("seed",), "without `jitter`, since nothing else is random")
     chip = settings.chip if isinstance(settings.chip, Description) else load_description(settings.chip)
-    spike_settings = settings.spike_settings()
     require_writable(out)
     wanted = num_tokens + (ORDER_TOKENS if order is not None else 0)
     inputs = {"num_tokens": wanted, "context": num_tokens, "device": "cpu", "progress": progress}
-    model, ids, source, text_source = load_spiking(settings.model, settings.text, spike_settings, **inputs)
-    if len(ids) < num_tokens:
-        raise InputError(
-            f"num_tokens: expected at most the {len(ids):,} tokens of the text, got {num_tokens:,}. Give a longer text."
-        )
+    inputs["fits"] = lambda shapes: check_fit(shapes, chip, settings)
+    model, ids, source, text_source = load_spiking(settings.model, settings.text, settings, **inputs)
+    spiking = spiking_layers(model)
+    check_fit({name: (layer.in_features, layer.out_features) for name, layer in spiking.items()}, chip, settings)
     ids, following = ids[:num_tokens], ids[num_tokens:]
     orders = {}
     if order is not None:
@@ -134,10 +137,10 @@ def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT)
         mode=settings.mode,
         orders=orders,
         jitter=settings.jitter,
-        seed=settings.seed,
+        seed=usual(settings.seed, 0),
         trace=settings.critical_path,
         timeline=settings.timeline,
-        progress=progress.bar("simulated", len(spiking_layers(model)), "layers"),
+        progress=progress.bar("simulated", len(spiking), "layers"),
     )
     figures = describe_simulation(found)
     figures["model"] = {"name": settings.model, "source": Path(source).name}
@@ -153,10 +156,33 @@ def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT)
     return Simulated(figures, title, files)
 
 
+def check_fit(shapes: dict[str, tuple[int, int]], chip: Description, settings: SimulateSettings) -> None:
+    """Raise an InputError unless layers fit a chip; the message says which do.
+
+    Args:
+        shapes: (in_features, out_features) of each layer, by name.
+        chip: the chip.
+        settings: of the simulation.
+    """
+
+    def fault(names: list[str]) -> str | None:
+        try:
+            plan({name: shapes[name] for name in names}, chip, settings.mapping, stream=settings.stream)
+        except InputError as error:
+            return str(error)
+        return None
+
+    said = fault(list(shapes))
+    if said is not None:
+        some = {pattern: fnmatch.filter(shapes, pattern) for pattern in patterns_of(shapes)}
+        fitting = max((p for p in some if fault(some[p]) is None), key=lambda p: len(some[p]), default=None)
+        raise InputError(said + (f" `layers` {fitting!r} fits." if fitting is not None else ""))
+
+
 def _write(found: ModelOnChip, figures: dict[str, Any], title: str, timeline: str | None, out: Path) -> tuple[str, ...]:
-    plot_chip_energy(found, out / "energy.png", title)
-    plot_chip_time(found, out / "time.png", title)
-    plot_mesh(found, out / "mesh.png", title)
+    analysis.plot_chip_energy(found, out / "energy.png", title)
+    analysis.plot_chip_time(found, out / "time.png", title)
+    analysis.plot_mesh(found, out / "mesh.png", title)
     files = ("simulation.json", "energy.png", "time.png", "mesh.png")
     if found.timeline is not None and timeline is not None:
         figures["num_timeline_events"] = write_timeline(found.timeline, out / "timeline.json", timeline)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -93,3 +94,26 @@ def model_folder(tmp_path: Path, tiny_llama: LlamaForCausalLM, tokenizer: PreTra
     tiny_llama.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def run(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that runs a command, and returns its exit code and what it wrote, as one line each."""
+
+    from spikebrain.cli.app import main  # noqa: PLC0415 - not before the hook above
+
+    def run(*arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["spikebrain", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        found = capsys.readouterr()
+        return end.value.code, found.out, " ".join(found.err.split())
+
+    return run
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text("A neuron fires when its potential passes the threshold, and rests. " * 12)
+    return path

@@ -9,7 +9,7 @@ import typer
 
 from ...jobs import DistillRun
 from ...jobs import distill as run_training
-from ..options import Device, folder_for, seed_for, spiking_or_none
+from ..options import Device, Force, folder_for, seed_for, spiking_or_none
 from ..progress import on_screen
 
 
@@ -19,12 +19,18 @@ def distill(
     out: Annotated[Path, folder_for("the trained model and the state of the training")],
     text: Annotated[list[Path] | None, typer.Option(help="UTF-8 text to train on; may be given again.")] = None,
     sample: Annotated[int | None, typer.Option(help="Train on this many tokens that the teacher writes.")] = None,
-    minutes: Annotated[float, typer.Option(help="Train for about this many minutes.")] = 10.0,
+    minutes: Annotated[
+        float | None, typer.Option(help="Choose the steps to train for about this many minutes.", show_default="10")
+    ] = None,
     context: Annotated[int | None, typer.Option(help="Tokens of a text.", show_default="256; cuda: 512")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Texts of a batch.", show_default="4; cuda: 32")] = None,
     accumulation: Annotated[int, typer.Option(help="Batches whose gradients make a step.")] = 1,
-    attention_steps: Annotated[int | None, typer.Option(help="Steps that match attention outputs; 0: none.")] = None,
-    logits_steps: Annotated[int | None, typer.Option(help="Steps that match logits; 0: none.")] = None,
+    attention_steps: Annotated[
+        int | None, typer.Option(help="Steps that match attention outputs; 0: none.", show_default="by the minutes")
+    ] = None,
+    logits_steps: Annotated[
+        int | None, typer.Option(help="Steps that match logits; 0: none.", show_default="by the minutes")
+    ] = None,
     learning_rate: Annotated[
         float | None, typer.Option(help="Learning rate for attention outputs.", show_default="1e-3; cuda: 2e-3")
     ] = None,
@@ -43,8 +49,12 @@ def distill(
     ] = False,
     device: Device = "auto",
     seed: Annotated[int, seed_for("the order of texts, and for the tokens that the teacher writes")] = 0,
+    force: Force = False,
 ) -> None:
-    """Train a converted model lightly, so that it recovers what it lost. Interrupted, the same command goes on."""
+    """Train a converted model lightly, so that it recovers what it lost. Interrupted, the same command goes on.
+
+    There are two stages: attention outputs, then logits. --minutes sets the steps of those whose steps are not given.
+    """
     run = DistillRun(
         teacher=teacher,
         student=student,
@@ -65,15 +75,16 @@ def distill(
         seed=seed,
     )
     with on_screen() as progress:
-        found = run_training(run, out, progress)
+        found = run_training(run, out, progress, force=force)
     result = found.result
     losses = ", ".join(
-        f"{stage.objective} {_mean(of_stage[:10]):.4g} -> {_mean(of_stage[-10:]):.4g}"
+        f"{stage.objective} {_ends([point.loss for point in result.losses if point.stage == i])}"
         for i, stage in enumerate(found.settings.stages)
-        if (of_stage := [point.loss for point in result.losses if point.stage == i])
     )
     print(f"Written to {out}: {result.num_tokens:,} tokens, loss {losses}; {result.seconds / 60:.1f} minutes.")
 
 
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
+def _ends(losses: list[float]) -> str:
+    """Return the loss at the start and at the end: means over a tenth of the steps, of ten steps at most."""
+    n = min(max(len(losses) // 10, 1), 10)
+    return f"{sum(losses[:n]) / n:.4g} -> {sum(losses[-n:]) / n:.4g}"

@@ -42,7 +42,9 @@ def _print(found: dict[str, Any]) -> None:
             table.add_row(name, device, f"{tokens} token(s)" if tokens else "", f"no: {reason}" if reason else "yes")
     console.print(table, "")
 
-    console.print(f"Default model: {'in the cache' if cache['present'] else 'not fetched yet'} ({cache['path']})")
+    console.print(
+        f"Default model: {'in the cache' if cache['present'] else 'not fetched yet'} ({cache['path'] or 'no folder'})"
+    )
     for extra, packages in found["extras"].items():
         missing = ", ".join(name for name, version in packages.items() if version is None)
         remedy = f"{missing} missing; pip install 'spikebrain[{extra}]'" if missing else "installed"

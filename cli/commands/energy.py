@@ -12,7 +12,7 @@ from ...coding import ENCODERS
 from ...energy import EnergyReport, ModelCounts, load_table
 from ...jobs import EnergySettings, energy_model
 from ...jobs import energy as run_estimate
-from ..options import CODE, MODEL, Device, EncoderName, K, NumTokens, TextFile, folder_for, named, table_of
+from ..options import MODEL, EncoderName, K, TextFile, folder_for, named, table_of
 from ..progress import on_screen
 
 _SYSTEMS = ("spiking", "int8", "fp16")
@@ -23,31 +23,52 @@ def energy(
         str, typer.Argument(help=f"A report.json or its folder, which is read; or a model, which is run: {MODEL}")
     ] = "smollm2",
     table: Annotated[str, typer.Option(help="Energy table: a name, or the path of a .toml file.")] = "horowitz_45nm",
-    reads_per: Annotated[str, typer.Option(help="Weights are read per spike, channel or block.")] = "channel",
-    shifts_per: Annotated[str, typer.Option(help="Digits are shifted per timestep or spike.")] = "timestep",
-    sums_in: Annotated[str, typer.Option(help="Sums are kept in register or sram.")] = "register",
-    sram_bytes: Annotated[int, typer.Option(help="Size of an SRAM bank.")] = 32768,
+    reads_per: Annotated[
+        str | None, typer.Option(help="Weights are read per spike, channel or block.", show_default="channel")
+    ] = None,
+    shifts_per: Annotated[
+        str | None, typer.Option(help="Digits are shifted per timestep or spike.", show_default="timestep")
+    ] = None,
+    sums_in: Annotated[
+        str | None, typer.Option(help="Sums are kept in register or sram.", show_default="register")
+    ] = None,
+    sram_bytes: Annotated[int | None, typer.Option(help="Size of an SRAM bank.", show_default="32768")] = None,
     on_chip_bytes: Annotated[
         int | None, typer.Option(help="A model with more weights reads them from DRAM.", show_default="all on chip")
     ] = None,
-    leakage_w: Annotated[float, typer.Option(help="Power of the idle chip, in watts.")] = 0.0,
-    token_s: Annotated[float, typer.Option(help="Time of a token, in seconds, in which the chip leaks.")] = 0.0,
-    block_bytes: Annotated[int, typer.Option(help="Size of a memory block; for a model only.")] = 64,
-    shared_tokens: Annotated[int, typer.Option(help="Tokens that share a read of weights; for a model only.")] = 1,
-    k: K = 3.0,
-    encoder: EncoderName = CODE,
+    leakage_w: Annotated[
+        float | None, typer.Option(help="Power of the idle chip, in watts; with --token-s.", show_default="0")
+    ] = None,
+    token_s: Annotated[
+        float | None, typer.Option(help="Time of a token, in seconds, in which the chip leaks.", show_default="0")
+    ] = None,
+    block_bytes: Annotated[
+        int | None, typer.Option(help="Size of a memory block, with --reads-per block.", show_default="64")
+    ] = None,
+    shared_tokens: Annotated[
+        int | None, typer.Option(help="Tokens that share a read of weights.", show_default="1")
+    ] = None,
+    k: K = None,
+    encoder: EncoderName = None,
     text: TextFile = None,
-    num_tokens: NumTokens = 512,
-    device: Device = "auto",
+    num_tokens: Annotated[
+        int | None, typer.Option(help="Tokens from the start of the text.", show_default="512")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.", show_default="auto")
+    ] = None,
     out: Annotated[Path | None, folder_for("energy.json and the plots")] = None,
     assumptions: Annotated[bool, typer.Option("--assumptions", help="List every assumption of the estimate.")] = False,
 ) -> None:
     """Say what a run on spikes costs beside dense INT8 and FP16: modelled, with every cost that is counted.
 
-    A report has been run already: --k, --encoder, --text, --num-tokens and --device are for a model only.
+    A report has been run already: --block-bytes, --shared-tokens, --k, --encoder, --text, --num-tokens and --device are
+    for a model. The table of a chip has whole energies, so the options from --reads-per to --shared-tokens are for
+    other tables.
     """
     options: dict[str, Any] = {"reads_per": reads_per, "shifts_per": shifts_per, "sums_in": sums_in}
     options |= {"sram_bytes": sram_bytes, "on_chip_bytes": on_chip_bytes, "leakage_w": leakage_w, "token_s": token_s}
+    options = {name: value for name, value in options.items() if value is not None}
     settings = EnergySettings(
         source=source,
         energy=energy_model(load_table(table), **options),
@@ -63,16 +84,18 @@ def energy(
         found = run_estimate(settings, out, progress)
     console = Console(highlight=False, markup=False)
     if found.by_synops is not None:
-        _print_synops(console, found.by_synops)
+        _print_synops(console, found.by_synops, assumptions)
     elif found.figures is not None:
         _print(console, found.figures, found.counts, assumptions)
     if found.files:
         console.print(f"Written to {out}: {', '.join(found.files)}")
 
 
-def _print_synops(console: Console, report: EnergyReport) -> None:
+def _print_synops(console: Console, report: EnergyReport, assumptions: bool) -> None:
     per_token = report.total_pj / max(report.num_tokens, 1)
     console.print(f"{report.model}, {report.process}: {per_token:,.0f} pJ a token")
+    if assumptions:
+        console.print("Assumptions:\n" + "\n".join(f"- {sentence}" for sentence in report.assumptions))
     console.print("Left out: " + "; ".join(report.left_out) + f".\nSource: {report.source}.")
 
 

@@ -19,7 +19,7 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to write.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
     device: Device = "auto",
-    seed: Annotated[int, seed_for("the tokens that are drawn")] = 0,
+    seed: Annotated[int | None, seed_for("the tokens that are drawn, at a temperature above 0")] = None,
 ) -> None:
     """Write text as it comes, and say how fast, with how much state and how many spikes."""
     settings = GenerateSettings(model, prompt, max_new_tokens, temperature, device, seed)

@@ -13,7 +13,6 @@ from ...coding import ENCODERS
 from ...jobs import ReportSettings
 from ...jobs import report as run_report
 from ..options import (
-    CODE,
     BackendName,
     Device,
     EncoderName,
@@ -51,10 +50,10 @@ def report(
     text: TextFile = None,
     num_tokens: NumTokens = 2048,
     context: Annotated[int, typer.Option(help="Tokens per window; windows do not overlap.")] = 512,
-    k: K = 3.0,
-    encoder: EncoderName = CODE,
-    backend: BackendName = "auto",
-    layers: Layers = "*",
+    k: K = None,
+    encoder: EncoderName = None,
+    backend: BackendName = None,
+    layers: Layers = None,
     skip: Skip = None,
     group_size: Annotated[
         int | None, typer.Option(help="Input channels that share a weight scale.", show_default="all")
@@ -63,7 +62,10 @@ def report(
     seed: Annotated[int, seed_for("the sample of outputs that is checked")] = 0,
     device: Device = "auto",
 ) -> None:
-    """Run a model in float, with INT8 weights, and on spikes; report accuracy, spikes, energy and exactness."""
+    """Run a model in float, with INT8 weights, and on spikes; report accuracy, spikes, energy and exactness.
+
+    A model that spikes already runs as it is: --k, --encoder, --backend, --layers and --group-size are for others.
+    """
     settings = ReportSettings(
         model=model,
         text=text,
@@ -73,7 +75,7 @@ def report(
         encoder=named(ENCODERS, "encoder", encoder),
         backend=backend_named(backend),
         layers=layers,
-        skip=tuple(skip or ()),
+        skip=tuple(skip) if skip else None,
         group_size=group_size,
         seed=seed,
         device=device,

@@ -13,7 +13,6 @@ from ...coding import ENCODERS
 from ...jobs import Simulated, SimulateSettings
 from ...jobs import simulate as run_simulation
 from ..options import (
-    CODE,
     EncoderName,
     K,
     Layers,
@@ -44,19 +43,20 @@ def simulate(
         str, typer.Option(help="Order of the channels in memory: as-given, by-rate or together; see above.")
     ] = "as-given",
     stream: Annotated[bool, typer.Option("--stream", help="Weights stream from DRAM: the model need not fit.")] = False,
-    k: K = 3.0,
-    encoder: EncoderName = CODE,
-    layers: Layers = "*",
+    k: K = None,
+    encoder: EncoderName = None,
+    layers: Layers = None,
     skip: Skip = None,
     jitter: Annotated[float, typer.Option(help="Services last up to this share longer, at random.")] = 0.0,
-    seed: Annotated[int, seed_for("the jitter")] = 0,
+    seed: Annotated[int | None, seed_for("the jitter")] = None,
     critical_path: Annotated[bool, typer.Option("--critical-path", help="Find what holds tokens up; slower.")] = False,
     timeline: Annotated[str | None, typer.Option(help="Layer of which to write timeline.json for Perfetto.")] = None,
     out: Annotated[Path, folder_for("simulation.json and the plots")] = Path("spikebrain-chip"),
 ) -> None:
     """Run a model on a simulated asynchronous chip, event by event: exact sums, time, energy and bottlenecks.
 
-    The order of channels (--order) is learned from the 128 tokens of the text that follow those simulated.
+    The order of channels (--order) is learned from the 128 tokens of the text that follow those simulated. A model that
+    spikes already runs as it is: --k, --encoder and --layers are for others.
     """
     settings = SimulateSettings(
         model=model,
@@ -70,7 +70,7 @@ def simulate(
         k=k,
         encoder=named(ENCODERS, "encoder", encoder),
         layers=layers,
-        skip=tuple(skip or ()),
+        skip=tuple(skip) if skip else None,
         jitter=jitter,
         seed=seed,
         critical_path=critical_path,

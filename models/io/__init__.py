@@ -2,7 +2,8 @@
 
 from .folders import read_folder
 from .load import Loaded, load
+from .preview import Preview, preview
 from .released import from_released, to_released
 from .save import save
 
-__all__ = ["Loaded", "from_released", "load", "read_folder", "save", "to_released"]
+__all__ = ["Loaded", "Preview", "from_released", "load", "preview", "read_folder", "save", "to_released"]

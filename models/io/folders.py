@@ -110,6 +110,21 @@ def _prepare(
     return config, generation, _Reader(model, settings, shards, device, dtype, table, is_tied=is_tied)
 
 
+def without_weights(path: Path) -> tuple[SpikingBrainForCausalLM, bool]:
+    """Return the float model that a folder describes, on the meta device, and whether the folder's model spikes.
+
+    Raises:
+        CheckpointError: as for `read_folder`, as far as config.json and the names of the tensors go.
+        InputError: config.json does not describe a valid model.
+    """
+    fields = _config_json(path)
+    table = _table_of(fields)
+    settings = _read_config(fields, Shards(path), None).settings
+    with torch.device("meta"):
+        model = SpikingBrainForCausalLM(SpikingBrainPretrainedConfig(settings.replace(spiking=None)))
+    return model, table is not None or settings.spiking is not None
+
+
 def write_folder(
     model: SpikingBrainForCausalLM,
     path: str | os.PathLike,

@@ -1,6 +1,6 @@
 """Spiking layers, the settings that say which layers spike and how, and the swap of linear layers."""
 
-from .choose import choose_layers
+from .choose import choose_layers, patterns_of
 from .guards import guard
 from .settings import SETTINGS, SpikeSettings, neuron_with_k
 from .spike_aware import SpikeAwareLinear, spike_aware
@@ -16,6 +16,7 @@ __all__ = [
     "choose_layers",
     "guard",
     "neuron_with_k",
+    "patterns_of",
     "spike_aware",
     "spiking_layers",
     "swap_linears",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ _PACKED = (torch.int8, torch.uint8, torch.int16, torch.int32)
 
 
 def choose_layers(
-    model: nn.Module, settings: SpikeSettings, fused: FusedExperts | None = None
+    model: nn.Module, settings: SpikeSettings, fused: FusedExperts | None = None, *, without_weights: bool = False
 ) -> tuple[dict[str, nn.Linear | Conv1D], dict[str, str]]:
     """Return the layers that would spike, by name, and why every other module with weights would not.
 
@@ -32,6 +32,7 @@ def choose_layers(
         model: the model.
         settings: which layers are to spike.
         fused: its fused experts, whose layers are named as `to_spiking` names them; found here if None.
+        without_weights: the model is on the meta device on purpose, and only its layers are asked for.
     Raises:
         InputError: no layer matches, a pattern matches no name, or the weights of a layer that would spike are not in
             memory or not a plain tensor.
@@ -52,7 +53,7 @@ def choose_layers(
             skipped[name] = "output head"
         elif not settings.matches(name):
             skipped[name] = "a pattern of skip matches" if settings.skips(name) else "no pattern matches"
-        elif (reason := _why_not(model, module, name, fused)) is not None:
+        elif (reason := _why_not(model, module, name, fused, check=not without_weights)) is not None:
             skipped[name] = reason
         else:
             assert isinstance(module, nn.Linear | Conv1D)
@@ -79,10 +80,16 @@ def _inside_output_heads(model: nn.Module) -> set[nn.Module]:
     return {part for head in heads if isinstance(head, nn.Module) for part in head.modules()}
 
 
-def _why_not(model: nn.Module, module: nn.Module, name: str, fused: FusedExperts) -> str | None:
-    """Return why a layer that the settings name does not spike, or None; nobody reads the weights of one expert."""
+def _why_not(model: nn.Module, module: nn.Module, name: str, fused: FusedExperts, *, check: bool) -> str | None:
+    """Return why a layer that the settings name does not spike, or None; nobody reads the weights of one expert.
+
+    Raises:
+        InputError: with `check`, its weights cannot be read.
+    """
+    if check:
+        _check_readable(module, name)
     reason = None if module in fused else why_its_weights_are_needed(model, name)
-    return reason or _why_not_plain(module, name)
+    return reason or _why_not_plain(module)
 
 
 def _is_plain(module: nn.Module) -> bool:
@@ -117,9 +124,8 @@ def _holds_weights(module: nn.Module) -> bool:
     return has_widths and not any(isinstance(part, (*_PLAIN, SpikeLinear)) for part in inside)
 
 
-def _why_not_plain(layer: nn.Module, name: str) -> str | None:
-    """Return what a swap would lose or get wrong, or None; raise an InputError for weights that cannot be read."""
-    _check_readable(layer, name)
+def _why_not_plain(layer: nn.Module) -> str | None:
+    """Return what a swap would lose or get wrong, or None."""
     own = vars(layer)
     if any(value for key, value in own.items() if key.endswith("_hooks")):
         return "has hooks, which a swap would lose"
@@ -152,6 +158,17 @@ def _check_readable(layer: nn.Module, name: str) -> None:
                 f"{where}: expected numbers in memory, got a tensor on the meta device: it is offloaded or was never "
                 "loaded. Load the whole model into memory, or leave the layer out with `skip`."
             )
+
+
+def patterns_of(names: Iterable[str]) -> list[str]:
+    """Return patterns for kinds of layers, those of whole parts of a layer first.
+
+    >>> patterns_of(["layers.0.self_attn.q_proj", "layers.0.mlp.up_proj"])
+    ['*self_attn*', '*mlp*', '*q_proj', '*up_proj']
+    """
+    parts = [name.split(".") for name in names]
+    owners = [f"*{part[-2]}*" for part in parts if len(part) > 1 and not part[-2].isdigit()]
+    return list(dict.fromkeys([*owners, *(f"*{part[-1]}" for part in parts)]))
 
 
 def _check_patterns(field: str, patterns: Collection[str], names: Collection[str]) -> None:

@@ -75,13 +75,19 @@ def distill(
     start = time.perf_counter()
     _check(student, teacher, tokens, settings)
     losses: list[LossPoint] = []
-    saved, key = None, _key(student, teacher, tokens, settings, origin)
+    saved, key, before_s = None, "", 0.0
     if out is not None:
         _make(out)
+        key = _key(student, teacher, tokens, settings, origin)
         saved = SavedState(out, key)
         if saved.progress is not None:
             saved.restore_model(student)
             losses = [LossPoint(**point) for point in saved.progress["losses"]]
+            before_s = saved.progress.get("seconds", 0.0)  # which states of older versions do not have
+
+    def progressed() -> dict[str, Any]:
+        return {"losses": [asdict(point) for point in losses], "seconds": before_s + time.perf_counter() - start}
+
     finished = True
     with _prepared(student, teacher, settings):
         for number, stage in enumerate(settings.stages):
@@ -105,16 +111,16 @@ def distill(
                     losses += _read(fresh, stage, number, step + 1)
                     fresh.clear()
                 if out is not None and is_due:
-                    save_state(out, key, student, optimizer, _progress(losses))
+                    save_state(out, key, student, optimizer, progressed())
                     last_save = time.perf_counter()
             losses += _read(fresh, stage, number, sum(point.stage == number for point in losses) + len(fresh))
             if out is not None:
-                save_state(out, key, student, optimizer, _progress(losses))
+                save_state(out, key, student, optimizer, progressed())
             if not finished:
                 break
     sizes = [stage.batch_size * stage.accumulation * stage.context for stage in settings.stages]
     num_tokens = sum(sizes[point.stage] for point in losses)
-    return DistillResult(tuple(losses), finished, time.perf_counter() - start, num_tokens)
+    return DistillResult(tuple(losses), finished, before_s + time.perf_counter() - start, num_tokens)
 
 
 def batch_of(tokens: Tensor, stage: Stage, seed: int, index: int) -> Tensor:
@@ -269,10 +275,6 @@ def _key(
     job |= {"teacher": fingerprint(teacher), "student": origin}
     content = json.dumps(job, sort_keys=True).encode() + tokens.cpu().numpy().tobytes()
     return hashlib.sha256(content).hexdigest()
-
-
-def _progress(losses: list[LossPoint]) -> dict[str, Any]:
-    return {"losses": [asdict(point) for point in losses]}
 
 
 def _make(out: Path) -> None:

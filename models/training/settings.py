@@ -132,7 +132,7 @@ class DistillResult:
     Attributes:
         losses: of every step so far, including those before an interruption.
         finished: False if the time budget ended first.
-        seconds: time of this call.
+        seconds: time of this call, and of those before it that were interrupted.
         num_tokens: tokens that the steps in `losses` trained on.
     """
 

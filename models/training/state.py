@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...errors import CheckpointError, InputError
-from ...files import write_whole
+from ...files import write_tensors, write_whole
 
 FILE_NAME = "training.safetensors"
-_LOSSES = "loss.json"
+LOSSES = "loss.json"
 
 
 def save_state(
@@ -30,6 +29,8 @@ def save_state(
         model: all of its parameters are written, by name.
         optimizer: its state is written; it may hold only some of the parameters.
         progress: JSON values; "losses" are also written to loss.json.
+    Raises:
+        CheckpointError: it cannot be written.
     """
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     tensors = {f"model.{name}": parameter.detach() for parameter, name in names.items()}
@@ -38,12 +39,12 @@ def save_state(
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     partial = folder / f"{FILE_NAME}.{os.getpid()}.partial"
     try:
-        save_file(tensors, partial, metadata={"key": key, "progress": json.dumps(progress)})
+        write_tensors(partial, tensors, {"key": key, "progress": json.dumps(progress)})
         with partial.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, folder / FILE_NAME)
-        write_whole(folder / _LOSSES, json.dumps(progress["losses"], indent=1) + "\n")
-    except OSError as error:
+        write_whole(folder / LOSSES, json.dumps(progress["losses"], indent=1) + "\n")
+    except (OSError, SafetensorError) as error:
         partial.unlink(missing_ok=True)
         raise CheckpointError(f"{folder}: the state cannot be written: {error}. Make room there.") from error
 

@@ -145,6 +145,35 @@ def test_a_temporary_folder_that_others_can_write_is_not_trusted(monkeypatch, tm
     assert list(compiled._parents()) == [tmp_path / "cache" / "numba"]
 
 
+def test_folders_that_may_not_be_looked_into(monkeypatch, tmp_path):
+    """A home of another user, and no folder for temporary files: nothing is cached, and nothing fails."""
+    monkeypatch.setenv("SPIKEBRAIN_CACHE", str(tmp_path / "root"))
+    looked, is_dir = [], Path.is_dir
+
+    def may_not(path):
+        if tmp_path in path.parents:
+            looked.append(path)
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_dir(path)
+
+    def no_folder():
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(Path, "is_dir", may_not)
+    monkeypatch.setattr(tempfile, "gettempdir", no_folder)
+    assert compiled.cache_folder.__wrapped__() is None
+    assert len(looked) == 1
+
+
+@pytest.mark.slow
+def test_importing_leaves_matplotlib_for_the_first_plot():
+    """It makes a folder when it is imported, or fails where it may make none."""
+    script = "import sys, spikebrain, spikebrain.cli; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+    script = "import sys, spikebrain; spikebrain.plot_raster; sys.exit('matplotlib' not in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
 def test_machine_code_unused_for_a_month_goes(tmp_path):
     for name, days in (("old", 31), ("recent", 29)):
         (tmp_path / name).mkdir()

@@ -91,6 +91,21 @@ def test_model_cache(monkeypatch, tmp_path):
     assert "not fetched yet" in screen()
 
 
+def test_no_folder_for_a_cache(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SPIKEBRAIN_CACHE", str(tmp_path / "file" / "below"))
+    assert "below cannot be used: Not a directory. Set SPIKEBRAIN_CACHE" in " ".join(doctor.examine()["advice"])
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("spikebrain.paths.Path.home", no_home)
+    monkeypatch.delenv("SPIKEBRAIN_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    assert "cache folder: expected a home folder, found none." in " ".join(doctor.examine()["advice"])
+    assert "no folder" in screen()
+
+
 @pytest.mark.parametrize("requirements", [None, ["torch>=2", 'nothing-of-this-name>=1; extra == "snn"']])
 def test_extras(monkeypatch, requirements):
     monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: requirements)

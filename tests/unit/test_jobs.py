@@ -34,13 +34,6 @@ class Listener:
         return advance
 
 
-@pytest.fixture
-def text(tmp_path):
-    path = tmp_path / "text.txt"
-    path.write_text("A neuron fires when its potential passes the threshold, and rests. " * 12)
-    return path
-
-
 @pytest.mark.parametrize("file", sorted((ROOT / "jobs").glob("*.py")), ids=lambda file: file.name)
 def test_jobs_know_no_console(file):
     for node in ast.walk(ast.parse(file.read_text())):

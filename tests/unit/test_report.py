@@ -347,7 +347,7 @@ def test_bad_texts(capsys, monkeypatch, model_folder, tmp_path):
     path = tmp_path / "text.txt"
     usual = ["report", model_folder, "--text", path, "--context", "40", "--num-tokens", "80", "--out", tmp_path / "out"]
     path.write_text("short")
-    assert "--text: expected at least one window of 40 tokens, got 5" in fails(capsys, monkeypatch, *usual)
+    assert "--text: expected at least 40 tokens for one window, got 5" in fails(capsys, monkeypatch, *usual)
     path.write_bytes(b"caf\xe9 " * 30)
     assert "expected UTF-8 text, got invalid continuation byte at byte 3" in fails(capsys, monkeypatch, *usual)
     assert "Is a directory" in fails(capsys, monkeypatch, *usual[:3], tmp_path, *usual[4:])
@@ -464,7 +464,7 @@ def test_huge_counts_leave_out_the_rate_codes(run):
 @pytest.mark.slow
 def test_converted_half_precision_model(run, tiny_llama, tokenizer, tmp_path):
     save(to_spiking(tiny_llama.bfloat16()), tmp_path / "half.safetensors", tokenizer)
-    found = run("--layers", "*.q_proj", model=tmp_path / "half.safetensors")
+    found = run(model=tmp_path / "half.safetensors")
     assert found["perplexity"]["int8"] == pytest.approx(found["perplexity"]["spiking"], rel=0.1)
     assert found["settings"]["layers"] == "as converted"
     assert found["exactness"]["fused"]["num_checked"] > 0  # outputs in bfloat16

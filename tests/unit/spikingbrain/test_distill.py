@@ -184,14 +184,26 @@ def test_steps_that_fit_a_time(teacher, tokens, monkeypatch):
     student, ticks = from_transformer(teacher, "7b"), itertools.count()
     clock = SimpleNamespace(perf_counter=lambda: next(ticks) * 0.4)
     monkeypatch.setattr(sys.modules["spikebrain.models.training.distill"], "time", clock)
-    before = [p.detach().clone() for p in student.parameters()]
-    fitted = fit_steps(student, teacher, tokens, SETTINGS, 101.0, (0.25, 0.75))
-    assert [stage.steps for stage in fitted.stages] == [126, 378]  # 25.25 / 0.2 and 75.75 / 0.2
+    # The timing takes 1 s by its own clock, which is part of the time.
+    seconds = itertools.count()
+    planning = SimpleNamespace(perf_counter=lambda: float(next(seconds)))
+    monkeypatch.setattr(sys.modules["spikebrain.models.training.planning"], "time", planning)
+    before, told = [p.detach().clone() for p in student.parameters()], []
+
+    def tell(title, total):
+        told.append((title, total))
+        return told.append
+
+    fitted = fit_steps(student, teacher, tokens, SETTINGS, 1002.0, (0.25, 0.75), tell)
+    assert told == [("timing", 2), 1, 1]
+    assert [stage.steps for stage in fitted.stages] == [1251, 3753]  # 1001 * 0.25 / 0.2 and 1001 * 0.75 / 0.2
     assert [stage.objective for stage in fitted.stages] == ["attention", "logits"]
     assert all(torch.equal(p, q) for p, q in zip(student.parameters(), before, strict=True))
-    # One that goes on by 2 s: 4 s a step, which is long enough to be timed once.
+    # One that goes on by 2 s: 4 s a step, which is long enough to be timed once. A tenth of 801 s is 40 s a stage. Two
+    # steps of 4 texts may take 32 s, so they are timed; two of 8 texts may take 64 s, so those count as 32 s each.
     clock.perf_counter = lambda: next(ticks) * 2.0
-    assert fit_steps(student, teacher, tokens, SETTINGS, 80.0, (0.5, 0.5)).stages[0].steps == 10
+    fitted = fit_steps(student, teacher, tokens, SETTINGS, 801.0, (0.5, 0.5))
+    assert [stage.steps for stage in fitted.stages] == [100, 12]  # 400 / 4 and 400 / 32
     monkeypatch.undo()
     assert [stage.steps for stage in fit_steps(student, teacher, tokens, SETTINGS, 0.0, (0.5, 0.5)).stages] == [1, 1]
     with pytest.raises(InputError, match="2 shares, one per stage"):

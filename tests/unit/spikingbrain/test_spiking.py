@@ -195,9 +195,7 @@ def test_one_file_there_and_back(model, ids, tmp_path):
 def test_report(tmp_path, tokenizer, setting):
     model = SpikingBrainForCausalLM(tiny_76b(vocab_size=258)).eval()
     save(to_spiking(model) if setting else model, tmp_path / "model", tokenizer)
-    found = report(
-        ReportSettings(model=str(tmp_path / "model"), num_tokens=32, context=16, layers="*_proj"), tmp_path / "report"
-    )
+    found = report(ReportSettings(model=str(tmp_path / "model"), num_tokens=32, context=16), tmp_path / "report")
     assert found["model"]["architecture"] == "SpikingBrainForCausalLM"
     # Seven layers with q, k, v, o; five dense feed-forward parts and two of four experts and a shared one.
     assert found["model"]["num_spiking_layers"] == 7 * 4 + 3 * (5 + 2 * 5)

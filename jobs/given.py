@@ -1,0 +1,53 @@
+"""Settings that count only for some inputs. Such a setting is None unless it is given, so that none is lost in silence.
+
+None stands for the usual value. A setting that is given and would have no effect is refused, by whoever knows that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from ..errors import InputError
+from ..models import SpikeSettings
+from ..neuro import AdaptiveThreshold
+
+T = TypeVar("T")
+
+# Settings of a model that is put on spikes. One that spikes already keeps its own.
+SPIKES = ("k", "encoder", "backend", "layers", "skip", "group_size")
+
+
+def usual(value: T | None, default: T) -> T:
+    """Return a setting, or its usual value if it was not given."""
+    return default if value is None else value
+
+
+def refuse(settings: Any, names: Iterable[str], why: str) -> None:
+    """Raise an InputError if settings were given that would have no effect.
+
+    Args:
+        settings: of a job, or a mapping from names to values.
+        names: of those that would have none; settings that this job does not have are passed over.
+        why: goes on from "has no effect".
+    """
+    values = settings if isinstance(settings, Mapping) else vars(settings)
+    given = [name for name in names if values.get(name) is not None and values[name] is not False]
+    if given:
+        listed = " and ".join(f"`{name}`" for name in given)
+        raise InputError(f"{given[0]}: has no effect {why}. Leave out {listed}.")
+
+
+def refuse_spikes(settings: Any, source: str) -> None:
+    """Raise an InputError if it was said how a model is to spike that spikes already."""
+    refuse(settings, SPIKES, f"on {source}, which spikes already and keeps its own settings")
+
+
+def spike_settings(settings: Any) -> SpikeSettings:
+    """Return which layers spike, and how, from the settings of a job; what is not given is as in `SpikeSettings`."""
+    fields = {name: getattr(settings, name, None) for name in ("encoder", "backend", "group_size", "skip")}
+    if settings.k is not None:
+        fields["neuron"] = AdaptiveThreshold(settings.k)
+    if getattr(settings, "layers", None) is not None:
+        fields["layers"] = (settings.layers,)
+    return SpikeSettings(**{name: value for name, value in fields.items() if value is not None})
