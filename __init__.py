@@ -43,7 +43,14 @@ from .models import (
     to_dense,
     to_spiking,
 )
-from .neuro import AdaptiveThreshold, IntegrateAndFire, LeakyIntegrateAndFire, Neuron, SpikeCount
+from .neuro import (
+    AdaptiveThreshold,
+    IntegrateAndFire,
+    LeakyIntegrateAndFire,
+    Neuron,
+    SpikeCount,
+    checking_plugins,
+)
 from .simulation import simulate_model
 from .version import __version__
 
@@ -80,6 +87,7 @@ __all__ = [
     "Triton",
     "TwosComplement",
     "__version__",
+    "checking_plugins",
     "count_operations",
     "decode",
     "distill",

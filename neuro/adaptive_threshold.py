@@ -82,7 +82,7 @@ class AdaptiveThreshold(Neuron[None]):
             raise_if_not_finite(x, "AdaptiveThreshold")
         threshold = (mean / torch.full_like(mean, self.k)).clamp(self.floor, self.ceiling)
         ceiling_binds = bool((mean > self.k * self.ceiling).any())
-        may_overflow = ceiling_binds or self.count_bounds(x.shape[-1]).largest > LARGEST_COUNT
+        may_overflow = ceiling_binds or AdaptiveThreshold.count_bounds(self, x.shape[-1]).largest > LARGEST_COUNT
         remedy = "Lower k, raise the ceiling"
         return count_spikes(wide, threshold, x, may_overflow=may_overflow, neuron=self, remedy=remedy), None
 

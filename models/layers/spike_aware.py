@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ...errors import InputError
 from ...neuro import Neuron
+from ...neuro.checks import spikes_of
 from ...neuro.spike_count import straight_through
 from .quantize import quantize
 from .settings import SpikeSettings
@@ -50,7 +51,7 @@ class SpikeAwareLinear(nn.Linear):
         size = self.group_size or self.in_features
         rounded = integers.float() * scale.repeat_interleave(size, 1)[:, : self.in_features]
         weight = straight_through(self.weight, rounded.to(self.weight.dtype))
-        return F.linear(self.neuron(x).activation().to(x.dtype), weight, self.bias)
+        return F.linear(spikes_of(self.neuron, x).activation().to(x.dtype), weight, self.bias)
 
 
 @contextmanager
