@@ -5,6 +5,11 @@ Activations become spike counts (`neuro`), counts become spike trains (`coding`)
 model on a simulated chip (`chip`), and `jobs` holds what the commands do.
 """
 
+from . import interrupt
+
+if interrupt.is_command():  # before the imports that take seconds
+    interrupt.leave_on_interrupt()
+
 from .analysis import measure_perplexity, plot_raster, spike_statistics
 from .backends import Chip, Cpu, Reference, Triton
 from .coding import (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from ..analysis.losses import plot_losses
 from ..backends import device_of
 from ..errors import InputError
-from ..files import write_whole
+from ..files import make_folder, read_json, write_json
 from ..models.io import load, save
 from ..models.spikingbrain import SpikingBrainForCausalLM
 from ..models.training import (
@@ -193,15 +192,16 @@ def plan(
     path = out / "plan.json"
     if path.exists():
         try:
-            found = {name: int(json.loads(path.read_text())[name]) for name in names}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            kept = read_json(path)
+            found = {name: int(kept[name]) for name in names}
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise InputError(f"{path}: is no plan of these stages: {error}. Delete it to start again.") from error
         progress.say(f"Going on with the steps of {path}: {found}")
     else:
         progress.say("Timing a few steps")
         fitted = fit_steps(student, teacher, tokens, settings, 60 * minutes, shares)
         found = {name: steps[name] or stage.steps for name, stage in zip(names, fitted.stages, strict=True)}
-        _write_text(path, json.dumps(found) + "\n")
+        _write(path, found)
     stages = tuple(replace(stage, steps=found[stage.objective]) for stage in settings.stages)
     return replace(settings, stages=stages)
 
@@ -227,22 +227,19 @@ def samples(teacher: Any, num_tokens: int, context: int, seed: int, out: Path, p
     job = {"num_tokens": num_tokens, "length": context, "seed": seed, "teacher": fingerprint(teacher)}
     if path.exists():
         try:
-            kept = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read: {error}. Delete it to sample again.") from error
-        if kept.get("job") == job:
-            return torch.tensor(kept["tokens"], dtype=torch.int64)
+            kept = read_json(path)
+            if kept["job"] == job:
+                return torch.tensor(kept["tokens"], dtype=torch.int64)
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise InputError(f"{path}: holds no samples: {error} Delete it to sample again.") from error
     progress.say(f"Sampling {num_tokens:,} tokens")
     writer = teacher if teacher.device.type == "cpu" else copy.deepcopy(teacher).bfloat16()
     tokens = sample_from(writer, num_tokens, length=context, batch_size=texts_at_once(writer, context), seed=seed)
-    _write_text(path, json.dumps({"job": job, "tokens": tokens.tolist()}) + "\n")
+    _write(path, {"job": job, "tokens": tokens.tolist()})
     return tokens
 
 
-def _write_text(path: Path, text: str) -> None:
-    """Write a file in one step, and its folder if there is none."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, text)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}. Name another folder.") from error
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file in one step, and its folder if there is none."""
+    make_folder(path.parent)
+    write_json(path, content, indent=None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +11,8 @@ import torch
 from ..analysis.energy import describe_energy
 from ..analysis.energy_plots import plot_break_even, plot_waterfall
 from ..analysis.perplexity import split_windows, window_nlls
-from ..backends import Backend
-from ..coding import BidirectionalBitwise, Encoder
+from ..backends import BACKENDS, Backend
+from ..coding import ENCODERS, BidirectionalBitwise, Encoder
 from ..energy import (
     DigitalEnergy,
     EnergyReport,
@@ -25,10 +24,11 @@ from ..energy import (
     waterfall,
 )
 from ..errors import InputError
+from ..files import read_json, write_json
 from ..models import SpikeSettings
 from ..models.recording import record
 from ..neuro import AdaptiveThreshold
-from .inputs import cannot_write, load_spiking
+from .inputs import load_spiking, require_writable
 from .progress import SILENT, Progress
 
 # Tokens of a window.
@@ -47,8 +47,8 @@ class EnergySettings:
         block_bytes: size of a memory block.
         shared_tokens: consecutive tokens that share a read of weights.
         k: of `AdaptiveThreshold`: mean |x| of a token divided by its threshold.
-        encoder: turns counts into spikes.
-        backend: computes the integer sums; "auto" picks the fastest.
+        encoder: turns counts into spikes; an object or a registered name.
+        backend: computes the integer sums; an object, a registered name, or "auto" for the fastest.
         text: a UTF-8 file, or None for the text of the standard library's pydoc_data.topics.
         num_tokens: tokens from the start of the text.
         device: "cpu"; "cuda"; or "auto" for a GPU if there is one and the backend can run on it.
@@ -59,11 +59,16 @@ class EnergySettings:
     block_bytes: int = 64
     shared_tokens: int = 1
     k: float = 3.0
-    encoder: Encoder = field(default_factory=BidirectionalBitwise)
-    backend: Backend | Literal["auto"] = "auto"
+    encoder: Encoder | str = field(default_factory=BidirectionalBitwise)
+    backend: Backend | Literal["auto"] | str = "auto"
     text: Path | None = None
     num_tokens: int = 512
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Put objects in the place of names; raise an InputError if there is no such name."""
+        object.__setattr__(self, "encoder", ENCODERS.resolve(self.encoder, "encoder"))
+        object.__setattr__(self, "backend", BACKENDS.resolve(self.backend, "backend", "auto"))
 
 
 def energy_model(table: EnergyTable, **options: Any) -> DigitalEnergy | SynopEnergy:
@@ -116,18 +121,18 @@ def read_counts(path: Path) -> ModelCounts:
     """Return the counts that a report.json or energy.json holds.
 
     Raises:
-        InputError: the file is none of this version.
+        InputError: the file is none of this version, or it was changed; the message says where.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return ModelCounts.from_dict(content.get("energy", content)["counts"])
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
+    content = read_json(path)
+    energy = content.get("energy", content) if isinstance(content, dict) else None
+    if not isinstance(energy, dict) or "counts" not in energy:
         raise InputError(
-            f"{path}: expected a report.json of this version, with the counts of its run: {error!r}. Run spikebrain "
-            "report again."
-        ) from error
+            f"{path}: expected a report.json of this version, with the counts of its run. Run spikebrain report again."
+        )
+    try:
+        return ModelCounts.from_dict(energy["counts"])
+    except InputError as error:
+        raise InputError(f"{path}: {error} Run spikebrain report again.") from error
 
 
 def count_run(settings: EnergySettings, progress: Progress = SILENT) -> ModelCounts:
@@ -161,11 +166,8 @@ def _write(figures: dict[str, Any], counts: ModelCounts, model: DigitalEnergy, o
     title = f"{counts.model}, table {model.table.name}, weights read per {model.reads_per}"
     groups = counts.grouped()
     points = [break_even(groups, model, name) for name, layer in groups.layers.items() if layer.spiking.num_spikes]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "energy.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-        plot_waterfall(waterfall(counts, model), out / "waterfall.png", title)
-        plot_break_even(points, out / "break_even.png", title)
-    except OSError as error:
-        raise cannot_write(out, error) from error
+    require_writable(out)
+    write_json(out / "energy.json", figures)
+    plot_waterfall(waterfall(counts, model), out / "waterfall.png", title)
+    plot_break_even(points, out / "break_even.png", title)
     return ("energy.json", "waterfall.png", "break_even.png")

@@ -21,6 +21,7 @@ from ..energy import DigitalEnergy, ModelCounts, count_operations
 from ..models import LayerRecord, Loaded, SpikeSettings, choose_layers, spiking_layers
 from ..models.io import load
 from ..neuro import AdaptiveThreshold
+from ..registry import describe, label
 from .inputs import check_seed, check_windows, first_tokens, is_spiking, move, read_text, require_writable
 from .measure import Measured, measure
 from .progress import SILENT, Progress
@@ -28,7 +29,7 @@ from .report_files import WRITTEN, describe_environment, write_files
 from .resume import FILE_NAME, Unfinished
 
 # Raised when an older unfinished report could not go on.
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ class ReportSettings:
         num_tokens: tokens from the start of the text; a shorter text is used whole.
         context: tokens per window.
         k: of `AdaptiveThreshold`: mean |x| of a token divided by its threshold.
-        encoder: turns counts into spikes.
-        backend: computes the integer sums; "auto" picks the fastest.
+        encoder: turns counts into spikes; an object or a registered name.
+        backend: computes the integer sums; an object, a registered name, or "auto" for the fastest.
         layers: pattern of the names of layers that spike.
         group_size: input channels that share a weight scale; None for all.
         seed: random seed for the sample of outputs that is checked.
@@ -54,12 +55,17 @@ class ReportSettings:
     num_tokens: int = 2048
     context: int = 512
     k: float = 3.0
-    encoder: Encoder = field(default_factory=BidirectionalBitwise)
-    backend: Backend | Literal["auto"] = "auto"
+    encoder: Encoder | str = field(default_factory=BidirectionalBitwise)
+    backend: Backend | Literal["auto"] | str = "auto"
     layers: str = "*"
     group_size: int | None = None
     seed: int = 0
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Put objects in the place of names; raise an InputError if there is no such name."""
+        object.__setattr__(self, "encoder", ENCODERS.resolve(self.encoder, "encoder"))
+        object.__setattr__(self, "backend", BACKENDS.resolve(self.backend, "backend", "auto"))
 
     def spike_settings(self) -> SpikeSettings:
         """Return which layers spike, and how."""
@@ -138,9 +144,9 @@ def _describe_settings(settings: ReportSettings, model: nn.Module, converted: bo
         "num_tokens": settings.num_tokens,
         "context": settings.context,
         "k": getattr(layer.neuron, "k", None),
-        "neuron": repr(layer.neuron),
-        "encoder": ENCODERS.name_of(layer.encoder) or repr(layer.encoder),
-        "backend": "auto" if layer.backend == "auto" else BACKENDS.name_of(layer.backend) or repr(layer.backend),
+        "neuron": label(layer.neuron),
+        "encoder": ENCODERS.name_of(layer.encoder) or label(layer.encoder),
+        "backend": "auto" if layer.backend == "auto" else BACKENDS.name_of(layer.backend) or label(layer.backend),
         "layers": "as converted" if converted else settings.layers,
         "group_size": layer.group_size,
         "seed": settings.seed,
@@ -173,7 +179,7 @@ def _job(settings: ReportSettings, loaded: Loaded, text: str) -> dict[str, Any]:
     versions = [version(package) for package in ("spikebrain", "torch", "transformers", "numba", "numpy")]
     return {
         "format": _FORMAT,
-        "settings": repr(settings),
+        "settings": {f.name: describe(getattr(settings, f.name)) for f in dataclasses.fields(settings)},
         "text": _sha256(text),
         "source": loaded.source,
         "commit": getattr(getattr(loaded.model, "config", None), "_commit_hash", None),

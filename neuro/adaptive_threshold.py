@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +45,9 @@ class AdaptiveThreshold(Neuron[None]):
     ceiling: float = 1e4
 
     def __post_init__(self) -> None:
+        for name, value in (("k", self.k), ("floor", self.floor), ("ceiling", self.ceiling)):
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                raise InputError(f"AdaptiveThreshold.{name}: expected a number, got {value!r}.")
         if not (math.isfinite(self.k) and self.k > 0):
             raise InputError(f"AdaptiveThreshold.k: expected a finite number > 0, got {self.k}. The report uses 3.")
         if not 0 < self.floor <= self.ceiling < math.inf:

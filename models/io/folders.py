@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ...errors import CheckpointError, InputError
+from ...files import cannot_write, make_folder, read_json, whole_file, write_json
 from ..conversion.to_spiking import set_settings, spikingbrain_settings
 from ..layers.quantize import quantize, quantize_with
 from ..layers.settings import SpikeSettings
@@ -124,20 +125,21 @@ def write_folder(
         size += num_bytes
     names = [f"model-{i:05d}-of-{len(shards):05d}.safetensors" for i in range(1, len(shards) + 1)]
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path, CheckpointError)
         (path / INDEX).unlink(missing_ok=True)  # until all shards are there
         for file, shard in zip(names, shards, strict=True):
             tensors = {name: _tensor(module, attribute, model.dtype, name) for name, module, attribute in shard}
-            save_file(tensors, path / file, metadata={"format": "pt"})
+            with whole_file(path / file, CheckpointError) as partial:
+                save_file(tensors, partial, metadata={"format": "pt"})
         weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name, *_ in shard}
-        (path / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+        write_json(path / "config.json", config, error=CheckpointError)
         if model.generation_config is not None:
             model.generation_config.save_pretrained(path)
         if tokenizer is not None:
             tokenizer.save_pretrained(path)
-        (path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}, indent=1), encoding="utf-8")
+        write_json(path / INDEX, {"metadata": {}, "weight_map": weight_map}, error=CheckpointError)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error}") from error
+        raise cannot_write(path, error, CheckpointError) from error
 
 
 def _own_config(model: SpikingBrainForCausalLM) -> dict[str, Any]:
@@ -163,12 +165,9 @@ def _table_of(fields: dict[str, Any]) -> LayerTable | None:
 
 def _config_json(path: Path) -> dict[str, Any]:
     file = path / "config.json"
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: expected a model folder, but it has no config.json.") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read as JSON: {error}. Fetch it again.") from error
+    if not file.exists():
+        raise CheckpointError(f"{path}: expected a model folder, but it has no config.json.")
+    fields = read_json(file, CheckpointError)
     if not isinstance(fields, dict):
         raise CheckpointError(f"{file}: expected a JSON object, got {type(fields).__name__}. Fetch it again.")
     return fields

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ...errors import CheckpointError
+from ...files import read_json
 from .single_file import check_safetensors
 
 INDEX = "model.safetensors.index.json"
@@ -24,10 +24,11 @@ def find_shards(path: Path) -> list[Path]:
     index = path / INDEX
     if not index.is_file():
         return sorted(path.glob("*.safetensors"))
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"{index}: expected JSON with a weight_map ({error}). Fetch it again.") from error
+    content = read_json(index, CheckpointError)
+    weight_map = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise CheckpointError(f"{index}: expected JSON with a weight_map of file names. Fetch it again.")
+    names = set(weight_map.values())
     missing = sorted(name for name in names if not (path / name).is_file())
     if missing:
         raise CheckpointError(f"{path}: {len(missing)} weight files of its index are missing: {', '.join(missing)}.")

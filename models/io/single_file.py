@@ -7,7 +7,6 @@ model, the settings of each spiking layer (`layer_table`), which names share a t
 from __future__ import annotations
 
 import json
-import os
 import struct
 import tempfile
 from pathlib import Path
@@ -29,6 +28,7 @@ from transformers import (
 )
 
 from ...errors import CheckpointError, InputError
+from ...files import parse_json, whole_file
 from ..layers.spike_linear import SpikeLinear, spiking_layers
 from .layer_table import LayerTable, layer_table
 
@@ -66,14 +66,8 @@ def write_file(model: nn.Module, path: Path, tokenizer: PreTrainedTokenizerBase 
         "tokenizer": _tokenizer_files(tokenizer),
     }
     text = json.dumps(header)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
+    with whole_file(path, CheckpointError) as partial:
         save_file(tensors, partial, metadata={FORMAT: text})
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be written: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_file(path: Path, architecture: nn.Module | None = None) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
@@ -97,7 +91,7 @@ def read_file(path: Path, architecture: nn.Module | None = None) -> tuple[nn.Mod
                 raise CheckpointError(
                     f"{path}: expected a file that spikebrain.save wrote. For a Hugging Face model name its folder."
                 )
-            header = json.loads(metadata[FORMAT])
+            header = parse_json(metadata[FORMAT], str(path), CheckpointError)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         if header["version"] != VERSION:
             raise CheckpointError(

@@ -66,6 +66,8 @@ def spike_aware(model: nn.Module, settings: SpikeSettings) -> Iterator[None]:
     Raises:
         InputError: no layer matches, or one is not an `nn.Linear`.
     """
+    if not isinstance(settings, SpikeSettings):
+        raise InputError(f"spike_aware: expected SpikeSettings(...) as settings, got {settings!r}.")
     linears, _ = choose_layers(model, settings)
     for name, linear in linears.items():
         if not isinstance(linear, nn.Linear):

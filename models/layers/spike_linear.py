@@ -23,6 +23,8 @@ from .quantize import check_group_size, copy_bias, input_major, quantize
 
 # Bytes of spikes and sums that a call holds at a time. Tokens are independent, so this does not change the result.
 _PORTION_BYTES = 64 * 2**20
+# The plug-ins of a layer, and the words that may stand in their place.
+_PLUGINS: dict[str, tuple[Any, ...]] = {"neuron": (NEURONS,), "encoder": (ENCODERS,), "backend": (BACKENDS, "auto")}
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,9 @@ class SpikeLinear(nn.Module):
 
     weight: Tensor
     scale: Tensor
+    neuron: Neuron
+    encoder: Encoder
+    backend: Backend | Literal["auto"]
 
     def __init__(
         self,
@@ -107,13 +112,18 @@ class SpikeLinear(nn.Module):
         self.register_buffer("weight", input_major(weight))
         self.register_buffer("scale", scale)
         self.bias = None if bias is None else bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias)
-        self.neuron: Neuron = NEURONS.resolve(neuron or AdaptiveThreshold(), "SpikeLinear.neuron")
-        self.encoder: Encoder = ENCODERS.resolve(encoder or BidirectionalBitwise(), "SpikeLinear.encoder")
-        self.backend: Backend | Literal["auto"] = "auto"
-        if backend != "auto":
-            self.backend = BACKENDS.resolve(backend, "SpikeLinear.backend")
+        self.neuron = AdaptiveThreshold() if neuron is None else neuron  # pyright: ignore[reportAttributeAccessIssue]
+        self.encoder = BidirectionalBitwise() if encoder is None else encoder  # pyright: ignore[reportAttributeAccessIssue]
+        self.backend = backend  # pyright: ignore[reportAttributeAccessIssue]
         self.name = name
         self.observers: list[Observer] = []
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; a registered name of a neuron, an encoder or a backend becomes an object."""
+        if name in _PLUGINS:
+            registry, *words = _PLUGINS[name]
+            value = registry.resolve(value, f"SpikeLinear.{name}", *words)
+        super().__setattr__(name, value)
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, *, group_size: int | None = None, **settings) -> SpikeLinear:

@@ -368,7 +368,7 @@ source = "a"
         ('version = "1"', "version = 1", "version: expected a text, got 1"),
         ('a = "a paper"', 'a = ""', r"sources\.a"),
         ("bits = 8\n", "", r"entries\.int8_add\.bits: expected an integer >= 1, got None"),
-        ("pj = 0.007", "pj = -1", r"entries\.int8_add\.pj: expected a number >= 0 in picojoules, got -1"),
+        ("pj = 0.007", "pj = -1", r"entries\.int8_add\.pj: expected a number from 0 to 1e\+12, in picojoules, got -1"),
         ("pj = 0.007", "pj = nan", r"entries\.int8_add\.pj"),
         ("pj = 0.007", "pj = '1'", r"entries\.int8_add\.pj"),
         ("pj = 0.007", "joule = 1", r"entries\.int8_add\.joule: unknown; expected one of pj, bits"),
