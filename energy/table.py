@@ -171,10 +171,10 @@ def _entry(faults: list[str], where: str, content: Any, sources: Mapping[str, st
     least = 1 if where.startswith("entries.sram") else 0
     for key, fine, expected in (
         ("pj", _is_energy(content.get("pj")), f"a number from 0 to {_MOST_PJ:g}, in picojoules"),
-        ("bits", _is_integer(content.get("bits"), 1), "an integer >= 1 (at most 2^50)"),
+        ("bits", _is_integer(content.get("bits"), 1), "an integer from 1 to 2^50"),
         ("node", _is_text(content.get("node")), "a text such as '45 nm'"),
         ("source", content.get("source") in [*sources], f"one of {', '.join(sources)}, as in [sources]"),
-        ("capacity_bytes", _is_integer(content["capacity_bytes"], least), f"an integer >= {least} (at most 2^50)"),
+        ("capacity_bytes", _is_integer(content["capacity_bytes"], least), f"an integer from {least} to 2^50"),
         ("verified", isinstance(content["verified"], bool), "true or false"),
         ("note", isinstance(content["note"], str), "a text"),
     ):
