@@ -6,6 +6,8 @@ import contextlib
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,12 @@ def is_command() -> bool:
 
 def leave_on_interrupt() -> None:
     """End the process at once when Ctrl-C comes: for the time of imports, in which nothing has been begun."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _leave)
+    _set(_leave, instead_of=(signal.default_int_handler,))
 
 
 def raise_on_interrupt() -> None:
     """Raise KeyboardInterrupt when Ctrl-C comes, so that files are cleaned up; at the second one end at once."""
-    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, _leave):
-        signal.signal(signal.SIGINT, _raise)
+    _set(_raise, instead_of=(signal.default_int_handler, _leave))
 
 
 def end_interrupted() -> None:
@@ -38,6 +38,12 @@ def end_interrupted() -> None:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     _leave()
+
+
+def _set(handler: Callable[..., Any], instead_of: tuple[Any, ...]) -> None:
+    # Only the main thread may; and whoever started the command may ignore the signal, or handle it.
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) in instead_of:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _leave(*arguments: Any) -> None:
