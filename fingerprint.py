@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copyreg
 import hashlib
+import os
 import types
 from collections.abc import Mapping, Set
 from typing import Any
@@ -58,8 +60,10 @@ def _parts(value: Any) -> tuple[str, list[Any]]:  # noqa: PLR0911 - a return for
         case torch.Tensor():
             whole = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
             return f"tensor {value.dtype} {tuple(value.shape)}", [whole.tobytes()]
-        case np.ndarray():
+        case np.ndarray() | np.generic():
             return f"array {value.dtype} {value.shape}", [value.tobytes()]
+        case os.PathLike():  # it keeps more than its name, as others ask for it
+            return type(value).__name__, [os.fspath(value)]
         case types.ModuleType():
             return f"module {value.__name__}", []
         case types.CodeType():
@@ -74,7 +78,16 @@ def _parts(value: Any) -> tuple[str, list[Any]]:  # noqa: PLR0911 - a return for
             return "property", [value.fget]
         case type():
             return f"class {value.__module__}.{value.__qualname__}", _code_of(value)
-    return "object", [type(value), state_of(value)]
+    return "object", [type(value), state_of(value) or _as_pickled(value)]
+
+
+def _as_pickled(value: Any) -> Any:
+    """Return what pickle would write for an object whose content Python cannot list: a range, a dtype, a date."""
+    reduce = copyreg.dispatch_table.get(type(value))
+    try:
+        return reduce(value) if reduce else value.__reduce_ex__(2)
+    except TypeError:
+        return None
 
 
 def _code_of(cls: type) -> list[Any]:

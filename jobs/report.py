@@ -179,7 +179,10 @@ def _job(settings: ReportSettings, loaded: Loaded, text: str) -> dict[str, Any]:
     versions = [version(package) for package in ("spikebrain", "torch", "transformers", "numba", "numpy")]
     return {
         "format": _FORMAT,
-        "settings": {f.name: describe(getattr(settings, f.name)) for f in dataclasses.fields(settings)},
+        "settings": {
+            name: describe(value) if name in ("encoder", "backend") else repr(value)
+            for name, value in vars(settings).items()
+        },
         "text": _sha256(text),
         "source": loaded.source,
         "commit": getattr(getattr(loaded.model, "config", None), "_commit_hash", None),

@@ -1,9 +1,15 @@
 """Plug-ins by name wherever one is taken, and names for those that are not registered."""
 
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from datetime import date
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -146,10 +152,27 @@ class Plain(Backend):
         return (spikes * timestep_weight[:, None, None]).sum(0) @ weight.T.long()
 
 
+OF_OTHERS = [
+    *(len, [].append, range(3), range(4), torch.int8, torch.int16, slice(1), slice(2), Path("a"), Path("b")),
+    *(np.float32(1), np.float32(2), np.arange(2), np.arange(3), Fraction(1, 2), Fraction(1, 3)),
+    *(date(2020, 1, 1), date(2020, 1, 2), partial(max, 1), partial(max, 2), re.compile("a"), re.compile("b")),
+    *(Code(3).timesteps_for, Code(4).timesteps_for, nn.ReLU(), nn.Dropout(0.2)),
+]
 DIFFERENT = [
     *(Code(limit) for limit in (3, 4, 3.0, "3", None, (3,), [3], {"a": 3}, {3})),
     *(Hidden(tables=tables) for tables in (None, torch.ones(2), torch.ones(2, dtype=torch.int32), torch.zeros(2))),
     *(Hidden(tables=tables) for tables in (sb.Ternary(), Code(3), Code(4), print, lambda x: x, lambda x: x + 1)),
+    *(
+        Hidden(tables=tables)
+        for tables in (len, [].append, range(3), range(4), torch.int8, torch.int16, slice(1), slice(2))
+    ),
+    *(
+        Hidden(tables=tables)
+        for tables in (np.float32(1), np.float32(2), np.arange(2), np.arange(3), Path("a"), Path("b"))
+    ),
+    *(Hidden(tables=tables) for tables in (Fraction(1, 2), Fraction(1, 3), date(2020, 1, 1), date(2020, 1, 2))),
+    *(Hidden(tables=tables) for tables in (partial(max, 1), partial(max, 2), re.compile("a"), re.compile("b"))),
+    *(Hidden(tables=tables) for tables in (Code(3).timesteps_for, Code(4).timesteps_for, nn.ReLU(), nn.Dropout(0.2))),
     Hidden(k=2.0),
     Plain(1),
     Plain(2),
