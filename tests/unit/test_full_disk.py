@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from collections import Counter
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def run_folder(folder, model, text, out):
 
 
 def run_plot(folder, model, text, out):
-    plot_histogram({0: 3, 1: 2}, out / "histogram.png", "title")
+    plot_histogram(Counter({0: 3, 1: 2}), out / "histogram.png", "title")
 
 
 def run_convert(folder, model, text, out):
