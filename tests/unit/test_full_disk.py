@@ -38,6 +38,12 @@ def text(tmp_path):
     return path
 
 
+@pytest.fixture(autouse=True)
+def student(tmp_path, tiny_llama, tokenizer):
+    """What a distillation starts from."""
+    save(from_transformer(tiny_llama, PLAN), tmp_path / "student", tokenizer)
+
+
 @pytest.fixture
 def full_disk(monkeypatch):
     def full(*arguments):
@@ -85,8 +91,6 @@ def run_simulate(folder, model, text, out):
 
 
 def run_distill(folder, model, text, out):
-    student = from_transformer(model, PLAN)
-    save(student, folder.parent / "student")
     tokens = {"context": 32, "batch_size": 2, "attention_steps": 1, "logits_steps": 1}
     distill(DistillRun(teacher=str(folder), student=folder.parent / "student", text=(text,), **tokens), out)
 
@@ -118,12 +122,9 @@ def test_a_folder_in_the_place_of_a_file(tmp_path, model_folder, tiny_llama, tex
 
 
 @pytest.mark.parametrize(("run", "file"), JOBS)
-def test_a_disk_that_is_full(tmp_path, model_folder, tiny_llama, text, full_disk, monkeypatch, run, file):
+def test_a_disk_that_is_full(tmp_path, model_folder, tiny_llama, text, full_disk, run, file):
     out = tmp_path / "out"
     out.mkdir()
-    if run is run_distill:  # what it starts from is written before
-        save(from_transformer(tiny_llama, PLAN), tmp_path / "student")
-        monkeypatch.setattr(f"{__name__}.save", lambda *arguments: None)
     full_disk()
     with pytest.raises((InputError, CheckpointError), match="cannot be written: No space left on device"):
         run(model_folder, tiny_llama, text, out)
