@@ -7,6 +7,11 @@ model on a simulated chip (`chip`), and `jobs` holds what the commands do.
 
 from typing import TYPE_CHECKING, Any
 
+from . import interrupt
+
+if interrupt.is_command():  # before the imports that take seconds
+    interrupt.leave_on_interrupt()
+
 from . import analysis
 from .analysis import measure_perplexity, spike_statistics
 from .backends import Chip, Cpu, Reference, Triton
@@ -47,7 +52,14 @@ from .models import (
     to_dense,
     to_spiking,
 )
-from .neuro import AdaptiveThreshold, IntegrateAndFire, LeakyIntegrateAndFire, Neuron, SpikeCount
+from .neuro import (
+    AdaptiveThreshold,
+    IntegrateAndFire,
+    LeakyIntegrateAndFire,
+    Neuron,
+    SpikeCount,
+    checking_plugins,
+)
 from .simulation import simulate_model
 from .version import __version__
 
@@ -87,6 +99,7 @@ __all__ = [
     "Triton",
     "TwosComplement",
     "__version__",
+    "checking_plugins",
     "count_operations",
     "decode",
     "describe_decoding",

@@ -1,55 +1,174 @@
-"""Write files completely or not at all, and read TOML files so that all faults are told at once."""
+"""Write files completely or not at all; read JSON and TOML so that whatever is wrong is an error that says where."""
 
 from __future__ import annotations
 
+import json
 import os
-import stat
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, SpikebrainError
+
+# No file of ours or of transformers nests deeper; a deeper one would exhaust Python's stack in whoever reads it.
+_DEEPEST = 64
+_LARGEST_FLOAT_BITS = 1023
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a UTF-8 file in one step: a reader finds either the old text or the new one, even after a crash.
+@contextmanager
+def whole_file(path: Path, error: type[SpikebrainError] = InputError) -> Iterator[Path]:
+    """Write a file in one step: a reader finds either the old content or the new one, even after a crash.
+
+    The `with` block writes to the path that it is given, beside `path`. That file then gets the permissions of the
+    user's umask and the name `path`. If anything goes wrong it is deleted, and an existing file stays as it was.
 
     Args:
         path: path of the file; its folder must exist.
-        text: content of the file.
+        error: class of the error.
     Raises:
-        OSError: the file cannot be written; an existing file stays unchanged.
+        SpikebrainError: of that class: the file cannot be written, for example because the disk is full.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.chmod(0o666 & ~_umask())
         os.replace(partial, path)
-    except OSError:
+    except (OSError, SafetensorError) as reason:
+        raise cannot_write(path, reason, error) from reason
+    finally:
         partial.unlink(missing_ok=True)
-        raise
+
+
+def write_whole(path: Path, text: str, error: type[SpikebrainError] = InputError) -> None:
+    """Write a UTF-8 file in one step; see `whole_file`."""
+    with whole_file(path, error) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any, *, indent: int | None = 1, error: type[SpikebrainError] = InputError) -> None:
+    """Write JSON values in one step; see `whole_file`."""
+    write_whole(path, json.dumps(content, indent=indent) + "\n", error)
+
+
+def write_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], error: type[SpikebrainError] = InputError
+) -> None:
+    """Write a safetensors file in one step; see `whole_file`."""
+    with whole_file(path, error) as partial:
+        safetensors.torch.save_file(tensors, partial, metadata=metadata)
+
+
+def cannot_write(path: Path, reason: Exception, error: type[SpikebrainError] = InputError) -> SpikebrainError:
+    """Return the error that says that a file or folder cannot be written, and why."""
+    why = reason.strerror if isinstance(reason, OSError) and reason.strerror else reason
+    return error(f"{path}: cannot be written: {why}. Make room there, or name another folder.")
+
+
+def make_folder(path: Path, error: type[SpikebrainError] = InputError) -> None:
+    """Make a folder if it is missing; raise an error of that class if it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as reason:
+        raise cannot_write(path, reason, error) from reason
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def read_whole(path: Path, error: type[SpikebrainError] = InputError) -> str:
+    """Return the text of a UTF-8 file, without a byte order mark.
+
+    Raises:
+        SpikebrainError: of that class: the file cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as reason:
+        raise error(f"{path}: cannot be read: {reason.strerror or reason}.") from reason
+    except UnicodeDecodeError as reason:
+        raise error(
+            f"{path}: expected UTF-8 text, got {reason.reason} at byte {reason.start}. Save the file as UTF-8."
+        ) from reason
+
+
+def read_json(path: Path, error: type[SpikebrainError] = InputError) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        SpikebrainError: of that class: the file cannot be read, is not JSON, or holds what no file of ours does: see
+            `parse_json`.
+    """
+    return parse_json(read_whole(path, error), str(path), error)
+
+
+def parse_json(text: str, where: str, error: type[SpikebrainError] = InputError) -> Any:
+    """Return the JSON values of a text.
+
+    Args:
+        text: the text.
+        where: it is from, for messages.
+        error: class of the error.
+    Raises:
+        SpikebrainError: of that class: the text is not JSON, nests deeper than 64 levels, or holds an integer that
+            exceeds the largest float.
+
+    >>> parse_json('{"k": 3}', "settings.json")
+    {'k': 3}
+    """
+    return _parsed(json.loads, text, where, "JSON", error)
+
+
+def _parsed(parse: Callable[[str], Any], text: str, where: str, kind: str, error: type[SpikebrainError]) -> Any:
+    try:
+        content = parse(text)
+    except RecursionError as reason:
+        raise error(f"{where}: expected {kind} of at most {_DEEPEST} levels, it nests deeper.") from reason
+    except ValueError as reason:  # errors of syntax, and integers of thousands of digits
+        raise error(f"{where}: expected {kind}, got something else: {reason}.") from reason
+    fault = _fault(content)
+    if fault is not None:
+        raise error(f"{where}: {fault}.")
+    return content
+
+
+def _fault(content: Any) -> str | None:
+    """Return what JSON or TOML values hold that would fail far from here, and where; None if there is nothing."""
+    level: list[tuple[str, Any]] = [("", content)] if _is_searched(content) else []
+    for _ in range(_DEEPEST + 1):
+        below: list[tuple[str, Any]] = []
+        for place, value in level:
+            if isinstance(value, dict):
+                below += [(f"{place}.{key}".lstrip("."), v) for key, v in value.items() if _is_searched(v)]
+            elif isinstance(value, list):
+                below += [(f"{place}[{i}]", v) for i, v in enumerate(value) if _is_searched(v)]
+            else:
+                return f"{place}: expected a number below 1e308, got an integer of {value.bit_length()} bits"
+        if not below:
+            return None
+        level = below
+    return f"{level[0][0][:80]}...: expected at most {_DEEPEST} levels, it nests deeper"
+
+
+def _is_searched(value: Any) -> bool:
+    """Return whether a value holds others, or is an integer that no float holds."""
+    return isinstance(value, dict | list) or (isinstance(value, int) and value.bit_length() > _LARGEST_FLOAT_BITS)
 
 
 def remove(path: Path) -> None:
     """Delete a file, if there is one, and what killed runs left of it while they wrote it."""
-    for file in (path, *path.parent.glob(f"{path.name}.*.partial")):
+    for file in (path, *path.parent.glob(f".{path.name}.*.partial")):
         file.unlink(missing_ok=True)
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file that others may read if the user's umask says so; safetensors alone makes it private.
-
-    Raises:
-        OSError: the file cannot be written.
-        SafetensorError: the same.
-    """
-    path.touch()
-    mode = stat.S_IMODE(path.stat().st_mode)
-    save_file(tensors, path, metadata=metadata)  # puts a file of its own in the place
-    path.chmod(mode)
 
 
 def read_toml(name_or_path: str | os.PathLike, folder: Path, what: str) -> tuple[Path, dict[str, Any]]:
@@ -64,15 +183,19 @@ def read_toml(name_or_path: str | os.PathLike, folder: Path, what: str) -> tuple
     Raises:
         InputError: there is no such file, or it is not a TOML file.
     """
+    known = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
+    expected = f"{what}: expected one of {known}, or the path of a .toml file"
+    if not isinstance(name_or_path, str | os.PathLike):
+        raise InputError(f"{expected}; got {name_or_path!r}.")
     given = os.fspath(name_or_path)
     path = Path(given) if given.endswith(".toml") else folder / f"{given}.toml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
-        raise InputError(f"{what}: expected one of {known}, or the path of a .toml file; got {given!r}.")
     try:
-        return path, tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a TOML file: {error}") from error
+        is_there = path.exists()
+    except (OSError, ValueError):  # too long a name, or one with a zero byte
+        is_there = False
+    if not is_there or (path.parent == folder and not path.is_file()):
+        raise InputError(f"{expected}; got {given!r}.")
+    return path, _parsed(tomllib.loads, read_whole(path), str(path), "a TOML file", InputError)
 
 
 def check_format(content: Mapping[str, Any], expected: int, where: str, example: str) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from typing import Any, Generic, TypeVar
 
 from .errors import InputError
+from .fingerprint import fingerprint, state_of
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -74,23 +75,27 @@ class Registry(Collection[str], Generic[T]):
         """Return the name under which the class of `value` is registered, or None."""
         return next((name for name, cls in self._classes.items() if type(value) is cls), None)
 
-    def resolve(self, value: Any, where: str) -> T:
+    def resolve(self, value: Any, where: str, *words: str | None) -> Any:
         """Return `value`, or an object with default settings if `value` is a registered name.
 
         Args:
             value: an object or a name.
             where: the argument's name for messages, such as "SpikeSettings.encoder".
+            words: what else is allowed there and is returned as it is, such as "auto" or None.
         Raises:
-            InputError: no such name, or an object of another kind.
+            InputError: no such name, a class instead of an object, or an object of another kind.
         """
-        if isinstance(value, self.contract):
+        if isinstance(value, self.contract) or (isinstance(value, str | None) and value in words):
             return value
         if isinstance(value, str) and value in self._classes:
             return self.create(value)
         example = next(iter(self._classes.values())).__name__
+        got = repr(value)
+        if isinstance(value, type) and issubclass(value, self.contract):
+            example, got = value.__name__, f"the class {value.__name__}"
         raise InputError(
-            f"{where}: expected an object such as {example}(), or one of the names {', '.join(self._classes)}; got "
-            f"{value!r}."
+            f"{where}: expected an object such as {example}(), or one of the names "
+            f"{', '.join([*(word for word in words if word), *self._classes])}; got {got}."
         )
 
     def __contains__(self, name: object) -> bool:
@@ -224,8 +229,24 @@ def _read(value: Any) -> Any:
 
 
 def describe(value: Any) -> str:
-    """Return a settings object as one line of text with every setting: JSON, or its repr if it is not registered."""
+    """Return a settings object as one line of text with every setting, the same in every process.
+
+    It is JSON if a file can hold the object; else the name of its class, its plain fields, and a checksum of all of
+    them and of the code of the class (`fingerprint`). So two different settings never have the same text.
+    """
     try:
         return json.dumps(to_dict(value), sort_keys=True)
     except InputError:
-        return repr(value)
+        return _with_fingerprint(value)
+
+
+def label(value: Any) -> str:
+    """Return what reports call a plug-in: its repr if its class is registered and has one, else as `describe`."""
+    registered = any(r.name_of(value) is not None for r in _REGISTRIES.values())
+    return repr(value) if registered and type(value).__repr__ is not object.__repr__ else _with_fingerprint(value)
+
+
+def _with_fingerprint(value: Any) -> str:
+    plain = {name: v for name, v in state_of(value).items() if v is None or isinstance(v, bool | int | float | str)}
+    fields = ", ".join(f"{name}={v!r}" for name, v in plain.items())
+    return f"{type(value).__name__}({fields}) #{fingerprint(value)}"

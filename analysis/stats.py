@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..coding import Encoder
+from ..coding import ENCODERS, Encoder
 from ..energy import recode
 from ..errors import InputError
 from ..models import LayerRecord
@@ -88,15 +88,16 @@ class CodeStatistics:
     num_timesteps: int
 
 
-def code_statistics(layers: Iterable[LayerRecord], encoder: Encoder) -> CodeStatistics | None:
+def code_statistics(layers: Iterable[LayerRecord], encoder: Encoder | str) -> CodeStatistics | None:
     """Return the statistics that the recorded counts of some layers would have in another code.
 
     The code is fitted to each layer once: its timesteps (and zero point) hold all counts of the recording. The result
     is None if trains would need more than 65,536 timesteps, as in rate codes with counts in the millions.
     """
+    code: Encoder = ENCODERS.resolve(encoder, "code_statistics.encoder")
     num_spikes = num_slots = num_activations = longest = 0
     for layer in layers:
-        recoded = recode(layer, encoder)
+        recoded = recode(layer, code)
         if recoded is None:
             return None
         num_spikes += recoded.num_spikes

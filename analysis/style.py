@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
+from ..files import whole_file
+
 POSITIVE = "#0072b2"
 NEGATIVE = "#d55e00"
 NEUTRAL = "#8c8c8c"
@@ -39,4 +41,5 @@ def plain_log_axis(axes: Axes) -> None:
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as PNG or SVG, by the path's suffix, without a date, which would make every file different."""
     metadata = {"Date": None} if path.suffix == ".svg" else None
-    figure.savefig(path, dpi=150, metadata=metadata)
+    with whole_file(path) as partial:
+        figure.savefig(partial, format=path.suffix.removeprefix(".") or "png", dpi=150, metadata=metadata)

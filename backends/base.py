@@ -74,6 +74,11 @@ class Backend(ABC):
         flat = spikes.reshape(train.num_timesteps, tokens.numel(), weight.shape[1])
         _check_charge(flat, train.timestep_weight, where)
         total = self._accumulate(flat, train.timestep_weight, weight)
+        expected = (flat.shape[1], weight.shape[0])
+        if not isinstance(total, Tensor) or total.dtype not in (torch.int32, torch.int64) or total.shape != expected:
+            got = f"{total.dtype} of shape {tuple(total.shape)}" if isinstance(total, Tensor) else repr(total)
+            name = f"{type(self).__name__}._accumulate"
+            raise InputError(f"{name}: expected int32 or int64 of shape {expected}, got {got}.")
         if train.zero_point:
             row_sum = weight.sum(1, dtype=torch.int64)
             total = total.to(torch.int64) - train.zero_point * row_sum

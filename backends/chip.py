@@ -67,8 +67,7 @@ class Chip(Backend):
     _placed: dict[tuple[int, int], tuple[Placement, Network]] = field(default_factory=dict, init=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.description, Description):
-            object.__setattr__(self, "description", load_description(self.description))
+        object.__setattr__(self, "description", load_description(self.description))
         object.__setattr__(self, "mapping", MAPPINGS.resolve(self.mapping, "Chip.mapping"))
         if self.implementation not in IMPLEMENTATIONS:
             raise InputError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import math
 import os
 import types
 import typing
@@ -23,7 +22,9 @@ _UNITS = ("pj", "ns", "mw", "bytes", "bits", "packets", "bits_per_ns", "bytes_pe
 # The length of a queue is summed over time in 64-bit picoseconds: 4096 packets for a quarter of an hour fit. No single
 # time may come near that.
 _LONGEST_NS = 1e6
-_MOST = 2**31
+# Of an energy (a joule), a power or a bandwidth: sums of it times 64-bit counts must stay finite.
+_MOST_OF_A_FLOAT = 1e12
+_LEAST_BANDWIDTH = 1e-6
 
 
 @dataclass(frozen=True)
@@ -108,13 +109,17 @@ PARTS: dict[str, type] = {
 }
 
 
-def load_description(name_or_path: str | os.PathLike) -> Description:
+def load_description(name_or_path: str | os.PathLike | Description) -> Description:
     """Read a chip that comes with the package, by name, or one of your own, by path (*.toml).
+
+    A description is returned as it is.
 
     Raises:
         InputError: there is no such chip; its file has another format version; keys are missing, unknown or in another
             unit; numbers are negative, too large or without a source. All faults are listed.
     """
+    if isinstance(name_or_path, Description):
+        return name_or_path
     path, content = read_toml(name_or_path, _FOLDER, "chip")
     return parse_description(content, path.stem, str(path))
 
@@ -186,14 +191,15 @@ def _as_type(  # noqa: PLR0911 - a return for each type
     if kind is str:
         return value, None if isinstance(value, str) else "expected a text"
     if isinstance(kind, types.GenericAlias):
-        good = isinstance(value, list) and all(isinstance(v, int | float) and 0 <= v <= _LONGEST_NS for v in value)
+        good = isinstance(value, list) and all(type(v) in (int, float) and 0 <= v <= _LONGEST_NS for v in value)
         return tuple(value) if isinstance(value, list) else value, None if good else "expected a list of numbers >= 0"
     if kind is int:
         least = 0 if key in ("payload_bits", "address_bits") else 1
-        good = isinstance(value, int) and number and least <= value < _MOST
-        return value, None if good else f"expected an integer in [{least}, 2^31)"
-    if not number or not 0 <= value < math.inf:  # pyright: ignore[reportOperatorIssue]
-        return value, "expected a number >= 0"
+        exponent = 16 if key.endswith("_bits") else 31
+        good = isinstance(value, int) and number and least <= value < 2**exponent
+        return value, None if good else f"expected an integer in [{least}, 2^{exponent})"
+    if not number or not 0 <= value <= _MOST_OF_A_FLOAT:  # pyright: ignore[reportOperatorIssue]
+        return value, f"expected a number from 0 to {_MOST_OF_A_FLOAT:g}"
     value = float(value)  # pyright: ignore[reportArgumentType]
     if key.endswith("_ns") and (value > _LONGEST_NS or abs(value * 1000 - round(value * 1000)) > 1e-6):
         return value, f"expected a multiple of 0.001 ns (time is in whole picoseconds) up to {_LONGEST_NS:.0f}"
@@ -217,6 +223,12 @@ def _contradictions(parts: dict[str, dict[str, Any]]) -> list[str]:
         faults.append('packet.payload: expected "spike" on a chip with a barrier, whose spikes belong to timesteps')
     if parts["dram"]["bandwidth_bytes_per_ns"] == 0:
         faults.append("dram.bandwidth_bytes_per_ns: expected a number > 0, got 0")
+    for where, value in (
+        ("dram.bandwidth_bytes_per_ns", parts["dram"]["bandwidth_bytes_per_ns"]),
+        ("link.bandwidth_bits_per_ns", parts["link"]["bandwidth_bits_per_ns"]),
+    ):
+        if 0 < value < _LEAST_BANDWIDTH:
+            faults.append(f"{where}: expected at least {_LEAST_BANDWIDTH:g}, got {value!r}: a packet would take hours")
     return faults
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from ..errors import InputError
+from ..files import write_json
 from .layer import LayerSimulation
 from .network import SEND, SOURCE
 
@@ -49,5 +49,5 @@ def write_timeline(simulation: LayerSimulation, path: Path, name: str) -> int:
             what, details = f"output {word % num_outputs}", {"token": word // num_outputs}
         span = {"ts": begin / 1e6, "dur": (end - begin) / 1e6}
         events.append({"ph": "X", "pid": 0, "tid": s, "name": what, **span, "args": details})
-    path.write_text(json.dumps({"traceEvents": events, "displayTimeUnit": "ns"}), encoding="utf-8")
+    write_json(path, {"traceEvents": events, "displayTimeUnit": "ns"}, indent=None)
     return len(trace.station)

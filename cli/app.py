@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import pkgutil
 import sys
 
@@ -11,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from .. import interrupt
 from ..errors import SpikebrainError
 from . import commands
 from .messages import speaks_of_options
@@ -33,9 +35,15 @@ def _root() -> None:
 
 
 def main() -> None:
-    """Entry point: bad input ends with one message and exit code 2."""
+    """Entry point: bad input ends with one message and exit code 2, Ctrl-C with one line and 130."""
+    interrupt.raise_on_interrupt()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console that cannot write a character shows its number
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
+    except KeyboardInterrupt:
+        interrupt.end_interrupted()
     except SpikebrainError as error:
         Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), str(error)))
         sys.exit(2)

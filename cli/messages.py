@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from typer.models import ArgumentInfo, OptionInfo
 
+from .. import interrupt
 from ..errors import InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -27,6 +28,8 @@ def speaks_of_options(command: F) -> F:
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            interrupt.end_interrupted()
         except InputError as error:
             raise type(error)(in_options(str(error), option_names(command))) from error
 

@@ -6,8 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..neuro import LARGEST_COUNT, Neuron
-from .base import Encoder, as_rows, cached_unrolling, empty_train
+from ..neuro import LARGEST_COUNT, NEURONS, Neuron
+from ..neuro.checks import checks_all, spikes_of
+from .base import ENCODERS, Encoder, as_rows, cached_unrolling, empty_train
+from .checks import fitted_to
 from .kernels import kernels_for
 from .packed import PackedTrain
 
@@ -15,7 +17,7 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def pack_activations(
-    x: Float[Tensor, "*tokens channels"], neuron: Neuron, encoder: Encoder, num_timesteps: int | None = None
+    x: Float[Tensor, "*tokens channels"], neuron: Neuron | str, encoder: Encoder | str, num_timesteps: int | None = None
 ) -> tuple[PackedTrain, Float[Tensor, "*tokens 1"]]:
     """Turn activations into a packed train, and return it with the threshold of each token.
 
@@ -26,13 +28,14 @@ def pack_activations(
 
     Args:
         x: activations, [*tokens, channels].
-        neuron: gives the thresholds and counts.
-        encoder: the code.
+        neuron: gives the thresholds and counts; an object or a registered name.
+        encoder: the code; an object or a registered name.
         num_timesteps: length of the train; None for the code and length that `Encoder.fitted` finds for the counts.
     Returns:
         The train, and the thresholds, float32 (float64 for float64 input).
     Raises:
-        InputError, ActivationError: see `Neuron.step`.
+        InputError: neuron or encoder is neither, or a plug-in of yours returns what it should not.
+        ActivationError: see `Neuron.step`.
         EncodingError: see `Encoder.encode`.
 
     >>> from spikebrain.coding import Ternary
@@ -41,7 +44,9 @@ def pack_activations(
     >>> train.num_timesteps, train.num_spikes, threshold.item()  # counts 1, -1, 5, 0
     (5, 7, 0.75)
     """
-    kernels = kernels_for(x.device)
+    neuron = NEURONS.resolve(neuron, "pack_activations.neuron")
+    encoder = ENCODERS.resolve(encoder, "pack_activations.encoder")
+    kernels = None if checks_all() else kernels_for(x.device)
     rule = neuron.kernel_rule() if x.dtype in _DTYPES else None
     if kernels is None or rule is None or x.ndim == 0 or x.numel() == 0:
         return _step_by_step(x, neuron, encoder, num_timesteps)
@@ -52,7 +57,7 @@ def pack_activations(
         low, high = kernels.measure(tokens, rule, threshold)
         if not -LARGEST_COUNT <= low <= high <= LARGEST_COUNT:
             return _step_by_step(x, neuron, encoder, None)
-        encoder, num_timesteps = encoder.fitted(round(low), round(high))
+        encoder, num_timesteps = fitted_to(encoder, round(low), round(high))
     if not encoder.has_kernels:
         return _step_by_step(x, neuron, encoder, num_timesteps)
     unrolling = cached_unrolling(encoder, num_timesteps)
@@ -67,9 +72,9 @@ def pack_activations(
 def _step_by_step(x: Tensor, neuron: Neuron, encoder: Encoder, num_timesteps: int | None) -> tuple[PackedTrain, Tensor]:
     """Do the same step by step: what the kernels must equal. It also raises the error if the input is wrong."""
     with torch.no_grad():
-        spikes = neuron(x)
+        spikes = spikes_of(neuron, x)
     if num_timesteps is None:
         count = spikes.count
         low, high = (int(v) for v in count.aminmax()) if count.numel() else (0, 0)
-        encoder, num_timesteps = encoder.fitted(low, high)
+        encoder, num_timesteps = fitted_to(encoder, low, high)
     return encoder.pack(spikes.count, num_timesteps), spikes.threshold

@@ -94,15 +94,17 @@ class Encoder(ABC):
             raise EncodingError(
                 f"{type(self).__name__}.pack: expected counts [..., channels], got a single one. Use count[None]."
             )
+        from .checks import checks_all, train_of  # noqa: PLC0415 - it imports this module
+
         if not self.has_kernels:
-            return PackedTrain.from_train(self.encode(count, num_timesteps))
+            return PackedTrain.from_train(train_of(self, count, num_timesteps))
         unrolling = cached_unrolling(self, num_timesteps)
-        kernels = kernels_for(count.device)
+        kernels = None if checks_all() else kernels_for(count.device)
         if kernels is None or count.dtype not in (torch.int32, torch.int64):
             # The dtype may be one that has no counts at all; the other integers are rare enough to be widened.
             count = checked_counts(self, count, num_timesteps, unrolling.low, unrolling.high)
         if kernels is None:
-            return PackedTrain.from_train(self.encode(count, num_timesteps), unrolling.sign_planes)
+            return PackedTrain.from_train(train_of(self, count, num_timesteps), unrolling.sign_planes)
         train = empty_train(unrolling, count.shape, count.device)
         if count.numel():
             tokens = count.reshape(-1, count.shape[-1]).contiguous()

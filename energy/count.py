@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..coding import Encoder
+from ..coding import ENCODERS, Encoder
 from ..errors import InputError
 from ..models import Recording
 from ..models.recording.modules import UNCOUNTED
+from ..registry import label
 from .count_dense import count_dense_part
 from .count_spiking import count_spiking_layer
 from .counts import ModelCounts
@@ -17,7 +18,7 @@ from .recode import as_run, recode
 def count_operations(
     recording: Recording,
     *,
-    encoder: Encoder | None = None,
+    encoder: Encoder | str | None = None,
     block_bytes: int = 64,
     shared_tokens: int = 1,
 ) -> ModelCounts:
@@ -31,14 +32,13 @@ def count_operations(
     Raises:
         InputError: reads were not recorded for these numbers, or the code takes more than 65,536 timesteps.
     """
+    code: Encoder | None = ENCODERS.resolve(encoder, "count_operations.encoder", None)
     records = list(recording.layers.values())
     counts, same_channels = {}, True
     for layer in records:
-        spikes = as_run(layer) if encoder is None else recode(layer, encoder)
+        spikes = as_run(layer) if code is None else recode(layer, code)
         if spikes is None:
-            raise InputError(
-                f"{layer.name}: its largest count takes too long a train in {encoder}. Use a bitwise code."
-            )
+            raise InputError(f"{layer.name}: its largest count takes too long a train in {code}. Use a bitwise code.")
         same_channels &= spikes.num_active_channels == layer.num_active_channels
         counts[layer.name] = count_spiking_layer(layer, spikes, block_bytes, shared_tokens)
     for name, part in recording.modules.items():
@@ -51,9 +51,9 @@ def count_operations(
     ]
     if any(part.sizes.get("integer") for part in recording.modules.values()):
         assumptions.append("spike counts of queries inside attention are priced as INT8 factors, whatever their size")
-    if encoder is not None:
+    if code is not None:
         ran = _names(layer.encoder for layer in records)
-        assumptions.append(f"spikes are those of {encoder}, fitted to each layer once; the run had {ran}")
+        assumptions.append(f"spikes are those of {label(code)}, fitted to each layer once; the run had {ran}")
     if not same_channels:
         assumptions.append("other channels fire than in the run: every memory block is taken to be read")
     return ModelCounts(
@@ -61,7 +61,7 @@ def count_operations(
         num_tokens=max((layer.num_tokens for layer in records), default=0),
         model=recording.model,
         neuron=_names(layer.neuron for layer in records),
-        encoder=repr(encoder) if encoder is not None else _names(layer.encoder for layer in records),
+        encoder=label(code) if code is not None else _names(layer.encoder for layer in records),
         unsupported=recording.unsupported,
         uncounted_macs=sum(part.num_pairs for part in recording.modules.values() if part.kind == UNCOUNTED),
         assumptions=tuple(assumptions),

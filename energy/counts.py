@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -214,38 +216,44 @@ class ModelCounts:
         return replace(self, layers=groups)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return everything as JSON can hold it, without operations that did not occur."""
+        """Return everything as JSON can hold it, without operations that did not occur.
+
+        Each layer, and the whole, has a checksum ("sha256"): without it, a count that a file has lost would be read as
+        an operation that did not occur.
+        """
         layers = {
-            name: {
-                "kind": layer.kind,
-                "weight_count": layer.weight_count,
-                "accumulator_bits": layer.accumulator_bits,
-                **{s: {k: n for k, n in vars(getattr(layer, s)).items() if n} for s in SYSTEMS},
-            }
+            name: _with_checksum(
+                {
+                    "kind": layer.kind,
+                    "weight_count": layer.weight_count,
+                    "accumulator_bits": layer.accumulator_bits,
+                    **{s: {k: n for k, n in vars(getattr(layer, s)).items() if n} for s in SYSTEMS},
+                }
+            )
             for name, layer in self.layers.items()
         }
-        return {**asdict(replace(self, layers={})), "layers": layers}
+        return _with_checksum({**asdict(replace(self, layers={})), "layers": layers})
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> ModelCounts:
         """Read what `to_dict` gave.
 
         Raises:
-            InputError: it is something else.
+            InputError: it is something else, or it was changed; the message says where.
         """
         try:
-            layers = {
-                name: LayerCounts(**{**layer, **{s: OperationCounts(**layer[s]) for s in SYSTEMS}})
-                for name, layer in content["layers"].items()
-            }
+            layers = {name: _read_layer(name, layer) for name, layer in content["layers"].items()}
             rest: dict[str, Any] = {name: content[name] for name in ("num_tokens", "model", "neuron", "encoder")}
             rest["uncounted_macs"] = content["uncounted_macs"]
             rest |= {name: tuple(content[name]) for name in ("unsupported", "assumptions")}
-            return cls(layers, **rest)
         except (KeyError, TypeError, AttributeError) as error:
             raise InputError(
-                f"ModelCounts.from_dict: expected what to_dict wrote, got another content: {error}."
+                f"ModelCounts.from_dict: expected what to_dict wrote, got another content: {error!r}."
             ) from error
+        if type(rest["num_tokens"]) is not int or rest["num_tokens"] < 0:
+            raise InputError(f"num_tokens: expected an integer >= 0, got {rest['num_tokens']!r}.")
+        _check(content, "counts")
+        return cls(layers, **rest)
 
     def __add__(self, other: ModelCounts) -> ModelCounts:
         for what in ("model", "neuron", "encoder"):
@@ -271,4 +279,36 @@ class ModelCounts:
             tuple(dict.fromkeys(self.unsupported + other.unsupported)),
             tuple(dict.fromkeys(self.assumptions + other.assumptions)),
             self.uncounted_macs + other.uncounted_macs,
+        )
+
+
+def _read_layer(name: str, content: Mapping[str, Any]) -> LayerCounts:
+    """Return the counts of a layer from what `ModelCounts.to_dict` gave."""
+    systems = {}
+    for system in SYSTEMS:
+        try:
+            systems[system] = OperationCounts(**content[system])
+        except (InputError, TypeError) as error:
+            raise InputError(f"layers.{name}.{system}: {error}") from error
+    for key in ("weight_count", "accumulator_bits"):
+        if type(content[key]) is not int or content[key] < 0:
+            raise InputError(f"layers.{name}.{key}: expected an integer >= 0, got {content[key]!r}.")
+    _check(content, f"layers.{name}")
+    return LayerCounts(**{**{k: v for k, v in content.items() if k != _CHECKSUM}, **systems})
+
+
+_CHECKSUM = "sha256"
+
+
+def _with_checksum(content: dict[str, Any]) -> dict[str, Any]:
+    written = json.dumps({k: v for k, v in content.items() if k != _CHECKSUM}, sort_keys=True)
+    return {**content, _CHECKSUM: hashlib.sha256(written.encode()).hexdigest()}
+
+
+def _check(content: Mapping[str, Any], where: str) -> None:
+    """Raise an InputError unless the checksum is that of the content."""
+    if content.get(_CHECKSUM) != _with_checksum(dict(content))[_CHECKSUM]:
+        raise InputError(
+            f"{where}: expected the counts that were written, got others: their sha256 differs. The file was changed, "
+            "or is of another version."
         )

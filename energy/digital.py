@@ -57,6 +57,7 @@ class DigitalEnergy(EnergyModel):
     function_macs: int = 6
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "table", load_table(self.table))
         for name, allowed in (("reads_per", ReadsPer), ("shifts_per", ShiftsPer), ("sums_in", SumsIn)):
             self._require(getattr(self, name) in get_args(allowed), name, f"one of {get_args(allowed)}")
         self._require(self.accumulator_width in (None, *WIDTHS), "accumulator_width", f"None or one of {WIDTHS}")

@@ -69,6 +69,9 @@ class PaperEnergy(EnergyModel):
 
     table: EnergyTable = field(default_factory=load_table)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table", load_table(self.table))
+
     def estimate(self, counts: ModelCounts) -> PaperReport:
         """Estimate the energy per MAC from the average spikes, and totals from the synaptic operations."""
         for operation in ("fp16_mac", "int8_mac"):

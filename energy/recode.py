@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..coding import Encoder
+from ..coding.checks import fitted_to, train_of
 from ..models import LayerRecord
 
 # Trains are unrolled this many bytes at a time to count their spikes, and not at all if they are longer than that.
@@ -57,13 +58,13 @@ def recode(layer: LayerRecord, encoder: Encoder) -> Recoded | None:
         return Recoded(0, 0, 0, 0, 0, 0)
     counts = torch.tensor(sorted(layer.count_histogram), dtype=torch.int32)
     frequency = torch.tensor([layer.count_histogram[int(c)] for c in counts], dtype=torch.int64)
-    suited, num_timesteps = encoder.fitted(int(counts[0]), int(counts[-1]))
+    suited, num_timesteps = fitted_to(encoder, int(counts[0]), int(counts[-1]))
     if num_timesteps > _LONGEST_TRAIN:
         return None
     portion = max(1, _PORTION_BYTES // num_timesteps)
     num_spikes = num_weighted = num_active = zero_point = 0
     for some, count in zip(counts.split(portion), frequency.split(portion), strict=True):
-        train = suited.encode(some, num_timesteps)
+        train = train_of(suited, some, num_timesteps)
         fired = train.spikes.abs()  # [T, counts]
         spikes_of_each = fired.sum(0, dtype=torch.int64)
         weighted = fired[train.timestep_weight.abs() != 1].sum(0, dtype=torch.int64)

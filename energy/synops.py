@@ -24,6 +24,9 @@ class SynopEnergy(EnergyModel):
 
     table: EnergyTable = field(default_factory=lambda: load_table("loihi_14nm"))
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "table", load_table(self.table))
+
     def estimate(self, counts: ModelCounts) -> EnergyReport:
         """Estimate the energy of the layers that spike."""
         has_update = "neuron_update" in self.table

@@ -14,6 +14,9 @@ from ..files import check_faults, check_format, read_toml
 # Version of the keys of a table's file. Raise it when a key is added, removed, or changes its meaning.
 FORMAT = 1
 _FOLDER = Path(__file__).parent / "tables"
+# A joule. Figures are sums of these times 64-bit counts, which a float must hold.
+_MOST_PJ = 1e12
+_MOST = 2**50
 _TEXTS = ("process", "source", "version", "convention")
 
 
@@ -116,18 +119,20 @@ def table_names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))
 
 
-def load_table(name_or_path: str | os.PathLike = "horowitz_45nm") -> EnergyTable:
+def load_table(name_or_path: str | os.PathLike | EnergyTable = "horowitz_45nm") -> EnergyTable:
     """Read a table that comes with the package, by name, or one of your own, by path (*.toml).
 
-    A file holds `format = 1`, the texts process, source, version and convention, a table [sources] of publications by
-    short name, and a table [entries.NAME] for each energy: pj (a number >= 0), bits (an integer >= 1), node (a text),
-    source (a short name), and optionally verified (true or false), capacity_bytes (an integer, needed for SRAM) and
-    note (a text).
+    A table is returned as it is. A file holds `format = 1`, the texts process, source, version and convention, a table
+    [sources] of publications by short name, and a table [entries.NAME] for each energy: pj (a number from 0 to 1e12),
+    bits (an integer >= 1), node (a text), source (a short name), and optionally verified (true or false),
+    capacity_bytes (an integer, needed for SRAM) and note (a text).
 
     Raises:
         InputError: there is no such table, its file has another format version, or something in it is missing or wrong.
             All faults are listed.
     """
+    if isinstance(name_or_path, EnergyTable):
+        return name_or_path
     path, content = read_toml(name_or_path, _FOLDER, "energy table")
     check_format(content, FORMAT, str(path), str(_FOLDER / "horowitz_45nm.toml"))
     faults: list[str] = []
@@ -165,11 +170,11 @@ def _entry(faults: list[str], where: str, content: Any, sources: Mapping[str, st
     content = {"verified": True, "capacity_bytes": 0, "note": "", **content}
     least = 1 if where.startswith("entries.sram") else 0
     for key, fine, expected in (
-        ("pj", _is_number(content.get("pj")), "a number >= 0 in picojoules"),
-        ("bits", _is_integer(content.get("bits"), 1), "an integer >= 1"),
+        ("pj", _is_energy(content.get("pj")), f"a number from 0 to {_MOST_PJ:g}, in picojoules"),
+        ("bits", _is_integer(content.get("bits"), 1), "an integer from 1 to 2^50"),
         ("node", _is_text(content.get("node")), "a text such as '45 nm'"),
         ("source", content.get("source") in [*sources], f"one of {', '.join(sources)}, as in [sources]"),
-        ("capacity_bytes", _is_integer(content["capacity_bytes"], least), f"an integer >= {least}"),
+        ("capacity_bytes", _is_integer(content["capacity_bytes"], least), f"an integer from {least} to 2^50"),
         ("verified", isinstance(content["verified"], bool), "true or false"),
         ("note", isinstance(content["note"], str), "a text"),
     ):
@@ -179,12 +184,12 @@ def _entry(faults: list[str], where: str, content: Any, sources: Mapping[str, st
     return TableEntry(**{**content, "pj": float(content["pj"]), "source": sources[content["source"]]})
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
+def _is_energy(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MOST_PJ
 
 
 def _is_integer(value: Any, least: int) -> bool:
-    return type(value) is int and value >= least
+    return type(value) is int and least <= value <= _MOST
 
 
 def _is_text(value: Any) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 import math
 import time
 from dataclasses import asdict, dataclass, replace
@@ -17,7 +16,7 @@ from torch import Tensor
 from .. import analysis
 from ..backends import device_of
 from ..errors import InputError
-from ..files import remove, write_whole
+from ..files import make_folder, read_json, remove, write_json
 from ..models.io import load, save
 from ..models.spikingbrain import SpikingBrainForCausalLM
 from ..models.training import (
@@ -194,7 +193,7 @@ def distill(run: DistillRun, out: Path, progress: Progress = SILENT, *, force: b
         progress.say(f"Going on with an interrupted training: {_listed(steps)}.")
     else:
         steps = plan(student, teacher, tokens, settings, run, recipe, progress)
-        _write_text(out / PLAN, json.dumps({"job": job, "steps": steps}) + "\n")
+        _write(out / PLAN, {"job": job, "steps": steps})
     planned_s = time.perf_counter() - start
     stages = tuple(replace(stage, steps=steps[stage.objective]) for stage in settings.stages)
     settings = replace(settings, stages=stages)
@@ -223,11 +222,11 @@ def going_on(out: Path, job: dict[str, Any], force: bool = False) -> dict[str, A
     if not path.exists():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         other = [name for name, value in job.items() if found["job"].get(name) != value]
         found["steps"] = {name: int(number) for name, number in found["steps"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: is no plan of a training: {error!r}. Delete it to start again.") from error
+    except (InputError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise InputError(f"{path}: is no plan of a training: {error}. Delete it to start again.") from error
     if not other:
         return found
     if (out / STATE).exists() and not force:
@@ -306,22 +305,19 @@ def samples(teacher: Any, num_tokens: int, context: int, seed: int, out: Path, p
     job = {"num_tokens": num_tokens, "length": context, "seed": seed, "teacher": fingerprint(teacher)}
     if path.exists():
         try:
-            kept = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: cannot be read: {error}. Delete it to sample again.") from error
-        if kept.get("job") == job:
-            return torch.tensor(kept["tokens"], dtype=torch.int64)
+            kept = read_json(path)
+            if kept["job"] == job:
+                return torch.tensor(kept["tokens"], dtype=torch.int64)
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise InputError(f"{path}: holds no samples: {error} Delete it to sample again.") from error
     progress.say(f"Sampling {num_tokens:,} tokens")
     writer = teacher if teacher.device.type == "cpu" else copy.deepcopy(teacher).bfloat16()
     tokens = sample_from(writer, num_tokens, length=context, batch_size=texts_at_once(writer, context), seed=seed)
-    _write_text(path, json.dumps({"job": job, "tokens": tokens.tolist()}) + "\n")
+    _write(path, {"job": job, "tokens": tokens.tolist()})
     return tokens
 
 
-def _write_text(path: Path, text: str) -> None:
-    """Write a file in one step, and its folder if there is none."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, text)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}. Name another folder.") from error
+def _write(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file in one step, and its folder if there is none."""
+    make_folder(path.parent)
+    write_json(path, content, indent=None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +11,8 @@ import torch
 from .. import analysis
 from ..analysis.energy import describe_energy
 from ..analysis.perplexity import split_windows, window_nlls
-from ..backends import Backend
-from ..coding import Encoder
+from ..backends import BACKENDS, Backend
+from ..coding import ENCODERS, Encoder
 from ..energy import (
     DigitalEnergy,
     EnergyReport,
@@ -25,10 +24,11 @@ from ..energy import (
     waterfall,
 )
 from ..errors import InputError
+from ..files import read_json, write_json
 from ..models import SpikeSettings
 from ..models.recording import record
 from .given import SPIKES, refuse, spike_settings, usual
-from .inputs import cannot_write, load_spiking
+from .inputs import load_spiking, require_writable
 from .progress import SILENT, Progress
 
 # Tokens of a window.
@@ -52,8 +52,8 @@ class EnergySettings:
         block_bytes: size of a memory block, where weights are read per block; None for 64.
         shared_tokens: consecutive tokens that share a read of weights; None for 1.
         k: of `AdaptiveThreshold`: mean |x| of a token divided by its threshold; None for 3.
-        encoder: turns counts into spikes; None for `BidirectionalBitwise`.
-        backend: computes the integer sums; "auto" or None picks the fastest.
+        encoder: turns counts into spikes, an object or a registered name; None for `BidirectionalBitwise`.
+        backend: computes the integer sums, an object or a registered name; "auto" or None picks the fastest.
         text: a UTF-8 file, or None for the text of the standard library's pydoc_data.topics.
         num_tokens: tokens from the start of the text; None for 512.
         device: "cpu"; "cuda"; or "auto" or None for a GPU if there is one and the backend can run on it.
@@ -64,8 +64,8 @@ class EnergySettings:
     block_bytes: int | None = None
     shared_tokens: int | None = None
     k: float | None = None
-    encoder: Encoder | None = None
-    backend: Backend | Literal["auto"] | None = None
+    encoder: Encoder | str | None = None
+    backend: Backend | Literal["auto"] | str | None = None
     text: Path | None = None
     num_tokens: int | None = None
     device: str | None = None
@@ -73,6 +73,11 @@ class EnergySettings:
     def spike_settings(self) -> SpikeSettings:
         """Return how the layers spike."""
         return spike_settings(self)
+
+    def __post_init__(self) -> None:
+        """Put objects in the place of names; raise an InputError if there is no such name."""
+        object.__setattr__(self, "encoder", ENCODERS.resolve(self.encoder, "encoder", None))
+        object.__setattr__(self, "backend", BACKENDS.resolve(self.backend, "backend", "auto", None))
 
 
 def energy_model(table: EnergyTable, **options: Any) -> DigitalEnergy | SynopEnergy:
@@ -151,18 +156,18 @@ def read_counts(path: Path) -> ModelCounts:
     """Return the counts that a report.json or energy.json holds.
 
     Raises:
-        InputError: the file is none of this version.
+        InputError: the file is none of this version, or it was changed; the message says where.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return ModelCounts.from_dict(content.get("energy", content)["counts"])
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
+    content = read_json(path)
+    energy = content.get("energy", content) if isinstance(content, dict) else None
+    if not isinstance(energy, dict) or "counts" not in energy:
         raise InputError(
-            f"{path}: expected a report.json of this version, with the counts of its run: {error!r}. Run spikebrain "
-            "report again."
-        ) from error
+            f"{path}: expected a report.json of this version, with the counts of its run. Run spikebrain report again."
+        )
+    try:
+        return ModelCounts.from_dict(energy["counts"])
+    except InputError as error:
+        raise InputError(f"{path}: {error} Run spikebrain report again.") from error
 
 
 def count_run(settings: EnergySettings, progress: Progress = SILENT) -> ModelCounts:
@@ -194,11 +199,8 @@ def _write(figures: dict[str, Any], counts: ModelCounts, model: DigitalEnergy, o
     title = f"{counts.model}, table {model.table.name}, weights read per {model.reads_per}"
     groups = counts.grouped()
     points = [break_even(groups, model, name) for name, layer in groups.layers.items() if layer.spiking.num_spikes]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / "energy.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-        analysis.plot_waterfall(waterfall(counts, model), out / "waterfall.png", title)
-        analysis.plot_break_even(points, out / "break_even.png", title)
-    except OSError as error:
-        raise cannot_write(out, error) from error
+    require_writable(out)
+    write_json(out / "energy.json", figures)
+    analysis.plot_waterfall(waterfall(counts, model), out / "waterfall.png", title)
+    analysis.plot_break_even(points, out / "break_even.png", title)
     return ("energy.json", "waterfall.png", "break_even.png")

@@ -45,6 +45,8 @@ class GenerateSettings:
 
     def __post_init__(self) -> None:
         """Raise an InputError if a value is out of range."""
+        if not isinstance(self.prompt, str) or any("\ud800" <= letter <= "\udfff" for letter in self.prompt):
+            raise InputError(f"prompt: expected a text that UTF-8 can hold, got {self.prompt!a}.")
         if self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens: expected an integer >= 1, got {self.max_new_tokens}.")
         if not 0 <= self.temperature < math.inf:

@@ -83,12 +83,7 @@ def require_writable(out: Path) -> None:
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
-        raise cannot_write(out, error) from error
-
-
-def cannot_write(out: Path, error: OSError) -> InputError:
-    """Return the error that says that a folder cannot be written to."""
-    return InputError(f"out {out}: cannot be written: {error.strerror or error}. Name another folder.")
+        raise InputError(f"out {out}: cannot be written: {error.strerror or error}. Name another folder.") from error
 
 
 def require_tokenizer(tokenizer: Any, source: str) -> Any:

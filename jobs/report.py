@@ -20,6 +20,7 @@ from ..coding import ENCODERS, Encoder
 from ..energy import DigitalEnergy, ModelCounts, count_operations
 from ..models import LayerRecord, Loaded, SpikeSettings, choose_layers, spiking_layers
 from ..models.io import load
+from ..registry import describe, label
 from .given import refuse_spikes, spike_settings, usual
 from .inputs import (
     check_seed,
@@ -38,7 +39,7 @@ from .report_files import WRITTEN, describe_environment, write_files
 from .resume import FILE_NAME, Unfinished
 
 # Raised when an older unfinished report could not go on.
-_FORMAT = 2
+_FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class ReportSettings:
         num_tokens: tokens from the start of the text; a shorter text is used whole.
         context: tokens per window.
         k: of `AdaptiveThreshold`: mean |x| of a token divided by its threshold; None for 3.
-        encoder: turns counts into spikes; None for `BidirectionalBitwise`.
-        backend: computes the integer sums; "auto" or None picks the fastest.
+        encoder: turns counts into spikes, an object or a registered name; None for `BidirectionalBitwise`.
+        backend: computes the integer sums, an object or a registered name; "auto" or None picks the fastest.
         layers: pattern of the names of layers that spike; None for all.
         skip: patterns of the names of layers that stay dense; None for none.
         group_size: input channels that share a weight scale; None for all.
@@ -67,13 +68,18 @@ class ReportSettings:
     num_tokens: int = 2048
     context: int = 512
     k: float | None = None
-    encoder: Encoder | None = None
-    backend: Backend | Literal["auto"] | None = None
+    encoder: Encoder | str | None = None
+    backend: Backend | Literal["auto"] | str | None = None
     layers: str | None = None
     skip: tuple[str, ...] | None = None
     group_size: int | None = None
     seed: int = 0
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Put objects in the place of names; raise an InputError if there is no such name."""
+        object.__setattr__(self, "encoder", ENCODERS.resolve(self.encoder, "encoder", None))
+        object.__setattr__(self, "backend", BACKENDS.resolve(self.backend, "backend", "auto", None))
 
     def spike_settings(self) -> SpikeSettings:
         """Return which layers spike, and how."""
@@ -149,9 +155,9 @@ def _describe_settings(settings: ReportSettings, model: nn.Module, converted: bo
         "num_tokens": settings.num_tokens,
         "context": settings.context,
         "k": getattr(layer.neuron, "k", None),
-        "neuron": repr(layer.neuron),
-        "encoder": ENCODERS.name_of(layer.encoder) or repr(layer.encoder),
-        "backend": "auto" if layer.backend == "auto" else BACKENDS.name_of(layer.backend) or repr(layer.backend),
+        "neuron": label(layer.neuron),
+        "encoder": ENCODERS.name_of(layer.encoder) or label(layer.encoder),
+        "backend": "auto" if layer.backend == "auto" else BACKENDS.name_of(layer.backend) or label(layer.backend),
         "layers": "as converted" if converted else usual(settings.layers, "*"),
         "skip": [] if converted else list(usual(settings.skip, ())),
         "group_size": layer.group_size,
@@ -185,7 +191,10 @@ def _job(settings: ReportSettings, loaded: Loaded, text: str) -> dict[str, Any]:
     versions = [version(package) for package in ("spikebrain", "torch", "transformers", "numba", "numpy")]
     return {
         "format": _FORMAT,
-        "settings": repr(settings),
+        "settings": {
+            name: describe(value) if name in ("encoder", "backend") else repr(value)
+            for name, value in vars(settings).items()
+        },
         "text": _sha256(text),
         "source": loaded.source,
         "commit": getattr(getattr(loaded.model, "config", None), "_commit_hash", None),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import platform
 import time
@@ -19,6 +18,7 @@ from ..analysis.perplexity import one_thread
 from ..analysis.stats import merged_histogram
 from ..energy import DigitalEnergy, ModelCounts, waterfall
 from ..errors import InputError
+from ..files import whole_file, write_json
 from ..models import LayerRecord
 from ..models.recording import record
 
@@ -76,11 +76,9 @@ def write_files(
         analysis.plot_waterfall(waterfall(counts, DigitalEnergy()), out / "waterfall.png", title)
         _write_csv(found["layers"], out / "layers.csv")
         found["seconds"]["total"] = time.perf_counter() - start
-        (out / "report.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"out {out}: cannot be written: {error}. What was measured is kept there: run again once it can be."
-        ) from error
+        write_json(out / "report.json", found)
+    except InputError as error:
+        raise InputError(f"{error} What was measured is kept in {out}: run again once it can be written.") from error
 
 
 @torch.inference_mode()
@@ -94,7 +92,7 @@ def _draw_raster(model: nn.Module, tokenizer: Any, ids: Tensor, name: str, path:
 
 
 def _write_csv(rows: list[dict[str, Any]], path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

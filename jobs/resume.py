@@ -11,7 +11,7 @@ from typing import Any
 
 from ..analysis.exactness import ExactnessCheck
 from ..errors import InputError
-from ..files import remove, write_whole
+from ..files import parse_json, read_json, remove, write_json
 from ..models import Recording
 
 FILE_NAME = "unfinished.json"
@@ -46,13 +46,14 @@ class Unfinished:
             job: everything that its figures depend on, as JSON values.
         """
         path = folder / FILE_NAME
-        key = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
+        key = _sha256(json.dumps(job, sort_keys=True))
         try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            if stored["key"] == key:
-                return cls(path, key, stored["nlls"], stored["recorded"], stored["checked"])
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # there is no such file, or a crash cut it short
+            stored = read_json(path)
+            if stored["key"] == key and stored["sha256"] == _sha256(stored["state"]):
+                state = parse_json(stored["state"], str(path))
+                return cls(path, key, state["nlls"], state["recorded"], state["checked"])
+        except (InputError, KeyError, TypeError, AttributeError):
+            pass  # there is no such file, or it was changed
         return cls(path, key, replaces=path.exists())
 
     @property
@@ -65,13 +66,8 @@ class Unfinished:
         if recording is not None and check is not None:
             self.recorded = recording.state()
             self.checked = check.state()
-        content = {"key": self.key, "nlls": self.nlls, "recorded": self.recorded, "checked": self.checked}
-        try:
-            write_whole(self.path, json.dumps(content))
-        except OSError as error:
-            raise InputError(
-                f"out {self.path.parent}: progress cannot be written: {error}. Make room there."
-            ) from error
+        state = json.dumps({"nlls": self.nlls, "recorded": self.recorded, "checked": self.checked})
+        write_json(self.path, {"key": self.key, "sha256": _sha256(state), "state": state}, indent=None)
 
     def restore(self, recording: Recording, check: ExactnessCheck) -> None:
         """Copy the stored state into a recording and a check."""
@@ -82,3 +78,7 @@ class Unfinished:
     def remove(self) -> None:
         """Delete the file: the job is done."""
         remove(self.path)
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

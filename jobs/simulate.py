@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .. import analysis
-from ..chip import ORDERS, ChannelOrder, Description, InOrder, Mapping, load_description, plan
+from ..chip import MAPPINGS, ORDERS, ChannelOrder, Description, InOrder, Mapping, load_description, plan
 from ..chip.trace import write_timeline
-from ..coding import Encoder
+from ..coding import ENCODERS, Encoder
 from ..errors import InputError
+from ..files import write_json
 from ..models import SpikeSettings, spiking_layers
 from ..models.layers import patterns_of
+from ..registry import label
 from ..simulation.describe import describe_simulation
 from ..simulation.model import MODES, ModelOnChip, simulate_model
 from ..simulation.orders import learn_orders
 from .given import refuse, spike_settings, usual
-from .inputs import cannot_write, check_seed, load_spiking, require_writable
+from .inputs import check_seed, load_spiking, require_writable
 from .progress import SILENT, Progress
 
 # Tokens from which an order of channels is learned.
@@ -43,7 +44,8 @@ class SimulateSettings:
         order: learns from the 128 tokens that follow in which order channels lie in memory; None to leave them.
         stream: weights stream from DRAM, so that the model need not fit.
         k: of `AdaptiveThreshold`: mean |x| of a token divided by its threshold; None for 3.
-        encoder: turns counts into spikes; None for `BidirectionalBitwise`.
+        encoder: turns counts into spikes, an object or a registered name, as mapping and order; None for
+            `BidirectionalBitwise`.
         layers: pattern of the names of layers that spike; None for all.
         skip: patterns of the names of layers that stay dense; None for none.
         jitter: services last up to this share longer, at random; changes times, never sums.
@@ -57,17 +59,23 @@ class SimulateSettings:
     text: Path | None = None
     num_tokens: int = 16
     mode: str = "decode"
-    mapping: Mapping = field(default_factory=InOrder)
-    order: ChannelOrder | None = None
+    mapping: Mapping | str = field(default_factory=InOrder)
+    order: ChannelOrder | str | None = None
     stream: bool = False
     k: float | None = None
-    encoder: Encoder | None = None
+    encoder: Encoder | str | None = None
     layers: str | None = None
     skip: tuple[str, ...] | None = None
     jitter: float = 0.0
     seed: int | None = None
     critical_path: bool = False
     timeline: str | None = None
+
+    def __post_init__(self) -> None:
+        """Put objects in the place of names; raise an InputError if there is no such name."""
+        object.__setattr__(self, "mapping", MAPPINGS.resolve(self.mapping, "mapping"))
+        object.__setattr__(self, "order", ORDERS.resolve(self.order, "order", None))
+        object.__setattr__(self, "encoder", ENCODERS.resolve(self.encoder, "encoder", None))
 
     def spike_settings(self) -> SpikeSettings:
         """Return which layers spike, and how."""
@@ -102,6 +110,7 @@ def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT)
         SpikebrainError: bad input; the message says which and what to do.
     """
     num_tokens, order = settings.num_tokens, settings.order
+    assert not isinstance(order, str)
     if num_tokens < 1:
         raise InputError(f"num_tokens: expected 1 or more, got {num_tokens}.")
     if settings.mode not in MODES:
@@ -109,7 +118,7 @@ def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT)
     check_seed(usual(settings.seed, 0))
     if settings.jitter == 0:
         refuse(settings, ("seed",), "without `jitter`, since nothing else is random")
-    chip = settings.chip if isinstance(settings.chip, Description) else load_description(settings.chip)
+    chip = load_description(settings.chip)
     require_writable(out)
     wanted = num_tokens + (ORDER_TOKENS if order is not None else 0)
     inputs = {"num_tokens": wanted, "context": num_tokens, "device": "cpu", "progress": progress}
@@ -145,14 +154,11 @@ def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT)
     figures = describe_simulation(found)
     figures["model"] = {"name": settings.model, "source": Path(source).name}
     figures["text"] = text_source
-    order_name = "as-given" if order is None else ORDERS.name_of(order) or repr(order)
+    order_name = "as-given" if order is None else ORDERS.name_of(order) or label(order)
     figures["order"] = {"name": order_name, "num_tokens": len(following)}
     figures["seconds"] = time.perf_counter() - began
     title = f"{Path(source).stem}, {len(ids)} tokens, {settings.mode}, on {chip.name}"
-    try:
-        files = _write(found, figures, title, settings.timeline, out)
-    except OSError as error:
-        raise cannot_write(out, error) from error
+    files = _write(found, figures, title, settings.timeline, out)
     return Simulated(figures, title, files)
 
 
@@ -187,5 +193,5 @@ def _write(found: ModelOnChip, figures: dict[str, Any], title: str, timeline: st
     if found.timeline is not None and timeline is not None:
         figures["num_timeline_events"] = write_timeline(found.timeline, out / "timeline.json", timeline)
         files += ("timeline.json",)
-    (out / "simulation.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write_json(out / "simulation.json", figures)
     return files

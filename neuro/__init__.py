@@ -2,6 +2,7 @@
 
 from .adaptive_threshold import AdaptiveThreshold
 from .base import NEURONS, NO_RULE, CountBounds, KernelRule, MembraneState, Neuron
+from .checks import checking_plugins
 from .integrate_and_fire import IntegrateAndFire, LeakyIntegrateAndFire
 from .spike_count import LARGEST_COUNT, SpikeCount
 
@@ -17,4 +18,5 @@ __all__ = [
     "MembraneState",
     "Neuron",
     "SpikeCount",
+    "checking_plugins",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +45,9 @@ class AdaptiveThreshold(Neuron[None]):
     ceiling: float = 1e4
 
     def __post_init__(self) -> None:
+        for name, value in (("k", self.k), ("floor", self.floor), ("ceiling", self.ceiling)):
+            if isinstance(value, bool) or not isinstance(value, numbers.Real):
+                raise InputError(f"AdaptiveThreshold.{name}: expected a number, got {value!r}.")
         if not (math.isfinite(self.k) and self.k > 0):
             raise InputError(f"AdaptiveThreshold.k: expected a finite number > 0, got {self.k}. The report uses 3.")
         if not 0 < self.floor <= self.ceiling < math.inf:
@@ -82,7 +86,7 @@ class AdaptiveThreshold(Neuron[None]):
             raise_if_not_finite(x, "AdaptiveThreshold")
         threshold = (mean / torch.full_like(mean, self.k)).clamp(self.floor, self.ceiling)
         ceiling_binds = bool((mean > self.k * self.ceiling).any())
-        may_overflow = ceiling_binds or self.count_bounds(x.shape[-1]).largest > LARGEST_COUNT
+        may_overflow = ceiling_binds or AdaptiveThreshold.count_bounds(self, x.shape[-1]).largest > LARGEST_COUNT
         remedy = "Lower k, raise the ceiling"
         return count_spikes(wide, threshold, x, may_overflow=may_overflow, neuron=self, remedy=remedy), None
 

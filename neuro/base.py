@@ -100,7 +100,13 @@ class Neuron(ABC, Generic[State]):
 
     def __call__(self, x: Float[Tensor, "*shape"]) -> SpikeCount:
         """Return the spikes of one step from the initial state."""
-        return self.step(x, self.initial_state(x))[0]
+        stepped = self.step(x, self.initial_state(x))
+        if not isinstance(stepped, tuple) or len(stepped) != 2:
+            raise InputError(
+                f"{type(self).__name__}.step: expected a SpikeCount and the next state, got "
+                f"{type(stepped).__name__}. Return both, with None as the state if there is none."
+            )
+        return stepped[0]
 
     def unroll(self, x: Float[Tensor, "timesteps *shape"], state: State | None = None) -> tuple[SpikeCount, State]:
         """Step through the leading axis of x.

@@ -111,6 +111,8 @@ class LeakyIntegrateAndFire(Neuron[MembraneState]):
         else:
             v = self.decay * state.v - self.threshold * fired + x
         threshold = torch.as_tensor(self.threshold, dtype=x.dtype, device=x.device)
+        if threshold.ndim == 0 and x.ndim > 0:
+            threshold = threshold.expand(*x.shape[:-1], 1)  # one for each token
         return SpikeCount(self._fire(v), threshold), MembraneState(v)
 
     def _fire(self, v: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch import Tensor, nn
 
-from ..chip import Activity, Description, InOrder, LayerSimulation, plan
+from ..chip import MAPPINGS, Activity, Description, InOrder, LayerSimulation, load_description, plan
 from ..chip import Mapping as ChipMapping
 from ..chip.layer import check_jitter
 from ..energy import EnergyReport
@@ -106,9 +107,9 @@ class ModelOnChip:
 def simulate_model(
     model: nn.Module,
     ids: Tensor,
-    chip: Description,
+    chip: str | os.PathLike | Description,
     *,
-    mapping: ChipMapping | None = None,
+    mapping: ChipMapping | str | None = None,
     stream: bool = False,
     mode: str = "decode",
     orders: Mapping[str, np.ndarray] | None = None,
@@ -126,8 +127,8 @@ def simulate_model(
     Args:
         model: converted to spikes.
         ids: token ids, [tokens].
-        chip: the chip.
-        mapping: cuts layers into cores; `InOrder()` if None.
+        chip: the chip, as `Chip.description`.
+        mapping: cuts layers into cores, an object or a registered name; `InOrder()` if None.
         stream: weights stream from DRAM, so that the model need not fit.
         mode: "decode": a token begins when the one before has left the model; "prefill": tokens follow each other
             through the layers.
@@ -146,6 +147,8 @@ def simulate_model(
         raise InputError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}.")
     if len(ids) == 0:
         raise InputError("simulate_model: expected at least one token, got none.")
+    chip = load_description(chip)
+    cutting: ChipMapping = MAPPINGS.resolve(InOrder() if mapping is None else mapping, "simulate_model.mapping")
     check_jitter(jitter, seed)
     spiking = spiking_layers(model)
     if not spiking:
@@ -158,7 +161,7 @@ def simulate_model(
             if name not in spiking:
                 raise InputError(f"{what}: expected a spiking layer such as {next(iter(spiking))!r}, got {name!r}.")
     shapes = {name: (layer.in_features, layer.out_features) for name, layer in spiking.items()}
-    placements = plan(shapes, chip, mapping or InOrder(), stream=stream)
+    placements = plan(shapes, chip, cutting, stream=stream)
     stages, counts = survey(model, spiking, ids, placements, chip)
     with ThreadPoolExecutor(num_threads) as pool:
         replay = Replay(

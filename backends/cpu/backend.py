@@ -14,6 +14,7 @@ from ...coding.base import MAX_LOSSLESS_COUNT
 from ...coding.kernels.threads import pool
 from ...compiled import compiled
 from ...neuro import Neuron
+from ...neuro.checks import spikes_of
 from ..base import BACKENDS, INT32, MAX_WEIGHT, Backend, check_mode
 from .events import DIGITS_WEIGH, LARGEST_DIGIT, add_events, num_digits
 from .layer import run_layer
@@ -148,7 +149,7 @@ def _count_layer(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, 
     if weight.shape[1] not in _PRODUCT_INPUTS:
         return None
     with torch.no_grad():
-        spikes = neuron(x)
+        spikes = spikes_of(neuron, x)
         count = spikes.count.reshape(-1, weight.shape[1])
         low, high = (int(v) for v in count.aminmax())
         if max(-low, high) > MAX_LOSSLESS_COUNT:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import statistics
 import threading
 from collections.abc import Callable, Sequence
@@ -12,6 +10,7 @@ from typing import TypeVar
 import torch
 
 from ...errors import InputError
+from ...files import make_folder, read_json, write_json
 from ...paths import cache_dir
 
 T = TypeVar("T")
@@ -66,17 +65,16 @@ def _queued_seconds(run: Callable[[T], object], settings: T) -> float:
 
 def _read() -> dict[str, int]:
     try:
-        return json.loads((cache_dir() / "tuning.json").read_text())
-    except (OSError, ValueError):  # InputError, where the user has no folder, is a ValueError
+        found = read_json(cache_dir() / "tuning.json")
+    except InputError:  # the user has no folder, or nothing was measured yet
         return {}
+    return {key: n for key, n in found.items() if type(n) is int} if isinstance(found, dict) else {}
 
 
 def _write() -> None:
     try:
         path = cache_dir() / "tuning.json"
-        part = path.with_suffix(f".{os.getpid()}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(json.dumps({**_read(), **_known}, indent=1))
-        part.replace(path)
-    except (OSError, InputError):
+        make_folder(path.parent)
+        write_json(path, {**_read(), **_known})
+    except InputError:
         pass  # measured again next time

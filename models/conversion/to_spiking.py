@@ -134,7 +134,7 @@ def spikingbrain_settings(
     return SpikeSettings(
         layers=_LAYERS[attention],
         neuron=AdaptiveThreshold(k),
-        encoder=encoder or BidirectionalBitwise(),
+        encoder=BidirectionalBitwise() if encoder is None else encoder,
         group_size=group_size,
         backend=backend,
         attention=attention,

@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from ...errors import CheckpointError, InputError
-from ...files import write_tensors
+from ...files import read_json, write_json, write_tensors
 from ..conversion.to_spiking import set_settings, spikingbrain_settings
 from ..layers.quantize import check_finite, quantize, quantize_with
 from ..layers.settings import SpikeSettings
@@ -163,18 +162,15 @@ def write_folder(
         for file, shard in zip(names, shards, strict=True):
             tensors = {name: _tensor(module, attribute, model.dtype, name) for name, module, attribute in shard}
             checksums = json.dumps({name: of_tensor(tensor) for name, tensor in tensors.items()})
-            try:
-                write_tensors(new / file, tensors, {"format": "pt", CHECKSUMS: checksums})
-            except SafetensorError as error:
-                raise CheckpointError(f"{path}: cannot be written: {error}") from error
-        (new / CONFIG).write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
+            write_tensors(new / file, tensors, {"format": "pt", CHECKSUMS: checksums}, CheckpointError)
+        write_json(new / CONFIG, config, error=CheckpointError)
         if model.generation_config is not None:
             # Its own save_pretrained refuses settings that many models on the hub have, such as an unused temperature.
             (new / GENERATION).write_text(model.generation_config.to_json_string(), encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save_pretrained(new)
         index = {"metadata": {_SUMS: of_files(new, ".safetensors")}, "weight_map": weight_map}
-        (new / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+        write_json(new / INDEX, index, error=CheckpointError)
         _try_to_read(new)
 
 
@@ -210,14 +206,9 @@ def _table_of(fields: dict[str, Any]) -> LayerTable | None:
 
 def _config_json(path: Path) -> dict[str, Any]:
     file = path / CONFIG
-    try:
-        fields = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{path}: expected a model folder, but it has no config.json.{interrupted(path)}"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file}: cannot be read as JSON: {error}. Fetch it again.") from error
+    if not file.exists():
+        raise CheckpointError(f"{path}: expected a model folder, but it has no config.json.{interrupted(path)}")
+    fields = read_json(file, CheckpointError)
     if not isinstance(fields, dict):
         raise CheckpointError(f"{file}: expected a JSON object, got {type(fields).__name__}. Fetch it again.")
     return fields

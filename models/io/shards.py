@@ -6,7 +6,6 @@ not read: the state of a training, an adapter, or what an interrupted download l
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ...errors import CheckpointError
+from ...files import read_json
 from .checksums import check_tensor
 from .single_file import check_safetensors
 
@@ -45,12 +45,12 @@ def read_index(path: Path) -> dict[str, Any] | None:
     index = path / INDEX
     if not index.is_file():
         return None
+    content = read_json(index, CheckpointError)
     try:
-        content = json.loads(index.read_text(encoding="utf-8"))
         names = content["weight_map"].values()
         content["metadata"] = dict(content.get("metadata") or {})
         outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise CheckpointError(f"{index}: expected JSON with a weight_map ({error}). Fetch it again.") from error
     if outside:
         raise CheckpointError(f"{index}: expected names of files in its folder, got {outside[0]!r}. Fetch it again.")

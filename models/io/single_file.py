@@ -7,7 +7,6 @@ model, the settings of each spiking layer (`layer_table`), which names share a t
 from __future__ import annotations
 
 import json
-import os
 import struct
 import tempfile
 import warnings
@@ -30,7 +29,7 @@ from transformers import (
 )
 
 from ...errors import CheckpointError, InputError
-from ...files import write_tensors
+from ...files import whole_file
 from ..layers.experts import unfuse_for
 from ..layers.quantize import check_finite
 from ..layers.spike_linear import SpikeLinear, spiking_layers
@@ -78,16 +77,10 @@ def write_file(model: nn.Module, path: Path, tokenizer: PreTrainedTokenizerBase 
         "checksums": {name: of_tensor(tensor) for name, tensor in tensors.items()},
     }
     text = json.dumps(header)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write_tensors(partial, tensors, {FORMAT: text, _SEAL: of_text(text)})
+    with whole_file(path, CheckpointError) as partial:
+        save_file(tensors, partial, metadata={FORMAT: text, _SEAL: of_text(text)})
         del tensors
         _try_to_read(partial)
-        os.replace(partial, path)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be written: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _try_to_read(path: Path) -> None:

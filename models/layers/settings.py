@@ -64,8 +64,7 @@ class SpikeSettings:
             neuron = NEURONS.resolve(self.neuron, "SpikeSettings.neuron")
         object.__setattr__(self, "neuron", neuron)
         object.__setattr__(self, "encoder", ENCODERS.resolve(self.encoder, "SpikeSettings.encoder"))
-        if self.backend != "auto":
-            object.__setattr__(self, "backend", BACKENDS.resolve(self.backend, "SpikeSettings.backend"))
+        object.__setattr__(self, "backend", BACKENDS.resolve(self.backend, "SpikeSettings.backend", "auto"))
         check_group_size(self.group_size)
         if self.attention not in (None, *ATTENTION):
             raise InputError(f"SpikeSettings.attention: expected None or one of {ATTENTION}, got {self.attention!r}.")

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from ...errors import InputError
 from ...neuro import Neuron
+from ...neuro.checks import spikes_of
 from ...neuro.spike_count import straight_through
 from .choose import choose_layers
 from .experts import is_fused
@@ -51,7 +52,7 @@ class SpikeAwareLinear(nn.Linear):
         size = self.group_size or self.in_features
         rounded = integers.float() * scale.repeat_interleave(size, 1)[:, : self.in_features]
         weight = straight_through(self.weight, rounded.to(self.weight.dtype))
-        return F.linear(self.neuron(x).activation().to(x.dtype), weight, self.bias)
+        return F.linear(spikes_of(self.neuron, x).activation().to(x.dtype), weight, self.bias)
 
 
 @contextmanager
@@ -66,6 +67,8 @@ def spike_aware(model: nn.Module, settings: SpikeSettings) -> Iterator[None]:
     Raises:
         InputError: no layer matches, or one is not an `nn.Linear` of its own (fused experts are not).
     """
+    if not isinstance(settings, SpikeSettings):
+        raise InputError(f"spike_aware: expected SpikeSettings(...) as settings, got {settings!r}.")
     linears, _ = choose_layers(model, settings)
     fused = [name for name, module in model.named_modules() if is_fused(module)]
     for name in linears:

@@ -14,14 +14,19 @@ from torch import Tensor, nn
 
 from ... import backends
 from ...backends import BACKENDS, Backend
+from ...backends.checks import checked_outputs, sums_of
 from ...coding import ENCODERS, BidirectionalBitwise, Encoder, SpikeTrain
+from ...coding.checks import fitted_to, train_of
 from ...errors import InputError, SpikebrainError
 from ...neuro import NEURONS, AdaptiveThreshold, Neuron, SpikeCount
+from ...neuro.checks import checks_all, spikes_of
 from .quantize import check_group_size, copy_bias, input_major, quantize
 from .transforms import refuse_transforms
 
 # Bytes of spikes and sums that a call holds at a time. Tokens are independent, so this does not change the result.
 _PORTION_BYTES = 64 * 2**20
+# The plug-ins of a layer, and the words that may stand in their place.
+_PLUGINS: dict[str, tuple[Any, ...]] = {"neuron": (NEURONS,), "encoder": (ENCODERS,), "backend": (BACKENDS, "auto")}
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,9 @@ class SpikeLinear(nn.Module):
 
     weight: Tensor
     scale: Tensor
+    neuron: Neuron
+    encoder: Encoder
+    backend: Backend | Literal["auto"]
 
     def __init__(
         self,
@@ -107,11 +115,9 @@ class SpikeLinear(nn.Module):
         self.register_buffer("weight", input_major(weight))
         self.register_buffer("scale", scale)
         self.bias = None if bias is None else bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias)
-        self.neuron: Neuron = NEURONS.resolve(neuron or AdaptiveThreshold(), "SpikeLinear.neuron")
-        self.encoder: Encoder = ENCODERS.resolve(encoder or BidirectionalBitwise(), "SpikeLinear.encoder")
-        self.backend: Backend | Literal["auto"] = "auto"
-        if backend != "auto":
-            self.backend = BACKENDS.resolve(backend, "SpikeLinear.backend")
+        self.neuron = AdaptiveThreshold() if neuron is None else neuron  # pyright: ignore[reportAttributeAccessIssue]
+        self.encoder = BidirectionalBitwise() if encoder is None else encoder  # pyright: ignore[reportAttributeAccessIssue]
+        self.backend = backend  # pyright: ignore[reportAttributeAccessIssue]
         self.name = name
         self.observers: list[Observer] = []
         self.notices: set[str] = set()
@@ -154,11 +160,12 @@ class SpikeLinear(nn.Module):
             refuse_transforms(x)
             if x.ndim == 0 or x.shape[-1] != self.in_features:
                 raise InputError(f"expected activations [..., {self.in_features}], got shape {tuple(x.shape)}.")
-            if not self.observers and not (torch.is_grad_enabled() and (x.requires_grad or self._trains_bias)):
+            trains = torch.is_grad_enabled() and (x.requires_grad or self._trains_bias)
+            if not (self.observers or trains or checks_all()):
                 whole = self.run_fused(x)
                 if whole is not None:
                     return whole
-            spikes = self.neuron(x)
+            spikes = spikes_of(self.neuron, x)
             y = self._run(spikes, x)
         except SpikebrainError as error:
             raise type(error)(f"{self._where}: {error}") from error
@@ -187,7 +194,13 @@ class SpikeLinear(nn.Module):
             )
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Refuse float parameters in place of the INT8 weights or their scales, as code that ties weights sets them."""
+        """Set an attribute; a registered name of a neuron, an encoder or a backend becomes an object.
+
+        Float parameters in place of the INT8 weights or their scales, as code that ties weights sets them, are refused.
+        """
+        if name in _PLUGINS:
+            registry, *words = _PLUGINS[name]
+            value = registry.resolve(value, f"SpikeLinear.{name}", *words)
         if name in ("weight", "scale") and isinstance(value, nn.Parameter):
             raise InputError(
                 f"{self._where}.{name}: expected {'int8' if name == 'weight' else 'float32'} numbers, which are no "
@@ -251,7 +264,9 @@ class SpikeLinear(nn.Module):
             return None
         if bias is not None and bias.shape != (num_outputs,):
             raise InputError(f"bias: expected {num_outputs} numbers, got shape {tuple(bias.shape)}.")
-        return self._backend_for(x, num_tokens).fused(x, weight, scale, bias, self.neuron, self.encoder)
+        backend = self._backend_for(x, num_tokens)
+        y = backend.fused(x, weight, scale, bias, self.neuron, self.encoder)
+        return checked_outputs(backend, y, x, num_outputs)
 
     def _backend_for(self, x: Tensor, num_tokens: int | None = None, *, events_only: bool = False) -> Backend:
         if self.backend != "auto":
@@ -278,7 +293,7 @@ class SpikeLinear(nn.Module):
         backend = self._backend_for(count, events_only=bool(self.observers))
         y = threshold.new_zeros(len(count), self.out_features)
         for first, part, train in self._portions(count):
-            accumulation = torch.stack([backend.accumulate(*pair) for pair in self._by_group(train)], 1)
+            accumulation = torch.stack([sums_of(backend, *pair) for pair in self._by_group(train)], 1)
             last = first + len(part)
             for observer in self.observers:
                 observer(self, Step(part, train, accumulation, first, len(count), x, threshold[first:last]))
@@ -289,12 +304,12 @@ class SpikeLinear(nn.Module):
         """Yield (first token, counts, train) for consecutive tokens, all with the same code and length."""
         if count.numel() == 0:
             return
-        encoder, num_timesteps = self.encoder.fitted(*(int(v) for v in count.aminmax()))
+        encoder, num_timesteps = fitted_to(self.encoder, *(int(v) for v in count.aminmax()))
         token_bytes = num_timesteps * self.in_features + 4 * self.scale.numel()
         num_tokens = max(1, _PORTION_BYTES // token_bytes)
         for first in range(0, len(count), num_tokens):
             part = count[first : first + num_tokens]
-            yield first, part, encoder.encode(part, num_timesteps)
+            yield first, part, train_of(encoder, part, num_timesteps)
 
     def _by_group(self, train: SpikeTrain) -> Iterator[tuple[SpikeTrain, Tensor]]:
         """Yield the spikes and weights of the input channels of each group."""

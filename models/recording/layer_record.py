@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ...registry import label
 from ..layers.spike_linear import SpikeLinear, Step
 from .weight_reads import WeightReads
 
@@ -71,8 +72,8 @@ class LayerRecord:
             num_scales=len(layer.groups),
             has_bias=layer.bias is not None,
             mean_count_bound=None if bounds is None else bounds.mean,
-            neuron=repr(layer.neuron),
-            encoder=repr(layer.encoder),
+            neuron=label(layer.neuron),
+            encoder=label(layer.encoder),
         )
 
     def add(self, step: Step) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ...errors import CheckpointError, InputError
-from ...files import write_tensors, write_whole
+from ...files import parse_json, write_json, write_tensors
 
 FILE_NAME = "training.safetensors"
 LOSSES = "loss.json"
@@ -37,16 +36,8 @@ def save_state(
     for parameter, remembered in optimizer.state.items():
         tensors |= {f"optimizer.{names[parameter]}:{field}": value for field, value in remembered.items()}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    partial = folder / f"{FILE_NAME}.{os.getpid()}.partial"
-    try:
-        write_tensors(partial, tensors, {"key": key, "progress": json.dumps(progress)})
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, folder / FILE_NAME)
-        write_whole(folder / LOSSES, json.dumps(progress["losses"], indent=1) + "\n")
-    except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
-        raise CheckpointError(f"{folder}: the state cannot be written: {error}. Make room there.") from error
+    write_tensors(folder / FILE_NAME, tensors, {"key": key, "progress": json.dumps(progress)}, CheckpointError)
+    write_json(folder / LOSSES, progress["losses"], error=CheckpointError)
 
 
 class SavedState:
@@ -70,7 +61,7 @@ class SavedState:
             return
         try:
             with safe_open(self.path, "pt") as file:
-                metadata = file.metadata()
+                metadata = file.metadata() or {}
                 self._tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{self.path}: cannot be read: {error}. Delete it to start again.") from error
@@ -79,7 +70,7 @@ class SavedState:
                 f"{self.path}: is the state of a training with other settings, tokens or sizes, or of other "
                 "models. Name another folder, or delete it to start again."
             )
-        self.progress = json.loads(metadata["progress"])
+        self.progress = parse_json(metadata.get("progress", ""), str(self.path), CheckpointError)
 
     @torch.no_grad()
     def restore_model(self, model: nn.Module) -> None:

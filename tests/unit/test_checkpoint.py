@@ -210,7 +210,7 @@ def test_damaged_descriptions(tmp_path, tiny_llama, tokenizer, change):
         header["tokenizer"] = {"../escaped.json": "{}"}
     text = change if change in ("garbage", "{}", "[]") else json.dumps(header)
     save_file(tensors, path, metadata={"spikebrain-converted": text})
-    told = {"version": "expected format version", "neuron": r"unknown \['kay'\]"}
+    told = {"garbage": "expected JSON", "version": "expected format version", "neuron": r"unknown \['kay'\]"}
     with pytest.raises(CheckpointError, match=told.get(change, "description does not fit")):
         load(path)
     assert not (tmp_path.parent / "escaped.json").exists()

@@ -367,8 +367,8 @@ source = "a"
         ('convention = "64 bits"', "convention = ' '", "convention: expected a text, got ' '"),
         ('version = "1"', "version = 1", "version: expected a text, got 1"),
         ('a = "a paper"', 'a = ""', r"sources\.a"),
-        ("bits = 8\n", "", r"entries\.int8_add\.bits: expected an integer >= 1, got None"),
-        ("pj = 0.007", "pj = -1", r"entries\.int8_add\.pj: expected a number >= 0 in picojoules, got -1"),
+        ("bits = 8\n", "", r"entries\.int8_add\.bits: expected an integer from 1 to 2\^50, got None"),
+        ("pj = 0.007", "pj = -1", r"entries\.int8_add\.pj: expected a number from 0 to 1e\+12, in picojoules, got -1"),
         ("pj = 0.007", "pj = nan", r"entries\.int8_add\.pj"),
         ("pj = 0.007", "pj = '1'", r"entries\.int8_add\.pj"),
         ("pj = 0.007", "joule = 1", r"entries\.int8_add\.joule: unknown; expected one of pj, bits"),
@@ -402,7 +402,7 @@ def test_all_faults_of_a_table_at_once(tmp_path):
     with pytest.raises(InputError, match=r"3 fault\(s\)") as error:
         load_table(path)
     assert all(f"\n  {key}: expected" in str(error.value) for key in ("version", "entries.int8_add.pj"))
-    assert "\n  entries.int8_add.bits: expected an integer >= 1, got None" in str(error.value)
+    assert "\n  entries.int8_add.bits: expected an integer from 1 to 2^50, got None" in str(error.value)
 
 
 def test_unknown_table_and_options(as_users):

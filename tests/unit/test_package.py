@@ -33,9 +33,9 @@ OPTIONAL = {
     "spikebrain.backends.gpu.count": "triton",
 }
 FLOW = ["neuro", "coding", "chip", "backends", "models", "energy", "simulation", "analysis", "jobs", "cli"]
-UNDER_ALL = ["errors", "registry", "paths", "files", "compiled", "version"]
+UNDER_ALL = ["errors", "fingerprint", "registry", "paths", "files", "compiled", "interrupt", "version"]
 MODEL_ROOMS = ["layers", "spikingbrain", "decoding", "conversion", "training", "recording", "io"]
-WALKED = (*FLOW, "registry")
+WALKED = (*FLOW, "registry", "files", "fingerprint")
 MODULES = sorted(
     module.name
     for module in pkgutil.walk_packages(spikebrain.__path__, "spikebrain.")

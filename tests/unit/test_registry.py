@@ -74,7 +74,7 @@ def test_what_a_file_cannot_hold_is_refused():
 
     with pytest.raises(InputError, match="neuron Own has no name by which load could find it"):
         to_dict(Own())
-    assert describe(Own()).endswith("Own(k=3.0, floor=1e-05, ceiling=10000.0)")
+    assert describe(Own()).startswith("Own(k=3.0, floor=1e-05, ceiling=10000.0) #")
     assert json.loads(describe(Ternary()))["name"] == "ternary"
 
 

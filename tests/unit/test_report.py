@@ -478,5 +478,5 @@ def test_a_full_disk_while_measuring(capsys, monkeypatch, model_folder, text, tm
     monkeypatch.setattr("spikebrain.files.os.replace", full)
     usual = ["--text", text, "--context", "40", "--num-tokens", "80", "--out", tmp_path / "out"]
     said = fails(capsys, monkeypatch, "report", model_folder, *usual)
-    assert "progress cannot be written: [Errno 28] No space left on device" in said
+    assert "unfinished.json: cannot be written: No space left on device" in said
     assert list((tmp_path / "out").iterdir()) == []

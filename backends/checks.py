@@ -1,0 +1,81 @@
+"""What backends return, checked where it enters; see `neuro.checks`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..coding import SpikeTrain
+from ..neuro.checks import Untouched, checks_all, describe_tensor, needs_check, refuse
+from .base import Backend
+
+# Tokens of which a sum is compared.
+_SAMPLED_TOKENS = 8
+
+
+def sums_of(backend: Backend, train: SpikeTrain, weight: Tensor) -> Tensor:
+    """Return `backend.accumulate(train, weight)`, checked if the backend is not of this package.
+
+    One sum of each of a few tokens is compared with the plain product; inside `checking_plugins()` all are.
+
+    Args:
+        backend: the backend.
+        train: spikes [T, *tokens, in_features].
+        weight: int8, [out_features, in_features].
+    Raises:
+        InputError: the backend returned other sums, or changed weights or spikes in place.
+    """
+    if not needs_check(backend):
+        return backend.accumulate(train, weight)
+    untouched = [(name, Untouched(given)) for name, given in (("weights", weight), ("spikes", train.spikes))]
+    sums = backend.accumulate(train, weight)
+    expected = (*train.spikes.shape[1:-1], len(weight))
+    if not isinstance(sums, Tensor) or sums.dtype != torch.int32 or sums.shape != expected:
+        raise refuse(backend, "accumulate", f"int32 sums of shape {expected}", describe_tensor(sums))
+    if sums.device != weight.device:
+        raise refuse(backend, "accumulate", f"sums on {weight.device}", describe_tensor(sums))
+    for name, given in untouched:
+        if given.was_changed():
+            raise refuse(backend, "accumulate", f"{name} as they were given", f"{name} changed in place")
+    if sums.numel():
+        _compare(backend, sums.reshape(-1, len(weight)), train, weight)
+    return sums
+
+
+def _compare(backend: Backend, sums: Tensor, train: SpikeTrain, weight: Tensor) -> None:
+    """Raise an InputError if sums are not those of the train."""
+    spikes = train.spikes.reshape(train.num_timesteps, len(sums), weight.shape[1])
+    if checks_all():
+        tokens = torch.arange(len(sums), device=sums.device).repeat_interleave(len(weight))
+        outputs = torch.arange(len(weight), device=sums.device).repeat(len(sums))
+    else:
+        tokens = torch.arange(0, len(sums), -(-len(sums) // _SAMPLED_TOKENS), device=sums.device)
+        outputs = torch.linspace(0, len(weight) - 1, len(tokens), device=sums.device).long()
+    step = max(1, 2**22 // max(1, weight.shape[1]))
+    for token, output in zip(tokens.split(step), outputs.split(step), strict=True):
+        read = weight[output].to(torch.int64)
+        exact = -train.zero_point * read.sum(1)
+        for plane_weight, plane in zip(train.timestep_weight.tolist(), spikes, strict=True):
+            exact += plane_weight * (plane[token] * read).sum(1)
+        differs = (exact != sums[token, output]).nonzero().flatten()
+        if len(differs):
+            at = int(differs[0])
+            where = f"at token {int(token[at])}, output {int(output[at])}"
+            raise refuse(
+                backend, "accumulate", f"the exact sum {int(exact[at])} {where}", str(int(sums[token, output][at]))
+            )
+
+
+def checked_outputs(backend: Backend, y: Tensor | None, x: Tensor, num_outputs: int) -> Tensor | None:
+    """Return what `backend.fused` gave, checked if the backend is not of this package.
+
+    Raises:
+        InputError: it is neither None nor outputs of the right shape, dtype and device.
+    """
+    if y is None or not needs_check(backend):
+        return y
+    expected = (*x.shape[:-1], num_outputs)
+    if not isinstance(y, Tensor) or y.shape != expected or y.dtype != x.dtype or y.device != x.device:
+        wanted = f"None, or outputs {x.dtype} of shape {expected} on {x.device}"
+        raise refuse(backend, "fused", wanted, describe_tensor(y))
+    return y
