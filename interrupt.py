@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 EXIT_CODE = 130
 _LINE = "Interrupted.\n"
@@ -32,12 +31,10 @@ def raise_on_interrupt() -> None:
     _set(_raise, instead_of=(signal.default_int_handler, _leave))
 
 
-def end_interrupted() -> None:
-    """Say that the command was interrupted, and end it. Threads that still work are not waited for."""
-    for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
-    _leave()
+def end_interrupted() -> NoReturn:
+    """Say that the command was interrupted, and end it with exit code 130."""
+    sys.stderr.write(_LINE)
+    sys.exit(EXIT_CODE)
 
 
 def _set(handler: Callable[..., Any], instead_of: tuple[Any, ...]) -> None:
