@@ -112,7 +112,9 @@ class Shards:
         if not files:
             others = ", ".join(sorted(file.name for file in path.glob("*.safetensors")))
             found = f"{others}, which are not read as a model's weights" if others else "none"
-            raise CheckpointError(f"{path}: expected safetensors weights ({SINGLE}, or {INDEX}), found {found}.")
+            raise CheckpointError(
+                f"{path}: expected safetensors weights, found {found}. Name a folder with {SINGLE} or {INDEX}."
+            )
         for file in files:
             self._open(file)
         if index is not None:
