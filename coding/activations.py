@@ -46,6 +46,8 @@ def pack_activations(
     """
     neuron = NEURONS.resolve(neuron, "pack_activations.neuron")
     encoder = ENCODERS.resolve(encoder, "pack_activations.encoder")
+    assert isinstance(neuron, Neuron)
+    assert isinstance(encoder, Encoder)
     kernels = None if checks_all() else kernels_for(x.device)
     rule = neuron.kernel_rule() if x.dtype in _DTYPES else None
     if kernels is None or rule is None or x.ndim == 0 or x.numel() == 0:

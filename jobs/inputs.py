@@ -71,7 +71,7 @@ def require_new(out: Path, *, sources: Iterable[str | Path] = (), known: Collect
                 f"out {out}: holds {listed} already. Name a new folder, or pass force=True to write over what it holds."
             )
     except OSError as error:
-        raise cannot_write(out, error) from error
+        raise _cannot_write(out, error) from error
 
 
 def require_writable(out: Path) -> None:
@@ -83,7 +83,11 @@ def require_writable(out: Path) -> None:
         with tempfile.TemporaryFile(dir=out):
             pass
     except OSError as error:
-        raise InputError(f"out {out}: cannot be written: {error.strerror or error}. Name another folder.") from error
+        raise _cannot_write(out, error) from error
+
+
+def _cannot_write(out: Path, error: OSError) -> InputError:
+    return InputError(f"out {out}: cannot be written: {error.strerror or error}. Name another folder.")
 
 
 def require_tokenizer(tokenizer: Any, source: str) -> Any:

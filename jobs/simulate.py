@@ -171,9 +171,12 @@ def check_fit(shapes: dict[str, tuple[int, int]], chip: Description, settings: S
         settings: of the simulation.
     """
 
+    mapping = settings.mapping
+    assert isinstance(mapping, Mapping)
+
     def fault(names: list[str]) -> str | None:
         try:
-            plan({name: shapes[name] for name in names}, chip, settings.mapping, stream=settings.stream)
+            plan({name: shapes[name] for name in names}, chip, mapping, stream=settings.stream)
         except InputError as error:
             return str(error)
         return None

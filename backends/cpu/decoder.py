@@ -7,6 +7,9 @@ and a list of events once a thread, however many projections read it. Sums of sp
 `add_events`, exact; what is between is in `decoder_parts.py`.
 """
 
+# Type checkers do not know that numba passes an intrinsic its first argument.
+# pyright: reportCallIssue=false
+
 from __future__ import annotations
 
 import ctypes

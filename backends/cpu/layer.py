@@ -4,6 +4,9 @@ The float operations are those of the neuron and of `SpikeLinear`, in the same o
 bit for bit. A layer takes 50 microseconds, where each PyTorch operator would matter: hence plain addresses.
 """
 
+# Type checkers do not know that numba passes an intrinsic its first argument.
+# pyright: reportCallIssue=false
+
 from __future__ import annotations
 
 import ctypes

@@ -60,7 +60,7 @@ def compiled_decoder(model: nn.Module) -> CompiledDecoder | None:
 def _with_decoder(plain: Any) -> Any:
     @functools.wraps(plain)
     def forward(self: Any, *args: Any, **options: Any) -> Any:
-        if len(args) <= 1 and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+        if len(args) <= 1 and not torch.compiler.is_compiling() and not torch._C._get_tracing_state():
             whole = _decode(self, {"input_ids": args[0], **options} if args else options)
             if whole is not None:
                 return whole
@@ -71,10 +71,10 @@ def _with_decoder(plain: Any) -> Any:
 
 def _decode(model: Any, options: dict[str, Any]) -> CausalLMOutputWithPast | None:
     """Return the logits of one token, or None if the model's own code must run."""
-    cache = next((options[name] for name in _CACHES if options.get(name) is not None), None)
+    cache: Any = next((options[name] for name in _CACHES if options.get(name) is not None), None)
     decoder = compiled_decoder(model) if cache is not None and _is_plain_step(model, options) else None
     room = room_of(cache, decoder.num_key_heads, decoder.head_dim) if decoder is not None else None
-    if decoder is None or room is None or len(cache.layers) != decoder.num_layers:
+    if cache is None or decoder is None or room is None or len(cache.layers) != decoder.num_layers:
         return None
     length = cache.layers[0].keys.shape[2]
     mask, positions = options.get("attention_mask"), options.get("position_ids")

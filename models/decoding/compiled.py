@@ -176,7 +176,7 @@ class CompiledDecoder:
         row["weight"] = module.weight.data_ptr()
         row["bias"] = 0 if module.bias is None else module.bias.data_ptr()
         row["num_outputs"], row["num_inputs"] = module.weight.shape
-        rule = module.neuron.kernel_rule() if isinstance(module, SpikeLinear) else NO_RULE
+        rule = (module.neuron.kernel_rule() if isinstance(module, SpikeLinear) else None) or NO_RULE
         row["rule"] = rule.number
         row["a"], row["b"], row["c"] = rule.parameters
         if isinstance(module, SpikeLinear):

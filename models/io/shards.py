@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from ...errors import CheckpointError
-from ...files import read_json
+from ...files import parse_json, read_json
 from .checksums import check_tensor
 from .single_file import check_safetensors
 
@@ -134,8 +134,8 @@ class Shards:
         if written is None:  # not from `save`
             return
         try:
-            self._checksums |= json.loads(written)
-        except (ValueError, TypeError, RecursionError) as error:
+            self._checksums |= parse_json(written, f"{file}: its checksums", CheckpointError)
+        except TypeError as error:
             raise CheckpointError(f"{file}: its checksums are damaged ({error}). Fetch it again.") from error
 
     def _compare(self, weight_map: dict[str, str]) -> None:
