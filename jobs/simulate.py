@@ -170,7 +170,6 @@ def check_fit(shapes: dict[str, tuple[int, int]], chip: Description, settings: S
         chip: the chip.
         settings: of the simulation.
     """
-
     mapping = settings.mapping
     assert isinstance(mapping, Mapping)
 
