@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import tomllib
@@ -112,13 +113,19 @@ def read_json(path: Path, error: type[SpikebrainError] = InputError) -> Any:
     return parse_json(read_whole(path, error), str(path), error)
 
 
-def parse_json(text: str, where: str, error: type[SpikebrainError] = InputError) -> Any:
+def parse_json(
+    text: str,
+    where: str,
+    error: type[SpikebrainError] = InputError,
+    object_hook: Callable[[dict[str, Any]], Any] | None = None,
+) -> Any:
     """Return the JSON values of a text.
 
     Args:
         text: the text.
         where: it is from, for messages.
         error: class of the error.
+        object_hook: as for `json.loads`.
     Raises:
         SpikebrainError: of that class: the text is not JSON, nests deeper than 64 levels, or holds an integer that
             exceeds the largest float.
@@ -126,7 +133,7 @@ def parse_json(text: str, where: str, error: type[SpikebrainError] = InputError)
     >>> parse_json('{"k": 3}', "settings.json")
     {'k': 3}
     """
-    return _parsed(json.loads, text, where, "JSON", error)
+    return _parsed(functools.partial(json.loads, object_hook=object_hook), text, where, "JSON", error)
 
 
 def _parsed(parse: Callable[[str], Any], text: str, where: str, kind: str, error: type[SpikebrainError]) -> Any:

@@ -72,6 +72,8 @@ def _parts(value: Any) -> tuple[str, list[Any]]:  # noqa: PLR0911 - a return for
         case types.FunctionType():
             cells = [cell.cell_contents for cell in value.__closure__ or ()]
             return f"function {value.__qualname__}", [value.__code__, value.__defaults__, value.__kwdefaults__, cells]
+        case types.MethodType():  # its dictionary is that of the function
+            return "method", [value.__func__, value.__self__]
         case classmethod() | staticmethod():
             return type(value).__name__, [value.__func__]
         case property():

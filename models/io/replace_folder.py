@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...errors import CheckpointError
+from ...files import cannot_write
 from .hub import TOKENIZER_FILES
 from .shards import INDEX, is_weight_file
 
@@ -39,7 +40,7 @@ def replaced(path: Path) -> Iterator[Path]:
         yield new
         _swap(new, path)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error}") from error
+        raise cannot_write(Path(error.filename2 or error.filename or path), error, CheckpointError) from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

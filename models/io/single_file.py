@@ -30,7 +30,7 @@ from transformers import (
 )
 
 from ...errors import CheckpointError, InputError
-from ...files import whole_file
+from ...files import parse_json, whole_file
 from ..layers.experts import unfuse_for
 from ..layers.quantize import check_finite
 from ..layers.spike_linear import SpikeLinear, spiking_layers
@@ -127,8 +127,8 @@ def _content(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
                 "changed. Fetch it or save it again."
             )
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    header = parse_json(text, f"{path}: its description", CheckpointError, object_hook=_number)
     try:
-        header = json.loads(text, object_hook=_number)
         version, checksums = header["version"], header.get("checksums", {})
         if version == VERSION:
             for name, tensor in tensors.items():

@@ -105,7 +105,7 @@ def test_atomic(tmp_path, tiny_llama, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError("disk full")
 
-    monkeypatch.setattr("spikebrain.models.io.single_file.write_tensors", fail)
+    monkeypatch.setattr("spikebrain.models.io.single_file.save_file", fail)
     with pytest.raises(CheckpointError, match="disk full"):
         save(to_spiking(tiny_llama), path)
     assert path.read_bytes() == before

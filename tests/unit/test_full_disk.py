@@ -78,7 +78,7 @@ def run_plot(folder, model, text, out):
 
 
 def run_convert(folder, model, text, out):
-    convert(ConvertSettings(model=str(folder), layout=PLAN), out)
+    convert(ConvertSettings(model=str(folder), layout=PLAN), out, force=True)
 
 
 def run_report(folder, model, text, out):
@@ -92,7 +92,7 @@ def run_simulate(folder, model, text, out):
 
 def run_distill(folder, model, text, out):
     tokens = {"context": 32, "batch_size": 2, "attention_steps": 1, "logits_steps": 1}
-    distill(DistillRun(teacher=str(folder), student=folder.parent / "student", text=(text,), **tokens), out)
+    distill(DistillRun(teacher=str(folder), student=folder.parent / "student", text=(text,), **tokens), out, force=True)
 
 
 FAST = [

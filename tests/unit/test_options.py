@@ -28,8 +28,8 @@ ALWAYS = {
 }
 # Where an option has no effect: arguments before the option and its value. DENSE, SPIKES and the like stand for files.
 CASES = {
-    "report": {name: ["SPIKES"] for name in ("k", "encoder", "backend", "layers", "group_size")},
-    "simulate": {**{name: ["SPIKES"] for name in ("k", "encoder", "layers")}, "seed": ["DENSE"]},
+    "report": {name: ["SPIKES"] for name in ("k", "encoder", "backend", "layers", "skip", "group_size")},
+    "simulate": {**{name: ["SPIKES"] for name in ("k", "encoder", "layers", "skip")}, "seed": ["DENSE"]},
     "generate": {"seed": ["FLOAT", "A neuron"]},
     "energy": {
         **dict.fromkeys(("k", "encoder"), ("SPIKES",)),
@@ -58,7 +58,16 @@ CASES = {
 }
 # Mostly the usual values: typed, they are as much in vain as others.
 VALUES = {
-    **{"k": 3, "encoder": "ternary", "backend": "cpu", "layers": "*", "group_size": 8, "seed": 0, "text": "TEXT"},
+    **{
+        "k": 3,
+        "encoder": "ternary",
+        "backend": "cpu",
+        "layers": "*",
+        "skip": "*",
+        "group_size": 8,
+        "seed": 0,
+        "text": "TEXT",
+    },
     **{"num_tokens": 512, "device": "auto", "shared_tokens": 1, "reads_per": "channel", "shifts_per": "timestep"},
     **{"sums_in": "register", "sram_bytes": 32768, "on_chip_bytes": 9, "leakage_w": 0, "token_s": 0.1},
     **{"block_bytes": 64, "calibrate_tokens": 4096, "fit": "columns", "layout": "7b", "window": 4096, "num_sinks": 0},
@@ -127,11 +136,7 @@ def test_the_library_refuses_arguments_without_options(files, tmp_path):
         (
             lambda: jobs.report(
                 jobs.ReportSettings(
-                    str(
-                        files(
-                            "SPIKES",
-                        )
-                    ),
+                    str(files["SPIKES"]),
                     encoder=Ternary(),
                 ),
                 tmp_path / "r",
@@ -179,15 +184,16 @@ def test_a_report_with_other_settings_says_that_it_starts_again(run, files, text
     monkeypatch.setattr(sys.modules["spikebrain.jobs.report"], "count_operations", lambda recording: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(*command)
-    assert json.loads((tmp_path / "r" / "unfinished.json").read_text())["nlls"].keys() == {"float", "int8", "spiking"}
+    state = json.loads(json.loads((tmp_path / "r" / "unfinished.json").read_text())["state"])
+    assert state["nlls"].keys() == {"float", "int8", "spiking"}
     monkeypatch.undo()
     code, _, err = run(*command, "--k", 2)
     assert code == 0
     assert "unfinished.json is of another text, model, version or settings: this report starts anew." in err
     assert "Going on" not in err
     assert json.loads((tmp_path / "r" / "report.json").read_text())["settings"]["k"] == 2
-    (tmp_path / "r" / "unfinished.json.77.partial").write_text("half")
+    (tmp_path / "r" / ".unfinished.json.77.partial").write_text("half")
     code, _, err = run(*command)
     assert code == 0
     assert "anew" not in err
-    assert not list((tmp_path / "r").glob("unfinished*"))
+    assert not list((tmp_path / "r").glob("*unfinished*"))

@@ -147,7 +147,7 @@ def test_a_killed_run_goes_on(teacher, tokens, tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path), os.path.dirname(__file__)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     assert run.returncode == -signal.SIGKILL, run.stderr
-    (tmp_path / f"{FILE_NAME}.77.partial").write_bytes(b"half a file")
+    (tmp_path / f".{FILE_NAME}.77.partial").write_bytes(b"half a file")
     result = distill(from_transformer(teacher, "7b"), teacher, tokens, SETTINGS, tmp_path)
     expected = distill(from_transformer(teacher, "7b"), teacher, tokens, SETTINGS)
     assert losses_of(result) == pytest.approx(losses_of(expected), rel=1e-6)

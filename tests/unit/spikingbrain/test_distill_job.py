@@ -44,7 +44,7 @@ def test_sampled_text_and_steps_that_fit_the_time(run, interrupted, model_folder
     options = ("--sample", 200, "--context", 20, "--minutes", 1e-9, "--out", out)
     interrupted(model_folder, student, *options)
     assert json.loads((out / "plan.json").read_text())["steps"] == {"attention": 1, "logits": 1}
-    (out / f"{FILE_NAME}.77.partial").write_bytes(b"half a file")
+    (out / f".{FILE_NAME}.77.partial").write_bytes(b"half a file")
     # The same command goes on: it samples and times nothing, and has nothing left to train.
     code, shown, err = run("distill", model_folder, student, *options)
     assert code == 0, err
