@@ -195,7 +195,9 @@ def test_one_file_there_and_back(model, ids, tmp_path):
 def test_report(tmp_path, tokenizer, setting):
     model = SpikingBrainForCausalLM(tiny_76b(vocab_size=258)).eval()
     save(to_spiking(model) if setting else model, tmp_path / "model", tokenizer)
-    found = report(ReportSettings(model=str(tmp_path / "model"), num_tokens=32, context=16), tmp_path / "report")
+    layers = None if setting else "*_proj"  # without the routers
+    settings = ReportSettings(model=str(tmp_path / "model"), num_tokens=32, context=16, layers=layers)
+    found = report(settings, tmp_path / "report")
     assert found["model"]["architecture"] == "SpikingBrainForCausalLM"
     # Seven layers with q, k, v, o; five dense feed-forward parts and two of four experts and a shared one.
     assert found["model"]["num_spiking_layers"] == 7 * 4 + 3 * (5 + 2 * 5)
