@@ -1,5 +1,7 @@
 """Fused experts of transformers on spikes: which tokens they get, what they compute, and what is counted."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -208,3 +210,24 @@ def test_half_precision():
     assert sum(".experts." in name for name in spiking.conversion.converted) == 16
     with torch.no_grad():
         torch.testing.assert_close(spiking(IDS).logits, model(IDS).logits, atol=0.2, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("skip", [(), ("--skip", "*.experts.*")])
+def test_the_commands_say_what_is_not_counted(skip, run, text, tokenizer, tmp_path):
+    model, folder, out = tiny(vocab_size=len(tokenizer)), tmp_path / "mixtral", tmp_path / "out"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    code, screen, _ = run("report", folder, "--text", text, "--num-tokens", 40, "--context", 20, "--out", out, *skip)
+    assert code == 0
+    found = json.loads((out / "report.json").read_text())
+    told, num_experts = found["energy"]["not_counted"], 0 if skip else 2 * 4 * 2
+    assert found["model"]["num_spiking_layers"] == 2 * 4 + num_experts
+    assert any(part.startswith("MixtralExperts") for part in told["parts"]) == bool(skip)
+    # Of a token and layer: attention 4 x 24 x 24, router 24 x 4, 2 experts of 24 x 80 + 40 x 24; and the head.
+    experts, router, all_macs = 2 * 2 * 2880, 2 * 96, 2 * (2304 + 96 + 5760) + 24 * len(tokenizer)
+    assert told["share_of_macs"] == pytest.approx((router + (experts if skip else 0)) / all_macs)
+    assert told["sentence"] in " ".join(screen.split())
+    code, screen, _ = run("energy", out / "report.json")
+    assert code == 0
+    assert told["sentence"] in " ".join(screen.split())
