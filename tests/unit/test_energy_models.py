@@ -465,7 +465,7 @@ def test_command_on_a_model_and_on_its_report(model_folder, tmp_path, as_users):
     with pytest.raises(InputError, match="nothing is written with the table loihi_14nm"):
         run(tmp_path / "out" / "energy.json", "--table", "loihi_14nm", "--out", tmp_path / "chip")
     assert "loihi" in run(tmp_path / "out" / "energy.json", "--table", "loihi_14nm").lower()
-    with pytest.raises(InputError, match="text.json: expected JSON"):
+    with pytest.raises(InputError, match=r"text\.json: expected JSON"):
         run(text.rename(tmp_path / "text.json"))
     with pytest.raises(InputError, match="--reads-per: expected"):
         run(*usual, "--reads-per", "row")
