@@ -49,6 +49,11 @@ def is_spikingbrain(path: Path) -> bool:
     return _config_json(path).get("model_type") in (MODEL_TYPE, SpikingBrainPretrainedConfig.model_type)
 
 
+def names_quantization(path: Path) -> bool:
+    """Return whether a folder's config.json says that its weights are quantised, which transformers then undoes."""
+    return bool(_config_json(path).get("quantization_config"))
+
+
 def read_folder(
     path: str | os.PathLike,
     *,

@@ -15,7 +15,7 @@ from ...errors import CheckpointError
 from ..decoding import attach_decoder
 from ..layers import guard
 from . import smollm2
-from .folders import is_spikingbrain, read_folder
+from .folders import is_spikingbrain, names_quantization, read_folder
 from .gguf_file import is_gguf, read_gguf
 from .hub import check_finite, check_vocabulary, from_pretrained, tokenizer_beside
 from .replace_folder import interrupted
@@ -117,9 +117,11 @@ def _load_folder(path: Path, dtype: torch.dtype, *, may_be_hub: bool) -> Loaded:
     if pickles and not any(path.glob("*.safetensors*")):
         found = f"only pickles ({', '.join(pickles)}), which are never opened"
         raise CheckpointError(f"{path}: expected safetensors weights, found {found}. {_CONVERT_IT}")
-    Shards(path)  # raises if files are missing, damaged or of several models
+    shards = Shards(path)  # raises if files are missing, damaged or of several models
     if is_spikingbrain(path):
         return Loaded(read_folder(path, dtype=dtype), tokenizer_beside(path), str(path))
+    if not names_quantization(path):
+        shards.check_floats()
     model, tokenizer = from_pretrained(str(path), dtype, local=True)
     return Loaded(model.eval(), tokenizer, str(path))
 

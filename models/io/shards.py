@@ -23,6 +23,8 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 # In the metadata of a shard: the checksum of each of its tensors, by name, as JSON.
 CHECKSUMS = "spikebrain-checksums"
+# safetensors' names of integer types.
+_INTEGERS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
 _NUMBERED = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
@@ -95,6 +97,7 @@ class Shards:
         path: the folder.
     Attributes:
         shapes: shape of every tensor, by name.
+        dtypes: number format of every tensor, in safetensors' words ("F32", "I8"), by name.
         metadata: what the index says besides; empty if there is no index.
     Raises:
         CheckpointError: there are no safetensors files, or one is missing or damaged, or two hold the same tensor, or
@@ -104,6 +107,7 @@ class Shards:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}
         index = read_index(path)
         self.metadata: dict[str, Any] = {} if index is None else index["metadata"]
         self._files: dict[str, Path] = {}
@@ -129,7 +133,9 @@ class Shards:
                         f"{self.path}: {name} is in {self._files[name].name} and in {file.name}. Fetch it again."
                     )
                 self._files[name] = file
-                self.shapes[name] = tuple(opened.get_slice(name).get_shape())
+                part = opened.get_slice(name)
+                self.shapes[name] = tuple(part.get_shape())
+                self.dtypes[name] = part.get_dtype()
             written = (opened.metadata() or {}).get(CHECKSUMS)
         if written is None:  # not from `save`
             return
@@ -137,6 +143,15 @@ class Shards:
             self._checksums |= parse_json(written, f"{file}: its checksums", CheckpointError)
         except TypeError as error:
             raise CheckpointError(f"{file}: its checksums are damaged ({error}). Fetch it again.") from error
+
+    def check_floats(self) -> None:
+        """Raise a CheckpointError for a weight of integers, which is none without its scales."""
+        integers = [name for name, dtype in self.dtypes.items() if name.endswith(".weight") and dtype in _INTEGERS]
+        if integers:
+            raise CheckpointError(
+                f"{self.path}: expected weights of floating-point numbers, got {self.dtypes[integers[0]]} for "
+                f"{integers[0]}, and config.json names no quantisation. Fetch the float model."
+            )
 
     def _compare(self, weight_map: dict[str, str]) -> None:
         """Raise unless every tensor is where the index says, and no other tensor is there."""
