@@ -2,11 +2,12 @@
 
     python benchmarks/decode_tokens.py [--tokens N] [--repeats N] [--profile] [--out FILE]
 
-The peers are the same model in transformers in FP32, BF16 and dynamic INT8 (torch.ao). All run through `generate` with
-the same prompt and threads, in turns in one process, so that a busy moment of the machine affects all of them. Only
-tokens after the first are timed, so reading the prompt is left out. Before anything is timed, the tokens of the spiking
-models are compared with those from separate steps: neuron, encoder, backend, rescaling. `--profile` prints where the
-spiking model spends its time.
+The peers are the same model in transformers in FP32, BF16 and dynamic INT8 (torch.ao), and the same file in llama.cpp
+if llama-cpp-python is installed. All run through `generate` with the same prompt and threads, in turns in one process,
+so that a busy moment of the machine affects all of them. Only tokens after the first are timed, so reading the prompt
+is left out. Before anything is timed, the tokens of the layers one by one are compared with those from separate steps
+(neuron, encoder, backend, rescaling), and those of the compiled decoder with both: they may part where a ratio lies on
+a rounding's edge. `--profile` prints where the layers one by one spend their time.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from timing import environment, write_json
 from torch import nn
 
 import spikebrain as sb
+from spikebrain.models.io import smollm2
 from spikebrain.models.layers.spike_linear import observing
 
 PROMPT = "A neuron fires when its membrane potential reaches the threshold. After that,"
@@ -33,8 +35,11 @@ NAMES = {
     "fp32": "transformers FP32",
     "bf16": "transformers BF16",
     "int8": "dynamic INT8 (torch.ao)",
+    "llama_cpp": "llama.cpp, the file's own weights",
     "spiking": "spikebrain, FP32 head",
     "spiking_head": "spikebrain, head spikes too",
+    "layers": "the same layer by layer, FP32 head",
+    "layers_head": "the same layer by layer, head spikes too",
 }
 
 
@@ -68,24 +73,67 @@ def models_to_compare(model: nn.Module) -> dict[str, nn.Module]:
         warnings.simplefilter("ignore")
         int8 = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, torch.qint8)
     assert isinstance(int8, nn.Module)
+    spiking, head = sb.to_spiking(model), sb.to_spiking(model, sb.SpikeSettings(include_head=True))
     return {
         "fp32": model,
         "bf16": copy.deepcopy(model).to(torch.bfloat16),
         "int8": int8,
-        "spiking": sb.to_spiking(model),
-        "spiking_head": sb.to_spiking(model, sb.SpikeSettings(include_head=True)),
+        "spiking": spiking,
+        "spiking_head": head,
+        "layers": layer_by_layer(spiking),
+        "layers_head": layer_by_layer(head),
     }
 
 
-def check(model: nn.Module, prompt: dict[str, Any], num_tokens: int) -> list[int]:
-    """Return the generated tokens, or exit if the separate steps, which observed layers take, give other tokens."""
+def llama_cpp(prompt: list[int]) -> LlamaCpp | None:
+    """Return the peer, or None where it is not installed."""
+    try:
+        return LlamaCpp(str(smollm2.download()), prompt)
+    except ImportError:
+        print("llama-cpp-python is not installed: no llama.cpp")
+        return None
+
+
+def layer_by_layer(model: nn.Module) -> nn.Module:
+    """Return a model with the same layers that does not use the compiled decoder."""
+    plain = copy.copy(model)
+    plain.__dict__ = {name: value for name, value in vars(model).items() if name != "forward"}
+    return plain
+
+
+class LlamaCpp:
+    """The model's file in llama.cpp."""
+
+    def __init__(self, path: str, prompt: list[int]) -> None:
+        from llama_cpp import Llama  # noqa: PLC0415 - an optional peer  # pyright: ignore[reportMissingImports]
+
+        self.prompt = prompt
+        self.model = Llama(path, n_ctx=1024, n_threads=torch.get_num_threads(), verbose=False)
+
+    def rate(self, num_tokens: int) -> float:
+        """Return the tokens a second after the first one."""
+        self.model.reset()
+        times = []
+        for _ in self.model.generate(self.prompt, top_k=1, temp=0.0):
+            times.append(time.perf_counter())
+            if len(times) == num_tokens:
+                break
+        return (num_tokens - 1) / (times[-1] - times[0])
+
+
+def check(model: nn.Module, compiled: nn.Module, prompt: dict[str, Any], num_tokens: int) -> tuple[list[int], int]:
+    """Return the generated tokens, or exit if the separate steps, which observed layers take, give other tokens.
+
+    Also return how many tokens, those of the prompt included, the compiled decoder has in common with them.
+    """
     tokens, _ = generate(model, prompt, num_tokens)
     layers = [module for module in model.modules() if isinstance(module, sb.SpikeLinear)]
     with observing(layers, lambda layer, step: None):
         stepwise, _ = generate(model, prompt, num_tokens)
     if tokens != stepwise:
         sys.exit(f"tokens differ from those of the separate steps: {tokens} and {stepwise}. Nothing is timed.")
-    return tokens
+    others, _ = generate(compiled, prompt, num_tokens)
+    return tokens, next((i for i, pair in enumerate(zip(tokens, others, strict=True)) if len({*pair}) > 1), len(tokens))
 
 
 def profile(model: nn.Module, prompt: dict[str, Any], num_tokens: int) -> dict[str, float]:
@@ -127,17 +175,23 @@ def main() -> None:
     rates: dict[str, list[float]] = {}
     with torch.inference_mode():
         models = models_to_compare(model)
-        for name in ("spiking", "spiking_head"):
-            tokens = check(models[name], prompt, options.tokens)
-            print(f"{NAMES[name]}: {tokenizer.decode(tokens)!r}, as step by step")
+        common = {}
+        for name, compiled in (("layers", "spiking"), ("layers_head", "spiking_head")):
+            tokens, common[name] = check(models[name], models[compiled], prompt, options.tokens)
+            print(f"{NAMES[compiled]}: {tokenizer.decode(tokens)!r}, as step by step")
+            print(f"  of {len(tokens)} tokens the compiled decoder has the first {common[name]} in common")
+        print(sb.describe_decoding(models["spiking"]))
         for candidate in models.values():
             generate(candidate, prompt, 4)
+        llama = llama_cpp(prompt["input_ids"][0].tolist())
         for _ in range(options.repeats):
             for name, candidate in models.items():
                 rates.setdefault(name, []).append(generate(candidate, prompt, options.tokens)[1])
+            if llama is not None:
+                rates.setdefault("llama_cpp", []).append(llama.rate(options.tokens))
         parts = {}
         if options.profile:
-            parts = {name: profile(models[name], prompt, options.tokens) for name in ("spiking", "spiking_head")}
+            parts = {name: profile(models[name], prompt, options.tokens) for name in ("layers", "layers_head")}
     rows = []
     base = statistics.median(rates["fp32"])
     for name, found in rates.items():
@@ -147,7 +201,7 @@ def main() -> None:
     for name, part in parts.items():
         print(f"{NAMES[name]}, ms per token: " + ", ".join(f"{what} {ms:.2f}" for what, ms in part.items()))
     case = {"tokens": options.tokens, "repeats": options.repeats, "prompt": PROMPT, "model": "SmolLM2-135M-Instruct"}
-    write_json(options.out, rows, transformers=version("transformers"), profile_ms=parts, **case)
+    write_json(options.out, rows, transformers=version("transformers"), profile_ms=parts, common_tokens=common, **case)
 
 
 if __name__ == "__main__":
