@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ...neuro.checks import checks_all
 from .compiled import CompiledDecoder, why_not_compiled
 from .kv_room import room_of
+from .watch import Watch
 
 # What `generate` passes with each token; the names of the cache differ between versions of transformers.
 _CACHES = ("cache", "past_key_values")
@@ -48,13 +50,10 @@ def describe_decoding(model: nn.Module) -> str:
 
 def compiled_decoder(model: nn.Module) -> CompiledDecoder | None:
     """Return the decoder that a model uses now, or None if it has none; it is made again when the model changed."""
-    found = model.__dict__.get("_compiled_decoder")
-    if found is not None and found.fits():
-        return found
-    if why_not_compiled(model) is not None:
-        return None
-    model.__dict__["_compiled_decoder"] = CompiledDecoder(model)
-    return model.__dict__["_compiled_decoder"]
+    watch = vars(model).get("_watch")
+    if watch is None or not watch.unchanged():
+        watch = vars(model)["_watch"] = Watch(model)
+    return watch.decoder
 
 
 def _with_decoder(plain: Any) -> Any:
@@ -108,4 +107,5 @@ def _is_plain_step(model: Any, options: dict[str, Any]) -> bool:
         and not model.training
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
+        and not checks_all()
     )

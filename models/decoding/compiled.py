@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import operator
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -62,11 +61,13 @@ def _obstacles(model: Any) -> Iterator[str]:
 
 def _has_hooks(module: nn.Module) -> bool:
     """Return whether a module has hooks other than those of transformers that wait until outputs are asked for."""
-    found = [hook for hooks in _HOOKS for hook in getattr(module, hooks).values()]
+    found = [hook for hooks in HOOKS for hook in getattr(module, hooks).values()]
     return any(getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in found)
 
 
 def _obstacles_of_layer(layer: SpikeLinear) -> Iterator[str]:
+    if layer.observers:
+        yield "is observed"
     if layer.neuron.kernel_rule() is None:
         yield f"has a neuron without a kernel, {layer.neuron!r}"
     if not layer.encoder.lossless:
@@ -103,7 +104,7 @@ def _groups(layer: Any) -> list[list[nn.Module]]:
     ]
 
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _STAGES = (Stage.QUERY_KEY_VALUE, Stage.ATTENTION_OUTPUT, Stage.GATE_AND_UP, Stage.DOWN)
 
 
@@ -122,7 +123,6 @@ class CompiledDecoder:
         self.num_layers, self.head_dim = len(inner.layers), attention.head_dim
         self.num_key_heads = config.num_key_value_heads
         self._embed, self._rotary, self._num_threads = inner.embed_tokens, inner.rotary_emb, torch.get_num_threads()
-        self._watch(model)
         modules = [module for layer in inner.layers for group in _groups(layer) for module in group]
         modules.append(model.lm_head)
         self._projections = np.zeros(len(modules), PROJECTION)
@@ -137,40 +137,6 @@ class CompiledDecoder:
                 row["key_norm"] = layer.self_attn.k_norm.weight.data_ptr()
         self._divide(config.num_attention_heads)
         self._make_task(config, inner, attention)
-
-    def _watch(self, model: nn.Module) -> None:
-        """Note all that the tables were made from, so that a change is noticed."""
-        watched = []
-        self._hooks, self._observers, self._tensors = [], [], []
-        for module in model.modules():
-            self._hooks += [getattr(module, hooks) for hooks in _HOOKS]
-            for tensors in (module._parameters, module._buffers):
-                self._tensors.append(tensors)
-                watched += [(tensors, name, tensor) for name, tensor in tensors.items()]
-            watched += [(module._modules, name, child) for name, child in module._modules.items()]
-            if isinstance(module, SpikeLinear):
-                watched += [(vars(module), name, vars(module)[name]) for name in ("neuron", "encoder", "backend")]
-                watched.append((vars(module), "observers", module.observers))
-                self._observers.append(module.observers)
-        self._num_tensors, self._num_hooks = list(map(len, self._tensors)), list(map(len, self._hooks))
-        self._holders, self._names, self._held = zip(*watched, strict=True)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        """Leave nothing in a copy of the model, whose tensors have other addresses: it makes its own."""
-
-    def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        """Leave nothing in a pickled model either."""
-        return type(None), ()
-
-    def fits(self) -> bool:
-        """Return whether the model is still what the tables were made from, and nobody watches its layers."""
-        return (
-            all(map(operator.is_, map(dict.get, self._holders, self._names), self._held))
-            and list(map(len, self._tensors)) == self._num_tensors
-            and list(map(len, self._hooks)) == self._num_hooks
-            and not any(map(len, self._observers))
-            and torch.get_num_threads() == self._num_threads
-        )
 
     def _fill(self, row: Any, module: Any) -> None:
         row["weight"] = module.weight.data_ptr()

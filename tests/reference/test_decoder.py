@@ -20,13 +20,24 @@ from transformers import (
 )
 
 import spikebrain
-from spikebrain import AdaptiveThreshold, Cpu, Reference, SpikeSettings, Ternary, describe_decoding, record, to_spiking
+from spikebrain import (
+    AdaptiveThreshold,
+    BidirectionalBitwise,
+    Cpu,
+    Reference,
+    SpikeSettings,
+    Ternary,
+    describe_decoding,
+    record,
+    to_spiking,
+)
 from spikebrain.backends.cpu import decoder_parts
 from spikebrain.backends.cpu.decoder import PROJECTIONS
 from spikebrain.compiled import compiled
 from spikebrain.models.decoding import compiled_decoder
 from spikebrain.models.decoding.compiled import CompiledDecoder, _shares
 from spikebrain.models.decoding.kv_room import room_of
+from spikebrain.models.layers.spike_linear import observing
 
 SIZES = {
     "hidden_size": 64,
@@ -194,6 +205,12 @@ def test_what_is_not_one_plain_token_takes_the_models_own_code(calls):
     model(inputs_embeds=torch.randn(1, 1, 64), **fresh())
     with torch.autocast("cpu", torch.bfloat16):
         model(token, **fresh())
+    with spikebrain.checking_plugins():
+        model(token, **fresh())
+    with observing([model.model.layers[0].mlp.up_proj], lambda *_: calls.append("observed")):
+        model(token, **fresh())
+    assert calls == ["observed"] * 2  # by the prompt, and by the token
+    calls.clear()
     with record(model) as recording:
         model(token, **fresh())
     assert recording.layers["model.layers.0.self_attn.q_proj"].num_tokens == 7
@@ -223,6 +240,20 @@ def test_a_changed_model_is_noticed():
     assert compiled_decoder(model) is None
     assert "hooks" in describe_decoding(model)
     handle.remove()
+    layer.encoder = BidirectionalBitwise()
+    assert compiled_decoder(model) is not None
+    with observing([layer], lambda *_: None):
+        assert compiled_decoder(model) is None
+        assert "is observed" in describe_decoding(model)
+    before = compiled_decoder(model)
+    model.double().float()  # parameters keep their objects and lie elsewhere
+    assert compiled_decoder(model) is not before
+    layer.forward = layer.forward
+    assert compiled_decoder(model) is None
+    del layer.forward
+    model.to(torch.bfloat16)
+    assert compiled_decoder(model) is None
+    model.float()
     twin = copy.deepcopy(model)
     assert compiled_decoder(twin) is not compiled_decoder(model)
     assert twin.forward.__self__ is twin
