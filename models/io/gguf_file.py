@@ -62,9 +62,9 @@ def read_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
             is missing, or it has a setting or a tensor that this reader cannot honour: all of them are named.
     """
     try:
-        with _alone(path) as folder, quiet():
+        with _alone(path) as (folder, reader), quiet():
             name = "model.gguf"
-            settings, tensors = _inventory(folder / name, path)
+            settings, tensors = _inventory(reader, path)
             config = AutoConfig.from_pretrained(folder, gguf_file=name, local_files_only=True)
             rope, unused = _rope_of(settings, tensors, folder / name, config)
             if rope is not None:
@@ -98,9 +98,13 @@ def read_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[Path]:
-    """Yield a folder with the model as model.gguf and nothing else: transformers would read other files there."""
-    parts = _parts(path)
+def _alone(path: Path) -> Iterator[tuple[Path, gguf.GGUFReader]]:
+    """Yield a folder with the model as model.gguf and nothing else, and a reader of it.
+
+    Transformers would read other files there.
+    """
+    reader = _reader(path)  # takes seconds for a vocabulary of 50,000 tokens: once
+    parts = _parts(path, reader)
     try:
         folder = Path(tempfile.mkdtemp())
     except OSError as error:
@@ -109,11 +113,12 @@ def _alone(path: Path) -> Iterator[Path]:
         try:
             if len(parts) > 1:
                 _join(parts, folder / "model.gguf")
+                reader = _reader(folder / "model.gguf")
             else:
                 _link(path.resolve(), folder / "model.gguf")
         except OSError as error:
             raise _no_room(path, error) from error
-        yield folder
+        yield folder, reader
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -135,10 +140,11 @@ def _link(path: Path, target: Path) -> None:
                 raise
 
 
-def _parts(path: Path) -> list[Path]:
+def _parts(path: Path, reader: gguf.GGUFReader) -> list[Path]:
     """Return all parts of a model, in order; a whole file is its only part."""
     match = _PART.fullmatch(path.name)
-    count = _count_of_parts(path)
+    field = reader.fields.get("split.count")
+    count = 1 if field is None else int(field.contents())
     if count <= 1:
         return [path]
     if match is None or int(match[3]) != count:
@@ -159,11 +165,6 @@ def _reader(path: Path) -> gguf.GGUFReader:
     if len(start) == 8 and start[:4] == MAGIC and start[4:6] == b"\0\0":
         raise CheckpointError(f"{path}: is big-endian. Convert it with gguf_convert_endian of the gguf package.")
     return gguf.GGUFReader(path)
-
-
-def _count_of_parts(path: Path) -> int:
-    field = _reader(path).fields.get("split.count")
-    return 1 if field is None else int(field.contents())
 
 
 def _join(parts: list[Path], target: Path) -> None:
@@ -198,9 +199,8 @@ def _join(parts: list[Path], target: Path) -> None:
     writer.close()
 
 
-def _inventory(path: Path, shown: Path) -> tuple[dict[str, Any], dict[str, gguf.ReaderTensor]]:
+def _inventory(reader: gguf.GGUFReader, shown: Path) -> tuple[dict[str, Any], dict[str, gguf.ReaderTensor]]:
     """Return the settings of the architecture, without its name in front, and the tensors by name."""
-    reader = _reader(path)
     field = reader.fields.get("general.architecture")
     if field is None:
         raise CheckpointError(f"{shown}: expected general.architecture, it has none. Fetch it again.")
