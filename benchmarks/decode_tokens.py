@@ -3,8 +3,8 @@
     python benchmarks/decode_tokens.py [--tokens N] [--repeats N] [--profile] [--out FILE]
 
 The peers are the same model in transformers in FP32, BF16 and dynamic INT8 (torch.ao), and the same file in llama.cpp
-if llama-cpp-python is installed. All run through `generate` with the same prompt and threads, in turns in one process,
-so that a busy moment of the machine affects all of them. Only tokens after the first are timed, so reading the prompt
+if llama-cpp-python is installed. All run with the same prompt and threads, in turns, so that a busy moment of the
+machine affects all of them. Only tokens after the first are timed, so reading the prompt
 is left out. Before anything is timed, the tokens of the layers one by one are compared with those from separate steps
 (neuron, encoder, backend, rescaling), and those of the compiled decoder with both: they may part where a ratio lies on
 a rounding's edge. `--profile` prints where the layers one by one spend their time.
@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib.util
 import statistics
+import subprocess
 import sys
 import time
 import warnings
@@ -87,11 +89,10 @@ def models_to_compare(model: nn.Module) -> dict[str, nn.Module]:
 
 def llama_cpp(prompt: list[int]) -> LlamaCpp | None:
     """Return the peer, or None where it is not installed."""
-    try:
-        return LlamaCpp(str(smollm2.download()), prompt)
-    except ImportError:
+    if importlib.util.find_spec("llama_cpp") is None:
         print("llama-cpp-python is not installed: no llama.cpp")
         return None
+    return LlamaCpp(smollm2.download(), prompt)
 
 
 def layer_by_layer(model: nn.Module) -> nn.Module:
@@ -102,23 +103,24 @@ def layer_by_layer(model: nn.Module) -> nn.Module:
 
 
 class LlamaCpp:
-    """The model's file in llama.cpp."""
+    """The model's file in llama.cpp, in a process of its own; see llama_cpp_peer.py."""
 
-    def __init__(self, path: str, prompt: list[int]) -> None:
-        from llama_cpp import Llama  # noqa: PLC0415 - an optional peer  # pyright: ignore[reportMissingImports]
-
-        self.prompt = prompt
-        self.model = Llama(path, n_ctx=1024, n_threads=torch.get_num_threads(), verbose=False)
+    def __init__(self, path: Path, prompt: list[int]) -> None:
+        script = Path(__file__).with_name("llama_cpp_peer.py")
+        command = [sys.executable, script, path, torch.get_num_threads(), *prompt]
+        self.process = subprocess.Popen(
+            [str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
 
     def rate(self, num_tokens: int) -> float:
         """Return the tokens a second after the first one."""
-        self.model.reset()
-        times = []
-        for _ in self.model.generate(self.prompt, top_k=1, temp=0.0):
-            times.append(time.perf_counter())
-            if len(times) == num_tokens:
-                break
-        return (num_tokens - 1) / (times[-1] - times[0])
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(num_tokens, file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"llama.cpp ended with {self.process.wait()}. Uninstall llama-cpp-python to compare without it.")
+        return float(line)
 
 
 def check(model: nn.Module, compiled: nn.Module, prompt: dict[str, Any], num_tokens: int) -> tuple[list[int], int]:
