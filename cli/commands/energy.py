@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from ...coding import ENCODERS
-from ...energy import EnergyReport, ModelCounts, load_table
-from ...jobs import EnergySettings, energy_model
-from ...jobs import energy as run_estimate
 from ..options import MODEL, EncoderName, K, TextFile, folder_for, named, table_of
 from ..progress import on_screen
+
+if TYPE_CHECKING:
+    from ...energy import EnergyReport, ModelCounts
 
 _SYSTEMS = ("spiking", "int8", "fp16")
 
@@ -66,22 +65,25 @@ def energy(
     for a model. The table of a chip has whole energies, so the options from --reads-per to --shared-tokens are for
     other tables.
     """
+    from ... import coding, jobs
+    from ...energy import load_table
+
     options: dict[str, Any] = {"reads_per": reads_per, "shifts_per": shifts_per, "sums_in": sums_in}
     options |= {"sram_bytes": sram_bytes, "on_chip_bytes": on_chip_bytes, "leakage_w": leakage_w, "token_s": token_s}
     options = {name: value for name, value in options.items() if value is not None}
-    settings = EnergySettings(
+    settings = jobs.EnergySettings(
         source=source,
-        energy=energy_model(load_table(table), **options),
+        energy=jobs.energy_model(load_table(table), **options),
         block_bytes=block_bytes,
         shared_tokens=shared_tokens,
         k=k,
-        encoder=named(ENCODERS, "encoder", encoder),
+        encoder=named(coding.ENCODERS, "encoder", encoder),
         text=text,
         num_tokens=num_tokens,
         device=device,
     )
     with on_screen() as progress:
-        found = run_estimate(settings, out, progress)
+        found = jobs.energy(settings, out, progress)
     console = Console(highlight=False, markup=False)
     if found.by_synops is not None:
         _print_synops(console, found.by_synops, assumptions)
