@@ -54,7 +54,7 @@ def write(path, model, tokenizer, *, settings=None, tensors=None, keep=lambda na
         writer.add_tokenizer_model("gpt2")
         writer.add_token_list([word for word, _ in vocabulary])
         writer.add_token_types([1] * 256 + [3, 1])
-        writer.add_token_merges(["Ā Ā"])
+        writer.add_token_merges(["Ā Ā"] * 2)  # transformers before 5.24 takes a list of one for its element
         writer.add_bos_token_id(256)
         writer.add_eos_token_id(256)
     for name, value in (settings or {}).items():
