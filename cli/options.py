@@ -35,7 +35,8 @@ Skip = Annotated[
     list[str] | None,
     typer.Option(help="Layers that stay dense: a pattern of names; may be given several times.", show_default="none"),
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
+DEVICES = "cpu, cuda, or auto: a GPU if there is one."
+Device = Annotated[str, typer.Option(help=DEVICES)]
 Force = Annotated[bool, typer.Option("--force", help="Write over what the folder holds.")]
 Spiking = Annotated[str, typer.Option(help="How the model spikes: none, as-described or as-released.")]
 

@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from ..options import MODEL, EncoderName, K, TextFile, folder_for, named, table_of
+from ..options import DEVICES, MODEL, EncoderName, K, TextFile, folder_for, named, table_of
 from ..progress import on_screen
 
 if TYPE_CHECKING:
     from ...energy import EnergyReport, ModelCounts
-
-_SYSTEMS = ("spiking", "int8", "fp16")
 
 
 def energy(
@@ -53,9 +51,7 @@ def energy(
     num_tokens: Annotated[
         int | None, typer.Option(help="Tokens from the start of the text.", show_default="512")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.", show_default="auto")
-    ] = None,
+    device: Annotated[str | None, typer.Option(help=DEVICES, show_default="auto")] = None,
     out: Annotated[Path | None, folder_for("energy.json and the plots")] = None,
     assumptions: Annotated[bool, typer.Option("--assumptions", help="List every assumption of the estimate.")] = False,
 ) -> None:
@@ -135,12 +131,14 @@ def _print(console: Console, figures: dict[str, Any], counts: ModelCounts, assum
 
 def _print_parts(console: Console, digital: dict[str, Any]) -> None:
     """Print the energy of a token, part by part."""
+    from ...energy.counts import SYSTEMS
+
     tokens = max(digital["num_tokens"], 1)
     table = table_of("Energy a token, nJ (modelled)", "spiking", "INT8", "FP16")
     for part in dict.fromkeys((*digital["spiking_parts_pj"], *digital["int8_parts_pj"])):
-        row = [digital[f"{system}_parts_pj"].get(part, 0.0) for system in _SYSTEMS]
+        row = [digital[f"{system}_parts_pj"].get(part, 0.0) for system in SYSTEMS]
         table.add_row(part, *(f"{value / tokens / 1e3:,.1f}" for value in row))
-    totals = [digital[f"{system}_total_pj"] for system in _SYSTEMS]
+    totals = [digital[f"{system}_total_pj"] for system in SYSTEMS]
     table.add_row("total", *(f"{value / tokens / 1e3:,.1f}" for value in totals), style="bold")
     console.print(table, "")
 
