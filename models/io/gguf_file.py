@@ -24,6 +24,7 @@ from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
 from ...errors import CheckpointError
+from .gguf_once import Reader, shared_with_transformers
 from .hub import check_complete, fault, quiet, read_weights
 
 MAGIC = b"GGUF"
@@ -62,8 +63,8 @@ def read_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
             is missing, or it has a setting or a tensor that this reader cannot honour: all of them are named.
     """
     try:
-        with _alone(path) as (folder, reader), quiet():
-            name = "model.gguf"
+        name = "model.gguf"
+        with _alone(path) as (folder, reader), quiet(), shared_with_transformers(reader, folder / name):
             settings, tensors = _inventory(reader, path)
             config = AutoConfig.from_pretrained(folder, gguf_file=name, local_files_only=True)
             rope, unused = _rope_of(settings, tensors, folder / name, config)
@@ -98,7 +99,7 @@ def read_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[tuple[Path, gguf.GGUFReader]]:
+def _alone(path: Path) -> Iterator[tuple[Path, Reader]]:
     """Yield a folder with the model as model.gguf and nothing else, and a reader of it.
 
     Transformers would read other files there.
@@ -158,13 +159,13 @@ def _parts(path: Path, reader: gguf.GGUFReader) -> list[Path]:
     return parts
 
 
-def _reader(path: Path) -> gguf.GGUFReader:
+def _reader(path: Path) -> Reader:
     with path.open("rb") as file:
         start = file.read(8)
     # The version is a small number; in the other byte order its low half is 0.
     if len(start) == 8 and start[:4] == MAGIC and start[4:6] == b"\0\0":
         raise CheckpointError(f"{path}: is big-endian. Convert it with gguf_convert_endian of the gguf package.")
-    return gguf.GGUFReader(path)
+    return Reader(path)
 
 
 def _join(parts: list[Path], target: Path) -> None:
