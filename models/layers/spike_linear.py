@@ -108,7 +108,7 @@ class SpikeLinear(nn.Module):
         name: str = "",
     ) -> None:
         super().__init__()
-        QuantizedWeight(weight, scale, minimum, group_size, weight_bits)  # checks them
+        QuantizedWeight(weight, scale, minimum, group_size, weight_bits).check()
         self.out_features, self.in_features = weight.shape
         self.group_size, self.weight_bits = group_size, weight_bits
         if bias is not None and bias.shape != (self.out_features,):
