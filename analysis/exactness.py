@@ -50,8 +50,8 @@ class ExactnessCheck:
     *Fused layers.* An observed layer runs step by step, so that its spikes can be recorded. Unobserved, it runs in one
     fused kernel. That kernel runs here on the same activations: once with the backend that the whole call would get,
     where "auto" may multiply counts; and for some sampled tokens one at a time, as when text is generated. Every output
-    must equal the recorded sum * scale * threshold + bias, bit for bit, in the dtype of the layer's output. A layer
-    without a fused kernel (weight groups, a neuron or code of your own) is not counted.
+    must equal the recorded sum * scale * threshold + bias (with groups and minima: `rescale`), bit for bit, in the
+    dtype of the layer's output. A layer without a fused kernel (a neuron or code of your own) is not counted.
 
     Args:
         seed: seed of the samples.
@@ -133,6 +133,5 @@ class ExactnessCheck:
 
 def _rescaled(layer: SpikeLinear, step: Step) -> Tensor:
     """Return sum * scale * threshold + bias from the recorded sums, [tokens, out_features]."""
-    scale = layer.scale.t().to(step.threshold.dtype)  # [groups, out_features]
-    y = (step.accumulation * scale).sum(1).mul_(step.threshold)
+    y = layer.rescaled(step.accumulation, step.count, step.threshold)
     return y if layer.bias is None else y + layer.bias.to(y.dtype)

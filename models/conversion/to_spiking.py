@@ -104,8 +104,10 @@ def stop_rescaling(model: nn.Module) -> nn.Module:
         if rwkv.layers_are_rescaled:
             for i, block in enumerate(rwkv.blocks):  # pyright: ignore[reportArgumentType]
                 for layer in (block.attention.output, block.feed_forward.value):
-                    weight = layer.scale if isinstance(layer, SpikeLinear) else layer.weight.data
-                    weight.mul_(2 ** (i // config.rescale_every))
+                    spikes = isinstance(layer, SpikeLinear)
+                    for weight in (layer.scale, layer.minimum) if spikes else (layer.weight.data,):
+                        if weight is not None:
+                            weight.mul_(2 ** (i // config.rescale_every))
         config.rescale_every = 0
     return model
 

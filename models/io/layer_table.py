@@ -60,6 +60,7 @@ class LayerTable:
         self._settings = [
             {
                 "group_size": one["group_size"],
+                "weight_bits": one.get("weight_bits", 8),
                 "neuron": from_dict(one["neuron"]),
                 "encoder": from_dict(one["encoder"]),
                 "backend": one["backend"] if isinstance(one["backend"], str) else from_dict(one["backend"]),
@@ -76,9 +77,18 @@ class LayerTable:
         """Return the first name of a layer that has several names, or None if `name` is the first."""
         return self._content["layers"][name].get("same_as")
 
-    def build(self, name: str, weight: Tensor, scale: Tensor, bias: Tensor | None) -> SpikeLinear:
+    def weight_bits(self, name: str) -> int:
+        """Return the width of the integers of a layer, by the first of its names."""
+        return self._of(name)["weight_bits"]
+
+    def build(
+        self, name: str, weight: Tensor, scale: Tensor, bias: Tensor | None, minimum: Tensor | None = None
+    ) -> SpikeLinear:
         """Return the layer of that name, with the given tensors."""
-        return SpikeLinear(weight, scale, bias, name=name, **self._settings[self._content["layers"][name]["settings"]])
+        return SpikeLinear(weight, scale, bias, minimum=minimum, name=name, **self._of(name))
+
+    def _of(self, name: str) -> dict[str, Any]:
+        return self._settings[self._content["layers"][name]["settings"]]
 
     def restore_conversion(self, model: nn.Module) -> None:
         """Give the model the `conversion` that it had when it was saved."""
@@ -86,13 +96,15 @@ class LayerTable:
         if stored is not None:
             settings = from_dict(stored["settings"])
             assert isinstance(settings, SpikeSettings)
-            conversion = Conversion(settings, tuple(stored["converted"]), stored["skipped"])
+            rounded = stored.get("rounded", {})
+            conversion = Conversion(settings, tuple(stored["converted"]), stored["skipped"], rounded)
             model.conversion = conversion  # pyright: ignore[reportArgumentType]
 
 
 def _settings_of(layer: SpikeLinear) -> dict[str, Any]:
     return {
         "group_size": layer.group_size,
+        **({} if layer.weight_bits == 8 else {"weight_bits": layer.weight_bits}),
         "neuron": to_dict(layer.neuron),
         "encoder": to_dict(layer.encoder),
         "backend": "auto" if layer.backend == "auto" else to_dict(layer.backend),
@@ -107,4 +119,5 @@ def _conversion(model: nn.Module) -> dict[str, Any] | None:
         "settings": to_dict(conversion.settings),
         "converted": list(conversion.converted),
         "skipped": dict(conversion.skipped),
+        **({"rounded": dict(conversion.rounded)} if conversion.rounded else {}),
     }

@@ -34,6 +34,7 @@ from ...files import parse_json, whole_file
 from ..layers.experts import unfuse_for
 from ..layers.quantize import check_finite
 from ..layers.spike_linear import SpikeLinear, spiking_layers
+from . import int4
 from .checksums import check_tensor, of_tensor, of_text
 from .hub import fault
 from .layer_table import LayerTable, layer_table
@@ -67,6 +68,9 @@ def write_file(model: nn.Module, path: Path, tokenizer: PreTrainedTokenizerBase 
     if "" in spiking:
         raise InputError("save: expected a model that contains SpikeLinear layers. Wrap a single one in nn.Sequential.")
     tensors, aliases = _distinct_tensors(model)
+    for name, layer in spiking.items():
+        if layer.weight_bits == 4 and f"{name}.weight" in tensors:
+            tensors[f"{name}.weight"] = int4.pack(tensors[f"{name}.weight"])
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -152,9 +156,16 @@ def _build(
         built: dict[str, SpikeLinear] = {}
         table = LayerTable(header["spiking"])
         unfuse_for(model, table.names)
+        unpacked: dict[int, Tensor] = {}
         for name in table.names:
             same = table.same_as(name)
-            own = (tensors[f"{name}.weight"], tensors[f"{name}.scale"], tensors.get(f"{name}.bias"))
+            weight, minimum = tensors[f"{name}.weight"], tensors.get(f"{name}.minimum")
+            if table.weight_bits(same or name) == 4:
+                num_inputs = _num_inputs(model.get_submodule(name))
+                if id(weight) not in unpacked:
+                    unpacked[id(weight)] = int4.unpack(weight, num_inputs, signed=minimum is None)
+                weight = tensors[f"{name}.weight"] = unpacked[id(weight)]
+            own = (weight, tensors[f"{name}.scale"], tensors.get(f"{name}.bias"), minimum)
             built[name] = built[same] if same else table.build(name, *own)
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, built[name])
@@ -169,6 +180,13 @@ def _build(
         ) from error
     except Exception as error:  # whatever a changed description leads to
         raise _misfit(path, error) from error
+
+
+def _num_inputs(layer: nn.Module) -> int:
+    """Return the input channels of a linear layer, or of a Conv1D, which stores [in, out]."""
+    if isinstance(layer, nn.Linear | SpikeLinear):
+        return layer.in_features
+    return layer.get_parameter("weight").shape[0]
 
 
 def _misfit(path: Path, error: Exception) -> CheckpointError:
@@ -256,7 +274,7 @@ def _distinct_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, st
     for name, tensor in _named_tensors(model).items():
         first = names.setdefault(id(tensor), name)
         if first == name:
-            if isinstance(tensor, nn.Parameter) or name.endswith(".scale"):
+            if isinstance(tensor, nn.Parameter) or name.endswith((".scale", ".minimum")):
                 check_finite(tensor, f"save: weights of {name}")
             # A copy, since two tensors may be views of one storage, which the format refuses.
             tensors[name] = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)

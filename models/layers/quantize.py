@@ -1,11 +1,100 @@
-"""Round float weights to INT8, with scales computed from the weights or taken from a checkpoint."""
+"""Weights as integers: the container, and rounding to INT8 and INT4 with scales computed here or in a checkpoint."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ...errors import InputError
+
+WEIGHT_BITS = (8, 4)
+# Input channels that share a scale in 4 bits, if nothing else is asked for.
+INT4_GROUP = 32
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """A weight matrix in integers: W = integer * scale + minimum, both of the integer's output and group of inputs.
+
+    Attributes:
+        weight: integers, int8 [out_features, in_features]: of 8 bits -128 to 127; of 4 bits 0 to 15 with a minimum, and
+            -8 to 7 without.
+        scale: weight per integer step, float32 [out_features, groups].
+        minimum: weight of integer 0, float32 [out_features, groups]; None for 0.
+        group_size: adjacent input channels that share a scale; None for all. The last group may be smaller.
+        weight_bits: width of the integers, 8 or 4.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    minimum: Tensor | None = None
+    group_size: int | None = None
+    weight_bits: int = 8
+
+    def to(self, device: torch.device) -> QuantizedWeight:
+        """Return the same on another device."""
+        minimum = None if self.minimum is None else self.minimum.to(device)
+        return replace(self, weight=self.weight.to(device), scale=self.scale.to(device), minimum=minimum)
+
+    def check(self) -> None:
+        """Raise an InputError if shapes or dtypes do not match, or an integer, a scale or a minimum is out of range."""
+        weight = self.weight
+        if weight.dtype != torch.int8 or weight.ndim != 2:
+            raise InputError(
+                f"SpikeLinear.weight: expected int8 [out_features, in_features], got {weight.dtype} of shape "
+                f"{tuple(weight.shape)}. SpikeLinear.from_linear quantises float weights."
+            )
+        check_group_size(self.group_size)
+        if self.weight_bits not in WEIGHT_BITS or type(self.weight_bits) is not int:
+            raise InputError(f"SpikeLinear.weight_bits: expected one of {WEIGHT_BITS}, got {self.weight_bits!r}.")
+        expected = (len(weight), len(groups_of(weight.shape[1], self.group_size)))
+        for name, value in (("scale", self.scale), ("minimum", self.minimum)):
+            if value is None:
+                continue
+            if value.shape != expected or value.dtype != torch.float32:
+                raise InputError(
+                    f"SpikeLinear.{name}: expected float32 of shape {expected}, got {value.dtype} of "
+                    f"{tuple(value.shape)}."
+                )
+            check_finite(value, f"SpikeLinear.{name}")
+        wrong = why_out_of_range(weight, self.weight_bits, has_minimum=self.minimum is not None)
+        if wrong:
+            raise InputError(f"SpikeLinear.weight: {wrong}")
+
+
+def dequantize(weight: Tensor, scale: Tensor, minimum: Tensor | None, group_size: int | None) -> Tensor:
+    """Return integer * scale + minimum, float32 [out_features, in_features]; arguments as of `QuantizedWeight`."""
+    num_out, num_in = weight.shape
+    size = group_size or max(num_in, 1)
+    num_groups = scale.shape[1]
+    padded = F.pad(weight, (0, num_groups * size - num_in))
+    floats = padded.reshape(num_out, num_groups, size) * scale[..., None]
+    if minimum is not None:
+        floats += minimum[..., None]
+    return floats.reshape(num_out, num_groups * size)[:, :num_in]
+
+
+def groups_of(num_inputs: int, group_size: int | None) -> list[slice]:
+    """Return the input channels that share a scale, in order."""
+    size = group_size or max(num_inputs, 1)
+    return [slice(i, min(i + size, num_inputs)) for i in range(0, max(num_inputs, 1), size)]
+
+
+def why_out_of_range(weight: Tensor, weight_bits: int, *, has_minimum: bool) -> str | None:
+    """Return which integers do not fit a width, or None; all of int8 fit 8 bits."""
+    if weight_bits == 8 or weight.is_meta or not weight.numel():
+        return None
+    least, most = (0, 15) if has_minimum else (-8, 7)
+    low, high = (int(v) for v in weight.aminmax())
+    if least <= low and high <= most:
+        return None
+    return (
+        f"expected integers of 4 bits {'with' if has_minimum else 'without'} a minimum, {least} to {most}, got "
+        f"{low if low < least else high}. Give weight_bits=8, or quantise again."
+    )
 
 
 def quantize_with(weight: Tensor, scales: Tensor, name: str = "") -> tuple[Tensor, Tensor, int | None]:
@@ -73,6 +162,44 @@ def quantize(weight: Tensor, group_size: int | None, name: str = "") -> tuple[Te
         integers.append((part / scale).round_().clamp_(-127, 127).to(torch.int8))
         scales.append(scale)
     return torch.cat(integers, 1), torch.cat(scales, 1)
+
+
+def quantize_to(weight_bits: int, weight: Tensor, group_size: int | None, name: str = "") -> QuantizedWeight:
+    """Round float weights to integers of 8 bits, as `quantize` does, or of 4, as `quantize_int4` does."""
+    if weight_bits == 4:
+        return quantize_int4(weight, group_size, name)
+    return QuantizedWeight(*quantize(weight, group_size, name), None, group_size, weight_bits)
+
+
+def quantize_int4(weight: Tensor, group_size: int | None = None, name: str = "") -> QuantizedWeight:
+    """Round float weights to 4 bits: W = integer * scale + minimum, integers 0 to 15.
+
+    Of each output channel and group: minimum = min W, scale = (max W - min W) / 15, and integer =
+    round((W - minimum) / scale), half to even. Scales and minima are float32.
+
+    Args:
+        weight: float, [out_features, in_features].
+        group_size: input channels that share a scale and a minimum; None for 32. The last group may be smaller.
+        name: name of the layer, for messages.
+    Returns:
+        The integers; the scale of a group of equal weights is 1, so that these are kept exactly.
+    Raises:
+        InputError: a weight is not finite, or group_size is not a positive integer.
+    """
+    group_size = INT4_GROUP if group_size is None else group_size
+    check_group_size(group_size)
+    wide = weight.to(torch.float32)
+    check_finite(wide, f"weights of {name or 'a linear layer'}")
+    integers, scales, minima = [], [], []
+    for part in wide.split(group_size, 1) if wide.shape[1] else (wide,):
+        low, high = part.aminmax(dim=1, keepdim=True) if part.shape[1] else (part.new_zeros(len(part), 1),) * 2
+        # Divided by a tensor and clamped as in `quantize`.
+        scale = torch.where(high > low, (high - low) / torch.full_like(low, 15), 1.0)
+        scale = scale.clamp(min=torch.finfo(torch.float32).tiny)
+        integers.append(((part - low) / scale).round_().clamp_(0, 15).to(torch.int8))
+        scales.append(scale)
+        minima.append(low)
+    return QuantizedWeight(torch.cat(integers, 1), torch.cat(scales, 1), torch.cat(minima, 1), group_size, 4)
 
 
 def check_finite(tensor: Tensor, where: str) -> None:

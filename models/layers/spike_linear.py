@@ -20,7 +20,9 @@ from ...coding.checks import fitted_to, train_of
 from ...errors import InputError, SpikebrainError
 from ...neuro import NEURONS, AdaptiveThreshold, Neuron, SpikeCount
 from ...neuro.checks import checks_all, spikes_of
-from .quantize import check_group_size, copy_bias, input_major, quantize
+from .dense_gradient import DenseGradient
+from .quantize import QuantizedWeight, copy_bias, dequantize, groups_of, input_major, quantize_to, why_out_of_range
+from .rescale import group_counts, rescale
 from .transforms import refuse_transforms
 
 # Bytes of spikes and sums that a call holds at a time. Tokens are independent, so this does not change the result.
@@ -58,21 +60,27 @@ Observer: TypeAlias = Callable[["SpikeLinear", Step], None]
 class SpikeLinear(nn.Module):
     """y = threshold * scale * (W count) + bias, where W count is accumulated from spikes, exactly, in integers.
 
+    Groups of input channels may have scales of their own, and minima: then each group is accumulated by itself, and
+    y = threshold * sum over groups g of (scale[g] * (W count)[g] + minimum[g] * (sum of count)[g]) + bias; `rescale`
+    says in which order.
+
     The functions in the attribute `observers` are called with every step; `record` adds one temporarily. The layers of
     a model share their `notices`, warnings that were given already.
 
     Args:
-        weight: INT8, [out_features, in_features], within [-127, 127].
+        weight: integers, int8 [out_features, in_features].
         scale: weight per integer step, float32, [out_features, groups].
         bias: float, [out_features], or None.
+        minimum: weight of integer 0, float32, [out_features, groups], or None for 0.
         group_size: input channels that share a scale; None for all. The last group may be smaller.
+        weight_bits: width of the integers, 8 or 4, which are kept as int8; see `QuantizedWeight` for their range.
         neuron: turns activations into counts, with one threshold per token; an object or a registered name.
         encoder: turns counts into spikes; an object or a registered name.
         backend: accumulates spikes; an object, a registered name, or "auto" for the fastest one for the input's device
             and number of tokens.
         name: name of the layer in its model, for messages.
     Raises:
-        InputError: shapes or dtypes do not match.
+        InputError: shapes or dtypes do not match, an integer is out of range, or a scale or minimum is not finite.
 
     Source:
         SpikingBrain (arXiv:2509.05276), section 3.3.2, eq. 22 and 23.
@@ -80,6 +88,7 @@ class SpikeLinear(nn.Module):
 
     weight: Tensor
     scale: Tensor
+    minimum: Tensor | None
     neuron: Neuron
     encoder: Encoder
     backend: Backend | Literal["auto"]
@@ -90,30 +99,23 @@ class SpikeLinear(nn.Module):
         scale: Float[Tensor, "out_features groups"],
         bias: Float[Tensor, " out_features"] | None = None,
         *,
+        minimum: Float[Tensor, "out_features groups"] | None = None,
         group_size: int | None = None,
+        weight_bits: int = 8,
         neuron: Neuron | str | None = None,
         encoder: Encoder | str | None = None,
         backend: Backend | str = "auto",
         name: str = "",
     ) -> None:
         super().__init__()
-        if weight.dtype != torch.int8 or weight.ndim != 2:
-            raise InputError(
-                f"SpikeLinear.weight: expected int8 [out_features, in_features], got {weight.dtype} of shape "
-                f"{tuple(weight.shape)}. SpikeLinear.from_linear quantises float weights."
-            )
+        QuantizedWeight(weight, scale, minimum, group_size, weight_bits).check()
         self.out_features, self.in_features = weight.shape
-        check_group_size(group_size)
-        self.group_size = group_size
-        expected = (self.out_features, len(self.groups))
-        if scale.shape != expected or scale.dtype != torch.float32:
-            raise InputError(
-                f"SpikeLinear.scale: expected float32 of shape {expected}, got {scale.dtype} of {tuple(scale.shape)}."
-            )
+        self.group_size, self.weight_bits = group_size, weight_bits
         if bias is not None and bias.shape != (self.out_features,):
             raise InputError(f"SpikeLinear.bias: expected shape ({self.out_features},), got {tuple(bias.shape)}.")
         self.register_buffer("weight", input_major(weight))
         self.register_buffer("scale", scale)
+        self.register_buffer("minimum", minimum)
         self.bias = None if bias is None else bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias)
         self.neuron = AdaptiveThreshold() if neuron is None else neuron  # pyright: ignore[reportAttributeAccessIssue]
         self.encoder = BidirectionalBitwise() if encoder is None else encoder  # pyright: ignore[reportAttributeAccessIssue]
@@ -123,29 +125,44 @@ class SpikeLinear(nn.Module):
         self.notices: set[str] = set()
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, *, group_size: int | None = None, **settings) -> SpikeLinear:
-        """Quantise a linear layer: scale = max|W| / 127 per output channel and group, symmetric, half to even.
+    def from_linear(
+        cls, linear: nn.Linear, *, group_size: int | None = None, weight_bits: int = 8, **settings
+    ) -> SpikeLinear:
+        """Quantise a linear layer.
 
         Args:
             linear: the layer; its bias is copied.
-            group_size: as for the class.
+            group_size: as for the class; in 4 bits None means 32.
+            weight_bits: 8: scale = max|W| / 127 per output channel and group, symmetric, half to even; 4: with a
+                minimum, as `quantize_int4` says.
             settings: neuron, encoder, backend and name, as for the class.
         Raises:
             InputError: the weights are not finite.
         """
-        weight, scale = quantize(linear.weight.detach(), group_size, settings.get("name", ""))
-        return cls(weight, scale, copy_bias(linear.bias), group_size=group_size, **settings)
+        quantized = quantize_to(weight_bits, linear.weight.detach(), group_size, settings.get("name", ""))
+        return cls.from_quantized(quantized, copy_bias(linear.bias), **settings)
+
+    @classmethod
+    def from_quantized(cls, quantized: QuantizedWeight, bias: Tensor | None = None, **settings) -> SpikeLinear:
+        """Return a layer with weights that are integers already.
+
+        Args:
+            quantized: the weights; the layer may share their memory.
+            bias: as for the class.
+            settings: neuron, encoder, backend and name, as for the class.
+        """
+        q = quantized
+        widths = {"minimum": q.minimum, "group_size": q.group_size, "weight_bits": q.weight_bits}
+        return cls(q.weight, q.scale, bias, **widths, **settings)
 
     @property
     def groups(self) -> list[slice]:
         """Input channels that share a scale, in order."""
-        size = self.group_size or max(self.in_features, 1)
-        return [slice(i, min(i + size, self.in_features)) for i in range(0, max(self.in_features, 1), size)]
+        return groups_of(self.in_features, self.group_size)
 
     def dequantized_weight(self) -> Float[Tensor, "out_features in_features"]:
-        """Return weight * scale, float32."""
-        parts = [self.weight[:, group] * self.scale[:, g, None] for g, group in enumerate(self.groups)]
-        return torch.cat(parts, 1)
+        """Return weight * scale + minimum, float32."""
+        return dequantize(self.weight, self.scale, self.minimum, self.group_size)
 
     def forward(self, x: Float[Tensor, "*tokens in_features"]) -> Float[Tensor, "*tokens out_features"]:
         """Run the layer on spikes.
@@ -177,7 +194,7 @@ class SpikeLinear(nn.Module):
                     f"{self._where}: {type(self.neuron).__name__} passes no gradient. Train with AdaptiveThreshold, or "
                     "run under torch.no_grad()."
                 )
-            y: Tensor = _DenseGradient.apply(x, y, self)  # pyright: ignore[reportAssignmentType]
+            y: Tensor = DenseGradient.apply(x, y, self)  # pyright: ignore[reportAssignmentType]
         if self.bias is not None:
             y = y + self.bias.to(y.dtype)
         return y.to(x.dtype)
@@ -201,7 +218,7 @@ class SpikeLinear(nn.Module):
         if name in _PLUGINS:
             registry, *words = _PLUGINS[name]
             value = registry.resolve(value, f"SpikeLinear.{name}", *words)
-        if name in ("weight", "scale") and isinstance(value, nn.Parameter):
+        if name in ("weight", "scale", "minimum") and isinstance(value, nn.Parameter):
             raise InputError(
                 f"{self._where}.{name}: expected {'int8' if name == 'weight' else 'float32'} numbers, which are no "
                 f"parameters, got a parameter of {value.dtype}. Change the float layer, then call to_spiking."
@@ -225,14 +242,19 @@ class SpikeLinear(nn.Module):
         unexpected_keys: Any,
         error_msgs: Any,
     ) -> None:
-        """Refuse weights of another dtype, which PyTorch would truncate to integers."""
-        for name, dtype in (("weight", torch.int8), ("scale", torch.float32)):
+        """Refuse weights of another dtype, which PyTorch would truncate to integers, and integers of another width."""
+        for name, dtype in (("weight", torch.int8), ("scale", torch.float32), ("minimum", torch.float32)):
             value = state_dict.get(prefix + name)
-            if value is not None and value.dtype != dtype:
-                error_msgs.append(
-                    f"{prefix}{name}: expected {dtype} as `SpikeLinear` has it, got {value.dtype}. Load float weights "
-                    "before to_spiking."
-                )
+            if value is None:
+                continue
+            wrong = None
+            if value.dtype != dtype:
+                wrong = f"expected {dtype} as `SpikeLinear` has it, got {value.dtype}. Load float weights before "
+                wrong += "to_spiking."
+            elif name == "weight":
+                wrong = why_out_of_range(value, self.weight_bits, has_minimum=self.minimum is not None)
+            if wrong:
+                error_msgs.append(f"{prefix}{name}: {wrong}")
                 return
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
@@ -251,7 +273,7 @@ class SpikeLinear(nn.Module):
         Raises:
             InputError: a replaced bias does not fit the layer.
         """
-        if self.group_size is not None:
+        if self.group_size is not None or self._buffers["minimum"] is not None:
             return None
         # Attribute access through nn.Module would take two of the twelve microseconds of overhead in a small layer.
         weight, scale = self._buffers["weight"], self._buffers["scale"]
@@ -288,7 +310,6 @@ class SpikeLinear(nn.Module):
         if threshold.ndim > 0 and threshold.shape[-1] != 1:
             raise InputError(f"expected one threshold per token, [..., 1], got shape {tuple(threshold.shape)}.")
         threshold = threshold.expand(*tokens, 1).reshape(-1, 1)
-        scale = self.scale.t().to(threshold.dtype)
         # A recording must match what runs, so the backend must never read a silent channel's weights.
         backend = self._backend_for(count, events_only=bool(self.observers))
         y = threshold.new_zeros(len(count), self.out_features)
@@ -297,8 +318,13 @@ class SpikeLinear(nn.Module):
             last = first + len(part)
             for observer in self.observers:
                 observer(self, Step(part, train, accumulation, first, len(count), x, threshold[first:last]))
-            y[first:last] = (accumulation * scale).sum(1) * threshold[first:last]
+            y[first:last] = self.rescaled(accumulation, part, threshold[first:last])
         return y.reshape(*tokens, self.out_features)
+
+    def rescaled(self, accumulation: Tensor, count: Tensor, threshold: Tensor) -> Tensor:
+        """Return outputs before the bias, [tokens, out_features], from what a `Step` holds."""
+        of_group = None if self.minimum is None else group_counts(count, self.group_size)
+        return rescale(accumulation, self.scale, threshold, self.minimum, of_group)
 
     def _portions(self, count: Tensor) -> Iterator[tuple[int, Tensor, SpikeTrain]]:
         """Yield (first token, counts, train) for consecutive tokens, all with the same code and length."""
@@ -323,15 +349,17 @@ class SpikeLinear(nn.Module):
         """Show the settings when the module is printed."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"group_size={self.group_size}, {self.neuron}, {self.encoder}"
+            f"group_size={self.group_size}, weight_bits={self.weight_bits}, {self.neuron}, {self.encoder}"
         )
 
     def _apply(self, fn, recurse=True):
-        """Move with the model, but keep the scales in float32 when it changes to a half-precision dtype."""
-        scale = self.scale
+        """Move with the model, but keep scales and minima in float32 when it changes to a half-precision dtype."""
+        kept = {name: self._buffers[name] for name in ("scale", "minimum")}
         super()._apply(fn, recurse)
-        if self.scale.dtype != torch.float32:
-            self.scale = scale.to(self.scale.device)
+        for name, before in kept.items():
+            now = self._buffers[name]
+            if before is not None and now is not None and now.dtype != torch.float32:
+                self._buffers[name] = before.to(now.device)
         return self
 
     def __getstate__(self) -> dict[str, Any]:
@@ -365,18 +393,3 @@ def observing(layers: Iterable[SpikeLinear], observer: Observer) -> Iterator[Non
     finally:
         for layer in watched:
             layer.observers.remove(observer)
-
-
-class _DenseGradient(torch.autograd.Function):
-    """Forward: the exact spiking result. Backward: the gradient of x W^T, straight through the counts."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, y: Tensor, layer: SpikeLinear) -> Tensor:
-        ctx.layer = layer  # not its float weights: they stay INT8 until backward needs them
-        ctx.dtype = x.dtype
-        return y.clone()
-
-    @staticmethod
-    def backward(ctx, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
-        weight = ctx.layer.dequantized_weight()
-        return (grad_outputs[0].to(weight.dtype) @ weight).to(ctx.dtype), None, None

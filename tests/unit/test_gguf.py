@@ -35,8 +35,13 @@ def llama(**changes):
     return LlamaForCausalLM(config).eval()
 
 
-def write(path, model, tokenizer, *, settings=None, tensors=None, keep=lambda name: True, part=None, **options):
-    """Write a Llama model as llama.cpp's converter does: rotary pairs side by side, float32."""
+def write(
+    path, model, tokenizer, *, settings=None, tensors=None, keep=lambda name: True, part=None, typed=None, **options
+):
+    """Write a Llama model as llama.cpp's converter does: rotary pairs side by side, float32.
+
+    `typed` has tensors of other types: bytes and the name of the type, by name.
+    """
     config = model.config
     writer = gguf.GGUFWriter(path, "llama", **options)
     if part is None or part[0] == 0:
@@ -75,6 +80,8 @@ def write(path, model, tokenizer, *, settings=None, tensors=None, keep=lambda na
             writer.add_tensor(target, tensor.contiguous().numpy())
     for name, tensor in (tensors or {}).items():
         writer.add_tensor(name, tensor)
+    for name, (content, kind) in (typed or {}).items():
+        writer.add_tensor(name, content, raw_dtype=gguf.GGMLQuantizationType[kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
