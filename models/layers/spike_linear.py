@@ -20,8 +20,9 @@ from ...coding.checks import fitted_to, train_of
 from ...errors import InputError, SpikebrainError
 from ...neuro import NEURONS, AdaptiveThreshold, Neuron, SpikeCount
 from ...neuro.checks import checks_all, spikes_of
+from .graphs import graph_settings, in_graph, uncompiled
 from .quantize import check_group_size, copy_bias, input_major, quantize
-from .transforms import refuse_transforms
+from .transforms import is_compiling, is_recorded
 
 # Bytes of spikes and sums that a call holds at a time. Tokens are independent, so this does not change the result.
 _PORTION_BYTES = 64 * 2**20
@@ -154,10 +155,16 @@ class SpikeLinear(nn.Module):
             x: activations of any floating-point dtype; the result has the same dtype.
         Raises:
             ActivationError: x holds NaN or infinity; the message names the layer.
-            InputError: the last axis is not in_features wide, or PyTorch traces, exports or transforms the layer.
+            InputError: the last axis is not in_features wide, or PyTorch traces or transforms the layer where that
+                would be wrong.
         """
+        if is_compiling() or is_recorded(self, x):
+            return in_graph(self, x)
+        return self.run(x)
+
+    def run(self, x: Float[Tensor, "*tokens in_features"]) -> Float[Tensor, "*tokens out_features"]:
+        """Run the layer on spikes, in kernels that PyTorch does not see; see `forward`."""
         try:
-            refuse_transforms(x)
             if x.ndim == 0 or x.shape[-1] != self.in_features:
                 raise InputError(f"expected activations [..., {self.in_features}], got shape {tuple(x.shape)}.")
             trains = torch.is_grad_enabled() and (x.requires_grad or self._trains_bias)
@@ -182,6 +189,7 @@ class SpikeLinear(nn.Module):
             y = y + self.bias.to(y.dtype)
         return y.to(x.dtype)
 
+    @torch.compiler.assume_constant_result  # done while a graph is made, once
     def _warn_of_training(self) -> None:
         """Say once a model that its INT8 weights do not learn."""
         if "training" not in self.notices:
@@ -207,6 +215,8 @@ class SpikeLinear(nn.Module):
                 f"parameters, got a parameter of {value.dtype}. Change the float layer, then call to_spiking."
             )
         super().__setattr__(name, value)
+        if name in _PLUGINS:
+            vars(self)["graph_settings"] = graph_settings(*map(vars(self).get, _PLUGINS))
 
     def __prepare_scriptable__(self) -> None:
         """Refuse torch.jit.script, which asks for this."""
@@ -338,6 +348,11 @@ class SpikeLinear(nn.Module):
         """Return the state for a copy or pickle: everything but the observers, which belong to this layer only."""
         return {**super().__getstate__(), "observers": []}
 
+    @torch.compiler.assume_constant_result  # else no two layers could share a graph
+    def where(self) -> str:
+        """Return what messages call the layer."""
+        return self._where
+
     @property
     def _where(self) -> str:
         return f"SpikeLinear {self.name!r}" if self.name else "SpikeLinear"
@@ -356,12 +371,13 @@ def spiking_layers(model: nn.Module, *, every_name: bool = False) -> dict[str, S
 
 @contextmanager
 def observing(layers: Iterable[SpikeLinear], observer: Observer) -> Iterator[None]:
-    """Call a function with every step of some layers inside a `with` block."""
+    """Call a function with every step of some layers inside a `with` block, in which nothing runs compiled."""
     watched = list(layers)
     for layer in watched:
         layer.observers.append(observer)
     try:
-        yield
+        with uncompiled():
+            yield
     finally:
         for layer in watched:
             layer.observers.remove(observer)
