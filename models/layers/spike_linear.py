@@ -293,7 +293,7 @@ class SpikeLinear(nn.Module):
     def _run(self, spikes: SpikeCount, x: Tensor) -> Tensor:
         """Unroll counts, accumulate and rescale, a portion of the tokens at a time; in the threshold's dtype."""
         tokens = spikes.count.shape[:-1]
-        count = spikes.count.reshape(tokens.numel(), self.in_features)
+        count = spikes.by_token
         threshold = spikes.threshold.to(torch.promote_types(spikes.threshold.dtype, torch.float32))
         if threshold.ndim > 0 and threshold.shape[-1] != 1:
             raise InputError(f"expected one threshold per token, [..., 1], got shape {tuple(threshold.shape)}.")
@@ -318,7 +318,7 @@ class SpikeLinear(nn.Module):
         token_bytes = num_timesteps * self.in_features + 4 * self.scale.numel()
         num_tokens = max(1, _PORTION_BYTES // token_bytes)
         for first in range(0, len(count), num_tokens):
-            part = count[first : first + num_tokens]
+            part = count if len(count) <= num_tokens else count[first : first + num_tokens]
             yield first, part, train_of(encoder, part, num_timesteps)
 
     def _by_group(self, train: SpikeTrain) -> Iterator[tuple[SpikeTrain, Tensor]]:
