@@ -1,8 +1,8 @@
 """Greedy generation on one GPU as a user calls it: milliseconds and joules a token, compared with peers in turns.
 
-    python benchmarks/decode_gpu.py [--model 7b|PATH|smollm2] [--systems NAME ...] [--tokens N] [--out FILE.json]
+    python benchmarks/decode_gpu.py [--model 7b|135m|PATH] [--systems NAME ...] [--tokens N] [--out FILE.json]
 
-`7b` has the shapes of Qwen2.5-7B and random weights. The systems are `generate` of transformers in BF16, the same with
+`7b` and `135m` have the shapes of Qwen2.5-7B and SmolLM2-135M, and random weights. The systems are `generate` of transformers in BF16, the same with
 `cache_implementation="static"` (transformers compiles the model), one step of it in a CUDA graph, `generate` of the
 spiking model, its graph alone, and the spiking model layer by layer. Tokens after the first are timed. The floor is the
 time in which the bytes that the spiking model must read (rows of channels that fire, and the dense head) are read at
@@ -24,7 +24,7 @@ import torch
 from gpu import copy_bandwidth
 from timing import environment, write_json
 from torch import Tensor, nn
-from transformers import Qwen2Config, Qwen2ForCausalLM, StaticCache
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, StaticCache
 
 import spikebrain as sb
 from spikebrain.errors import SpikebrainError
@@ -40,14 +40,27 @@ NAMES = {
     "layers": "spiking layer by layer, generate",
 }
 PROMPT = 32
-SHAPES_7B = {
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "vocab_size": 152064,
-    "max_position_embeddings": 32768,
+# Of Qwen2.5-7B and of SmolLM2-135M.
+SHAPES = {
+    "7b": Qwen2Config(
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        vocab_size=152064,
+        max_position_embeddings=32768,
+    ),
+    "135m": LlamaConfig(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=49152,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    ),
 }
 
 
@@ -65,12 +78,12 @@ class Clock:
 
 
 def load(name: str) -> Any:
-    if name != "7b":
+    if name not in SHAPES:
         return sb.load(name).model.to("cuda", torch.bfloat16)
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"):
-        model = Qwen2ForCausalLM(Qwen2Config(**SHAPES_7B)).eval()  # pyright: ignore[reportArgumentType]
+        model = AutoModelForCausalLM.from_config(SHAPES[name]).eval()
     torch.set_default_dtype(torch.float32)
     return model
 
