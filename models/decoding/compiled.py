@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from ...backends.cpu import team
 from ...backends.cpu.backend import Cpu
 from ...backends.cpu.decoder import LAYER, PART, PIECE, PROJECTION, PROJECTIONS, Stage, Task, give_way, kernel
-from ...backends.cpu.layer import NUM_BUCKETS
+from ...backends.cpu.tiles import TILE, Rows
 from ...neuro import NO_RULE
 from ..layers.spike_linear import SpikeLinear
 
 # Classes of transformers whose decoder layers are: norm, attention with rotary embedding, norm, SwiGLU.
 _MODELS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-# Outputs are divided at multiples of a cache line of INT8 weights, so that no two threads read the same line.
-_LINE = 64
+# A float32 matrix is divided at multiples of a cache line of outputs.
+_LINE = 16
 # Parts of the head, for each thread: it is large, and threads are not equally fast.
 _HEAD_PARTS = 8
 
@@ -72,8 +72,6 @@ def _obstacles_of_layer(layer: SpikeLinear) -> Iterator[str]:
         yield f"has a neuron without a kernel, {layer.neuron!r}"
     if not layer.encoder.lossless:
         yield f"has the encoder {layer.encoder!r}, whose spikes must be added"
-    if layer.group_size is not None:
-        yield "has weight groups"
     if layer.backend not in ("auto", Cpu("spike")):
         yield f"has the backend {layer.backend!r}"
     if not layer.weight.t().is_contiguous() or not layer.scale.is_contiguous():
@@ -126,6 +124,7 @@ class CompiledDecoder:
         modules = [module for layer in inner.layers for group in _groups(layer) for module in group]
         modules.append(model.lm_head)
         self._projections = np.zeros(len(modules), PROJECTION)
+        self._rows: list[Rows] = []  # keeps their memory
         for row, module in zip(self._projections, modules, strict=True):
             self._fill(row, module)
         self._layers = np.zeros(self.num_layers, LAYER)
@@ -139,14 +138,18 @@ class CompiledDecoder:
         self._make_task(config, inner, attention)
 
     def _fill(self, row: Any, module: Any) -> None:
-        row["weight"] = module.weight.data_ptr()
         row["bias"] = 0 if module.bias is None else module.bias.data_ptr()
-        row["num_outputs"], row["num_inputs"] = module.weight.shape
-        rule = (module.neuron.kernel_rule() if isinstance(module, SpikeLinear) else None) or NO_RULE
+        if not isinstance(module, SpikeLinear):
+            row["rows"] = module.weight.data_ptr()
+            row["num_outputs"], row["num_inputs"] = module.weight.shape
+            return
+        rows = Rows(module.weight, module.scale, module.minimum, module.group_size, module.weight_bits)
+        self._rows.append(rows)
+        for name, value in rows.fields.items():
+            row[name] = value
+        rule = module.neuron.kernel_rule() or NO_RULE
         row["rule"] = rule.number
         row["a"], row["b"], row["c"] = rule.parameters
-        if isinstance(module, SpikeLinear):
-            row["scale"] = module.scale.data_ptr()
 
     def _divide(self, num_heads: int) -> None:
         """List the parts of every stage: equal shares of its outputs for the threads, or heads."""
@@ -157,7 +160,8 @@ class CompiledDecoder:
             widths = [int(self._projections[p]["num_outputs"]) for p in projections]
             if kind == Stage.GATE_AND_UP:
                 widths = widths[:1]
-            for share in _shares(widths, num_shares):
+            unit = max(TILE.get(int(self._projections[p]["bits"]), 1) for p in projections)
+            for share in _shares(widths, num_shares, max(unit, _LINE)):
                 found = [(projections[0] + which, start, stop) for which, start, stop in share]
                 parts.append((len(sizes), kind, layer, len(pieces), len(pieces) + len(found), encoder))
                 pieces.extend(found)
@@ -186,7 +190,6 @@ class CompiledDecoder:
             "projected": torch.empty((heads + 2 * self.num_key_heads) * dim),
             "attended": torch.empty(heads * dim),
             "product": torch.empty(config.intermediate_size),
-            "buckets": torch.zeros(self._num_threads * NUM_BUCKETS * widest, dtype=torch.int16),
         }
         self._task = Task(
             parts=self._parts.ctypes.data,
@@ -208,7 +211,7 @@ class CompiledDecoder:
             head_dim=dim,
             widest=widest,
             most_inputs=int(self._projections["num_inputs"].max()),
-            num_threads=self._num_threads,
+            smallest_block=min(rows.fields["block"] for rows in self._rows),
             scaling=attention.scaling,
             eps=config.rms_norm_eps,
             give_way=give_way(),
@@ -238,21 +241,26 @@ class CompiledDecoder:
         logits = torch.empty(1, 1, self._vocabulary)
         task = self._task
         task.logits, task.cos, task.sin, task.num_cached = logits.data_ptr(), cos.data_ptr(), sin.data_ptr(), length
-        task.next_thread = task.next_part = task.refused = 0
+        task.next_part = task.refused = 0
         team.run(kernel(), ctypes.addressof(task), self._num_threads)
         return None if task.refused else logits
 
 
-def _shares(widths: list[int], num_shares: int) -> list[list[tuple[int, int, int]]]:
+def _shares(widths: list[int], num_shares: int, unit: int) -> list[list[tuple[int, int, int]]]:
     """Divide the outputs of matrices that follow one another into shares of about equal size.
 
+    Args:
+        widths: outputs of each matrix.
+        num_shares: at most.
+        unit: a matrix is divided at multiples of it.
     Returns:
         Shares that are not empty, each a list of (matrix, first output, end).
     """
     ends = np.cumsum([0, *widths])
-    cuts = [0, *(round(ends[-1] * i / num_shares / _LINE) * _LINE for i in range(1, num_shares)), int(ends[-1])]
+    places = [int(end) + i for end, width in zip(ends, widths, strict=False) for i in range(0, width, unit)]
+    cuts = [0, *(min(places, key=lambda at: abs(at - ends[-1] * i / num_shares)) for i in range(1, num_shares))]
     shares = []
-    for low, high in pairwise(cuts):
+    for low, high in pairwise([*cuts, int(ends[-1])]):
         share = []
         for which, (start, stop) in enumerate(pairwise(ends.tolist())):
             first, last = max(low, start), min(high, stop)
