@@ -140,7 +140,8 @@ def _work_through_parts(address):  # pragma: no cover - compiled
     projections = carray(at(task.projections, PROJECTION), 7 * task.num_layers + 1)
     x, count = np.empty(task.most_inputs, np.float32), np.empty(task.most_inputs, np.int32)
     digits = room_for_digits(task.most_inputs, task.smallest_block)
-    sums, y = np.empty((2, max(task.widest, tiles.MOST_OUTPUTS)), np.int32), np.empty((2, task.widest), np.float32)
+    sums, totals = np.empty(tiles.MOST_OUTPUTS, np.int32), np.empty(task.widest + tiles.NARROW_TILE, np.int32)
+    y = np.empty((2, task.widest + tiles.NARROW_TILE), np.float32)
     listed = np.zeros(2, np.int64)  # for which block and bits the input is listed; 0 if it is not yet
     score = np.empty(task.num_cached + 1, np.float32)
     threshold, prepared = np.float32(0), -1
@@ -161,7 +162,7 @@ def _work_through_parts(address):  # pragma: no cover - compiled
                     if part.encoder >= 0:
                         threshold = _count(projections[part.encoder], x, count)
                 if part.encoder < 0 or threshold > 0:
-                    _run_part(task, projections, part, x, threshold, count, digits, listed, sums, y)
+                    _run_part(task, projections, part, x, threshold, count, digits, listed, sums, totals, y)
                 else:
                     take(address + _REFUSED)
         take(task.done + 8 * part.stage)
@@ -194,17 +195,17 @@ def _count(encoder, x, count):  # pragma: no cover - compiled
 
 
 @compiled
-def _run_part(task, projections, part, x, threshold, count, digits, listed, sums, y):  # pragma: no cover - compiled
+def _run_part(task, projections, part, x, threshold, count, digits, listed, sums, totals, y):  # pragma: no cover - compiled
     """Run the pieces of a part, and hand on what they give."""
     pieces = carray(at(task.pieces, PIECE), task.num_pieces)
     for index in range(part.first, part.last):
         piece = pieces[index]
         projection = projections[piece.projection]
         first, last, width = piece.start, piece.stop, piece.stop - piece.start
-        _project(projection, x, threshold, count, digits, listed, piece, sums, y[0])
+        _project(projection, x, threshold, count, digits, listed, piece, sums, totals, y[0])
         if part.kind == _GATE_AND_UP:
             up = projections[piece.projection + 1]
-            _project(up, x, threshold, count, digits, listed, piece, sums, y[1])
+            _project(up, x, threshold, count, digits, listed, piece, sums, totals, y[1])
             product = carray(at(task.product, numba.float32), projection.num_outputs)
             silu_product(y[0, :width], y[1, :width], product[first:last])
         elif part.kind == _HEAD:
@@ -244,7 +245,7 @@ def _gather(task, layers, projections, part, x):  # pragma: no cover - compiled
 
 
 @compiled
-def _project(projection, x, threshold, count, digits, listed, piece, sums, y):  # pragma: no cover - compiled
+def _project(projection, x, threshold, count, digits, listed, piece, sums, totals, y):  # pragma: no cover - compiled
     """Fill y with the outputs of a piece, by additions of the listed rows, or by products if the matrix is float32."""
     start, stop, x = piece.start, piece.stop, x[: projection.num_inputs]
     bias = carray(at(projection.bias, numba.float32), projection.num_outputs if projection.bias else 0)[start:stop]
@@ -256,13 +257,13 @@ def _project(projection, x, threshold, count, digits, listed, piece, sums, y):  
         if listed[0] != projection.block or listed[1] != projection.bits:
             listed[0], listed[1] = projection.block, projection.bits
             tiles.list_for(projection, count[: projection.num_inputs], digits)
-        tiles.add_tiles(projection, digits, start, stop, sums[0], sums[1], y)
+        tiles.add_tiles(projection, digits, start, stop, sums, totals, y)
         if projection.grouped:
             for i in range(stop - start):
                 y[i] *= threshold
         else:
             scale = carray(at(projection.scale, numba.float32), projection.num_outputs)
-            rescale(sums[1, : stop - start], scale[start:stop], threshold, bias[:0], y)
+            rescale(totals[: stop - start], scale[start:stop], threshold, bias[:0], y)
         if projection.seen_input != 0:
             carray(at(projection.seen_input, numba.float32), projection.num_inputs)[:] = x
     for i in range(bias.shape[0]):

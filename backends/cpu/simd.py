@@ -22,9 +22,9 @@ _INDEX = ir.IntType(32)
 
 
 class Vector(types.Type):
-    """`lanes` integers of one type of numba."""
+    """`lanes` numbers of one type of numba."""
 
-    def __init__(self, element: types.Integer, lanes: int) -> None:
+    def __init__(self, element: types.Type, lanes: int) -> None:
         self.element, self.lanes = element, lanes
         super().__init__(f"Vector({element}, {lanes})")
 
@@ -32,10 +32,10 @@ class Vector(types.Type):
 @register_model(Vector)
 class _Model(models.PrimitiveModel):
     def __init__(self, manager, kind: Vector) -> None:
-        super().__init__(manager, kind, ir.VectorType(ir.IntType(kind.element.bitwidth), kind.lanes))
+        super().__init__(manager, kind, ir.VectorType(manager.lookup(kind.element).get_value_type(), kind.lanes))
 
 
-def _operator(function, emit: str) -> None:
+def _operator(function, emit: str, emit_float: str = "") -> None:
     """Let an operator work on two vectors of one type, lane by lane; sums wrap."""
 
     @infer_global(function)
@@ -47,10 +47,11 @@ def _operator(function, emit: str) -> None:
 
     @lower_builtin(function, Vector, Vector)
     def _lower(context, builder, sig, args):
-        return getattr(builder, emit)(*args)
+        return getattr(builder, emit_float if isinstance(sig.return_type.element, types.Float) else emit)(*args)
 
 
-_operator(operator.add, "add")
+_operator(operator.add, "add", "fadd")
+_operator(operator.mul, "mul", "fmul")
 _operator(operator.sub, "sub")
 _operator(operator.and_, "and_")
 _operator(operator.xor, "xor")
@@ -62,7 +63,7 @@ def _zeros(kind: Vector) -> ir.Constant:
     return ir.Constant(ir.VectorType(_INDEX, kind.lanes), [0] * kind.lanes)
 
 
-def _vectors(element: types.Integer, lanes: int):
+def _vectors(element: types.Type, lanes: int):
     """Return an intrinsic for a vector of zeros."""
     kind = Vector(element, lanes)
 
@@ -76,7 +77,8 @@ def _vectors(element: types.Integer, lanes: int):
     return zeros
 
 
-no_bytes = {lanes: _vectors(types.uint8, lanes) for lanes in (32, 64)}
+no_bytes_32, no_bytes_64 = _vectors(types.uint8, 32), _vectors(types.uint8, 64)
+no_numbers, no_floats = _vectors(types.int32, 32), _vectors(types.float32, 32)
 
 
 @intrinsic
@@ -90,6 +92,22 @@ def load(typing_context, address, like):  # pragma: no cover - compiled
         return found
 
     return like(types.int64, like), generate
+
+
+def _element(kind: types.Integer):
+    """Return an intrinsic for the integer at an address."""
+
+    @intrinsic
+    def get(typing_context, address):  # pragma: no cover - compiled
+        def generate(context, builder, signature, arguments):
+            return builder.load(builder.inttoptr(arguments[0], ir.IntType(kind.bitwidth).as_pointer()))
+
+        return kind(types.int64), generate
+
+    return get
+
+
+int32_at, uint8_at = _element(types.int32), _element(types.uint8)
 
 
 @intrinsic
@@ -111,7 +129,7 @@ def same(typing_context, number, like):  # pragma: no cover - compiled
     def generate(context, builder, signature, arguments):
         kind = context.get_value_type(like)
         scalar = arguments[0]
-        if scalar.type.width > kind.element.width:
+        if isinstance(scalar.type, ir.IntType) and scalar.type.width > kind.element.width:
             scalar = builder.trunc(scalar, kind.element)
         one = builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, _INDEX(0))
         return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), _zeros(like))
@@ -171,6 +189,17 @@ def as_numbers(typing_context, vector):  # pragma: no cover - compiled
         return builder.sext(arguments[0], context.get_value_type(numbers)) if vector != numbers else arguments[0]
 
     return numbers(vector), generate
+
+
+@intrinsic
+def to_floats(typing_context, numbers):  # pragma: no cover - compiled
+    """Return 32-bit numbers as float32, rounded to nearest."""
+    floats = Vector(types.float32, numbers.lanes)
+
+    def generate(context, builder, signature, arguments):
+        return builder.sitofp(arguments[0], context.get_value_type(floats))
+
+    return floats(numbers), generate
 
 
 @intrinsic

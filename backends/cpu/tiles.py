@@ -36,12 +36,18 @@ from .simd import (
     as_numbers,
     as_words,
     fitted,
+    int32_at,
     load,
-    no_bytes,
+    no_bytes_32,
+    no_bytes_64,
+    no_floats,
+    no_numbers,
     num_lanes,
     prefetch,
     same,
     store,
+    to_floats,
+    uint8_at,
     zeros,
 )
 
@@ -55,7 +61,6 @@ MOST_OUTPUTS = max(TILE.values())
 LONGEST_RUN_4, LONGEST_RUN_8 = 17, 256
 _WIDEST_SUM = 2**15 - 1
 _TILES_AHEAD, _LINE = 2, 64
-_bytes_64, _bytes_32 = no_bytes[64], no_bytes[32]
 
 # Rows and what rescales their sums. Addresses and numbers.
 FIELDS = dict.fromkeys(
@@ -65,7 +70,7 @@ FIELDS = dict.fromkeys(
         "minimum",  # float32 [groups, width], or 0
         "num_inputs",
         "num_outputs",
-        "width",  # outputs that rows, scale and minimum have memory for: num_outputs, or 64 if that is more
+        "width",  # outputs that rows, scale and minimum have memory for: whole narrow tiles
         "bits",
         "offset",  # was added to 4-bit weights to make them unsigned
         "block",  # channels of a block
@@ -125,7 +130,7 @@ class Rows:
         num_outputs, num_inputs = weight.shape
         grouped = group_size is not None or minimum is not None
         block = (group_size or num_inputs) if grouped else BLOCK
-        missing = max(TILE[8] - num_outputs, 0)
+        missing = -num_outputs % NARROW_TILE
         offset = 0 if minimum is not None else 8
         if weight_bits == 4:
             rows = pack(weight, block, offset)
@@ -162,137 +167,138 @@ def list_for(projection, count, digits):  # pragma: no cover - compiled
 
 
 @compiled
-def add_tiles(projection, digits, start, stop, block_sums, totals, y):  # pragma: no cover - compiled
+def add_tiles(projection, digits, start, stop, sums, totals, y):  # pragma: no cover - compiled
     """Fill y, or totals if all channels share a scale, with the sums of outputs `start` to before `stop`.
 
     Args:
         projection: a record with the `FIELDS`.
         digits: the input's `Digits`, from `list_for`.
         start: a multiple of a tile's outputs.
-        stop: a multiple of a tile's outputs, or all outputs. INT8 rows need 64 outputs or more.
-        block_sums: int32 [128], scratch memory.
-        totals: int32 [stop - start or more].
-        y: float32 [stop - start or more]: the sum over groups g of scale[g] * S[g] + minimum[g] * C[g], each operation
-            rounded, the groups one after the other from the first on.
+        stop: a multiple of a tile's outputs, or all outputs.
+        sums: int32 [128], scratch memory.
+        totals: int32 [stop - start + 63 or more].
+        y: float32 [stop - start + 63 or more]: the sum over groups g of scale[g] * S[g] + minimum[g] * C[g], each
+            operation rounded, the groups one after the other from the first on.
     """
-    num_blocks = (projection.num_inputs + projection.block - 1) // projection.block
     four = projection.bits == 4
-    tile = 128 if four else 64
-    largest, subtracted, lifted = 128, 255, 128
+    tile, largest, subtracted, lifted = 64, 128, 255, 128
     if four:
-        largest, subtracted, lifted = 15 - projection.offset, 15, projection.offset
-    groups = num_blocks if projection.grouped else 1
-    scale = carray(at(projection.scale, numba.float32), (groups, projection.width))
-    minima = num_blocks if projection.minimum else 0
-    minimum = carray(at(projection.minimum, numba.float32), (minima, projection.width))
-    seen = carray(at(projection.seen_sums, numba.int32), (groups if projection.seen_sums else 0, projection.num_outputs))
-    totals[: stop - start] = 0
-    y[: stop - start] = 0
-    ahead_block, ahead_output = 0, start
+        tile, largest, subtracted, lifted = 128, max(15 - projection.offset, 8), 15, projection.offset
+    end = (stop + 63) // 64 * 64
+    totals[: end - start] = 0
+    y[: end - start] = 0
+    to_sums, to_totals, to_y = sums.ctypes.data, totals.ctypes.data, y.ctypes.data
+    ends, shifts, channels, flips = (
+        digits.end.ctypes.data,
+        digits.shift.ctypes.data,
+        digits.channel.ctypes.data,
+        digits.flip.ctypes.data,
+    )
+    actives = digits.active.ctypes.data, digits.active_end.ctypes.data
+    ahead = 0, start
     for _ in range(_TILES_AHEAD):
-        ahead_block, ahead_output = _fetch(projection, digits, ahead_block, ahead_output, start, stop, num_blocks)
-    for b in range(num_blocks):
-        first, last = digits.first[b], digits.first[b + 1]
-        event = digits.end[first - 1] if first > 0 else 0
+        ahead = _fetch(projection, actives, ahead, start, end)
+    for b in range((projection.num_inputs + projection.block - 1) // projection.block):
+        first = np.int64(digits.first[b])
+        num_runs = digits.first[b + 1] - first
+        runs = ends + 4 * first, shifts + 4 * first
+        events = channels, flips, np.int64(digits.end[first - 1]) if first > 0 else 0
         correction = subtracted * digits.negative[b] + lifted * digits.total[b]
-        wide = digits.charge[b] * max(largest, 8) > _WIDEST_SUM
-        for output in range(start, stop, tile):
-            ahead_block, ahead_output = _fetch(projection, digits, ahead_block, ahead_output, start, stop, num_blocks)
-            width, skipped = min(tile, stop - output), 0
-            address, stride = _place(projection, b, output)
-            out = block_sums.ctypes.data
-            if four:
-                if width > 64:
-                    if wide:
-                        _add_nibbles(
-                            address, stride, digits, first, last, event, correction, _bytes_64(), np.int32(0), out
-                        )
-                    else:
-                        _add_nibbles(
-                            address, stride, digits, first, last, event, correction, _bytes_64(), np.int16(0), out
-                        )
-                elif wide:
-                    _add_nibbles(
-                        address, stride, digits, first, last, event, correction, _bytes_32(), np.int32(0), out
-                    )
-                else:
-                    _add_nibbles(
-                        address, stride, digits, first, last, event, correction, _bytes_32(), np.int16(0), out
-                    )
-            else:
-                # The last tile may start earlier and have outputs of the one before.
-                skipped = output - min(output, projection.width - 64)
+        wide = digits.charge[b] * largest > _WIDEST_SUM
+        for output in range(start, end, tile):
+            ahead = _fetch(projection, actives, ahead, start, end)
+            width = min(tile, end - output)
+            rows, stride = _place(projection, b, output)
+            if four and width == tile:
                 if wide:
-                    _add_bytes(address, stride, digits, first, last, event, correction, np.int32(0), out)
+                    _add_nibbles(rows, stride, runs, num_runs, events, correction, no_bytes_64(), np.int32(0), to_sums)
                 else:
-                    _add_bytes(address, stride, digits, first, last, event, correction, np.int16(0), out)
-            sums = block_sums[skipped : skipped + width]
-            done = output - start
-            if projection.grouped == 0:
-                totals[done : done + width] += sums
+                    _add_nibbles(rows, stride, runs, num_runs, events, correction, no_bytes_64(), np.int16(0), to_sums)
+            elif four:
+                if wide:
+                    _add_nibbles(rows, stride, runs, num_runs, events, correction, no_bytes_32(), np.int32(0), to_sums)
+                else:
+                    _add_nibbles(rows, stride, runs, num_runs, events, correction, no_bytes_32(), np.int16(0), to_sums)
+            elif wide:
+                _add_bytes(rows, stride, runs, num_runs, events, correction, np.int32(0), to_sums)
             else:
-                if seen.shape[0] > 0:
-                    seen[b, output : output + width] = sums
-                mine = y[done : done + width]
-                if minima > 0:
-                    _rescale_with_minimum(
-                        sums,
-                        scale[b, output : output + width],
-                        minimum[b, output : output + width],
-                        np.float32(digits.total[b]),
-                        mine,
-                    )
-                else:
-                    _rescale_block(sums, scale[b, output : output + width], mine)
-    if projection.grouped == 0 and seen.shape[0] > 0:
-        seen[0, start:stop] = totals[: stop - start]
+                _add_bytes(rows, stride, runs, num_runs, events, correction, np.int16(0), to_sums)
+            done = 4 * (output - start)
+            if projection.grouped == 0:
+                _add_up(to_sums, width, to_totals + done)
+                continue
+            here = 4 * (b * projection.width + output)
+            total = np.float32(digits.total[b])
+            _rescale(to_sums, width, projection.scale + here, projection.minimum, here, total, to_y + done)
+            if projection.seen_sums != 0:
+                _show(projection, b, output, min(width, stop - output), sums)
+    if projection.grouped == 0 and projection.seen_sums != 0:
+        _show(projection, 0, start, stop - start, totals)
+
+
+@compiled
+def _add_up(sums, width, totals):  # pragma: no cover - compiled
+    for place in range(0, 4 * width, 128):
+        store(totals + place, load(totals + place, no_numbers()) + load(sums + place, no_numbers()))
+
+
+@compiled
+def _rescale(sums, width, scale, minimum, here, total, y):  # pragma: no cover - compiled
+    for place in range(0, 4 * width, 128):
+        term = to_floats(load(sums + place, no_numbers())) * load(scale + place, no_floats())
+        if minimum != 0:
+            term = term + same(total, no_floats()) * load(minimum + here + place, no_floats())
+        store(y + place, load(y + place, no_floats()) + term)
+
+
+@compiled
+def _show(projection, group, start, num, sums):  # pragma: no cover - compiled
+    seen = carray(at(projection.seen_sums + 4 * group * projection.num_outputs, numba.int32), projection.num_outputs)
+    seen[start : start + num] = sums[:num]
 
 
 @compiled
 def _place(projection, b, output):  # pragma: no cover - compiled
     """Return the address of a tile's rows in a block, and the bytes from a row to the next."""
     if projection.bits == 8:
-        first = min(output, projection.width - 64)
-        return projection.rows + b * projection.block * projection.width + first, projection.width
-    row_bytes = (projection.width + 63) // 64 * 32
+        return projection.rows + b * projection.block * projection.width + output, projection.width
     stride = 64 if projection.width - output > 64 else 32
-    return projection.rows + projection.block * (b * row_bytes + output // 2), stride
+    return projection.rows + projection.block * (b * projection.width + output) // 2, stride
 
 
 @compiled
-def _fetch(projection, digits, b, output, start, stop, num_blocks):  # pragma: no cover - compiled
-    """Prefetch what a tile of a block will read, no more; return block and output of the one after it."""
-    if b >= num_blocks:
+def _fetch(projection, actives, tile, start, stop):  # pragma: no cover - compiled
+    """Prefetch what a tile will read, no more; return the tile after it. A tile: its block and its first output."""
+    b, output = tile
+    if b * projection.block >= projection.num_inputs:
         return b, output
-    address, stride = _place(projection, b, output)
-    before = digits.active_end[b - 1] if b > 0 else 0
-    active = digits.active[before : digits.active_end[b]]
-    for i in range(active.shape[0]):
-        prefetch(address + active[i] * stride)
-    tile = 128 if projection.bits == 4 else 64
+    rows, stride = _place(projection, b, output)
+    at_channel = actives[0] + (4 * np.int64(int32_at(actives[1] + 4 * b - 4)) if b > 0 else 0)
+    end = actives[0] + 4 * np.int64(int32_at(actives[1] + 4 * b))
+    while at_channel < end:
+        prefetch(rows + int32_at(at_channel) * stride)
+        at_channel += 4
+    outputs = 128 if projection.bits == 4 else 64
     if projection.grouped:
-        for place in range(0, 4 * min(tile, stop - output), _LINE):
+        for place in range(0, 4 * min(outputs, stop - output), _LINE):
             here = 4 * (b * projection.width + output) + place
             prefetch(projection.scale + here)
             if projection.minimum != 0:
                 prefetch(projection.minimum + here)
-    output += tile
+    output += outputs
     return (b, output) if output < stop else (b + 1, start)
 
 
 @compiled
-def _add_nibbles(
-    rows, stride, digits, first, last, event, correction, nothing, zero, out
-):  # pragma: no cover - compiled
+def _add_nibbles(rows, stride, runs, num_runs, events, correction, nothing, zero, out):  # pragma: no cover - compiled
     """Write the sums of a tile of 4-bit weights as int32 to the address `out`.
 
     Args:
         rows: address of the tile's rows in a block.
         stride: bytes from a row to the next.
-        digits: the `Digits`, of which the runs `first` to before `last` are the block's.
-        first: see digits.
-        last: see digits.
-        event: the block's first event.
+        runs: addresses of the block's first `Digits.end` and `Digits.shift`.
+        num_runs: of the block.
+        events: addresses of the first of all `Digits.channel` and `Digits.flip`, and number of the block's first event.
         correction: is subtracted from all sums.
         nothing: a vector of zero bytes as long as a row.
         zero: of the type in which places come together, int16 or int32.
@@ -302,15 +308,17 @@ def _add_nibbles(
     low_byte = same(255, as_words(nothing))
     t0 = zeros(as_words(nothing), zero)
     t1, t2, t3 = t0, t0, t0
-    for run in range(first, last):
-        channel, flip = digits.channel[event : digits.end[run]], digits.flip[event : digits.end[run]]
-        event = digits.end[run]
+    channels, flips, event = events
+    for run in range(num_runs):
+        end = np.int64(int32_at(runs[0] + 4 * run))
         lows, highs = nothing, nothing
-        for i in range(channel.shape[0]):
-            row, mask = load(rows + channel[i] * stride, nothing), same(flip[i], nothing)
-            lows = lows + ((row ^ mask) & low)
-            highs = highs + ((as_bytes(as_words(row) >> half_byte) ^ mask) & low)
-        shift = same(digits.shift[run], t0)
+        while event < end:
+            row = load(rows + int32_at(channels + 4 * event) * stride, nothing)
+            flip = same(uint8_at(flips + event), nothing)
+            lows = lows + ((row ^ flip) & low)
+            highs = highs + ((as_bytes(as_words(row) >> half_byte) ^ flip) & low)
+            event += 1
+        shift = same(int32_at(runs[1] + 4 * run), t0)
         t0 = (t0 + fitted(as_words(lows) & low_byte, t0)) << shift
         t1 = (t1 + fitted(as_words(lows) >> eight, t0)) << shift
         t2 = (t2 + fitted(as_words(highs) & low_byte, t0)) << shift
@@ -323,36 +331,26 @@ def _add_nibbles(
 
 
 @compiled
-def _add_bytes(rows, stride, digits, first, last, event, correction, zero, out):  # pragma: no cover - compiled
+def _add_bytes(rows, stride, runs, num_runs, events, correction, zero, out):  # pragma: no cover - compiled
     """Write the sums of 64 outputs of INT8 weights as int32 to the address `out`; arguments as of `_add_nibbles`."""
-    nothing = _bytes_64()
+    nothing = no_bytes_64()
     eight, low_byte = same(8, as_words(nothing)), same(255, as_words(nothing))
     even = zeros(as_words(nothing), zero)
     odd = even
-    for run in range(first, last):
-        channel, flip = digits.channel[event : digits.end[run]], digits.flip[event : digits.end[run]]
-        event = digits.end[run]
+    channels, flips, event = events
+    for run in range(num_runs):
+        end = np.int64(int32_at(runs[0] + 4 * run))
         lows, highs = as_words(nothing), as_words(nothing)
-        for i in range(channel.shape[0]):
-            row = as_words(load(rows + channel[i] * stride, nothing) ^ same(flip[i], nothing))
-            lows = lows + (row & low_byte)
-            highs = highs + (row >> eight)
-        shift = same(digits.shift[run], even)
+        while event < end:
+            row = load(rows + int32_at(channels + 4 * event) * stride, nothing)
+            words = as_words(row ^ same(uint8_at(flips + event), nothing))
+            lows = lows + (words & low_byte)
+            highs = highs + (words >> eight)
+            event += 1
+        shift = same(int32_at(runs[1] + 4 * run), even)
         even = (even + fitted(lows, even)) << shift
         odd = (odd + fitted(highs, even)) << shift
     too_much = same(correction, even)
     evens, odds = as_numbers(even - too_much), as_numbers(odd - too_much)
     store(out, alternate_first(evens, odds))
     store(out + 128, alternate_second(evens, odds))
-
-
-@compiled
-def _rescale_with_minimum(sums, scale, minimum, total, y):  # pragma: no cover - compiled
-    for i in range(y.shape[0]):
-        y[i] += np.float32(sums[i]) * scale[i] + total * minimum[i]
-
-
-@compiled
-def _rescale_block(sums, scale, y):  # pragma: no cover - compiled
-    for i in range(y.shape[0]):
-        y[i] += np.float32(sums[i]) * scale[i]
