@@ -13,7 +13,7 @@ import numpy as np
 
 from ...coding.base import MAX_LOSSLESS_COUNT
 from ...compiled import compiled
-from .simd import lanes_with_bit, lowest_bit
+from .simd import lanes_with, lowest_bit, put_int32, put_uint8
 
 _LANES = 32
 _PLACES = (3 * MAX_LOSSLESS_COUNT).bit_length() - 1
@@ -33,8 +33,6 @@ class Digits(NamedTuple):
         end: int32 [runs]: where in `channel` a run ends.
         shift: int32 [runs]: how often all that was added so far is doubled after a run.
         first: int32 [blocks + 1]: first run of a block.
-        active: int32 [inputs]: channels of a block that have digits, counted within it.
-        active_end: int32 [blocks].
         negative: int64 [blocks]: sum of the subtracted digits' values, at least 0.
         total: int64 [blocks]: sum of the counts.
         charge: int64 [blocks]: sum of the |counts|.
@@ -47,8 +45,6 @@ class Digits(NamedTuple):
     end: np.ndarray
     shift: np.ndarray
     first: np.ndarray
-    active: np.ndarray
-    active_end: np.ndarray
     negative: np.ndarray
     total: np.ndarray
     charge: np.ndarray
@@ -68,8 +64,6 @@ def room_for_digits(num_inputs, smallest_block):  # pragma: no cover - compiled
         np.empty(runs, np.int32),
         np.empty(runs, np.int32),
         np.empty(blocks + 1, np.int32),
-        np.empty(num_inputs, np.int32),
-        np.empty(blocks, np.int32),
         np.empty(blocks, np.int64),
         np.empty(blocks, np.int64),
         np.empty(blocks, np.int64),
@@ -86,49 +80,65 @@ def list_digits(count, block, longest_run, flip, digits):  # pragma: no cover - 
         count: int32 [inputs], |count| <= MAX_LOSSLESS_COUNT.
         block: channels of a block; the last block may have fewer.
         longest_run: most events of a run.
-        flip: uint8 for events that are added; those that are subtracted get its complement.
+        flip: for events that are added, from 0 to 255; those that are subtracted get its complement.
         digits: a `Digits`, filled.
     """
     places = _find_digits(count, digits.plus, digits.minus)
-    events, runs, actives = 0, 0, 0
+    plus, minus = digits.plus.ctypes.data, digits.minus.ctypes.data
+    channels, flips, ends, shifts = (
+        digits.channel.ctypes.data,
+        digits.flip.ctypes.data,
+        digits.end.ctypes.data,
+        digits.shift.ctypes.data,
+    )
+    event, run = 0, 0
+    digits.first[0] = 0
     for b in range((count.shape[0] + block - 1) // block):
         low, high = b * block, min(b * block + block, count.shape[0])
-        digits.first[b] = runs
-        negative, total, charge = 0, 0, 0
-        for channel in range(low, high):
-            negative += digits.minus[channel]
-            total += count[channel]
-            charge += abs(count[channel])
-            digits.active[actives] = channel - low
-            actives += 1 if count[channel] != 0 else 0
-        digits.negative[b], digits.total[b], digits.charge[b] = negative, total, charge
-        digits.active_end[b] = actives
-        latest = -1  # place of the latest run of this block
+        digits.negative[b] = _sum(digits.minus[low:high])
+        digits.total[b] = _sum(count[low:high])
+        digits.charge[b] = _sum_of_magnitudes(count[low:high])
+        latest = 0  # place of the latest run
+        start = event
         for back in range(places):
             place = places - 1 - back
-            run_start = events
-            for start in range(low, high, _LANES):
-                wanted = (1 << min(_LANES, high - start)) - 1
-                minus = lanes_with_bit(digits.minus.ctypes.data + 4 * start, place) & wanted
-                either = minus | (lanes_with_bit(digits.plus.ctypes.data + 4 * start, place) & wanted)
-                if either != 0 and latest > place:
-                    digits.shift[runs - 1] = latest - place
+            for word in range(low, high, _LANES):
+                wanted = (1 << min(_LANES, high - word)) - 1
+                subtracted = lanes_with(minus + 4 * word, 1 << place) & wanted
+                rest = lanes_with(plus + 4 * word, 1 << place) & wanted | subtracted
+                while rest != 0:
+                    if event > start and (latest != place or event - start == longest_run):
+                        put_int32(ends + 4 * run, event)
+                        put_int32(shifts + 4 * run, latest - place)
+                        run += 1
+                        start = event
                     latest = place
-                while either != 0:
-                    if events - run_start == longest_run:
-                        digits.end[runs], digits.shift[runs] = events, 0
-                        runs += 1
-                        run_start = events
-                    lane = lowest_bit(either)
-                    either &= either - 1
-                    digits.channel[events] = start - low + lane
-                    digits.flip[events] = flip ^ (np.uint8(255) * np.uint8((minus >> lane) & 1))
-                    events += 1
-            if events > run_start:
-                digits.end[runs], digits.shift[runs] = events, place
-                runs += 1
-                latest = place
-        digits.first[b + 1] = runs
+                    lane = lowest_bit(rest)
+                    rest &= rest - 1
+                    put_int32(channels + 4 * event, word - low + lane)
+                    put_uint8(flips + event, flip ^ -((subtracted >> lane) & 1))
+                    event += 1
+        if event > start:
+            put_int32(ends + 4 * run, event)
+            put_int32(shifts + 4 * run, latest)
+            run += 1
+        digits.first[b + 1] = run
+
+
+@compiled
+def _sum(numbers):  # pragma: no cover - compiled
+    total = np.int32(0)
+    for i in range(numbers.shape[0]):
+        total = np.int32(total + numbers[i])
+    return total
+
+
+@compiled
+def _sum_of_magnitudes(numbers):  # pragma: no cover - compiled
+    total = np.int32(0)
+    for i in range(numbers.shape[0]):
+        total = np.int32(total + np.int32(abs(numbers[i])))
+    return total
 
 
 @compiled
@@ -137,14 +147,14 @@ def _find_digits(count, plus, minus):  # pragma: no cover - compiled
 
     Where 3c and c differ, c has a digit one place lower: 3c = c + 2c carries into every place that the digits of c need.
     """
-    either = 0
+    either = np.int32(0)
     for channel in range(count.shape[0]):
-        magnitude = abs(count[channel])
-        triple = 3 * magnitude
-        added, subtracted = (triple & ~magnitude) >> 1, (magnitude & ~triple) >> 1
+        magnitude = np.int32(abs(count[channel]))
+        triple = np.int32(magnitude + np.int32(magnitude + magnitude))
+        added, subtracted = np.int32((triple & ~magnitude) >> 1), np.int32((magnitude & ~triple) >> 1)
         plus[channel] = added if count[channel] > 0 else subtracted
         minus[channel] = subtracted if count[channel] > 0 else added
-        either |= triple >> 1
+        either = np.int32(either | np.int32(triple >> 1))
     places = 0
     while either >> places:
         places += 1

@@ -107,7 +107,23 @@ def _element(kind: types.Integer):
     return get
 
 
+def _setter(kind: types.Integer):
+    """Return an intrinsic that writes the low bits of an int64 to an address."""
+
+    @intrinsic
+    def put(typing_context, address, value):  # pragma: no cover - compiled
+        def generate(context, builder, signature, arguments):
+            pointer = builder.inttoptr(arguments[0], ir.IntType(kind.bitwidth).as_pointer())
+            builder.store(builder.trunc(arguments[1], ir.IntType(kind.bitwidth)), pointer)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64), generate
+
+    return put
+
+
 int32_at, uint8_at = _element(types.int32), _element(types.uint8)
+put_int32, put_uint8 = _setter(types.int32), _setter(types.uint8)
 
 
 @intrinsic
@@ -232,18 +248,17 @@ alternate_first, alternate_second = _alternate(0), _alternate(1)
 
 
 @intrinsic
-def lanes_with_bit(typing_context, address, bit):  # pragma: no cover - compiled
-    """Return, as 32 bits of an int64, which of the 32 int32 numbers at an address have a bit."""
+def lanes_with(typing_context, address, bits):  # pragma: no cover - compiled
+    """Return, as 32 bits of an int64, which of the 32 int32 numbers at an address have one of some bits."""
 
     def generate(context, builder, signature, arguments):
         kind = ir.VectorType(_INDEX, 32)
         found = builder.load(builder.inttoptr(arguments[0], kind.as_pointer()))
         found.align = 4
-        one = builder.shl(_INDEX(1), builder.trunc(arguments[1], _INDEX))
-        one = builder.insert_element(ir.Constant(kind, ir.Undefined), one, _INDEX(0))
-        ones = builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(kind, [0] * 32))
-        with_bit = builder.icmp_signed("!=", builder.and_(found, ones), ir.Constant(kind, [0] * 32))
-        return builder.zext(builder.bitcast(with_bit, _INDEX), ir.IntType(64))
+        one = builder.insert_element(ir.Constant(kind, ir.Undefined), builder.trunc(arguments[1], _INDEX), _INDEX(0))
+        wanted = builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(kind, [0] * 32))
+        has = builder.icmp_signed("!=", builder.and_(found, wanted), ir.Constant(kind, [0] * 32))
+        return builder.zext(builder.bitcast(has, _INDEX), ir.IntType(64))
 
     return types.int64(types.int64, types.int64), generate
 

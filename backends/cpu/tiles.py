@@ -161,9 +161,9 @@ def list_for(projection, count, digits):  # pragma: no cover - compiled
         digits: a `Digits`, filled.
     """
     if projection.bits == 4:
-        list_digits(count, projection.block, LONGEST_RUN_4, np.uint8(0), digits)
+        list_digits(count, projection.block, LONGEST_RUN_4, 0, digits)
     else:
-        list_digits(count, projection.block, LONGEST_RUN_8, np.uint8(128), digits)
+        list_digits(count, projection.block, LONGEST_RUN_8, 128, digits)
 
 
 @compiled
@@ -194,10 +194,10 @@ def add_tiles(projection, digits, start, stop, sums, totals, y):  # pragma: no c
         digits.channel.ctypes.data,
         digits.flip.ctypes.data,
     )
-    actives = digits.active.ctypes.data, digits.active_end.ctypes.data
+    lists = digits.first.ctypes.data, ends, channels
     ahead = 0, start
     for _ in range(_TILES_AHEAD):
-        ahead = _fetch(projection, actives, ahead, start, end)
+        ahead = _fetch(projection, lists, ahead, start, end)
     for b in range((projection.num_inputs + projection.block - 1) // projection.block):
         first = np.int64(digits.first[b])
         num_runs = digits.first[b + 1] - first
@@ -206,7 +206,7 @@ def add_tiles(projection, digits, start, stop, sums, totals, y):  # pragma: no c
         correction = subtracted * digits.negative[b] + lifted * digits.total[b]
         wide = digits.charge[b] * largest > _WIDEST_SUM
         for output in range(start, end, tile):
-            ahead = _fetch(projection, actives, ahead, start, end)
+            ahead = _fetch(projection, lists, ahead, start, end)
             width = min(tile, end - output)
             rows, stride = _place(projection, b, output)
             if four and width == tile:
@@ -267,17 +267,19 @@ def _place(projection, b, output):  # pragma: no cover - compiled
 
 
 @compiled
-def _fetch(projection, actives, tile, start, stop):  # pragma: no cover - compiled
+def _fetch(projection, lists, tile, start, stop):  # pragma: no cover - compiled
     """Prefetch what a tile will read, no more; return the tile after it. A tile: its block and its first output."""
     b, output = tile
     if b * projection.block >= projection.num_inputs:
         return b, output
     rows, stride = _place(projection, b, output)
-    at_channel = actives[0] + (4 * np.int64(int32_at(actives[1] + 4 * b - 4)) if b > 0 else 0)
-    end = actives[0] + 4 * np.int64(int32_at(actives[1] + 4 * b))
-    while at_channel < end:
-        prefetch(rows + int32_at(at_channel) * stride)
-        at_channel += 4
+    firsts, ends, channels = lists
+    first, last = np.int64(int32_at(firsts + 4 * b)), np.int64(int32_at(firsts + 4 * b + 4))
+    event = np.int64(int32_at(ends + 4 * first - 4)) if first > 0 else 0
+    end = np.int64(int32_at(ends + 4 * last - 4)) if last > 0 else 0
+    while event < end:
+        prefetch(rows + int32_at(channels + 4 * event) * stride)
+        event += 1
     outputs = 128 if projection.bits == 4 else 64
     if projection.grouped:
         for place in range(0, 4 * min(outputs, stop - output), _LINE):
