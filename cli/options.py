@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
-from ..backends import BACKENDS, Backend
 from ..errors import InputError
-from ..registry import Registry
+
+if TYPE_CHECKING:
+    from ..backends import Backend
+    from ..registry import Registry
 
 MODEL = "smollm2, a .gguf file, a model folder, a file saved by spikebrain, or a hub id."
 Model = Annotated[str, typer.Argument(help=f"The model: {MODEL}")]
@@ -33,7 +35,8 @@ Skip = Annotated[
     list[str] | None,
     typer.Option(help="Layers that stay dense: a pattern of names; may be given several times.", show_default="none"),
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
+DEVICES = "cpu, cuda, or auto: a GPU if there is one."
+Device = Annotated[str, typer.Option(help=DEVICES)]
 Force = Annotated[bool, typer.Option("--force", help="Write over what the folder holds.")]
 Spiking = Annotated[str, typer.Option(help="How the model spikes: none, as-described or as-released.")]
 
@@ -61,6 +64,8 @@ def backend_named(name: str | None) -> Backend | Literal["auto"] | None:
     """Return the backend of that name, or "auto" or None."""
     if name is None or name == "auto":
         return name
+    from ..backends import BACKENDS
+
     if name not in BACKENDS:
         raise InputError(f"backend: expected one of auto, {', '.join(BACKENDS)}; got {name!r}.")
     return BACKENDS.create(name)

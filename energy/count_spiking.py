@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from ..errors import InputError
 from ..models import LayerRecord
+from ..models.recording.weight_reads import row_bytes
 from .counts import LayerCounts, OperationCounts
 from .recode import Recoded
 
 WIDTHS = (8, 16, 32)
-# The largest INT8 weight.
-_WEIGHT = 127
 
 
 def accumulator_bits(layer: LayerRecord, zero_point: int = 0) -> int:
     """Return the bits, sign included, that hold every sum of a layer for any input.
 
-    The neuron bounds the mean |count| of K channels (the adaptive threshold by k + 1/2), so no sum of INT8 weights
-    exceeds 127 * (bound + zero_point) * K. For a neuron without such a bound, the largest count that was seen is taken,
-    in every channel.
+    The neuron bounds the mean |count| of K channels (the adaptive threshold by k + 1/2), so no sum of weights up to W
+    (127 for INT8) exceeds W * (bound + zero_point) * K; all of it may be in one group of channels. For a neuron
+    without such a bound, the largest count that was seen is taken, in every channel.
 
     Args:
         layer: the record.
@@ -30,7 +29,7 @@ def accumulator_bits(layer: LayerRecord, zero_point: int = 0) -> int:
         per_channel = layer.mean_count_bound
     else:
         per_channel = max((abs(count) for count in layer.count_histogram), default=0)
-    bound = int(_WEIGHT * (per_channel + zero_point) * layer.in_features)
+    bound = int(layer.largest_weight * (per_channel + zero_point) * layer.in_features)
     return bound.bit_length() + 1
 
 
@@ -54,10 +53,15 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
     - with a zero point, one multiplication and one subtraction for each output and group (row sums are stored);
     - rescale: G conversions, G products with a weight scale and G - 1 additions per output, one product with the
       threshold, and the bias;
+    - with minima, the sum of each group's counts (K - G additions), its conversion, and one more product and addition
+      per output and group;
+    - a weight is read in 1 byte, or in 4 bits in half a byte (an odd row ends in a byte of its own); scales and minima
+      are 4 bytes each, among `parameter_bytes`;
     - activations of 2 bytes are read twice (threshold, counts) and written once.
 
     INT8: one MAC per weight and token, the same rescaling, and the same kind of encoding, with the largest magnitude
-    (K - 1 comparisons, one division by 127) in place of the mean. FP16: the MACs and the bias.
+    (K - 1 comparisons, one division by 127) in place of the mean. Beside 4-bit weights or minima it is the usual INT8
+    layer: one scale per output, and no minimum. FP16: the MACs and the bias.
 
     Rows of active channels, blocks and dense weights are read once for `shared_tokens` tokens; if each spike reads its
     row, it does so every time.
@@ -72,9 +76,11 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
     """
     n, inputs, outputs, scales = layer.num_tokens, layer.in_features, layer.out_features, layer.num_scales
     num_inputs, num_outputs, bias = n * inputs, n * outputs, int(layer.has_bias)
-    weights = inputs * outputs
+    weights, row, minima = inputs * outputs, row_bytes(outputs, layer.weight_bits), scales * layer.has_minimum
+    # One scale an output is no more than a bias: it does not count as memory for weights.
+    stored = inputs * row + (4 * outputs * (scales + minima) if scales + minima > 1 else 0)
     if not n:
-        return LayerCounts("projection", weight_count=weights)
+        return LayerCounts("projection", weight_count=weights, stored_bytes=stored)
     recorded = {(reads.block_bytes, reads.shared_tokens): reads for reads in layer.weight_reads}
     reads = recorded.get((block_bytes, shared_tokens))
     if reads is None:
@@ -88,19 +94,23 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
     if spikes.num_active_channels != layer.num_active_channels:
         # Another code, with a zero point: nearly every channel fires. Which ones do not is not known together.
         rows = spikes.num_active_channels if shared_tokens == 1 else reads.num_groups * inputs
-        blocks = reads.num_groups * -(-weights // block_bytes)
+        blocks = reads.num_groups * -(-inputs * row // block_bytes)
     bits = accumulator_bits(layer, spikes.zero_point)
     num_synops = spikes.num_spikes * outputs
     num_corrections = num_outputs * scales if has_zero_point else 0
     width = adder_width(bits)
-    additions = {f"num_add_int{width}": num_synops + num_corrections}
+    num_count_sums = n * (inputs - scales) if minima else 0
+    additions = {f"num_add_int{width}": num_synops + num_corrections + num_count_sums}
     timesteps = spikes.num_slots // inputs  # of all tokens together
-    parameters = reads.num_groups * outputs * (4 * scales + 2 * bias)
-    rescale = {
-        "num_rescale_convert": num_outputs * scales,
-        "num_rescale_mul": num_outputs * (scales + 1),
-        "num_rescale_add": num_outputs * (scales - 1 + bias),
-    }
+    dense_scales = 1 if minima or layer.weight_bits != 8 else scales
+    parameters, dense_parameters = (
+        reads.num_groups * outputs * (4 * num + 2 * bias) for num in (scales + minima, dense_scales)
+    )
+    rescale = _rescaling(num_outputs, scales, bias)
+    if minima:
+        rescale["num_rescale_convert"] += n * scales
+        rescale["num_rescale_mul"] += num_outputs * scales
+        rescale["num_rescale_add"] += num_outputs * scales
     spiking = OperationCounts(
         num_activations=num_inputs,
         num_spikes=spikes.num_spikes,
@@ -116,8 +126,8 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
         num_encode_div=num_inputs + 2 * n,
         num_encode_round=num_inputs,
         **rescale,
-        weight_spike_bytes=num_synops,
-        weight_channel_bytes=rows * outputs,
+        weight_spike_bytes=spikes.num_spikes * row,
+        weight_channel_bytes=rows * row,
         weight_block_bytes=blocks * block_bytes,
         parameter_bytes=parameters + (4 * reads.num_groups * outputs * scales if has_zero_point else 0),
         activation_bytes=2 * (2 * num_inputs + num_outputs),
@@ -132,9 +142,9 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
         num_encode_compare=num_inputs - n,
         num_encode_div=num_inputs + n,
         num_encode_round=num_inputs,
-        **rescale,
+        **_rescaling(num_outputs, dense_scales, bias),
         weight_bytes=reads.num_groups * weights,
-        parameter_bytes=parameters,
+        parameter_bytes=dense_parameters,
         activation_bytes=2 * (2 * num_inputs + num_outputs),
     )
     fp16 = OperationCounts(
@@ -146,4 +156,14 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
         parameter_bytes=2 * reads.num_groups * outputs * bias,
         activation_bytes=2 * (num_inputs + num_outputs),
     )
-    return LayerCounts("projection", spiking, int8, fp16, weight_count=weights, accumulator_bits=bits)
+    sizes = {"weight_count": weights, "stored_bytes": stored, "accumulator_bits": bits}
+    return LayerCounts("projection", spiking, int8, fp16, **sizes)
+
+
+def _rescaling(num_outputs: int, scales: int, bias: int) -> dict[str, int]:
+    """Return the operations that turn sums of some groups into outputs."""
+    return {
+        "num_rescale_convert": num_outputs * scales,
+        "num_rescale_mul": num_outputs * (scales + 1),
+        "num_rescale_add": num_outputs * (scales - 1 + bias),
+    }

@@ -128,6 +128,7 @@ class LayerCounts:
         fp16: the same part in a model of FP16 weights and activations.
         weight_count: weights of the part.
         accumulator_bits: that hold every sum of a spiking layer, sign included; 0 without spikes.
+        stored_bytes: of the weights of a spiking layer, with the scales and minima of its groups; None for a byte each.
     """
 
     kind: str
@@ -136,16 +137,22 @@ class LayerCounts:
     fp16: OperationCounts = field(default_factory=OperationCounts)
     weight_count: int = 0
     accumulator_bits: int = 0
+    stored_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.stored_bytes is None:
+            object.__setattr__(self, "stored_bytes", self.weight_count)
 
     def __add__(self, other: LayerCounts) -> LayerCounts:
-        if (self.kind, self.weight_count) != (other.kind, other.weight_count):
+        mine, theirs = ((one.kind, one.weight_count, one.stored_bytes) for one in (self, other))
+        if mine != theirs:
             raise InputError(
                 f"LayerCounts: expected the same part twice, got {self.kind} of {self.weight_count} weights and "
                 f"{other.kind} of {other.weight_count}. Add recordings of one model."
             )
         systems = (getattr(self, s) + getattr(other, s) for s in SYSTEMS)
         bits = max(self.accumulator_bits, other.accumulator_bits)
-        return LayerCounts(self.kind, *systems, weight_count=self.weight_count, accumulator_bits=bits)
+        return replace(self, **dict(zip(SYSTEMS, systems, strict=True)), accumulator_bits=bits)
 
 
 @dataclass(frozen=True)
@@ -211,8 +218,9 @@ class ModelCounts:
             if known is None:
                 groups[group] = layer
                 continue
-            added = replace(known, weight_count=0) + replace(layer, weight_count=0)
-            groups[group] = replace(added, weight_count=known.weight_count + layer.weight_count)
+            none = {"weight_count": 0, "stored_bytes": 0}
+            sizes = {size: getattr(known, size) + getattr(layer, size) for size in none}
+            groups[group] = replace(replace(known, **none) + replace(layer, **none), **sizes)
         return replace(self, layers=groups)
 
     def to_dict(self) -> dict[str, Any]:
@@ -227,6 +235,7 @@ class ModelCounts:
                     "kind": layer.kind,
                     "weight_count": layer.weight_count,
                     "accumulator_bits": layer.accumulator_bits,
+                    **({} if layer.stored_bytes == layer.weight_count else {"stored_bytes": layer.stored_bytes}),
                     **{s: {k: n for k, n in vars(getattr(layer, s)).items() if n} for s in SYSTEMS},
                 }
             )
@@ -290,7 +299,7 @@ def _read_layer(name: str, content: Mapping[str, Any]) -> LayerCounts:
             systems[system] = OperationCounts(**content[system])
         except (InputError, TypeError) as error:
             raise InputError(f"layers.{name}.{system}: {error}") from error
-    for key in ("weight_count", "accumulator_bits"):
+    for key in ("weight_count", "accumulator_bits", *(("stored_bytes",) if "stored_bytes" in content else ())):
         if type(content[key]) is not int or content[key] < 0:
             raise InputError(f"layers.{name}.{key}: expected an integer >= 0, got {content[key]!r}.")
     _check(content, f"layers.{name}")

@@ -119,11 +119,18 @@ class DigitalEnergy(EnergyModel):
         )
 
     def _weight_memory(self, counts: ModelCounts, system: str) -> str:
-        """Return the memory that weights come from: dense layers keep two bytes a weight, projections one in INT8."""
+        """Return the memory that weights come from: dense layers keep two bytes a weight, projections one in INT8.
+
+        Spiking projections keep `stored_bytes`.
+        """
         stored = 0
         for layer in counts.layers.values():
-            is_narrow = system != "fp16" and layer.kind == "projection"
-            stored += layer.weight_count * (1 if is_narrow else 2)
+            is_projection = layer.kind == "projection"
+            if system == "spiking" and is_projection:
+                assert layer.stored_bytes is not None
+                stored += layer.stored_bytes
+            else:
+                stored += layer.weight_count * (1 if system == "int8" and is_projection else 2)
         fits = self.on_chip_bytes is None or stored <= self.on_chip_bytes
         return self.table.sram(self.sram_bytes) if fits else "dram"
 

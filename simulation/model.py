@@ -154,8 +154,12 @@ def simulate_model(
     if not spiking:
         raise InputError("simulate_model: expected a model with spiking layers, it has none. Call to_spiking first.")
     for name, layer in spiking.items():
-        if layer.group_size is not None:
-            raise InputError(f"{name}: expected group_size=None, since a core adds up all its channels.")
+        if layer.group_size is not None or layer.weight_bits != 8:
+            raise InputError(
+                f"{name}: expected weights of 8 bits without groups, since a core adds up all its channels and keeps a "
+                f"byte a weight; got {layer.weight_bits} bits with group_size={layer.group_size}. Convert the float "
+                'model with SpikeSettings(weights="int8", group_size=None).'
+            )
     for what, names in (("orders", list(orders or {})), ("timeline", [timeline] if timeline else [])):
         for name in names:
             if name not in spiking:

@@ -17,92 +17,29 @@ from ...backends.cpu.decoder import LAYER, PART, PIECE, PROJECTION, PROJECTIONS,
 from ...backends.cpu.tiles import TILE, Rows
 from ...neuro import NO_RULE
 from ..layers.spike_linear import SpikeLinear
+from .fits import Target, projections, why_not
 
-# Classes of transformers whose decoder layers are: norm, attention with rotary embedding, norm, SwiGLU.
-_MODELS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 # A float32 matrix is divided at multiples of a cache line of outputs.
 _LINE = 16
+# Kinds of rotary embeddings whose angles do not depend on the length of the text; and positions that are kept ready.
+_STEADY_ROPE, _POSITIONS_AHEAD = ("default", "linear", "llama3", "yarn"), 256
 # Parts of the head, for each thread: it is large, and threads are not equally fast.
 _HEAD_PARTS = 8
 
 
 def why_not_compiled(model: nn.Module) -> str | None:
     """Return why the compiled decoder is not for a model, or None if it is."""
-    return next(_obstacles(model), None)
-
-
-def _obstacles(model: Any) -> Iterator[str]:
-    """Yield what the compiled decoder cannot do."""
-    if type(model).__name__ not in _MODELS or not type(model).__module__.startswith("transformers."):
-        yield f"{type(model).__name__} is none of {', '.join(_MODELS)}"
-        return
-    config = model.config
-    if config.hidden_act != "silu":
-        yield f"its activation is {config.hidden_act}, not silu"
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
-    if getattr(config, "sliding_window", None) and set(kinds) != {"full_attention"}:
-        yield "its attention has a sliding window"
-    for name, module in model.named_modules():
-        if _has_hooks(module) or ("forward" in vars(module) and module is not model):
-            yield f"{name or type(model).__name__} has hooks or a forward of its own"
-        if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
-            yield f"{name} is a {type(module).__name__}"
-        if isinstance(module, SpikeLinear):
-            yield from (f"{name} {reason}" for reason in _obstacles_of_layer(module))
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if not tensor.is_cpu or type(tensor) not in (Tensor, nn.Parameter):
-            yield f"{name} is not an ordinary tensor in main memory"
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
-            yield f"{name} is {tensor.dtype}, not float32"
-        if isinstance(tensor, nn.Parameter) and not tensor.is_contiguous():
-            yield f"{name} is not contiguous"
-    yield from _obstacles_of_groups(model)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    """Return whether a module has hooks other than those of transformers that wait until outputs are asked for."""
-    found = [hook for hooks in HOOKS for hook in getattr(module, hooks).values()]
-    return any(getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in found)
+    return why_not(model, Target("cpu", "in main memory", (torch.float32,), _obstacles_of_layer))
 
 
 def _obstacles_of_layer(layer: SpikeLinear) -> Iterator[str]:
-    if layer.observers:
-        yield "is observed"
-    if layer.neuron.kernel_rule() is None:
-        yield f"has a neuron without a kernel, {layer.neuron!r}"
-    if not layer.encoder.lossless:
-        yield f"has the encoder {layer.encoder!r}, whose spikes must be added"
+    groups = (layer.out_features, len(layer.groups))
+    if layer.scale.shape != groups or (layer.minimum is not None and layer.minimum.shape != groups):
+        yield f"has scales or minima of another shape than {groups}"
     if layer.backend not in ("auto", Cpu("spike")):
         yield f"has the backend {layer.backend!r}"
-    if not layer.weight.t().is_contiguous() or not layer.scale.is_contiguous():
-        yield "has weights in another order"
 
 
-def _obstacles_of_groups(model: Any) -> Iterator[str]:
-    """Layers that read the same input must make the same counts of it."""
-    spiking = 0
-    for index, layer in enumerate(model.model.layers):
-        for members in _groups(layer):
-            rules = [member.neuron.kernel_rule() for member in members if isinstance(member, SpikeLinear)]
-            spiking += len(rules)
-            if len(set(rules)) > 1:
-                yield f"layers of block {index} that read the same input have different neurons"
-    if spiking == 0:
-        yield "no layer of its blocks spikes"
-
-
-def _groups(layer: Any) -> list[list[nn.Module]]:
-    """Return the projections of a block that read the same input, in the order of the stages."""
-    attention, mlp = layer.self_attn, layer.mlp
-    return [
-        [attention.q_proj, attention.k_proj, attention.v_proj],
-        [attention.o_proj],
-        [mlp.gate_proj, mlp.up_proj],
-        [mlp.down_proj],
-    ]
-
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _STAGES = (Stage.QUERY_KEY_VALUE, Stage.ATTENTION_OUTPUT, Stage.GATE_AND_UP, Stage.DOWN)
 
 
@@ -113,18 +50,31 @@ class CompiledDecoder:
         num_layers: blocks.
         num_key_heads: heads of keys and values.
         head_dim: channels of a head.
+        dtype: of keys and values.
+        device: where they are.
+        copied: tensors of the model whose numbers it has copies of.
+        overlaps: whether it works while Python goes on, between `start` and `finish`.
     """
+
+    overlaps = False
+
+    dtype, device = torch.float32, torch.device("cpu")
 
     def __init__(self, model: Any) -> None:
         config, inner = model.config, model.model
         attention = inner.layers[0].self_attn
         self.num_layers, self.head_dim = len(inner.layers), attention.head_dim
         self.num_key_heads = config.num_key_value_heads
+        self._found: Tensor | None = None
+        self._memory_of_cache: Tensor | None = None
+        self._cos_sin: tuple[Tensor, ...] = (torch.empty(1, 0, 0),)
+        self._first_position = 0
         self._embed, self._rotary, self._num_threads = inner.embed_tokens, inner.rotary_emb, torch.get_num_threads()
-        modules = [module for layer in inner.layers for group in _groups(layer) for module in group]
+        modules = [module for layer in inner.layers for group in projections(layer) for module in group]
         modules.append(model.lm_head)
         self._projections = np.zeros(len(modules), PROJECTION)
         self._rows: list[Rows] = []  # keeps their memory
+        self.copied: list[Tensor] = []
         for row, module in zip(self._projections, modules, strict=True):
             self._fill(row, module)
         self._layers = np.zeros(self.num_layers, LAYER)
@@ -145,6 +95,7 @@ class CompiledDecoder:
             return
         rows = Rows(module.weight, module.scale, module.minimum, module.group_size, module.weight_bits)
         self._rows.append(rows)
+        self.copied += [part for part in (module.weight, module.scale, module.minimum) if part is not None]
         for name, value in rows.fields.items():
             row[name] = value
         rule = module.neuron.kernel_rule() or NO_RULE
@@ -218,7 +169,12 @@ class CompiledDecoder:
         )
 
     def decode(self, ids: Tensor, positions: Tensor, memory: Tensor, length: int) -> Tensor | None:
-        """Return the logits of a token, and write its keys and values into the memory.
+        """Start a token and finish it; see there."""
+        self.start(ids, positions, memory, length)
+        return self.finish()
+
+    def start(self, ids: Tensor, positions: Tensor, memory: Tensor, length: int) -> None:
+        """Run a token, and write its keys and values into the memory.
 
         Args:
             ids: the token, int64 [1, 1].
@@ -226,24 +182,47 @@ class CompiledDecoder:
             memory: keys and values of all layers, float32 [layers * 2, 1, key heads, rows, head_dim]; row `length` is
                 filled.
             length: tokens before this one.
-        Returns:
-            Float32, [1, 1, vocabulary]; None if a layer needs the separate steps, which also raise its errors.
         """
-        embedded = self._embed(ids)
-        cos, sin = self._rotary(embedded, positions)
-        cos, sin = cos.contiguous(), sin.contiguous()
+        embedded, task = self._embed(ids), self._task
         self._hidden.copy_(embedded[0, 0])
-        stride = memory.stride(0) * memory.element_size()
-        first = memory.data_ptr() + 2 * stride * np.arange(self.num_layers)
-        self._layers["keys"], self._layers["values"] = first, first + stride
-        self._layers["capacity"] = memory.shape[3]
+        task.cos, task.sin = self._angles(embedded, positions)
+        if memory is not self._memory_of_cache:
+            self._memory_of_cache = memory
+            stride = memory.stride(0) * memory.element_size()
+            first = memory.data_ptr() + 2 * stride * np.arange(self.num_layers)
+            self._layers["keys"], self._layers["values"] = first, first + stride
+            self._layers["capacity"] = memory.shape[3]
         self._done[:] = 0
         logits = torch.empty(1, 1, self._vocabulary)
-        task = self._task
-        task.logits, task.cos, task.sin, task.num_cached = logits.data_ptr(), cos.data_ptr(), sin.data_ptr(), length
+        task.logits, task.num_cached = logits.data_ptr(), length
         task.next_part = task.refused = 0
         team.run(kernel(), ctypes.addressof(task), self._num_threads)
-        return None if task.refused else logits
+        self._found = None if task.refused else logits
+
+    def _angles(self, embedded: Tensor, positions: Tensor) -> tuple[int, int]:
+        """Return the addresses of the cosines and sines of a position, float32 [head_dim]."""
+        if getattr(self._rotary, "rope_type", None) not in _STEADY_ROPE:
+            self._cos_sin = tuple(part.contiguous() for part in self._rotary(embedded, positions))
+            return self._cos_sin[0].data_ptr(), self._cos_sin[1].data_ptr()
+        position = int(positions)
+        row = position - self._first_position
+        if not 0 <= row < self._cos_sin[0].shape[1]:
+            self._first_position, row = position, 0
+            ahead = torch.arange(position, position + _POSITIONS_AHEAD)[None]
+            self._cos_sin = tuple(part.contiguous() for part in self._rotary(embedded, ahead))
+        cos, sin = self._cos_sin
+        return cos.data_ptr() + 4 * cos.shape[2] * row, sin.data_ptr() + 4 * sin.shape[2] * row
+
+    def finish(self, *, go_on: bool = False) -> Tensor | None:
+        """Return the logits of the token, float32 [1, 1, vocabulary].
+
+        None if a layer needs the separate steps, which also raise its errors.
+
+        Args:
+            go_on: whether the next token may start, which it does not here.
+        """
+        found, self._found = self._found, None
+        return found
 
 
 def _shares(widths: list[int], num_shares: int, unit: int) -> list[list[tuple[int, int, int]]]:

@@ -24,6 +24,8 @@ from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
 from ...errors import CheckpointError
+from .gguf_blocks import note_weights
+from .gguf_once import Reader, shared_with_transformers
 from .hub import check_complete, fault, quiet, read_weights
 
 MAGIC = b"GGUF"
@@ -52,7 +54,7 @@ def is_gguf(path: Path) -> bool:
 
 
 def read_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Read a model and its tokenizer; weights are dequantised.
+    """Read a model and its tokenizer; weights are dequantised, and each layer notes where its integers are.
 
     Args:
         path: the file, or the first of several parts.
@@ -62,8 +64,8 @@ def read_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
             is missing, or it has a setting or a tensor that this reader cannot honour: all of them are named.
     """
     try:
-        with _alone(path) as (folder, reader), quiet():
-            name = "model.gguf"
+        name = "model.gguf"
+        with _alone(path) as (folder, reader, places), quiet(), shared_with_transformers(reader, folder / name):
             settings, tensors = _inventory(reader, path)
             config = AutoConfig.from_pretrained(folder, gguf_file=name, local_files_only=True)
             rope, unused = _rope_of(settings, tensors, folder / name, config)
@@ -71,7 +73,10 @@ def read_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
                 config.rope_parameters = rope
             options = {"gguf_file": name, "local_files_only": True, "config": config}
             model, info = read_weights(str(folder), dtype=dtype, **options)
-            unused += _unused_settings(settings, model.config) + _unused_tensors(tensors, model)
+            names = _names_of_tensors(model)
+            note_weights(model, settings[""], tensors, places, names)
+            unused += _unused_settings(settings, model.config)
+            unused += [f"the tensor {name}" for name in tensors if name not in names]
             tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)
     except BaseException as error:
         told = "cannot be read as a GGUF model, so it is truncated, damaged or of an architecture that transformers "
@@ -98,10 +103,10 @@ def read_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[tuple[Path, gguf.GGUFReader]]:
-    """Yield a folder with the model as model.gguf and nothing else, and a reader of it.
+def _alone(path: Path) -> Iterator[tuple[Path, Reader, dict[str, tuple[Path, int]]]]:
+    """Yield a folder with the model as model.gguf and nothing else, a reader of it, and where its tensors are.
 
-    Transformers would read other files there.
+    Transformers would read other files there. The places are paths and offsets of the files as the user has them.
     """
     reader = _reader(path)  # takes seconds for a vocabulary of 50,000 tokens: once
     parts = _parts(path, reader)
@@ -112,13 +117,14 @@ def _alone(path: Path) -> Iterator[tuple[Path, gguf.GGUFReader]]:
     try:
         try:
             if len(parts) > 1:
-                _join(parts, folder / "model.gguf")
+                places = _join(parts, folder / "model.gguf")
                 reader = _reader(folder / "model.gguf")
             else:
+                places = _places(path, reader)
                 _link(path.resolve(), folder / "model.gguf")
         except OSError as error:
             raise _no_room(path, error) from error
-        yield folder, reader
+        yield folder, reader, places
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -158,17 +164,22 @@ def _parts(path: Path, reader: gguf.GGUFReader) -> list[Path]:
     return parts
 
 
-def _reader(path: Path) -> gguf.GGUFReader:
+def _reader(path: Path) -> Reader:
     with path.open("rb") as file:
         start = file.read(8)
     # The version is a small number; in the other byte order its low half is 0.
     if len(start) == 8 and start[:4] == MAGIC and start[4:6] == b"\0\0":
         raise CheckpointError(f"{path}: is big-endian. Convert it with gguf_convert_endian of the gguf package.")
-    return gguf.GGUFReader(path)
+    return Reader(path)
 
 
-def _join(parts: list[Path], target: Path) -> None:
-    """Write the tensors of all parts, as they are, and the settings of the first into one file."""
+def _places(path: Path, reader: gguf.GGUFReader) -> dict[str, tuple[Path, int]]:
+    """Return path and offset of each tensor of a file."""
+    return {tensor.name: (path.resolve(), int(tensor.data_offset)) for tensor in reader.tensors}
+
+
+def _join(parts: list[Path], target: Path) -> dict[str, tuple[Path, int]]:
+    """Write the tensors of all parts, as they are, and the settings of the first into one file; return their places."""
     readers = [_reader(part) for part in parts]
     first = readers[0]
     writer = gguf.GGUFWriter(target, str(first.fields["general.architecture"].contents()))
@@ -179,24 +190,25 @@ def _join(parts: list[Path], target: Path) -> None:
         writer.add_key_value(
             name, field.contents(), kind, field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
         )
-    names: set[str] = set()
+    places: dict[str, tuple[Path, int]] = {}
     for reader, part in zip(readers, parts, strict=True):
         for tensor in reader.tensors:
-            if tensor.name in names:
+            if tensor.name in places:
                 raise CheckpointError(
                     f"{part}: the tensor {tensor.name} is in an earlier part as well. Fetch it again."
                 )
-            names.add(tensor.name)
             writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        places |= _places(part, reader)
     expected = first.fields.get("split.tensors.count")
-    if expected is not None and int(expected.contents()) != len(names):
+    if expected is not None and int(expected.contents()) != len(places):
         raise CheckpointError(
-            f"{parts[0]}: expected {int(expected.contents())} tensors in all parts, got {len(names)}. Fetch it again."
+            f"{parts[0]}: expected {int(expected.contents())} tensors in all parts, got {len(places)}. Fetch it again."
         )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    return places
 
 
 def _inventory(reader: gguf.GGUFReader, shown: Path) -> tuple[dict[str, Any], dict[str, gguf.ReaderTensor]]:
@@ -285,8 +297,7 @@ def _head_dim(config: Any) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def _unused_tensors(tensors: dict[str, gguf.ReaderTensor], model: Any) -> list[str]:
-    """Return the tensors for which the model has no place."""
+def _names_of_tensors(model: Any) -> dict[str, str]:
+    """Return the model's name of each tensor that a file may have for it."""
     processor = TENSOR_PROCESSORS.get(model.config.model_type, TensorProcessor)(config=model.config.to_dict())
-    known = get_gguf_hf_weights_map(model, processor)
-    return [f"the tensor {name}" for name in tensors if name not in known]
+    return get_gguf_hf_weights_map(model, processor)

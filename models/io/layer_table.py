@@ -96,7 +96,8 @@ class LayerTable:
         if stored is not None:
             settings = from_dict(stored["settings"])
             assert isinstance(settings, SpikeSettings)
-            conversion = Conversion(settings, tuple(stored["converted"]), stored["skipped"])
+            rounded = stored.get("rounded", {})
+            conversion = Conversion(settings, tuple(stored["converted"]), stored["skipped"], rounded)
             model.conversion = conversion  # pyright: ignore[reportArgumentType]
 
 
@@ -118,4 +119,5 @@ def _conversion(model: nn.Module) -> dict[str, Any] | None:
         "settings": to_dict(conversion.settings),
         "converted": list(conversion.converted),
         "skipped": dict(conversion.skipped),
+        **({"rounded": dict(conversion.rounded)} if conversion.rounded else {}),
     }

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ...errors import InputError
 
@@ -25,8 +26,6 @@ class QuantizedWeight:
         minimum: weight of integer 0, float32 [out_features, groups]; None for 0.
         group_size: adjacent input channels that share a scale; None for all. The last group may be smaller.
         weight_bits: width of the integers, 8 or 4.
-    Raises:
-        InputError: shapes or dtypes do not match, an integer is out of range, or a scale or minimum is not finite.
     """
 
     weight: Tensor
@@ -35,7 +34,13 @@ class QuantizedWeight:
     group_size: int | None = None
     weight_bits: int = 8
 
-    def __post_init__(self) -> None:
+    def to(self, device: torch.device) -> QuantizedWeight:
+        """Return the same on another device."""
+        minimum = None if self.minimum is None else self.minimum.to(device)
+        return replace(self, weight=self.weight.to(device), scale=self.scale.to(device), minimum=minimum)
+
+    def check(self) -> None:
+        """Raise an InputError if shapes or dtypes do not match, or an integer, a scale or a minimum is out of range."""
         weight = self.weight
         if weight.dtype != torch.int8 or weight.ndim != 2:
             raise InputError(
@@ -62,11 +67,14 @@ class QuantizedWeight:
 
 def dequantize(weight: Tensor, scale: Tensor, minimum: Tensor | None, group_size: int | None) -> Tensor:
     """Return integer * scale + minimum, float32 [out_features, in_features]; arguments as of `QuantizedWeight`."""
-    parts = []
-    for g, group in enumerate(groups_of(weight.shape[1], group_size)):
-        part = weight[:, group] * scale[:, g, None]
-        parts.append(part if minimum is None else part.add_(minimum[:, g, None]))
-    return torch.cat(parts, 1)
+    num_out, num_in = weight.shape
+    size = group_size or max(num_in, 1)
+    num_groups = scale.shape[1]
+    padded = F.pad(weight, (0, num_groups * size - num_in))
+    floats = padded.reshape(num_out, num_groups, size) * scale[..., None]
+    if minimum is not None:
+        floats += minimum[..., None]
+    return floats.reshape(num_out, num_groups * size)[:, :num_in]
 
 
 def groups_of(num_inputs: int, group_size: int | None) -> list[slice]:

@@ -47,6 +47,8 @@ def group_counts(count: Tensor, group_size: int | None) -> Tensor:
         count: spike counts, [tokens, in_features].
         group_size: input channels of a group; None for all.
     """
-    size = group_size or max(count.shape[1], 1)
-    whole = F.pad(count, (0, -count.shape[1] % size))
-    return whole.reshape(len(count), max(whole.shape[1] // size, 1), -1).sum(2, dtype=torch.int64)
+    num_in = count.shape[1]
+    size = group_size or max(num_in, 1)
+    num_groups = max(-(-num_in // size), 1)
+    padded = F.pad(count, (0, num_groups * size - num_in))
+    return padded.reshape(len(count), num_groups, size).sum(2, dtype=torch.int64)

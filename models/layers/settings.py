@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from ...backends import BACKENDS, Backend
@@ -15,6 +15,8 @@ from ...registry import Registry
 from .quantize import check_group_size
 
 ATTENTION = ("as-described", "as-released")
+# What integer weights are: rounded to 8 bits, those of the model's file, or rounded to 4 bits in groups.
+WEIGHTS = ("int8", "stored", "int4")
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,11 @@ class SpikeSettings:
         neuron: turns activations into counts. A mapping from name patterns to neurons gives layers different neurons;
             the first pattern that matches applies. `AdaptiveThreshold(k)` sets k.
         encoder: turns counts into spikes.
-        group_size: input channels that share a weight scale; None for one scale per output channel.
+        weights: "int8" rounds float weights to 8 bits; "int4" to 4 bits with a minimum (see `quantize_int4`); "stored"
+            takes the integers, scales and minima of the GGUF file that the model was read from, as they are. A layer
+            without any gets "int8" rows, and a warning says which and why; if no layer has any, that is an error.
+        group_size: input channels that share a weight scale; None for one scale per output channel, in 4 bits for
+            groups of 32. With "stored" the file says it: None.
         backend: accumulates spikes; "auto" picks the fastest for each input.
         include_head: whether the output head of a causal language model spikes too.
         attention: how softmax attention of a SpikingBrain model spikes, "as-described" or "as-released"; None leaves it
@@ -45,6 +51,7 @@ class SpikeSettings:
     skip: tuple[str, ...] = ()
     neuron: str | Neuron | Mapping[str, Neuron] = field(default_factory=AdaptiveThreshold)
     encoder: str | Encoder = field(default_factory=BidirectionalBitwise)
+    weights: str = "int8"
     group_size: int | None = None
     backend: Backend | Literal["auto"] | str = "auto"
     include_head: bool = False
@@ -65,9 +72,19 @@ class SpikeSettings:
         object.__setattr__(self, "neuron", neuron)
         object.__setattr__(self, "encoder", ENCODERS.resolve(self.encoder, "SpikeSettings.encoder"))
         object.__setattr__(self, "backend", BACKENDS.resolve(self.backend, "SpikeSettings.backend", "auto"))
-        check_group_size(self.group_size)
+        check_weights(self.weights, self.group_size, "SpikeSettings")
         if self.attention not in (None, *ATTENTION):
             raise InputError(f"SpikeSettings.attention: expected None or one of {ATTENTION}, got {self.attention!r}.")
+
+    def to_fields(self) -> dict[str, Any]:
+        """Return the settings for `registry.to_dict`: "int8" weights are left out, as older files have none."""
+        kept = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in kept.items() if (name, value) != ("weights", "int8")}
+
+    @classmethod
+    def from_fields(cls, content: Mapping[str, Any]) -> SpikeSettings:
+        """Build settings from what `to_fields` gave."""
+        return cls(**content)
 
     def matches(self, name: str) -> bool:
         """Return whether the layer of that name is to spike."""
@@ -108,6 +125,18 @@ def neuron_with_k(k: float | Mapping[str, float]) -> Neuron | dict[str, Neuron]:
     if isinstance(k, Mapping):
         return {pattern: AdaptiveThreshold(value) for pattern, value in k.items()}
     return AdaptiveThreshold(k)
+
+
+def check_weights(weights: str, group_size: int | None, where: str) -> None:
+    """Raise an InputError unless that is a kind of integer weights, with a group size that it can have."""
+    if weights not in WEIGHTS:
+        raise InputError(f"{where}.weights: expected one of {WEIGHTS}, got {weights!r}.")
+    check_group_size(group_size)
+    if weights == "stored" and group_size is not None:
+        raise InputError(
+            f'{where}.group_size: expected None with weights="stored", got {group_size!r}: the groups are those of the '
+            'file. Leave it out, or take weights="int8" or "int4".'
+        )
 
 
 def check_patterns(patterns: Collection[str], where: str) -> None:

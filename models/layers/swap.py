@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import types
+import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,10 @@ from ...errors import InputError
 from .choose import choose_layers
 from .experts import FusedExperts, own_weights
 from .guards import guard, unguard
-from .quantize import copy_bias, input_major, quantize, quantize_with
+from .quantize import QuantizedWeight, copy_bias, input_major, quantize_to, quantize_with
 from .settings import SpikeSettings
 from .spike_linear import SpikeLinear
+from .stored import stored_weight_of
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,13 @@ class Conversion:
         settings: the settings it was called with.
         converted: names of the layers that spike now.
         skipped: why each other module with weights of two or more axes does not spike, by name.
+        rounded: with weights="stored", why a layer has INT8 rows rounded from floats instead, by name.
     """
 
     settings: SpikeSettings
     converted: tuple[str, ...]
     skipped: Mapping[str, str]
+    rounded: Mapping[str, str] = field(default_factory=dict)
 
 
 def swap_linears(
@@ -49,49 +53,82 @@ def swap_linears(
         settings: which layers spike, and how.
         inplace: change the model itself; otherwise work on a copy and leave the model unchanged.
         scales: weight scales from a checkpoint, by layer name, instead of those computed with settings.group_size; see
-            `quantize_with`.
+            `quantize_with`. Only for weights="int8".
     Returns:
         The spiking model, with its attribute `conversion`.
     Raises:
-        InputError: no layer matches, a weight is not finite, or scales do not fit their layer.
+        InputError: no layer matches, a weight is not finite, scales do not fit their layer, or no layer has stored
+            integers where they are asked for.
     """
     scales = scales or {}
+    if scales and settings.weights != "int8":
+        raise InputError(
+            f'to_spiking.scales: expected weights="int8", got {settings.weights!r}. Leave one of them out.'
+        )
     fused = FusedExperts(model)
     linears, skipped = choose_layers(model, settings, fused)
     spiking: dict[int, nn.Module] = {}
-    quantized: dict[tuple[int, type], tuple[Tensor, Tensor, int | None]] = {}
+    quantized: dict[tuple[int, type], QuantizedWeight] = {}
+    rounded: dict[str, str] = {}
     for name, layer in linears.items():
         linear, key = _as_linear(layer), (id(layer.weight), type(layer))
         if key not in quantized:
-            weight, group_size = linear.weight.detach(), settings.group_size
-            if name in scales:
-                integers, scale, group_size = quantize_with(weight, scales[name], name)
-            else:
-                integers, scale = quantize(weight, group_size, name)
-            quantized[key] = (input_major(integers), scale, group_size)
-        integers, scale, group_size = quantized[key]
-        spike_linear = SpikeLinear(
-            integers,
-            scale,
-            copy_bias(linear.bias),
-            group_size=group_size,
-            neuron=settings.neuron_of(name),
-            encoder=settings.encoder,
-            backend=settings.backend,
-            name=name,
-        )
+            found = _quantized(name, layer, linear.weight.detach(), settings, scales)
+            if isinstance(found, str):
+                rounded[name] = found
+                found = quantize_to(8, linear.weight.detach(), None, name)
+            quantized[key] = replace(found, weight=input_major(found.weight))
+        plug_ins = {"neuron": settings.neuron_of(name), "encoder": settings.encoder, "backend": settings.backend}
+        spike_linear = SpikeLinear.from_quantized(quantized[key], copy_bias(linear.bias), name=name, **plug_ins)
         spiking[id(layer)] = spike_linear.train(layer.training)
+    _tell_rounded(rounded, len(linears))
     for replaced, experts in fused.experts.items():
         if any(id(module) in spiking for module in experts.modules()):
             spiking[replaced] = _swap(experts, spiking, inplace=True)
             own_weights(experts)
     swapped = guard(_swap(model, spiking, inplace))
-    swapped.conversion = Conversion(settings, tuple(linears), skipped)  # pyright: ignore[reportArgumentType]
+    swapped.conversion = Conversion(settings, tuple(linears), skipped, rounded)  # pyright: ignore[reportArgumentType]
     return swapped
 
 
+def _quantized(
+    name: str, layer: nn.Module, weight: Tensor, settings: SpikeSettings, scales: Mapping[str, Tensor]
+) -> QuantizedWeight | str:
+    """Return the integer weights of a layer, or why it has none stored."""
+    if name in scales:
+        integers, scale, group_size = quantize_with(weight, scales[name], name)
+        return QuantizedWeight(integers, scale, None, group_size)
+    if settings.weights == "stored":
+        return stored_weight_of(layer, weight)
+    return quantize_to(4 if settings.weights == "int4" else 8, weight, settings.group_size, name)
+
+
+def _tell_rounded(rounded: Mapping[str, str], num_layers: int) -> None:
+    """Warn of layers without stored integers; if none has any, raise an InputError."""
+    if not rounded:
+        return
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in rounded.items():
+        by_reason.setdefault(reason, []).append(name)
+    listed = [
+        f"{names[0]!r}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {reason}"
+        for reason, names in by_reason.items()
+    ]
+    told = "; ".join(listed)
+    if len(rounded) == num_layers:
+        raise InputError(
+            f'to_spiking: expected layers whose file holds integers, for weights="stored"; found none. {told}. Load a '
+            'GGUF file and convert it before anything changes its weights, or take weights="int8" or "int4".'
+        )
+    warnings.warn(
+        f"to_spiking: {len(rounded)} of {num_layers} layers get INT8 rows, rounded from their float weights, as their "
+        f"file's integers cannot be kept. {told}.",
+        stacklevel=4,
+    )
+
+
 def to_dense(model: nn.Module, *, inplace: bool = False) -> nn.Module:
-    """Swap every `SpikeLinear` for an `nn.Linear` with the same INT8-rounded weights: the model without spikes.
+    """Swap every `SpikeLinear` for an `nn.Linear` with the same integer weights as floats: the model without spikes.
 
     The weights get the dtype of the model's float parameters.
 

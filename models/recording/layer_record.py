@@ -12,7 +12,7 @@ import torch
 
 from ...registry import label
 from ..layers.spike_linear import SpikeLinear, Step
-from .weight_reads import WeightReads
+from .weight_reads import WeightReads, row_bytes
 
 # Counting into bins is ten times faster than sorting, as long as the bins fit the cache.
 _MAX_BINS = 2**20
@@ -36,6 +36,9 @@ class LayerRecord:
         zero_point: the largest of the trains.
         weight_reads: which weights were needed, for each size of block and number of tokens that share a read.
         num_scales: groups of input channels with a weight scale of their own.
+        weight_bits: width of a weight in memory, 8 or 4.
+        largest_weight: bound of an integer weight's magnitude.
+        has_minimum: whether each group has a minimum beside its scale.
         has_bias: whether the layer has a bias.
         mean_count_bound: the largest mean |count| that the neuron allows (see `CountBounds`); None if it has no bound.
         neuron: of the layer.
@@ -55,6 +58,9 @@ class LayerRecord:
     zero_point: int = 0
     weight_reads: list[WeightReads] = field(default_factory=list)
     num_scales: int = 1
+    weight_bits: int = 8
+    largest_weight: int = 127
+    has_minimum: bool = False
     has_bias: bool = False
     mean_count_bound: float | None = None
     neuron: str = ""
@@ -70,6 +76,9 @@ class LayerRecord:
             layer.out_features,
             weight_reads=weight_reads,
             num_scales=len(layer.groups),
+            weight_bits=layer.weight_bits,
+            largest_weight=_largest_weight(layer),
+            has_minimum=layer.minimum is not None,
             has_bias=layer.bias is not None,
             mean_count_bound=None if bounds is None else bounds.mean,
             neuron=label(layer.neuron),
@@ -98,7 +107,7 @@ class LayerRecord:
         active = functools.reduce(torch.bitwise_or, train.spikes.unbind(0)) != 0
         self.num_active_channels += int(active.count_nonzero())
         for reads in self.weight_reads:
-            reads.add(active, self.out_features)
+            reads.add(active, row_bytes(self.out_features, self.weight_bits))
 
     def state(self) -> dict[str, Any]:
         """Return all fields in a form that JSON can hold."""
@@ -110,3 +119,10 @@ class LayerRecord:
             setattr(self, attribute, value)
         self.count_histogram = Counter({int(c): n for c, n in state["count_histogram"].items()})
         self.weight_reads = [WeightReads(**reads) for reads in state["weight_reads"]]
+
+
+def _largest_weight(layer: SpikeLinear) -> int:
+    """Return what no integer of a layer exceeds: 127 as we round, 128 where a file has -128, less in 4 bits."""
+    if layer.weight_bits == 4:
+        return 8 if layer.minimum is None else 15
+    return 128 if bool((layer.weight == -128).any()) else 127

@@ -13,11 +13,12 @@ from ...errors import InputError
 
 @dataclass
 class WeightReads:
-    """How many rows and blocks of INT8 weights were needed, each counted once per group of tokens.
+    """How many rows and blocks of integer weights were needed, each counted once per group of tokens.
 
-    The weights lie in memory as `SpikeLinear` keeps them: the out_features bytes of input channel 0, then those of
-    channel 1, and so on. The first byte is the first of a block. A row is needed if its channel has a spike for any
-    token of the group. A block is read as a whole if any of its bytes belongs to such a row.
+    The weights lie in memory as `SpikeLinear` keeps them: the out_features weights of input channel 0, then those of
+    channel 1, and so on; a byte each, or of 4 bits two to a byte. The first byte is the first of a block. A row is
+    needed if its channel has a spike for any token of the group. A block is read as a whole if any of its bytes belongs
+    to such a row.
 
     A group is `shared_tokens` consecutive tokens of one `Step`. The last group of a step may be smaller; a call has
     several steps if its spikes take more than 64 MiB.
@@ -42,19 +43,28 @@ class WeightReads:
             if type(value) is not int or value < 1:
                 raise InputError(f"record.{name}: expected integers >= 1, got {value!r}.")
 
-    def add(self, active: Bool[Tensor, "tokens channels"], out_features: int) -> None:
+    def add(self, active: Bool[Tensor, "tokens channels"], num_bytes: int) -> None:
         """Add the tokens of one step.
 
         Args:
             active: whether a channel has a spike.
-            out_features: bytes of a row.
+            num_bytes: bytes of a row.
         """
         groups = active
         if self.shared_tokens > 1:
             groups = torch.stack([part.any(0) for part in active.split(self.shared_tokens)])
         self.num_groups += len(groups)
         self.num_rows += int(groups.count_nonzero())
-        self.num_blocks += blocks_needed(groups, out_features, self.block_bytes)
+        self.num_blocks += blocks_needed(groups, num_bytes, self.block_bytes)
+
+
+def row_bytes(out_features: int, weight_bits: int) -> int:
+    """Return the bytes of a row of weights: a row of 4-bit weights begins with a byte of its own.
+
+    >>> row_bytes(7, 8), row_bytes(7, 4)
+    (7, 4)
+    """
+    return -(-out_features * weight_bits // 8)
 
 
 def blocks_needed(active: Bool[Tensor, "tokens channels"], row_bytes: int, block_bytes: int) -> int:

@@ -7,13 +7,13 @@ import torch
 from scalars import Counted, encoded, numbers
 from torch import nn
 
-from spikebrain import AdaptiveThreshold, SpikeLinear, record
+from spikebrain import AdaptiveThreshold, SpikeLinear, SpikeSettings, record, to_spiking
 from spikebrain.coding import ENCODERS
-from spikebrain.energy import count_operations
+from spikebrain.energy import DigitalEnergy, ModelCounts, count_operations
 from spikebrain.energy.count_spiking import accumulator_bits, adder_width
 
 
-def run_layer(layer, x, encoder):  # noqa: PLR0915 - one loop, as it should be read
+def run_layer(layer, x, encoder):  # noqa: PLR0912, PLR0915 - one loop, as it should be read
     """Run a spiking layer as scalars: outputs, and operations by name."""
     tally = Counter()
     counts = []
@@ -48,7 +48,6 @@ def run_layer(layer, x, encoder):  # noqa: PLR0915 - one loop, as it should be r
                             acc += sign * spike * int(layer.weight[o, i])
                             tally["add"] += 1
                             tally["num_synops"] += 1
-                            tally["weight_spike_bytes"] += 1
                             tally["num_shifts_per_spike"] += abs(weight[t]) != 1
                 if train.zero_point:
                     acc -= train.zero_point * int(layer.weight[o, group].sum())
@@ -56,7 +55,12 @@ def run_layer(layer, x, encoder):  # noqa: PLR0915 - one loop, as it should be r
                     tally["num_mul_int32"] += 1
                 tally["num_rescale_convert"] += 1
                 tally["num_rescale_mul"] += 1
-                parts.append(acc * float(layer.scale[o, g]))
+                part = acc * float(layer.scale[o, g])
+                if layer.minimum is not None:
+                    tally["num_rescale_mul"] += 1
+                    tally["num_rescale_add"] += 1
+                    part += sum(counts[n][group]) * float(layer.minimum[o, g])
+                parts.append(part)
             tally["num_rescale_add"] += len(parts) - 1
             tally["num_rescale_mul"] += 1
             y = sum(parts) * threshold
@@ -65,16 +69,22 @@ def run_layer(layer, x, encoder):  # noqa: PLR0915 - one loop, as it should be r
                 y += layer.bias[o].item()
             out.append(y)
         outputs.append(out)
+    row = -(-layer.out_features * layer.weight_bits // 8)  # two weights of 4 bits share a byte
     for n in range(len(counts)):
+        for group in layer.groups if layer.minimum is not None else ():
+            tally["add"] += group.stop - group.start - 1
+            tally["num_rescale_convert"] += 1
         for i in range(layer.in_features):
             fires = [spikes[t][n][i] for t in range(length) if spikes[t][n][i]]
             tally["num_spikes"] += len(fires)
-            tally["weight_channel_bytes"] += layer.out_features * bool(fires)
+            tally["weight_spike_bytes"] += row * len(fires)
+            tally["weight_channel_bytes"] += row * bool(fires)
         rows = {i for i in range(layer.in_features) if any(spikes[t][n][i] for t in range(length))}
-        touched = {(i * layer.out_features + o) // 8 for i in rows for o in range(layer.out_features)}
+        touched = {(i * row + o * layer.weight_bits // 8) // 8 for i in rows for o in range(layer.out_features)}
         tally["weight_block_bytes"] += 8 * len(touched)
     k, channels = layer.neuron.k, layer.in_features
-    bits = int(127 * (k + 0.5 + train.zero_point) * channels).bit_length() + 1
+    most = {(8, False): 127, (4, True): 15}[layer.weight_bits, layer.minimum is not None]
+    bits = int(most * (k + 0.5 + train.zero_point) * channels).bit_length() + 1
     tally[f"num_add_int{8 if bits <= 8 else 16 if bits <= 16 else 32}"] = tally.pop("add", 0)
     return outputs, tally
 
@@ -87,11 +97,15 @@ def compared(counts):
 
 
 @pytest.mark.parametrize("name", list(ENCODERS))
-@pytest.mark.parametrize(("outputs", "group_size", "bias"), [(3, None, True), (11, 4, False)])
-def test_projection(name, outputs, group_size, bias):
+@pytest.mark.parametrize(
+    ("outputs", "group_size", "bias", "weight_bits"), [(3, None, True, 8), (11, 4, False, 8), (11, 4, True, 4)]
+)
+def test_projection(name, outputs, group_size, bias, weight_bits):
     encoder = ENCODERS.create(name)
-    linear = nn.Linear(9, outputs, bias=bias)
-    layer = SpikeLinear.from_linear(linear, group_size=group_size, neuron=AdaptiveThreshold(2.5), encoder=encoder)
+    sizes = {"group_size": group_size, "weight_bits": weight_bits}
+    layer = SpikeLinear.from_linear(
+        nn.Linear(9, outputs, bias=bias), **sizes, neuron=AdaptiveThreshold(2.5), encoder=encoder
+    )
     x = torch.randn(4, 9)
     x[0, :5] = 0  # silent channels
     with torch.no_grad(), record(layer, block_bytes=(8,)) as recording:
@@ -106,7 +120,8 @@ def test_projection(name, outputs, group_size, bias):
         layer(x)
     recoded = count_operations(recording, encoder=encoder, block_bytes=8).layers[""].spiking
     if found.spiking.num_mul_int32:  # where a zero point makes other channels fire, all blocks are taken to be read
-        assert recoded.weight_block_bytes == 4 * 8 * -(-9 * outputs // 8) >= found.spiking.weight_block_bytes
+        row = -(-outputs * weight_bits // 8)
+        assert recoded.weight_block_bytes == 4 * 8 * -(-9 * row // 8) >= found.spiking.weight_block_bytes
         differing = {"weight_block_bytes"}
     else:
         differing = set()
@@ -171,3 +186,43 @@ def test_bytes_by_hand():
 
 def test_adder_width():
     assert [adder_width(bits) for bits in (1, 8, 9, 16, 17, 32, 40)] == [8, 8, 16, 16, 32, 32, 32]
+
+
+def test_weights_of_4_bits_are_half_the_bytes_and_the_dense_models_stay():
+    linear, x = nn.Linear(64, 10), torch.randn(5, 64)
+    found = {}
+    for bits in (8, 4):
+        layer = SpikeLinear.from_linear(linear, weight_bits=bits, group_size=None if bits == 8 else 32)
+        with torch.no_grad(), record(layer, block_bytes=(8,)) as recording:
+            layer(x)
+        found[bits] = count_operations(recording, block_bytes=8).layers[""]
+    int8, int4 = found[8], found[4]
+    for name in ("weight_spike_bytes", "weight_channel_bytes"):
+        assert getattr(int8.spiking, name) == 2 * getattr(int4.spiking, name) > 0
+    assert int4.spiking.weight_block_bytes < 0.7 * int8.spiking.weight_block_bytes
+    assert (int8.int8, int8.fp16) == (int4.int8, int4.fp16)
+    # 5 reads of 10 outputs: one scale of 4 bytes and a bias of 2; or two scales, two minima and a bias.
+    assert (int8.spiking.parameter_bytes, int4.spiking.parameter_bytes) == (5 * 10 * 6, 5 * 10 * 18)
+    # In memory: 64 x 10 bytes; or 64 rows of 5 bytes, with 10 x 2 scales and minima of 4 bytes.
+    assert (int8.stored_bytes, int4.stored_bytes) == (640, 64 * 5 + 10 * 2 * 2 * 4)
+
+
+def test_a_model_of_4_bits_fits_memory_that_int8_does_not():
+    model = nn.Sequential(nn.Linear(256, 64), nn.Linear(64, 256))
+    fits = {}
+    for weights in ("int8", "int4"):
+        spiking = to_spiking(model, SpikeSettings(weights=weights))
+        with torch.no_grad(), record(spiking) as recording:
+            spiking(torch.randn(3, 256))
+        counts = count_operations(recording)
+        report = DigitalEnergy(on_chip_bytes=30_000).estimate(counts)  # INT8: 32,768; 4 bits with groups: 24,576
+        fits[weights] = [
+            sum(part["weights"] for part in layers.values()) for layers in (report.layers, report.int8_layers)
+        ]
+        assert ModelCounts.from_dict(counts.to_dict()) == counts
+        doubled, grouped = counts + counts, counts.grouped()
+        assert sum(layer.stored_bytes for layer in doubled.layers.values()) == sum(
+            layer.stored_bytes for layer in grouped.layers.values()
+        )
+    assert fits["int4"][0] < fits["int8"][0] / 10  # on the chip instead of DRAM
+    assert fits["int4"][1] == fits["int8"][1]
