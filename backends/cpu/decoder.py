@@ -22,14 +22,12 @@ import numpy as np
 from numba import types
 from numba.np.numpy_support import carray
 
-from ...coding.base import MAX_LOSSLESS_COUNT
 from ...compiled import compiled, compiled_callback
-from ...neuro.threshold_numba import count_channels, threshold_of
 from . import tiles
-from .decoder_parts import attend, dot, rms_norm, rotate, silu_product
+from .decoder_parts import attend, rms_norm, rotate, silu_product
 from .digits import room_for_digits
-from .layer import LARGEST_CHARGE, rescale
 from .memory import at, call, look, record_of, take
+from .projection import PROJECTION, count_input, project
 
 
 class Stage(IntEnum):
@@ -47,18 +45,6 @@ class Stage(IntEnum):
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _DOWN = PROJECTIONS.index("down_proj")
 
-# A matrix. Where `rule` is 0 its rows are float32 [outputs, inputs], else what `tiles.py` says.
-PROJECTION, _ = record_of(
-    {
-        **tiles.FIELDS,
-        "bias": c_int64,  # float32 [outputs], or 0
-        "rule": c_int64,  # number and parameters of a `KernelRule`
-        "a": c_double,
-        "b": c_double,
-        "c": c_double,
-        "seen_input": c_int64,  # float32 [inputs] to fill with what the projection gets, or 0; for checks
-    }
-)
 LAYER, _ = record_of(
     {
         "attention_norm": c_int64,  # float32 [hidden]
@@ -160,7 +146,7 @@ def _work_through_parts(address):  # pragma: no cover - compiled
                     _gather(task, layers, projections, part, x)
                     listed[:] = 0
                     if part.encoder >= 0:
-                        threshold = _count(projections[part.encoder], x, count)
+                        threshold = count_input(projections[part.encoder], x, count)
                 if part.encoder < 0 or threshold > 0:
                     _run_part(task, projections, part, x, threshold, count, digits, listed, sums, totals, y)
                 else:
@@ -181,31 +167,19 @@ def _wait_for_stage_before(task, stage):  # pragma: no cover - compiled
 
 
 @compiled
-def _count(encoder, x, count):  # pragma: no cover - compiled
-    """Fill count with the spike counts of x; return the threshold, NaN if the separate steps are needed."""
-    x = x[: encoder.num_inputs]
-    threshold, charge = threshold_of(
-        x, encoder.rule, np.float32(encoder.a), np.float32(encoder.b), np.float32(encoder.c)
-    )
-    # Not so for NaN, infinity, and sums that might not fit 32 bits.
-    fits = threshold > 0 and charge <= LARGEST_CHARGE
-    if not fits or count_channels(x, threshold, count[: encoder.num_inputs]) > MAX_LOSSLESS_COUNT:
-        return np.float32(np.nan)
-    return threshold
-
-
-@compiled
-def _run_part(task, projections, part, x, threshold, count, digits, listed, sums, totals, y):  # pragma: no cover - compiled
+def _run_part(
+    task, projections, part, x, threshold, count, digits, listed, sums, totals, y
+):  # pragma: no cover - compiled
     """Run the pieces of a part, and hand on what they give."""
     pieces = carray(at(task.pieces, PIECE), task.num_pieces)
     for index in range(part.first, part.last):
         piece = pieces[index]
         projection = projections[piece.projection]
         first, last, width = piece.start, piece.stop, piece.stop - piece.start
-        _project(projection, x, threshold, count, digits, listed, piece, sums, totals, y[0])
+        project(projection, x, threshold, count, digits, listed, first, last, sums, totals, y[0])
         if part.kind == _GATE_AND_UP:
             up = projections[piece.projection + 1]
-            _project(up, x, threshold, count, digits, listed, piece, sums, totals, y[1])
+            project(up, x, threshold, count, digits, listed, first, last, sums, totals, y[1])
             product = carray(at(task.product, numba.float32), projection.num_outputs)
             silu_product(y[0, :width], y[1, :width], product[first:last])
         elif part.kind == _HEAD:
@@ -242,32 +216,6 @@ def _gather(task, layers, projections, part, x):  # pragma: no cover - compiled
         hidden = carray(at(task.hidden, numba.float32), task.num_hidden)
         weight = carray(at(address, numba.float32), task.num_hidden)
         rms_norm(hidden, weight, np.float32(task.eps), x[: task.num_hidden])
-
-
-@compiled
-def _project(projection, x, threshold, count, digits, listed, piece, sums, totals, y):  # pragma: no cover - compiled
-    """Fill y with the outputs of a piece, by additions of the listed rows, or by products if the matrix is float32."""
-    start, stop, x = piece.start, piece.stop, x[: projection.num_inputs]
-    bias = carray(at(projection.bias, numba.float32), projection.num_outputs if projection.bias else 0)[start:stop]
-    if projection.rule == 0:
-        weight = carray(at(projection.rows, numba.float32), (projection.num_outputs, projection.num_inputs))
-        for output in range(start, stop):
-            y[output - start] = dot(weight[output], x)
-    else:
-        if listed[0] != projection.block or listed[1] != projection.bits:
-            listed[0], listed[1] = projection.block, projection.bits
-            tiles.list_for(projection, count[: projection.num_inputs], digits)
-        tiles.add_tiles(projection, digits, start, stop, sums, totals, y)
-        if projection.grouped:
-            for i in range(stop - start):
-                y[i] *= threshold
-        else:
-            scale = carray(at(projection.scale, numba.float32), projection.num_outputs)
-            rescale(totals[: stop - start], scale[start:stop], threshold, bias[:0], y)
-        if projection.seen_input != 0:
-            carray(at(projection.seen_input, numba.float32), projection.num_inputs)[:] = x
-    for i in range(bias.shape[0]):
-        y[i] += bias[i]
 
 
 @compiled

@@ -1,8 +1,8 @@
 """Events of blocks of input channels: the signed binary digits of their counts, listed by place.
 
-A count is a sum of powers of 2, each added or subtracted and no two of them neighbours (the signed-digit code), so it has
-the fewest digits, 1.4 on average at k = 3. Each digit is an event: the channel's row is added once, or subtracted. The
-sum of the rows of one place is doubled until it reaches the next lower place that has digits. Nothing is multiplied.
+A count is a sum of powers of 2, each added or subtracted and no two of them neighbours (the signed-digit code), so it
+has the fewest digits, 1.4 on average at k = 3. Each digit is an event: the channel's row is added once, or subtracted.
+The sum of the rows of a place is doubled until it reaches the next lower place that has digits. Nothing is multiplied.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ def _sum_of_magnitudes(numbers):  # pragma: no cover - compiled
 def _find_digits(count, plus, minus):  # pragma: no cover - compiled
     """Fill plus and minus with the digits of all counts, as bits; return how many places they have.
 
-    Where 3c and c differ, c has a digit one place lower: 3c = c + 2c carries into every place that the digits of c need.
+    Where 3c and c differ, c has a digit one place lower, added if 3c has the bit and subtracted if c has it.
     """
     either = np.int32(0)
     for channel in range(count.shape[0]):

@@ -1,15 +1,15 @@
 """Adds rows of 4- and 8-bit weights, a block of input channels and a tile of outputs at a time.
 
-The rows of a block (a group with a scale of its own, or 32 channels) are added with their sums in vector registers: bytes
-for 4-bit weights, 16-bit words for INT8, as they are unsigned and few enough of them share a place (see `digits.py`).
-Sums of places come together in 16 bits, or in 32 where the block's counts need it. Then the block's exact sums are
-rescaled, by float32 operations in a fixed order, whatever the number of threads.
+The rows of a block (a group with a scale of its own, or 32 channels) are added with their sums in vector registers:
+bytes for 4-bit weights, 16-bit words for INT8, as they are unsigned and few enough of them share a place (see
+`digits.py`). Sums of places come together in 16 bits, or in 32 where the block's counts need it. Then the block's exact
+sums are rescaled, by float32 operations in a fixed order, whatever the number of threads.
 
 A row's bytes are unsigned: INT8 weights are read with 128 added, and signed 4-bit weights are stored with 8 added. To
 subtract a row, its complement is added. `Digits` has the sums that both are corrected by.
 
-Rows of 4-bit weights are packed tile by tile, 128 outputs in 64 bytes, so that memory is read in order; a last tile of up
-to 64 outputs has rows of 32 bytes. INT8 rows are read where they lie, 64 bytes at a time.
+Rows of 4-bit weights are packed tile by tile, 128 outputs in 64 bytes, so that memory is read in order; a last tile of
+up to 64 outputs has rows of 32 bytes. INT8 rows are read where they lie, 64 bytes at a time.
 """
 
 # Type checkers do not know that numba passes an intrinsic its first argument.
@@ -90,9 +90,9 @@ def pack(weight: Tensor, group_size: int, offset: int) -> Tensor:
         group_size: channels of a block; missing ones are filled with 0.
         offset: 0 or 8.
     Returns:
-        uint8: for each block, tile and channel 64 bytes (32 for a narrow tile). Word i of a row has outputs i, words + i,
-        2 * words + i and 3 * words + i of the tile in the low and high half of its first and second byte, in the order
-        low of first, low of second, high of first, high of second.
+        uint8: for each block, tile and channel 64 bytes (32 for a narrow tile), as many words w as half of that. Word i
+        of a row has output i of the tile in the low half of its first byte and i + w in that of its second, i + 2w in
+        the high half of the first and i + 3w in that of the second.
     """
     num_outputs, num_inputs = weight.shape
     num_blocks = -(-num_inputs // group_size)
@@ -209,20 +209,8 @@ def add_tiles(projection, digits, start, stop, sums, totals, y):  # pragma: no c
             ahead = _fetch(projection, lists, ahead, start, end)
             width = min(tile, end - output)
             rows, stride = _place(projection, b, output)
-            if four and width == tile:
-                if wide:
-                    _add_nibbles(rows, stride, runs, num_runs, events, correction, no_bytes_64(), np.int32(0), to_sums)
-                else:
-                    _add_nibbles(rows, stride, runs, num_runs, events, correction, no_bytes_64(), np.int16(0), to_sums)
-            elif four:
-                if wide:
-                    _add_nibbles(rows, stride, runs, num_runs, events, correction, no_bytes_32(), np.int32(0), to_sums)
-                else:
-                    _add_nibbles(rows, stride, runs, num_runs, events, correction, no_bytes_32(), np.int16(0), to_sums)
-            elif wide:
-                _add_bytes(rows, stride, runs, num_runs, events, correction, np.int32(0), to_sums)
-            else:
-                _add_bytes(rows, stride, runs, num_runs, events, correction, np.int16(0), to_sums)
+            row_bytes = width // 2 if four else 0
+            _add_tile(row_bytes, wide, rows, stride, runs, num_runs, events, correction, to_sums)
             done = 4 * (output - start)
             if projection.grouped == 0:
                 _add_up(to_sums, width, to_totals + done)
@@ -234,6 +222,23 @@ def add_tiles(projection, digits, start, stop, sums, totals, y):  # pragma: no c
                 _show(projection, b, output, min(width, stop - output), sums)
     if projection.grouped == 0 and projection.seen_sums != 0:
         _show(projection, 0, start, stop - start, totals)
+
+
+@compiled
+def _add_tile(row_bytes, wide, rows, stride, runs, num_runs, events, correction, out):  # pragma: no cover - compiled
+    """Call the kernel for 4-bit rows of so many bytes, or for INT8 rows if 0; see `_add_nibbles` for the rest."""
+    if row_bytes == 64 and wide:
+        _add_nibbles(rows, stride, runs, num_runs, events, correction, no_bytes_64(), np.int32(0), out)
+    elif row_bytes == 64:
+        _add_nibbles(rows, stride, runs, num_runs, events, correction, no_bytes_64(), np.int16(0), out)
+    elif row_bytes == 32 and wide:
+        _add_nibbles(rows, stride, runs, num_runs, events, correction, no_bytes_32(), np.int32(0), out)
+    elif row_bytes == 32:
+        _add_nibbles(rows, stride, runs, num_runs, events, correction, no_bytes_32(), np.int16(0), out)
+    elif wide:
+        _add_bytes(rows, stride, runs, num_runs, events, correction, np.int32(0), out)
+    else:
+        _add_bytes(rows, stride, runs, num_runs, events, correction, np.int16(0), out)
 
 
 @compiled
