@@ -59,7 +59,16 @@ class Triton(Backend):
         return None
 
     def fused(
-        self, x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, neuron: Neuron, encoder: Encoder
+        self,
+        x: Tensor,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        neuron: Neuron,
+        encoder: Encoder,
+        *,
+        minimum: Tensor | None = None,
+        group_size: int | None = None,
     ) -> Tensor | None:
         """Run the whole layer in two kernels; see `Backend.fused`.
 
@@ -71,6 +80,8 @@ class Triton(Backend):
         if (
             rule is None
             or bounds is None
+            or minimum is not None
+            or group_size is not None
             or self.why_not_fused(neuron, encoder, weight) is not None
             or x.dtype not in (torch.float32, torch.bfloat16, torch.float16)
             or not x.numel()

@@ -53,10 +53,17 @@ class Watch:
         self.decoder: Decoder | None = None
         if why_not_decoded(model) is None:
             self.decoder = GraphDecoder(model) if _on_gpu(model) else CompiledDecoder(model)
+        # PyTorch counts the writes to a tensor, but for those that were made in inference mode.
+        copied = getattr(self.decoder, "copied", [])
+        self._copied = [tensor for tensor in copied if not tensor.is_inference()]
+        self._versions = self._versions_now()
 
     def _places_now(self) -> list[int]:
         # A module that moves keeps its parameters' objects and gives them other memory.
         return list(map(Tensor.data_ptr, self._tensors))
+
+    def _versions_now(self) -> list[int]:
+        return [tensor._version for tensor in self._copied]
 
     def _sizes_now(self) -> list[int]:
         return [torch.get_num_threads(), *map(len, self._sized)]
@@ -68,7 +75,7 @@ class Watch:
     def unchanged(self) -> bool:
         """Return whether the model is still what it was, but for what `may_run` looks at."""
         same = all(map(operator.is_, map(dict.get, self._holders, self._names), self._held))
-        return same and self._sizes_now() == self._sizes
+        return same and self._sizes_now() == self._sizes and self._versions_now() == self._versions
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """Leave nothing in a copy of the model, whose tensors have other addresses: it makes its own."""
