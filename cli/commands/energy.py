@@ -12,7 +12,7 @@ from ...coding import ENCODERS
 from ...energy import EnergyReport, ModelCounts, load_table
 from ...jobs import EnergySettings, energy_model
 from ...jobs import energy as run_estimate
-from ..options import MODEL, EncoderName, K, TextFile, folder_for, named, table_of
+from ..options import MODEL, EncoderName, K, TextFile, Weights, folder_for, named, table_of
 from ..progress import on_screen
 
 _SYSTEMS = ("spiking", "int8", "fp16")
@@ -50,6 +50,7 @@ def energy(
     ] = None,
     k: K = None,
     encoder: EncoderName = None,
+    weights: Weights = None,
     text: TextFile = None,
     num_tokens: Annotated[
         int | None, typer.Option(help="Tokens from the start of the text.", show_default="512")
@@ -62,9 +63,9 @@ def energy(
 ) -> None:
     """Say what a run on spikes costs beside dense INT8 and FP16: modelled, with every cost that is counted.
 
-    A report has been run already: --block-bytes, --shared-tokens, --k, --encoder, --text, --num-tokens and --device are
-    for a model. The table of a chip has whole energies, so the options from --reads-per to --shared-tokens are for
-    other tables.
+    A report has been run already: --block-bytes, --shared-tokens, --k, --encoder, --weights, --text, --num-tokens and
+    --device are for a model. The table of a chip has whole energies, so the options from --reads-per to --shared-tokens
+    are for other tables.
     """
     options: dict[str, Any] = {"reads_per": reads_per, "shifts_per": shifts_per, "sums_in": sums_in}
     options |= {"sram_bytes": sram_bytes, "on_chip_bytes": on_chip_bytes, "leakage_w": leakage_w, "token_s": token_s}
@@ -76,6 +77,7 @@ def energy(
         shared_tokens=shared_tokens,
         k=k,
         encoder=named(ENCODERS, "encoder", encoder),
+        weights=weights,
         text=text,
         num_tokens=num_tokens,
         device=device,

@@ -128,7 +128,7 @@ def test_without_any_integers_it_is_an_error(tmp_path, tokenizer, tiny_llama):
     loaded = sb.load(write_typed(tmp_path / "m.gguf", tokenizer, lambda name: "F16"))
     with pytest.raises(InputError, match=r"found none.*is of type F16 in the GGUF file, which is not one of Q4_0, .*"):
         sb.to_spiking(loaded.model, STORED)
-    with pytest.raises(InputError, match=r"was not read from a GGUF file.*weights=.int8. or .int4."):
+    with pytest.raises(InputError, match=r"was not read from a GGUF file.*take int8 or int4"):
         sb.to_spiking(tiny_llama, STORED)
 
 
@@ -165,9 +165,9 @@ def test_a_copy_in_bfloat16_and_a_file_that_is_gone(tmp_path, tokenizer):
 
 
 def test_settings():
-    with pytest.raises(InputError, match=r"weights: expected one of .*got 'int2'"):
+    with pytest.raises(InputError, match=r"weights: expected one of int8, stored, int4; got 'int2'"):
         sb.SpikeSettings(weights="int2")
-    with pytest.raises(InputError, match=r"group_size: expected None with weights=.stored."):
+    with pytest.raises(InputError, match=r"group_size: has no effect with `weights` stored"):
         sb.SpikeSettings(weights="stored", group_size=32)
     layer = nn.Sequential(nn.Linear(70, 3))
     with pytest.raises(InputError, match=r"scales: expected weights=.int8."):
