@@ -2,69 +2,76 @@
 
 Activations become spike counts (`neuro`), counts become spike trains (`coding`), layers run on the spikes (`backends`,
 `models`), and a recording of the run becomes energy (`energy`) and figures (`analysis`). `simulation` runs a whole
-model on a simulated chip (`chip`), and `jobs` holds what the commands do.
+model on a simulated chip (`chip`), and `jobs` holds what the commands do. Each is imported when it is asked for.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import interrupt
-
-if interrupt.is_command():  # before the imports that take seconds
-    interrupt.leave_on_interrupt()
-
-from . import analysis
-from .analysis import measure_perplexity, spike_statistics
-from .backends import Chip, Cpu, Reference, Triton
-from .coding import (
-    AEREvents,
-    BidirectionalBitwise,
-    Binary,
-    Bitwise,
-    ChannelEvents,
-    Encoder,
-    PackedTrain,
-    SignedDigit,
-    SpikeTrain,
-    Ternary,
-    TwosComplement,
-    decode,
-    pack_activations,
-)
-from .energy import DigitalEnergy, PaperEnergy, SynopEnergy, count_operations, load_table
 from .errors import SpikebrainError
-from .models import (
-    Conversion,
-    DistillSettings,
-    SpikeLinear,
-    SpikeSettings,
-    SpikingBrainConfig,
-    SpikingBrainForCausalLM,
-    Stage,
-    describe_decoding,
-    distill,
-    from_transformer,
-    load,
-    neuron_with_k,
-    record,
-    save,
-    spike_aware,
-    spikingbrain_settings,
-    to_dense,
-    to_spiking,
-)
-from .neuro import (
-    AdaptiveThreshold,
-    IntegrateAndFire,
-    LeakyIntegrateAndFire,
-    Neuron,
-    SpikeCount,
-    checking_plugins,
-)
-from .simulation import simulate_model
+from .lazy import exports
 from .version import __version__
 
+if interrupt.is_command():  # until the job begins, while imports take seconds
+    interrupt.leave_on_interrupt()
+
 if TYPE_CHECKING:
-    from .analysis import plot_raster
+    from . import analysis as analysis
+    from . import backends as backends
+    from . import chip as chip
+    from . import coding as coding
+    from . import energy as energy
+    from . import jobs as jobs
+    from . import models as models
+    from . import neuro as neuro
+    from . import simulation as simulation
+    from .analysis import measure_perplexity, plot_raster, spike_statistics
+    from .backends import Chip, Cpu, Reference, Triton
+    from .coding import (
+        AEREvents,
+        BidirectionalBitwise,
+        Binary,
+        Bitwise,
+        ChannelEvents,
+        Encoder,
+        PackedTrain,
+        SignedDigit,
+        SpikeTrain,
+        Ternary,
+        TwosComplement,
+        decode,
+        pack_activations,
+    )
+    from .energy import DigitalEnergy, PaperEnergy, SynopEnergy, count_operations, load_table
+    from .models import (
+        Conversion,
+        DistillSettings,
+        SpikeLinear,
+        SpikeSettings,
+        SpikingBrainConfig,
+        SpikingBrainForCausalLM,
+        Stage,
+        describe_decoding,
+        distill,
+        from_transformer,
+        load,
+        neuron_with_k,
+        record,
+        save,
+        spike_aware,
+        spikingbrain_settings,
+        to_dense,
+        to_spiking,
+    )
+    from .neuro import (
+        AdaptiveThreshold,
+        IntegrateAndFire,
+        LeakyIntegrateAndFire,
+        Neuron,
+        SpikeCount,
+        checking_plugins,
+    )
+    from .simulation import simulate_model
 
 __all__ = [
     "AEREvents",
@@ -121,9 +128,56 @@ __all__ = [
     "to_spiking",
 ]
 
+# The same once more, for Python; a test holds the three together.
+_HOMES = {
+    "analysis": ("measure_perplexity", "plot_raster", "spike_statistics"),
+    "backends": ("Chip", "Cpu", "Reference", "Triton"),
+    "coding": (
+        "AEREvents",
+        "BidirectionalBitwise",
+        "Binary",
+        "Bitwise",
+        "ChannelEvents",
+        "Encoder",
+        "PackedTrain",
+        "SignedDigit",
+        "SpikeTrain",
+        "Ternary",
+        "TwosComplement",
+        "decode",
+        "pack_activations",
+    ),
+    "energy": ("DigitalEnergy", "PaperEnergy", "SynopEnergy", "count_operations", "load_table"),
+    "models": (
+        "Conversion",
+        "DistillSettings",
+        "SpikeLinear",
+        "SpikeSettings",
+        "SpikingBrainConfig",
+        "SpikingBrainForCausalLM",
+        "Stage",
+        "describe_decoding",
+        "distill",
+        "from_transformer",
+        "load",
+        "neuron_with_k",
+        "record",
+        "save",
+        "spike_aware",
+        "spikingbrain_settings",
+        "to_dense",
+        "to_spiking",
+    ),
+    "neuro": (
+        "AdaptiveThreshold",
+        "IntegrateAndFire",
+        "LeakyIntegrateAndFire",
+        "Neuron",
+        "SpikeCount",
+        "checking_plugins",
+    ),
+    "simulation": ("simulate_model",),
+}
+_ROOMS = ("analysis", "backends", "chip", "coding", "energy", "jobs", "models", "neuro", "simulation")
 
-def __getattr__(name: str) -> Any:
-    """Return `plot_raster`, which brings Matplotlib, when it is asked for."""
-    if name == "plot_raster":
-        return analysis.plot_raster
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__ = exports(__name__, _HOMES, _ROOMS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tomllib
-from importlib import metadata
 from pathlib import Path
 
 
@@ -16,6 +15,8 @@ def current() -> str:
     project = Path(__file__).with_name("pyproject.toml")
     if project.is_file():
         return tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"]
+    from importlib import metadata  # noqa: PLC0415 - as much to import as all the rest of `import spikebrain`
+
     return metadata.version("spikebrain")
 
 

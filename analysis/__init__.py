@@ -3,8 +3,9 @@
 Matplotlib is imported with the first plot: it wants a folder that can be written, which a container may not have.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy import exports
 
 if TYPE_CHECKING:
     from .chip_plots import plot_chip_energy, plot_chip_time, plot_mesh
@@ -46,9 +47,4 @@ _PLOTS = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    """Return a plot, which is imported when it is asked for."""
-    module = next((module for module, names in _PLOTS.items() if name in names), None)
-    if module is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{module}", __name__), name)
+__getattr__, __dir__ = exports(__name__, _PLOTS)

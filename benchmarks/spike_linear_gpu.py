@@ -25,8 +25,7 @@ from torch import Tensor, nn
 import spikebrain as sb
 from spikebrain.backends import Triton
 from spikebrain.backends.gpu import spike as triton_spike
-from spikebrain.backends.gpu.job import Job
-from spikebrain.backends.gpu.weights import rows_of
+from spikebrain.backends.gpu.job import Matrix
 
 Mode = Literal["spike", "count"]
 ROTATING_BYTES = 1200 * 2**20
@@ -109,8 +108,8 @@ def add_alone(
     failed = torch.empty(len(x), dtype=torch.int32, device="cuda")
     for weight in weights:
         y = torch.empty(len(x), len(weight), dtype=x.dtype, device="cuda")
-        job = Job(x, weight, y, 1, rule, bounds, layer.scale, None, failed)
-        plans.append(triton_spike.plan_for(settings, job, rows_of(weight).view(torch.int32)))
+        matrix = Matrix(weight, layer.scale)
+        plans.append(triton_spike.plan_for(settings, triton_spike.Stage(x, (matrix,), y, rule, bounds, failed)))
         triton_spike.list_rows(plans[-1])
     sums = torch.zeros(len(plans), *plans[0].sums.shape, dtype=torch.int64, device="cuda")
 

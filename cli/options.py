@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 
-from ..backends import BACKENDS, Backend
 from ..errors import InputError
-from ..registry import Registry
+
+if TYPE_CHECKING:
+    from ..backends import Backend
+    from ..registry import Registry
 
 MODEL = "smollm2, a .gguf file, a model folder, a file saved by spikebrain, or a hub id."
 Model = Annotated[str, typer.Argument(help=f"The model: {MODEL}")]
@@ -40,7 +42,8 @@ Weights = Annotated[
         show_default="int8",
     ),
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.")]
+DEVICES = "cpu, cuda, or auto: a GPU if there is one."
+Device = Annotated[str, typer.Option(help=DEVICES)]
 Force = Annotated[bool, typer.Option("--force", help="Write over what the folder holds.")]
 Spiking = Annotated[str, typer.Option(help="How the model spikes: none, as-described or as-released.")]
 
@@ -68,6 +71,8 @@ def backend_named(name: str | None) -> Backend | Literal["auto"] | None:
     """Return the backend of that name, or "auto" or None."""
     if name is None or name == "auto":
         return name
+    from ..backends import BACKENDS
+
     if name not in BACKENDS:
         raise InputError(f"backend: expected one of auto, {', '.join(BACKENDS)}; got {name!r}.")
     return BACKENDS.create(name)

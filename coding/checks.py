@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from ..neuro.checks import Untouched, checks_all, describe_tensor, needs_check, refuse
+from ..neuro.once import Once
 from .base import Encoder, decode
 from .train import SpikeTrain
 
 # Tokens whose train is decoded and compared, beside those of the largest and the smallest count.
 _SAMPLED_TOKENS = 6
+_encoded = Once()
 
 
 def fitted_to(encoder: Encoder, low: int, high: int) -> tuple[Encoder, int]:
@@ -44,7 +46,7 @@ def train_of(encoder: Encoder, count: Tensor, num_timesteps: int) -> SpikeTrain:
         EncodingError: see `Encoder.encode`.
     """
     if not needs_check(encoder):
-        return encoder.encode(count, num_timesteps)
+        return _encoded.get(count, (encoder, num_timesteps), lambda: encoder.encode(count, num_timesteps))
     untouched = Untouched(count)
     train = encoder.encode(count, num_timesteps)
     if not isinstance(train, SpikeTrain):

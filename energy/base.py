@@ -8,6 +8,9 @@ from ..registry import Registry
 from .counts import ModelCounts
 from .energy_report import EnergyReport
 
+# In the `left_out` of models that know spiking layers only.
+STAYS_DENSE = "what stays dense: norms, attention, gates, embedding and output head"
+
 
 class EnergyModel(ABC):
     """Turns operation counts into energy. Zero counts give zero, and the layers' energies sum to the total."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..errors import InputError
-from .base import ENERGY_MODELS, EnergyModel
+from .base import ENERGY_MODELS, STAYS_DENSE, EnergyModel
 from .counts import ModelCounts
 from .energy_report import EnergyReport, origin
 from .table import EnergyTable, load_table
@@ -104,6 +104,6 @@ class PaperEnergy(EnergyModel):
                 "encoding: mean, division and rounding per token",
                 "reading weights and activations, which decides the energy of real hardware",
                 "routing, handshakes and leakage",
-                "what stays dense: norms, attention, gates, embedding and output head",
+                STAYS_DENSE,
             ),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .base import ENERGY_MODELS, EnergyModel
+from .base import ENERGY_MODELS, STAYS_DENSE, EnergyModel
 from .counts import ModelCounts
 from .energy_report import EnergyReport, origin
 from .table import EnergyTable, load_table
@@ -46,7 +46,7 @@ class SynopEnergy(EnergyModel):
             **origin(counts, self.table, used),
             assumptions=("a synaptic operation costs the same whatever the digit of its spike weighs",),
             left_out=(
-                "what stays dense: norms, attention, gates, embedding and output head",
+                STAYS_DENSE,
                 "encoding and rescaling",
                 *(() if has_update else ("neuron updates, for which the table has no energy",)),
                 "idle power",

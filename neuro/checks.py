@@ -16,11 +16,13 @@ from torch import Tensor
 
 from ..errors import InputError
 from .base import Neuron
+from .once import Once
 from .spike_count import SpikeCount
 
 _COUNT_DTYPES = (torch.int32, torch.int64)
 # One entry for each open `checking_plugins()` block. No context variable: a block also holds for threads it starts.
 _open_blocks: list[None] = []
+_counted = Once()
 
 
 @contextmanager
@@ -95,6 +97,8 @@ class Untouched:
 def spikes_of(neuron: Neuron, x: Tensor) -> SpikeCount:
     """Return `neuron(x)`, checked if the neuron is not of this package.
 
+    Layers that get the same tensor, such as q, k and v, have their spikes counted once, unless gradients are recorded.
+
     Args:
         neuron: the neuron.
         x: activations, [*tokens, N].
@@ -104,7 +108,9 @@ def spikes_of(neuron: Neuron, x: Tensor) -> SpikeCount:
         InputError: the neuron returned something else, or changed x in place.
     """
     if not needs_check(neuron):
-        return neuron(x)
+        if x.requires_grad and torch.is_grad_enabled():
+            return neuron(x)
+        return _counted.get(x, neuron, lambda: neuron(x))
     untouched = Untouched(x)
     spikes = neuron(x)
     if not isinstance(spikes, SpikeCount):

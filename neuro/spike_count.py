@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 
 import torch
@@ -41,6 +42,11 @@ class SpikeCount:
     count: Int[Tensor, "*shape"]
     threshold: Float[Tensor, "..."]
     source: Float[Tensor, "*shape"] | None = field(default=None, repr=False)
+
+    @functools.cached_property
+    def by_token(self) -> Int[Tensor, "tokens channels"]:
+        """The counts with all tokens in one axis, always the same tensor."""
+        return self.count.reshape(self.count.shape[:-1].numel(), self.count.shape[-1])
 
     def activation(self) -> Float[Tensor, "*shape"]:
         """Return count * threshold, the activation as the spikes carry it, in the dtype of the threshold.

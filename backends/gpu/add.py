@@ -26,9 +26,9 @@ def places_at(places, length, tile, ROWS: tl.constexpr):
 
 
 @triton.jit
-def rows_at(rows_ptr, place, word):
+def rows_at(rows_ptr, place, num_words, word):
     """Load the words of the rows at some places, [places, words]; zeros where a place is empty."""
-    row = tl.multiple_of((place & -4)[:, None], [1, 4])
+    row = tl.multiple_of((place >> 2)[:, None] * num_words, [1, 4])
     here = rows_ptr + (row + word[None, :])
     return tl.load(here, mask=(place >= 0)[:, None], other=0, eviction_policy="evict_first")
 
@@ -61,17 +61,29 @@ def add_events(
     high_ptr,
     head_ptr,
     threshold_ptr,
-    rows_ptr,  # weights, int32 words of four int8, [inputs, words]
-    scale_ptr,  # float32, [outputs]
-    bias_ptr,  # [outputs], or scale_ptr again
-    y_ptr,  # [tokens, outputs]: int32 sums, or rescaled activations
+    y_ptr,  # [tokens, all outputs]: int32 sums, or rescaled activations
     sums_ptr,  # int64, zeros, [tokens, num_sums]: 4 * WORDS sums per tile, or half as many pairs
+    rows0_ptr,  # weights, int32 words of four int8, [inputs, words], of up to three matrices that follow one another
+    rows1_ptr,
+    rows2_ptr,
+    scale0_ptr,  # float32, [outputs]
+    scale1_ptr,
+    scale2_ptr,
+    bias0_ptr,  # [outputs], or any pointer where there is none
+    bias1_ptr,
+    bias2_ptr,
+    words0,
+    words1,
+    words2,
+    outputs0,
+    outputs1,
+    outputs2,
     num_sums,
-    num_words,
-    num_outputs,
     lists,
+    MATRICES: tl.constexpr,
     RESCALE: tl.constexpr,
-    BIAS: tl.constexpr,
+    BIAS: tl.constexpr,  # all of them have a bias
+    RESIDUAL: tl.constexpr,  # add to what is in y
     CHANNELS: tl.constexpr,
     ROWS: tl.constexpr,
     SHARES: tl.constexpr,  # of a list, a power of two
@@ -84,15 +96,34 @@ def add_events(
     """Add the rows of SLOTS shares of lists, 4 * WORDS columns of them; grid [tiles, programs, tokens]."""
     tile = tl.program_id(0)
     token = tl.program_id(2)
+    rows_ptr, scale_ptr, bias_ptr, num_words, num_outputs = rows0_ptr, scale0_ptr, bias0_ptr, words0, outputs0
+    first_tile, first_output, all_outputs = 0, 0, outputs0
+    if MATRICES > 1:
+        tiles0 = tl.cdiv(words0, WORDS)
+        all_outputs += outputs1
+        if tile >= tiles0:
+            rows_ptr, scale_ptr, bias_ptr, num_words, num_outputs = rows1_ptr, scale1_ptr, bias1_ptr, words1, outputs1
+            first_tile, first_output = tiles0, outputs0
+    if MATRICES > 2:
+        tiles1 = tl.cdiv(words0, WORDS) + tl.cdiv(words1, WORDS)
+        all_outputs += outputs2
+        if tile >= tiles1:
+            rows_ptr, scale_ptr, bias_ptr, num_words, num_outputs = rows2_ptr, scale2_ptr, bias2_ptr, words2, outputs2
+            first_tile, first_output = tiles1, outputs0 + outputs1
+    rows_ptr, num_words = tl.multiple_of(rows_ptr, 16), tl.multiple_of(num_words, 4)
+    column = tile - first_tile  # of the tile, in its matrix
     # What is beyond the last word is read there again, and not stored.
-    word = tl.minimum(tile * WORDS + tl.arange(0, WORDS), num_words - 4 + tl.arange(0, WORDS) % 4)
+    word = tl.minimum(column * WORDS + tl.arange(0, WORDS), num_words - 4 + tl.arange(0, WORDS) % 4)
     word = tl.max_contiguous(tl.multiple_of(word, 4), 4)
     # All loaded here, so that nothing waits for them at the end.
-    output = tile * (4 * WORDS) + tl.arange(0, 4 * WORDS)
+    output = column * (4 * WORDS) + tl.arange(0, 4 * WORDS)
+    y = y_ptr + token.to(tl.int64) * all_outputs + first_output + output
     if RESCALE:
         scale = tl.load(scale_ptr + output, mask=output < num_outputs, other=0)
         if BIAS:
             bias = tl.load(bias_ptr + output, mask=output < num_outputs, other=0).to(tl.float32)
+        if RESIDUAL:
+            before = tl.load(y, mask=output < num_outputs, other=0).to(tl.float32)
     slot = tl.program_id(1) * SLOTS + tl.arange(0, SLOTS)
     list_of_slot = slot // SHARES
     share = slot % SHARES
@@ -126,22 +157,22 @@ def add_events(
     place1 = places_at(places, length, 1, ROWS)
     next0 = places_at(places, length, STAGES, ROWS)
     next1 = places_at(places, length, STAGES + 1, ROWS)
-    w0 = rows_at(rows_ptr, place0, word)
-    w1 = rows_at(rows_ptr, place1, word)
+    w0 = rows_at(rows_ptr, place0, num_words, word)
+    w1 = rows_at(rows_ptr, place1, num_words, word)
     if STAGES == 3:
         place2 = places_at(places, length, 2, ROWS)
         next2 = places_at(places, length, STAGES + 2, ROWS)
-        w2 = rows_at(rows_ptr, place2, word)
+        w2 = rows_at(rows_ptr, place2, num_words, word)
     for i in tl.range(2 * STAGES, tl.max(end - begin, 0) + 2 * STAGES, STAGES, num_stages=1):
         sums = add_rows(sums, w0, place0, ROWS, SLOTS, WORDS)
-        w0 = rows_at(rows_ptr, next0, word)
+        w0 = rows_at(rows_ptr, next0, num_words, word)
         place0, next0 = next0, places_at(places, length, i, ROWS)
         sums = add_rows(sums, w1, place1, ROWS, SLOTS, WORDS)
-        w1 = rows_at(rows_ptr, next1, word)
+        w1 = rows_at(rows_ptr, next1, num_words, word)
         place1, next1 = next1, places_at(places, length, i + 1, ROWS)
         if STAGES == 3:
             sums = add_rows(sums, w2, place2, ROWS, SLOTS, WORDS)
-            w2 = rows_at(rows_ptr, next2, word)
+            w2 = rows_at(rows_ptr, next2, num_words, word)
             place2, next2 = next2, places_at(places, length, i + 2, ROWS)
     even, odd, sum0, sum1, sum2, sum3 = sums
     # The running sums count once more for every digit that is left: 1, 2, 4 or 8 times at a go.
@@ -180,6 +211,7 @@ def add_events(
     # Two sums of 26 bits (or one of 48) share 64 bits with the number of programs that they hold: whose addition
     # completes the number has the sums. So there is no second pass, and half as many atomic additions as sums.
     here = sums_ptr + token.to(tl.int64) * num_sums
+    sum_place = tile * (4 * WORDS) + tl.arange(0, 4 * WORDS)
     if PAIRS:
         pair = tile * (2 * WORDS) + tl.arange(0, 2 * WORDS)
         mine = tl.interleave(paired(sum0, sum1), paired(sum2, sum3))
@@ -192,7 +224,7 @@ def add_events(
         num_arrived = tl.interleave(num_arrived, num_arrived)
     else:
         mine = tl.interleave(tl.interleave(sum0, sum2), tl.interleave(sum1, sum3)).to(tl.int64) + (1 << 48)
-        both = mine + tl.atomic_add(here + output, mine, sem="relaxed")
+        both = mine + tl.atomic_add(here + sum_place, mine, sem="relaxed")
         low = both << 16 >> 16
         num_arrived = both - low >> 48
         total = low.to(tl.int32)
@@ -200,5 +232,7 @@ def add_events(
         total = total.to(tl.float32) * scale * threshold
         if BIAS:
             total += bias
+        if RESIDUAL:
+            total = before + total.to(y_ptr.dtype.element_ty).to(tl.float32)
     is_last = (num_arrived == tl.num_programs(1)) & (output < num_outputs)
-    tl.store(y_ptr + token.to(tl.int64) * num_outputs + output, total.to(y_ptr.dtype.element_ty), mask=is_last)
+    tl.store(y, total.to(y_ptr.dtype.element_ty), mask=is_last)

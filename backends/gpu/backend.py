@@ -71,16 +71,13 @@ class Triton(Backend):
         if (
             rule is None
             or bounds is None
-            or not encoder.lossless
+            or self.why_not_fused(neuron, encoder, weight) is not None
             or x.dtype not in (torch.float32, torch.bfloat16, torch.float16)
             or not x.numel()
             or not weight.numel()
             or not x.device == weight.device == scale.device
             or (bias is not None and bias.device != x.device)
             or self.why_unavailable(x.device) is not None
-            or bounds.largest > MAX_LOSSLESS_COUNT
-            or MAX_WEIGHT * bounds.mean * num_inputs > INT32.max
-            or not 1e-30 < rule.threshold_range[0] <= rule.threshold_range[1] < 1e30
         ):
             return None
         flat = x.detach().reshape(-1, num_inputs).contiguous()
@@ -92,6 +89,20 @@ class Triton(Backend):
         if not capturing and bool(failed.any()):
             return None
         return y.reshape(*x.shape[:-1], len(weight))
+
+    @staticmethod
+    def why_not_fused(neuron: Neuron, encoder: Encoder, weight: Tensor) -> str | None:
+        """Return why there are no kernels for whole layers with this neuron, code and weights, or None if there are."""
+        rule, bounds = neuron.kernel_rule(), neuron.count_bounds(weight.shape[1])
+        if rule is None or bounds is None:
+            return f"has a neuron without a kernel, {neuron!r}"
+        if not encoder.lossless:
+            return f"has the encoder {encoder!r}, whose spikes must be added"
+        if bounds.largest > MAX_LOSSLESS_COUNT or MAX_WEIGHT * bounds.mean * weight.shape[1] > INT32.max:
+            return f"has sums that may not fit 32 bits with {neuron!r}"
+        if not 1e-30 < rule.threshold_range[0] <= rule.threshold_range[1] < 1e30:
+            return f"has thresholds of {neuron!r} outside 1e-30 to 1e30"
+        return None
 
     def _accumulate(self, spikes: Tensor, timestep_weight: Tensor, weight: Tensor) -> Tensor:
         count = torch.zeros(spikes.shape[1:], dtype=torch.int64, device=spikes.device)

@@ -10,6 +10,20 @@ from torch import Tensor
 from ...neuro import NO_RULE, CountBounds, KernelRule
 
 
+class Matrix(NamedTuple):
+    """A matrix that is added up, with what its sums are rescaled by.
+
+    Attributes:
+        weight: int8, [outputs, inputs].
+        scale: float32, [outputs, 1]; None for sums.
+        bias: [outputs], or None.
+    """
+
+    weight: Tensor
+    scale: Tensor | None = None
+    bias: Tensor | None = None
+
+
 class Job(NamedTuple):
     """A layer to run, or counts to accumulate.
 

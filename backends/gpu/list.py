@@ -4,7 +4,7 @@ A list is for CHANNELS input channels of a token. It is an array of places in th
 ROWS places that share a digit; a place is one row to add, or empty. |count| = 64 * high + 8 * eights + digit: a channel
 takes a place of its digit, and `eights` places of digit 8. What is above goes to the high list. A place holds
 
-- the offset of the row in words, a multiple of four; negative where the place is empty,
+- from bit 2 on, the channel, whose row of any matrix that reads this input is added; negative where the place is empty,
 - in bit 1, whether the digit drops by one after this tile,
 - in bit 0, whether the row is subtracted.
 
@@ -12,7 +12,7 @@ The head of a list holds HEAD integers: what the lifted weights are too much, th
 of their counts, nothing, and where the tiles of digits 8, 7, ... 1 end.
 """
 
-# ruff: noqa: PLR0915 - a kernel is one function
+# ruff: noqa: PLR0912, PLR0915 - a kernel is one function
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 # pyright: reportIndexIssue=false, reportAttributeAccessIssue=false, reportCallIssue=false
 
@@ -26,6 +26,8 @@ from ...neuro.threshold_triton import COUNTED, add_lanes, count_of, lanes_statis
 HEAD = tl.constexpr(12)
 # Of a program of `list_events`.
 THREADS = tl.constexpr(256)
+# Where the input of a token comes from: it is there; RMSNorm of what is there; SiLU(first half) * second half of it.
+GIVEN, NORM, GATED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
@@ -48,9 +50,48 @@ def prefetch_rows(row, num_bytes, wanted):
 
 
 @triton.jit
+def input_at(x_row, norm_ptr, channel, num_inputs, inverse, SOURCE: tl.constexpr):
+    """Load a token's input, rounded after each step as PyTorch's operators do in its dtype; 0 beyond the last channel.
+
+    Args:
+        x_row: what is there for the token.
+        norm_ptr: weight of the norm, [inputs].
+        channel: which channels.
+        num_inputs: channels that there are.
+        inverse: what `inverse_rms` returned.
+        SOURCE: GIVEN, NORM or GATED.
+    """
+    x = tl.load(x_row + channel, mask=channel < num_inputs, other=0)
+    dtype: tl.constexpr = x_row.dtype.element_ty
+    if SOURCE == NORM:
+        weight = tl.load(norm_ptr + channel, mask=channel < num_inputs, other=0).to(tl.float32)
+        x = (weight * (x.to(tl.float32) * inverse).to(dtype).to(tl.float32)).to(dtype)
+    if SOURCE == GATED:
+        gate = x.to(tl.float32)
+        up = tl.load(x_row + num_inputs + channel, mask=channel < num_inputs, other=0).to(tl.float32)
+        x = ((gate / (1 + tl.exp(-gate))).to(dtype).to(tl.float32) * up).to(dtype)
+    return x
+
+
+@triton.jit
+def inverse_rms(x_row, num_inputs, eps, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
+    """Return 1 / sqrt(mean of x^2 + eps) of a token, float32."""
+    squares = tl.zeros([BLOCK], tl.float32)
+    for block in tl.static_range(BLOCKS):
+        channel = block * BLOCK + tl.arange(0, BLOCK)
+        x = tl.load(x_row + channel, mask=channel < num_inputs, other=0).to(tl.float32)
+        squares += x * x
+    return tl.rsqrt(tl.sum(squares, 0) / num_inputs + eps)
+
+
+@triton.jit
 def list_events(
-    x_ptr,  # activations or int32 counts, [tokens, inputs]
-    rows_ptr,  # weights, int32 words of four int8, [inputs, words]
+    x_ptr,  # activations or int32 counts, [tokens, inputs], or twice as many where SOURCE is GATED
+    norm_ptr,  # where SOURCE is NORM: weight of the norm, [inputs]
+    seen_ptr,  # filled with the input if SEEN, [tokens, inputs]
+    rows_ptr,  # weights, int32 words of four int8, [inputs, words], of up to three matrices that read this input
+    rows1_ptr,
+    rows2_ptr,
     list_ptr,  # int32, [tokens, lists, LENGTH]
     high_ptr,  # int32, [tokens, lists, CHANNELS]
     head_ptr,  # int32, [tokens, lists, HEAD]
@@ -60,12 +101,18 @@ def list_events(
     num_inputs,
     num_sums,
     num_words,
+    num_words1,
+    num_words2,
     lists,
     most_places,  # of a list
+    eps,  # of the norm
     a,  # the rule's parameters
     b,
     c,
     RULE: tl.constexpr,  # COUNTED if x holds counts
+    SOURCE: tl.constexpr,
+    SEEN: tl.constexpr,
+    MATRICES: tl.constexpr,
     CHANNELS: tl.constexpr,
     ROWS: tl.constexpr,
     LENGTH: tl.constexpr,
@@ -77,10 +124,15 @@ def list_events(
     token = tl.program_id(0)
     program = tl.program_id(1)
     programs = tl.num_programs(1)
-    x_row = x_ptr + token.to(tl.int64) * num_inputs
+    x_row = x_ptr + token.to(tl.int64) * num_inputs * (2 if SOURCE == GATED else 1)
     local = tl.arange(0, CHANNELS)
     channel = program * CHANNELS + local
-    x = tl.load(x_row + channel, mask=channel < num_inputs, other=0)
+    inverse = 1.0
+    if SOURCE == NORM:
+        inverse = inverse_rms(x_row, num_inputs, eps, BLOCK, BLOCKS)
+    x = input_at(x_row, norm_ptr, channel, num_inputs, inverse, SOURCE)
+    if SEEN:
+        tl.store(seen_ptr + token.to(tl.int64) * num_inputs + channel, x, mask=channel < num_inputs)
     threshold = 1.0
     fits = True
     if RULE == COUNTED:
@@ -89,7 +141,7 @@ def list_events(
         part = tl.zeros([BLOCK], tl.float64)
         for block in tl.static_range(BLOCKS):  # so that all loads are under way at once
             every = block * BLOCK + tl.arange(0, BLOCK)
-            part = add_lanes(part, tl.load(x_row + every, mask=every < num_inputs, other=0), RULE)
+            part = add_lanes(part, input_at(x_row, norm_ptr, every, num_inputs, inverse, SOURCE), RULE)
         threshold, fits, _ = threshold_of(lanes_statistic(part, RULE), num_inputs, a, b, c, RULE)
         count = tl.where(fits, count_of(x, threshold, SMALL=True, FMA=False), 0)
         if program == 0:
@@ -102,11 +154,15 @@ def list_events(
             lane = tl.arange(0, THREADS)
             for start in range(0, num_inputs, others * THREADS):
                 ahead = start + ((lane & 7) * (THREADS // 8) + (lane >> 3)) * others + program - lists
-                soon = tl.load(x_row + ahead, mask=ahead < num_inputs, other=0)
+                soon = input_at(x_row, norm_ptr, ahead, num_inputs, inverse, SOURCE)
                 if RULE != COUNTED:
                     soon = tl.where(fits, count_of(soon, threshold, SMALL=True, FMA=False), 0)
-                row = rows_ptr + ahead.to(tl.int64) * num_words
-                prefetch_rows(row, num_words * 4, tl.abs(soon) >= PREFETCH)
+                wanted = tl.abs(soon) >= PREFETCH
+                prefetch_rows(rows_ptr + ahead.to(tl.int64) * num_words, num_words * 4, wanted)
+                if MATRICES > 1:
+                    prefetch_rows(rows1_ptr + ahead.to(tl.int64) * num_words1, num_words1 * 4, wanted)
+                if MATRICES > 2:
+                    prefetch_rows(rows2_ptr + ahead.to(tl.int64) * num_words2, num_words2 * 4, wanted)
         share = tl.cdiv(num_sums, others)
         for start in range(0, share, CHANNELS):
             at = start + local
@@ -156,7 +212,7 @@ def list_events(
         drops = drops | (tile == end4) | (tile == end3) | (tile == end2) | (tile == end1)
         tl.store(places + at, -4 | drops.to(tl.int32) << 1, mask=at < end1 * ROWS)
     tl.debug_barrier()
-    event = channel * num_words | negative
+    event = channel << 2 | negative
     first = tl.where(digit == 3, end4, tl.where(digit == 2, end3, end2))
     first = tl.where(digit == 5, end6, tl.where(digit == 4, end5, first))
     first = tl.where(digit == 7, end8, tl.where(digit == 6, end7, first))

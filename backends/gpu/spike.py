@@ -18,17 +18,20 @@ was added too much is known from the list and subtracted at the end.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...coding.kernels import interpreting
 from ...errors import InputError
+from ...neuro import NO_RULE, CountBounds, KernelRule
 from ..base import INT32, MAX_WEIGHT
 from .add import add_events
-from .job import Job, cdiv, num_processors, power_of_two
-from .list import HEAD, THREADS, list_events
+from .job import Job, Matrix, cdiv, num_processors, power_of_two
+from .list import GIVEN, HEAD, THREADS, list_events
+from .tuning import fastest
 from .weights import rows_of
 
 
@@ -74,23 +77,62 @@ def run(settings: Settings, job: Job) -> None:
     Raises:
         InputError: the layer's weights take more than 8 GiB.
     """
-    rows = rows_of(job.weight).view(torch.int32)
-    if rows.numel() > INT32.max:
-        raise InputError(f"Triton: expected weights of at most 8 GiB in a layer, got {tuple(job.weight.shape)}.")
+    matrices = (Matrix(job.weight, job.scale, job.bias),)
     for first in range(0, len(job.x), _PORTION):
         part = slice(first, first + _PORTION)
         failed = None if job.failed is None else job.failed[part]
-        plan = plan_for(settings, job._replace(x=job.x[part], y=job.y[part], failed=failed), rows)
+        plan = plan_for(settings, Stage(job.x[part], matrices, job.y[part], job.rule, job.bounds, failed))
         list_rows(plan)
         add_rows(plan)
 
 
+class Stage(NamedTuple):
+    """Matrices that read the same input, which becomes counts and lists once.
+
+    Attributes:
+        x: activations, or int32 counts where there is no rule; [tokens, inputs], or [tokens, 2 * inputs] where the
+            source is GATED; contiguous.
+        matrices: one to three; all or none have a bias.
+        y: filled with rescaled sums, or with int32 sums where there are no scales; [tokens, all outputs].
+        rule: of the neuron that counts.
+        bounds: of its counts.
+        failed: as of `Job`.
+        source: of the input: GIVEN, NORM or GATED of `list.py`.
+        norm: weight of the norm and its eps, where the source is NORM.
+        residual: whether the outputs are added to what is in y.
+        seen: filled with the input, [tokens, inputs], or None; for checks.
+    """
+
+    x: Tensor
+    matrices: tuple[Matrix, ...]
+    y: Tensor
+    rule: KernelRule = NO_RULE
+    bounds: CountBounds | None = None
+    failed: Tensor | None = None
+    source: int = GIVEN.value
+    norm: tuple[Tensor, float] | None = None
+    residual: bool = False
+    seen: Tensor | None = None
+
+
+def tuned(stage: Stage) -> Settings:
+    """Return the launch settings with which a stage is fastest; it runs many times, unless they are known."""
+    shapes = ", ".join(str(tuple(matrix.weight.shape)) for matrix in stage.matrices)
+
+    def run_stage(settings: Settings) -> None:
+        plan = plan_for(settings, stage)
+        list_rows(plan)
+        add_rows(plan)
+
+    return fastest(f"stage {stage.source} {shapes}, {stage.x.dtype}", settings_for(1), run_stage, stage.x.device)
+
+
 class Plan(NamedTuple):
-    """How a job is divided, and the memory that its kernels share; `list.py` says what is in it."""
+    """How a stage is divided, and the memory that its kernels share; `list.py` says what is in it."""
 
     settings: Settings
-    job: Job
-    rows: Tensor  # weights, int32 words of four, [inputs, words]
+    stage: Stage
+    rows: tuple[Tensor, ...]  # weights of each matrix, int32 words of four, [inputs, words]
     lists: int  # of a token
     shares: int  # of a list
     pairs: bool  # whether two sums share 64 bits
@@ -103,17 +145,26 @@ class Plan(NamedTuple):
     threshold: Tensor
 
 
-def plan_for(settings: Settings, job: Job, rows: Tensor) -> Plan:
-    """Divide the work and allocate memory."""
-    (num_tokens, num_inputs), device = job.x.shape, job.x.device
-    lists, tiles = cdiv(num_inputs, _CHANNELS), cdiv(rows.shape[1], settings.words)
-    mean_count = job.bounds.mean if job.bounds else 1.5
+def plan_for(settings: Settings, stage: Stage) -> Plan:
+    """Divide the work and allocate memory.
+
+    Raises:
+        InputError: the weights of a matrix take more than 8 GiB.
+    """
+    rows = tuple(rows_of(matrix.weight).view(torch.int32) for matrix in stage.matrices)
+    for matrix, words in zip(stage.matrices, rows, strict=True):
+        if words.numel() > INT32.max:
+            shape = tuple(matrix.weight.shape)
+            raise InputError(f"Triton: expected weights of at most 8 GiB in a layer, got {shape}.")
+    num_tokens, num_inputs, device = len(stage.x), len(rows[0]), stage.x.device
+    lists, tiles = cdiv(num_inputs, _CHANNELS), sum(cdiv(words.shape[1], settings.words) for words in rows)
+    mean_count = stage.bounds.mean if stage.bounds else 1.5
     # A channel takes one place, and one more for every 8 of its |count|.
     num_places = int(_CHANNELS * (1 + mean_count / 8)) + 8 * settings.rows
     wanted = settings.programs * num_processors(device) * settings.slots // (tiles * lists * num_tokens)
     shares = power_of_two(max(cdiv(num_places, _MOST_ROWS - settings.rows), wanted))
     programs = cdiv(lists * shares, settings.slots)
-    fit_pairs = job.bounds is not None and MAX_WEIGHT * job.bounds.mean * num_inputs < _PAIRED_SUMS
+    fit_pairs = stage.bounds is not None and MAX_WEIGHT * stage.bounds.mean * num_inputs < _PAIRED_SUMS
     pairs = fit_pairs and programs < _PAIRED_PROGRAMS
     length = 8 * _CHANNELS + 8 * settings.rows  # places: 8 a channel at most, and padding
     sizes = [num_tokens * lists * size for size in (length, _CHANNELS, HEAD.value)]
@@ -122,35 +173,42 @@ def plan_for(settings: Settings, job: Job, rows: Tensor) -> Plan:
     sums = torch.empty(num_tokens, num_sums, dtype=torch.int64, device=device)
     threshold = torch.empty(num_tokens, dtype=torch.float32, device=device)
     grid = (tiles, programs, num_tokens)
-    return Plan(settings, job, rows, lists, shares, pairs, length, grid, places, high, head, sums, threshold)
+    return Plan(settings, stage, rows, lists, shares, pairs, length, grid, places, high, head, sums, threshold)
 
 
 def list_rows(plan: Plan) -> None:
     """Find the thresholds, list the rows to add, and set the sums to zero."""
-    settings, job = plan.settings, plan.job
-    num_tokens, num_inputs = job.x.shape
+    settings, stage = plan.settings, plan.stage
+    num_tokens, num_inputs = len(stage.x), len(plan.rows[0])
     block = min(power_of_two(num_inputs), 4096)
+    norm, eps = stage.norm or (stage.x, 0.0)
     # Rows of several tokens overlap: those of the first bring most of the others' into the cache.
-    prefetch = settings.prefetch if num_tokens == 1 and _can_prefetch(job.x.device) else 0
+    prefetch = settings.prefetch if num_tokens == 1 and _can_prefetch(stage.x.device) else 0
     # One program per multiprocessor, if that leaves enough of them to fetch rows ahead and to clear the sums.
-    processors = num_processors(job.x.device)
+    processors = num_processors(stage.x.device)
     helpers = max(processors - plan.lists, processors // 4, 1)
     list_events[num_tokens, plan.lists + helpers](
-        job.x,
-        plan.rows,
+        stage.x,
+        norm,
+        stage.x if stage.seen is None else stage.seen,
+        *_three(plan.rows),
         plan.places,
         plan.high,
         plan.head,
         plan.threshold,
-        plan.head if job.failed is None else job.failed,
+        plan.head if stage.failed is None else stage.failed,
         plan.sums,
         num_inputs,
         plan.sums.shape[1],
-        plan.rows.shape[1],
+        *_three([rows.shape[1] for rows in plan.rows]),
         plan.lists,
         plan.shares * (_MOST_ROWS - settings.rows),
-        *job.rule.parameters,
-        RULE=job.rule.number,
+        eps,
+        *stage.rule.parameters,
+        RULE=stage.rule.number,
+        SOURCE=stage.source,
+        SEEN=stage.seen is not None,
+        MATRICES=len(plan.rows),
         CHANNELS=_CHANNELS,
         ROWS=settings.rows,
         LENGTH=plan.length,
@@ -163,24 +221,28 @@ def list_rows(plan: Plan) -> None:
 
 
 def add_rows(plan: Plan) -> None:
-    """Add the listed rows, rescale, and fill job.y."""
-    settings, job = plan.settings, plan.job
+    """Add the listed rows, rescale, and fill the stage's y."""
+    settings, stage = plan.settings, plan.stage
+    scales = [plan.threshold if matrix.scale is None else matrix.scale for matrix in stage.matrices]
+    biases = [plan.threshold if matrix.bias is None else matrix.bias for matrix in stage.matrices]
     add_events[plan.grid](
         plan.places,
         plan.high,
         plan.head,
         plan.threshold,
-        plan.rows,
-        plan.threshold if job.scale is None else job.scale,
-        plan.threshold if job.bias is None else job.bias,
-        job.y,
+        stage.y,
         plan.sums,
+        *_three(plan.rows),
+        *_three(scales),
+        *_three(biases),
+        *_three([rows.shape[1] for rows in plan.rows]),
+        *_three([len(matrix.weight) for matrix in stage.matrices]),
         plan.sums.shape[1],
-        plan.rows.shape[1],
-        len(job.weight),
         plan.lists,
-        RESCALE=job.scale is not None,
-        BIAS=job.bias is not None,
+        MATRICES=len(plan.rows),
+        RESCALE=stage.matrices[0].scale is not None,
+        BIAS=stage.matrices[0].bias is not None,
+        RESIDUAL=stage.residual,
         CHANNELS=_CHANNELS,
         ROWS=settings.rows,
         SHARES=plan.shares,
@@ -192,6 +254,11 @@ def add_rows(plan: Plan) -> None:
         num_warps=1,
         enable_fp_fusion=False,
     )
+
+
+def _three(items: Sequence[Any]) -> list[Any]:
+    """Return what up to three matrices have; a kernel with fewer does not look at the others."""
+    return [*items, *[items[0]] * (3 - len(items))]
 
 
 def _can_prefetch(device: torch.device) -> bool:

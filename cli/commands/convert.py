@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from ...jobs import ConvertSettings
-from ...jobs import convert as run_conversion
 from ..options import Force, K, Spiking, Weights, folder_for, seed_for, spiking_or_none
 from ..progress import on_screen
 
@@ -43,7 +41,9 @@ def convert(
     With --spiking it also puts a SpikingBrain model on spikes, for example one that was distilled; then only --k and
     --weights go with it. --calibrate-tokens, --fit and --device need --calibrate; --k and --weights need --spiking.
     """
-    settings = ConvertSettings(
+    from ... import jobs
+
+    settings = jobs.ConvertSettings(
         model=model,
         layout=layout,
         window=window,
@@ -59,6 +59,6 @@ def convert(
         seed=seed,
     )
     with on_screen() as progress:
-        student = run_conversion(settings, out, progress, force=force)
+        student = jobs.convert(settings, out, progress, force=force)
     num_bytes = sum(x.numel() * x.element_size() for x in (*student.parameters(), *student.buffers()))
     print(f"Written to {out}: {student.settings.num_layers} layers, {num_bytes / 2**20:,.0f} MiB, spiking: {spiking}.")

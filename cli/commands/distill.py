@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from ...jobs import DistillRun
-from ...jobs import distill as run_training
 from ..options import Device, Force, folder_for, seed_for, spiking_or_none
 from ..progress import on_screen
 
@@ -55,7 +53,9 @@ def distill(
 
     There are two stages: attention outputs, then logits. --minutes sets the steps of those whose steps are not given.
     """
-    run = DistillRun(
+    from ... import jobs
+
+    run = jobs.DistillRun(
         teacher=teacher,
         student=student,
         text=tuple(text or ()),
@@ -75,7 +75,7 @@ def distill(
         seed=seed,
     )
     with on_screen() as progress:
-        found = run_training(run, out, progress, force=force)
+        found = jobs.distill(run, out, progress, force=force)
     result = found.result
     losses = ", ".join(
         f"{stage.objective} {_ends([point.loss for point in result.losses if point.stage == i])}"

@@ -8,13 +8,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ...jobs import examine
 from ..options import table_of
 
 
 def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False) -> None:
     """Say what this machine can run, what "auto" picks, and why something is not available."""
-    found = examine()
+    from ... import jobs
+
+    found = jobs.examine()
     if as_json:
         print(json.dumps(found, indent=1))
     else:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from ...coding import ENCODERS
-from ...energy import EnergyReport, ModelCounts, load_table
-from ...jobs import EnergySettings, energy_model
-from ...jobs import energy as run_estimate
-from ..options import MODEL, EncoderName, K, TextFile, Weights, folder_for, named, table_of
+from ..options import DEVICES, MODEL, EncoderName, K, TextFile, Weights, folder_for, named, table_of
 from ..progress import on_screen
 
-_SYSTEMS = ("spiking", "int8", "fp16")
+if TYPE_CHECKING:
+    from ...energy import EnergyReport, ModelCounts
 
 
 def energy(
@@ -55,9 +52,7 @@ def energy(
     num_tokens: Annotated[
         int | None, typer.Option(help="Tokens from the start of the text.", show_default="512")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda, or auto: a GPU if there is one.", show_default="auto")
-    ] = None,
+    device: Annotated[str | None, typer.Option(help=DEVICES, show_default="auto")] = None,
     out: Annotated[Path | None, folder_for("energy.json and the plots")] = None,
     assumptions: Annotated[bool, typer.Option("--assumptions", help="List every assumption of the estimate.")] = False,
 ) -> None:
@@ -67,23 +62,26 @@ def energy(
     --device are for a model. The table of a chip has whole energies, so the options from --reads-per to --shared-tokens
     are for other tables.
     """
+    from ... import coding, jobs
+    from ...energy import load_table
+
     options: dict[str, Any] = {"reads_per": reads_per, "shifts_per": shifts_per, "sums_in": sums_in}
     options |= {"sram_bytes": sram_bytes, "on_chip_bytes": on_chip_bytes, "leakage_w": leakage_w, "token_s": token_s}
     options = {name: value for name, value in options.items() if value is not None}
-    settings = EnergySettings(
+    settings = jobs.EnergySettings(
         source=source,
-        energy=energy_model(load_table(table), **options),
+        energy=jobs.energy_model(load_table(table), **options),
         block_bytes=block_bytes,
         shared_tokens=shared_tokens,
         k=k,
-        encoder=named(ENCODERS, "encoder", encoder),
+        encoder=named(coding.ENCODERS, "encoder", encoder),
         weights=weights,
         text=text,
         num_tokens=num_tokens,
         device=device,
     )
     with on_screen() as progress:
-        found = run_estimate(settings, out, progress)
+        found = jobs.energy(settings, out, progress)
     console = Console(highlight=False, markup=False)
     if found.by_synops is not None:
         _print_synops(console, found.by_synops, assumptions)
@@ -135,12 +133,14 @@ def _print(console: Console, figures: dict[str, Any], counts: ModelCounts, assum
 
 def _print_parts(console: Console, digital: dict[str, Any]) -> None:
     """Print the energy of a token, part by part."""
+    from ...energy.counts import SYSTEMS
+
     tokens = max(digital["num_tokens"], 1)
     table = table_of("Energy a token, nJ (modelled)", "spiking", "INT8", "FP16")
     for part in dict.fromkeys((*digital["spiking_parts_pj"], *digital["int8_parts_pj"])):
-        row = [digital[f"{system}_parts_pj"].get(part, 0.0) for system in _SYSTEMS]
+        row = [digital[f"{system}_parts_pj"].get(part, 0.0) for system in SYSTEMS]
         table.add_row(part, *(f"{value / tokens / 1e3:,.1f}" for value in row))
-    totals = [digital[f"{system}_total_pj"] for system in _SYSTEMS]
+    totals = [digital[f"{system}_total_pj"] for system in SYSTEMS]
     table.add_row("total", *(f"{value / tokens / 1e3:,.1f}" for value in totals), style="bold")
     console.print(table, "")
 

@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from ...jobs import GenerateSettings
-from ...jobs import generate as run_generation
 from ..options import Device, seed_for
 from ..progress import on_screen
 
@@ -22,9 +20,11 @@ def generate(
     seed: Annotated[int | None, seed_for("the tokens that are drawn, at a temperature above 0")] = None,
 ) -> None:
     """Write text as it comes, and say how fast, with how much state and how many spikes."""
-    settings = GenerateSettings(model, prompt, max_new_tokens, temperature, device, seed)
+    from ... import jobs
+
+    settings = jobs.GenerateSettings(model, prompt, max_new_tokens, temperature, device, seed)
     with on_screen() as progress:
-        found = run_generation(settings, lambda text: print(text, end="", flush=True), progress)
+        found = jobs.generate(settings, lambda text: print(text, end="", flush=True), progress)
     print(
         f"\n\n{found.num_new_tokens} tokens, {found.num_new_tokens / found.seconds:.1f} tokens/s (prompt included); "
         f"state {found.cache_bytes:,} bytes"

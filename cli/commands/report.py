@@ -8,10 +8,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ...analysis import DEFINITIONS
-from ...coding import ENCODERS
-from ...jobs import ReportSettings
-from ...jobs import report as run_report
 from ..options import (
     BackendName,
     Device,
@@ -70,13 +66,15 @@ def report(
     A model that spikes already runs as it is: --k, --encoder, --backend, --layers, --weights and --group-size are for
     others.
     """
-    settings = ReportSettings(
+    from ... import coding, jobs
+
+    settings = jobs.ReportSettings(
         model=model,
         text=text,
         num_tokens=num_tokens,
         context=context,
         k=k,
-        encoder=named(ENCODERS, "encoder", encoder),
+        encoder=named(coding.ENCODERS, "encoder", encoder),
         backend=backend_named(backend),
         layers=layers,
         skip=tuple(skip) if skip else None,
@@ -86,7 +84,7 @@ def report(
         device=device,
     )
     with on_screen() as progress:
-        found = run_report(settings, out, progress)
+        found = jobs.report(settings, out, progress)
     _print(found, context, out)
 
 
@@ -124,6 +122,8 @@ def _print_perplexity(console: Console, perplexity: dict[str, float | None], wei
 
 
 def _print_spikes(console: Console, spikes: dict[str, Any], codes: dict[str, Any]) -> None:
+    from ...analysis import DEFINITIONS
+
     table = table_of("Spikes", "", "", text_columns=(0, 2), no_wrap=True)
     for key, meaning in DEFINITIONS.items():
         value = spikes[key]

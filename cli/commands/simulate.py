@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from ...chip import MAPPINGS, ORDERS
-from ...coding import ENCODERS
-from ...jobs import Simulated, SimulateSettings
-from ...jobs import simulate as run_simulation
 from ..options import (
     EncoderName,
     K,
@@ -26,6 +22,9 @@ from ..options import (
     table_of,
 )
 from ..progress import on_screen
+
+if TYPE_CHECKING:
+    from ...jobs import Simulated
 
 
 def simulate(
@@ -58,17 +57,20 @@ def simulate(
     The order of channels (--order) is learned from the 128 tokens of the text that follow those simulated. A model that
     spikes already runs as it is: --k, --encoder and --layers are for others.
     """
-    settings = SimulateSettings(
+    from ... import chip as chips
+    from ... import coding, jobs
+
+    settings = jobs.SimulateSettings(
         model=model,
         chip=chip,
         text=text,
         num_tokens=num_tokens,
         mode=mode,
-        mapping=named(MAPPINGS, "mapping", mapping),
-        order=None if order == "as-given" else named(ORDERS, "order", order),
+        mapping=named(chips.MAPPINGS, "mapping", mapping),
+        order=None if order == "as-given" else named(chips.ORDERS, "order", order),
         stream=stream,
         k=k,
-        encoder=named(ENCODERS, "encoder", encoder),
+        encoder=named(coding.ENCODERS, "encoder", encoder),
         layers=layers,
         skip=tuple(skip) if skip else None,
         jitter=jitter,
@@ -77,7 +79,7 @@ def simulate(
         timeline=timeline,
     )
     with on_screen() as progress:
-        found = run_simulation(settings, out, progress)
+        found = jobs.simulate(settings, out, progress)
     _print(found, out)
 
 

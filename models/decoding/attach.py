@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ...neuro.checks import checks_all
-from .compiled import CompiledDecoder, why_not_compiled
-from .kv_room import room_of
-from .watch import Watch
+from ..layers.spike_linear import SpikeLinear
+from .fits import is_llama_type
+from .kv_room import KvRoom, room_of
+from .watch import Decoder, Watch, why_not_decoded
 
 # What `generate` passes with each token; the names of the cache differ between versions of transformers.
 _CACHES = ("cache", "past_key_values")
@@ -31,29 +32,38 @@ _CACHE_FIELD = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__
 
 
 def attach_decoder(model: nn.Module) -> None:
-    """Let single tokens of a model with a cache go through the compiled decoder, where it fits the model.
+    """Let single tokens of a model with a cache go through a fast decoder, where one fits the model.
 
-    The model's forward decides call by call; what the decoder is not for takes the model's own code. A model that does
-    not fit is left as it is; `describe_decoding` says why.
+    The model's forward decides call by call; what the decoder is not for takes the model's own code. A model of another
+    class or without spikes is left as it is; `describe_decoding` says why.
     """
-    if why_not_compiled(model) is None:
+    if is_llama_type(model) and any(isinstance(module, SpikeLinear) for module in model.modules()):
         model.forward = MethodType(_with_decoder(type(model).forward), model)
 
 
 def describe_decoding(model: nn.Module) -> str:
-    """Return one line about how a model decodes: by the compiled decoder, or layer by layer in PyTorch, and why."""
-    reason = why_not_compiled(model)
+    """Return one line about how a model decodes: by a fast decoder, or layer by layer in PyTorch, and why."""
+    reason = why_not_decoded(model)
     if reason is not None:
         return f"Decoding layer by layer in PyTorch: {reason}."
+    if next(model.parameters()).is_cuda:
+        return "Decoding one text by the graph decoder: one CUDA graph a token; it is captured at the first token."
     return f"Decoding one text by the compiled decoder: one call a token, {torch.get_num_threads()} threads."
 
 
-def compiled_decoder(model: nn.Module) -> CompiledDecoder | None:
+def compiled_decoder(model: nn.Module) -> Decoder | None:
     """Return the decoder that a model uses now, or None if it has none; it is made again when the model changed."""
-    watch = vars(model).get("_watch")
-    if watch is None or not watch.unchanged():
+    watch = _watch_of(model)
+    if not watch.unchanged():
         watch = vars(model)["_watch"] = Watch(model)
     return watch.decoder
+
+
+def _watch_of(model: nn.Module) -> Watch:
+    watch = vars(model).get("_watch")
+    if watch is None or not watch.may_run():
+        watch = vars(model)["_watch"] = Watch(model)
+    return watch
 
 
 def _with_decoder(plain: Any) -> Any:
@@ -71,23 +81,50 @@ def _with_decoder(plain: Any) -> Any:
 def _decode(model: Any, options: dict[str, Any]) -> CausalLMOutputWithPast | None:
     """Return the logits of one token, or None if the model's own code must run."""
     cache: Any = next((options[name] for name in _CACHES if options.get(name) is not None), None)
-    decoder = compiled_decoder(model) if cache is not None and _is_plain_step(model, options) else None
-    room = room_of(cache, decoder.num_key_heads, decoder.head_dim) if decoder is not None else None
-    if cache is None or decoder is None or room is None or len(cache.layers) != decoder.num_layers:
+    if cache is None or not _is_plain_step(model, options):
         return None
-    length = cache.layers[0].keys.shape[2]
-    mask, positions = options.get("attention_mask"), options.get("position_ids")
-    if mask is not None and (not isinstance(mask, Tensor) or mask.shape != (1, length + 1) or not bool(mask.all())):
+    watch = _watch_of(model)
+    # Where a GPU works while Python goes on, the rest is looked at meanwhile.
+    if (watch.decoder is None or not watch.decoder.overlaps) and not watch.unchanged():
+        watch = vars(model)["_watch"] = Watch(model)
+    decoder = watch.decoder
+    room = None if decoder is None else _room_for(decoder, cache, options.get("attention_mask"))
+    if decoder is None or room is None:
         return None
+    length, positions = cache.layers[0].keys.shape[2], options.get("position_ids")
     if positions is None:
-        positions = torch.tensor([[length]])
+        positions = torch.tensor([[length]], device=decoder.device)
     if length == room.num_rows:
         room.grow(length)
-    logits = decoder.decode(options["input_ids"], positions, room.memory, length)
-    if logits is None:
+    decoder.start(options["input_ids"], positions, room.memory, length)
+    # Nothing has changed yet but a row of the room that nobody has.
+    stands = not decoder.overlaps or watch.unchanged()
+    views = room.views(length + 1)
+    is_open = not decoder.overlaps or _is_open(options.get("attention_mask"))
+    logits = decoder.finish(go_on=stands and is_open)
+    if not stands:
+        vars(model)["_watch"] = None
+        return _decode(model, options)
+    if logits is None or not is_open:
         return None
-    room.show(cache.layers, length + 1)
+    room.show(cache.layers, views)
     return CausalLMOutputWithPast(logits=logits, **{_CACHE_FIELD: cache})
+
+
+def _room_for(decoder: Decoder, cache: Any, mask: Any) -> KvRoom | None:
+    """Return the room of a cache that a decoder can go on with, or None if it cannot."""
+    room = room_of(cache, decoder.num_key_heads, decoder.head_dim, decoder.dtype, decoder.device)
+    if room is None or len(cache.layers) != decoder.num_layers:
+        return None
+    width = cache.layers[0].keys.shape[2] + 1
+    if mask is not None and (not isinstance(mask, Tensor) or mask.shape != (1, width)):
+        return None
+    return room if decoder.overlaps or _is_open(mask) else None
+
+
+def _is_open(mask: Tensor | None) -> bool:
+    """Return whether every token may be seen; this waits for a GPU."""
+    return mask is None or bool(mask.all())
 
 
 def _is_plain_step(model: Any, options: dict[str, Any]) -> bool:
@@ -106,6 +143,6 @@ def _is_plain_step(model: Any, options: dict[str, Any]) -> bool:
         and config.return_dict
         and not model.training
         and not torch.is_grad_enabled()
-        and not torch.is_autocast_enabled("cpu")
+        and not torch.is_autocast_enabled(ids.device.type)
         and not checks_all()
     )

@@ -17,9 +17,8 @@ from ...backends.cpu.decoder import LAYER, PART, PIECE, PROJECTION, PROJECTIONS,
 from ...backends.cpu.layer import NUM_BUCKETS
 from ...neuro import NO_RULE
 from ..layers.spike_linear import SpikeLinear
+from .fits import Target, projections, why_not
 
-# Classes of transformers whose decoder layers are: norm, attention with rotary embedding, norm, SwiGLU.
-_MODELS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 # Outputs are divided at multiples of a cache line of INT8 weights, so that no two threads read the same line.
 _LINE = 64
 # Parts of the head, for each thread: it is large, and threads are not equally fast.
@@ -28,83 +27,16 @@ _HEAD_PARTS = 8
 
 def why_not_compiled(model: nn.Module) -> str | None:
     """Return why the compiled decoder is not for a model, or None if it is."""
-    return next(_obstacles(model), None)
-
-
-def _obstacles(model: Any) -> Iterator[str]:
-    """Yield what the compiled decoder cannot do."""
-    if type(model).__name__ not in _MODELS or not type(model).__module__.startswith("transformers."):
-        yield f"{type(model).__name__} is none of {', '.join(_MODELS)}"
-        return
-    config = model.config
-    if config.hidden_act != "silu":
-        yield f"its activation is {config.hidden_act}, not silu"
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
-    if getattr(config, "sliding_window", None) and set(kinds) != {"full_attention"}:
-        yield "its attention has a sliding window"
-    for name, module in model.named_modules():
-        if _has_hooks(module) or ("forward" in vars(module) and module is not model):
-            yield f"{name or type(model).__name__} has hooks or a forward of its own"
-        if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
-            yield f"{name} is a {type(module).__name__}"
-        if isinstance(module, SpikeLinear):
-            yield from (f"{name} {reason}" for reason in _obstacles_of_layer(module))
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if not tensor.is_cpu or type(tensor) not in (Tensor, nn.Parameter):
-            yield f"{name} is not an ordinary tensor in main memory"
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
-            yield f"{name} is {tensor.dtype}, not float32"
-        if isinstance(tensor, nn.Parameter) and not tensor.is_contiguous():
-            yield f"{name} is not contiguous"
-    yield from _obstacles_of_groups(model)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    """Return whether a module has hooks other than those of transformers that wait until outputs are asked for."""
-    found = [hook for hooks in HOOKS for hook in getattr(module, hooks).values()]
-    return any(getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in found)
+    return why_not(model, Target("cpu", "in main memory", (torch.float32,), _obstacles_of_layer))
 
 
 def _obstacles_of_layer(layer: SpikeLinear) -> Iterator[str]:
-    if layer.observers:
-        yield "is observed"
-    if layer.neuron.kernel_rule() is None:
-        yield f"has a neuron without a kernel, {layer.neuron!r}"
-    if not layer.encoder.lossless:
-        yield f"has the encoder {layer.encoder!r}, whose spikes must be added"
     if layer.group_size is not None:
         yield "has weight groups"
     if layer.backend not in ("auto", Cpu("spike")):
         yield f"has the backend {layer.backend!r}"
-    if not layer.weight.t().is_contiguous() or not layer.scale.is_contiguous():
-        yield "has weights in another order"
 
 
-def _obstacles_of_groups(model: Any) -> Iterator[str]:
-    """Layers that read the same input must make the same counts of it."""
-    spiking = 0
-    for index, layer in enumerate(model.model.layers):
-        for members in _groups(layer):
-            rules = [member.neuron.kernel_rule() for member in members if isinstance(member, SpikeLinear)]
-            spiking += len(rules)
-            if len(set(rules)) > 1:
-                yield f"layers of block {index} that read the same input have different neurons"
-    if spiking == 0:
-        yield "no layer of its blocks spikes"
-
-
-def _groups(layer: Any) -> list[list[nn.Module]]:
-    """Return the projections of a block that read the same input, in the order of the stages."""
-    attention, mlp = layer.self_attn, layer.mlp
-    return [
-        [attention.q_proj, attention.k_proj, attention.v_proj],
-        [attention.o_proj],
-        [mlp.gate_proj, mlp.up_proj],
-        [mlp.down_proj],
-    ]
-
-
-HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _STAGES = (Stage.QUERY_KEY_VALUE, Stage.ATTENTION_OUTPUT, Stage.GATE_AND_UP, Stage.DOWN)
 
 
@@ -115,15 +47,23 @@ class CompiledDecoder:
         num_layers: blocks.
         num_key_heads: heads of keys and values.
         head_dim: channels of a head.
+        dtype: of keys and values.
+        device: where they are.
+        overlaps: whether it works while Python goes on, between `start` and `finish`.
     """
+
+    overlaps = False
+
+    dtype, device = torch.float32, torch.device("cpu")
 
     def __init__(self, model: Any) -> None:
         config, inner = model.config, model.model
         attention = inner.layers[0].self_attn
         self.num_layers, self.head_dim = len(inner.layers), attention.head_dim
         self.num_key_heads = config.num_key_value_heads
+        self._found: Tensor | None = None
         self._embed, self._rotary, self._num_threads = inner.embed_tokens, inner.rotary_emb, torch.get_num_threads()
-        modules = [module for layer in inner.layers for group in _groups(layer) for module in group]
+        modules = [module for layer in inner.layers for group in projections(layer) for module in group]
         modules.append(model.lm_head)
         self._projections = np.zeros(len(modules), PROJECTION)
         for row, module in zip(self._projections, modules, strict=True):
@@ -215,7 +155,12 @@ class CompiledDecoder:
         )
 
     def decode(self, ids: Tensor, positions: Tensor, memory: Tensor, length: int) -> Tensor | None:
-        """Return the logits of a token, and write its keys and values into the memory.
+        """Start a token and finish it; see there."""
+        self.start(ids, positions, memory, length)
+        return self.finish()
+
+    def start(self, ids: Tensor, positions: Tensor, memory: Tensor, length: int) -> None:
+        """Run a token, and write its keys and values into the memory.
 
         Args:
             ids: the token, int64 [1, 1].
@@ -223,8 +168,6 @@ class CompiledDecoder:
             memory: keys and values of all layers, float32 [layers * 2, 1, key heads, rows, head_dim]; row `length` is
                 filled.
             length: tokens before this one.
-        Returns:
-            Float32, [1, 1, vocabulary]; None if a layer needs the separate steps, which also raise its errors.
         """
         embedded = self._embed(ids)
         cos, sin = self._rotary(embedded, positions)
@@ -240,7 +183,18 @@ class CompiledDecoder:
         task.logits, task.cos, task.sin, task.num_cached = logits.data_ptr(), cos.data_ptr(), sin.data_ptr(), length
         task.next_thread = task.next_part = task.refused = 0
         team.run(kernel(), ctypes.addressof(task), self._num_threads)
-        return None if task.refused else logits
+        self._found = None if task.refused else logits
+
+    def finish(self, *, go_on: bool = False) -> Tensor | None:
+        """Return the logits of the token, float32 [1, 1, vocabulary].
+
+        None if a layer needs the separate steps, which also raise its errors.
+
+        Args:
+            go_on: whether the next token may start, which it does not here.
+        """
+        found, self._found = self._found, None
+        return found
 
 
 def _shares(widths: list[int], num_shares: int) -> list[list[tuple[int, int, int]]]:

@@ -10,6 +10,7 @@ from transformers.cache_utils import DynamicLayer
 
 # Rows of a first room beyond those that are filled; a full room is replaced by one of twice the rows.
 _SPARE_ROWS = 256
+_CPU = torch.device("cpu")
 
 
 class KvRoom:
@@ -19,13 +20,13 @@ class KvRoom:
     itself) is copied anew. So nobody's tensors change but in rows that they do not have.
 
     Attributes:
-        memory: float32, [layers * 2, 1, key heads, rows, head_dim]; keys and values of a layer one after the other.
+        memory: [layers * 2, 1, key heads, rows, head_dim]; keys and values of a layer one after the other.
     """
 
     def __init__(self, layers: list[Any]) -> None:
         length = layers[0].keys.shape[2]
         self.memory = _with_spare_rows([part for layer in layers for part in (layer.keys, layer.values)], length)
-        self.show(layers, length)
+        self.show(layers, self.views(length))
 
     def holds(self, layers: list[Any]) -> bool:
         """Return whether the cache still has the tensors that it was given last."""
@@ -43,21 +44,33 @@ class KvRoom:
         """Move to a memory of twice the rows, of which `length` are filled."""
         self.memory = _with_spare_rows(list(self.memory.unbind(0)), length)
 
-    def show(self, layers: list[Any], length: int) -> None:
-        """Give the cache the first `length` rows."""
+    def views(self, length: int) -> list[tuple[Tensor, Tensor]]:
+        """Return keys and values of each layer, the first `length` rows."""
         parts = self.memory.narrow(3, 0, length).unbind(0)
-        self._views = list(zip(parts[::2], parts[1::2], strict=True))
-        for layer, (keys, values) in zip(layers, self._views, strict=True):
+        return list(zip(parts[::2], parts[1::2], strict=True))
+
+    def show(self, layers: list[Any], views: list[tuple[Tensor, Tensor]]) -> None:
+        """Give the cache such views."""
+        self._views = views
+        for layer, (keys, values) in zip(layers, views, strict=True):
             layer.keys, layer.values = keys, values
 
 
-def room_of(cache: Any, num_key_heads: int, head_dim: int) -> KvRoom | None:
+def room_of(
+    cache: Any,
+    num_key_heads: int,
+    head_dim: int,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device = _CPU,
+) -> KvRoom | None:
     """Return the room of a cache, made if need be; None if the cache is of another kind or does not fit.
 
     Args:
         cache: what a model got.
         num_key_heads: heads of keys and values.
         head_dim: channels of a head.
+        dtype: of keys and values.
+        device: where they must be.
     """
     layers = getattr(cache, "layers", None)
     if not layers or any(type(layer) is not DynamicLayer for layer in layers):
@@ -71,7 +84,7 @@ def room_of(cache: Any, num_key_heads: int, head_dim: int) -> KvRoom | None:
     expected = (1, num_key_heads, first.shape[2], head_dim)
     for layer in layers:
         for part in (layer.keys, layer.values):
-            if part is None or part.shape != expected or part.dtype != torch.float32 or not part.is_cpu:
+            if part is None or part.shape != expected or part.dtype != dtype or part.device != device:
                 return None
     cache._kv_room = KvRoom(layers)
     return cache._kv_room
@@ -79,7 +92,9 @@ def room_of(cache: Any, num_key_heads: int, head_dim: int) -> KvRoom | None:
 
 def _with_spare_rows(parts: list[Tensor], length: int) -> Tensor:
     batch, heads, _, dim = parts[0].shape
-    memory = parts[0].new_zeros(len(parts), batch, heads, 2 * length + _SPARE_ROWS, dim)
+    with torch.inference_mode(False):  # so that changes are counted
+        size = (len(parts), batch, heads, 2 * length + _SPARE_ROWS, dim)
+        memory = torch.zeros(size, dtype=parts[0].dtype, device=parts[0].device)
     for target, part in zip(memory, parts, strict=True):
         target[:, :, :length] = part[:, :, :length]
     return memory

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import operator
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from ..layers.spike_linear import SpikeLinear
-from .compiled import HOOKS, CompiledDecoder, why_not_compiled
+from .compiled import CompiledDecoder, why_not_compiled
+from .fits import HOOKS
+from .graph import GraphDecoder, why_not_graph
+
+Decoder: TypeAlias = CompiledDecoder | GraphDecoder
+
+
+def why_not_decoded(model: nn.Module) -> str | None:
+    """Return why there is no fast decoder for a model where it is now, or None if there is one."""
+    return why_not_graph(model) if _on_gpu(model) else why_not_compiled(model)
+
+
+def _on_gpu(model: nn.Module) -> bool:
+    first = next(model.parameters(), None)
+    return first is not None and first.is_cuda
 
 
 class Watch:
@@ -34,19 +48,27 @@ class Watch:
                 held += [(vars(module), name, vars(module)[name]) for name in names]
                 self._sized.append(module.observers)
         self._holders, self._names, self._held = ([], [], []) if not held else zip(*held, strict=True)
-        self._tensors = [value for value in self._held if isinstance(value, Tensor)]
-        self._was = self._state()
-        self.decoder = CompiledDecoder(model) if why_not_compiled(model) is None else None
+        self._tensors = [value for value in self._held if isinstance(value, Tensor) and not value.is_meta]
+        self._places, self._sizes = self._places_now(), self._sizes_now()
+        self.decoder: Decoder | None = None
+        if why_not_decoded(model) is None:
+            self.decoder = GraphDecoder(model) if _on_gpu(model) else CompiledDecoder(model)
 
-    def _state(self) -> tuple[Any, ...]:
+    def _places_now(self) -> list[int]:
         # A module that moves keeps its parameters' objects and gives them other memory.
-        places = [(tensor.data_ptr(), tensor.dtype) for tensor in self._tensors if not tensor.is_meta]
-        return list(map(len, self._sized)), places, torch.get_num_threads()
+        return list(map(Tensor.data_ptr, self._tensors))
+
+    def _sizes_now(self) -> list[int]:
+        return [torch.get_num_threads(), *map(len, self._sized)]
+
+    def may_run(self) -> bool:
+        """Return whether all memory that the decoder reads is still there: it may run, and `unchanged` judges later."""
+        return self._places_now() == self._places
 
     def unchanged(self) -> bool:
-        """Return whether the model is still what it was."""
+        """Return whether the model is still what it was, but for what `may_run` looks at."""
         same = all(map(operator.is_, map(dict.get, self._holders, self._names), self._held))
-        return same and self._state() == self._was
+        return same and self._sizes_now() == self._sizes
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """Leave nothing in a copy of the model, whose tensors have other addresses: it makes its own."""

@@ -25,6 +25,7 @@ from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorPr
 
 from ...errors import CheckpointError
 from .gguf_blocks import note_weights
+from .gguf_once import Reader, shared_with_transformers
 from .hub import check_complete, fault, quiet, read_weights
 
 MAGIC = b"GGUF"
@@ -63,8 +64,8 @@ def read_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
             is missing, or it has a setting or a tensor that this reader cannot honour: all of them are named.
     """
     try:
-        with _alone(path) as (folder, reader, places), quiet():
-            name = "model.gguf"
+        name = "model.gguf"
+        with _alone(path) as (folder, reader, places), quiet(), shared_with_transformers(reader, folder / name):
             settings, tensors = _inventory(reader, path)
             config = AutoConfig.from_pretrained(folder, gguf_file=name, local_files_only=True)
             rope, unused = _rope_of(settings, tensors, folder / name, config)
@@ -102,7 +103,7 @@ def read_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[tuple[Path, gguf.GGUFReader, dict[str, tuple[Path, int]]]]:
+def _alone(path: Path) -> Iterator[tuple[Path, Reader, dict[str, tuple[Path, int]]]]:
     """Yield a folder with the model as model.gguf and nothing else, a reader of it, and where its tensors are.
 
     Transformers would read other files there. The places are paths and offsets of the files as the user has them.
@@ -163,13 +164,13 @@ def _parts(path: Path, reader: gguf.GGUFReader) -> list[Path]:
     return parts
 
 
-def _reader(path: Path) -> gguf.GGUFReader:
+def _reader(path: Path) -> Reader:
     with path.open("rb") as file:
         start = file.read(8)
     # The version is a small number; in the other byte order its low half is 0.
     if len(start) == 8 and start[:4] == MAGIC and start[4:6] == b"\0\0":
         raise CheckpointError(f"{path}: is big-endian. Convert it with gguf_convert_endian of the gguf package.")
-    return gguf.GGUFReader(path)
+    return Reader(path)
 
 
 def _places(path: Path, reader: gguf.GGUFReader) -> dict[str, tuple[Path, int]]:

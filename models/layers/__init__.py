@@ -1,5 +1,6 @@
 """Spiking layers, the settings that say which layers spike and how, and the swap of linear layers."""
 
+from . import ops
 from .choose import choose_layers, patterns_of
 from .guards import guard
 from .settings import SETTINGS, SpikeSettings, neuron_with_k
@@ -16,6 +17,7 @@ __all__ = [
     "choose_layers",
     "guard",
     "neuron_with_k",
+    "ops",
     "patterns_of",
     "spike_aware",
     "spiking_layers",

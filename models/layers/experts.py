@@ -12,6 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ...errors import InputError
+from .graphs import experts_in_graph
+from .transforms import is_compiling, records_operators
 
 # Names of the first projection of a fused expert: gate and up in one, or up alone.
 _FIRST = ("gate_up_proj", "up_proj")
@@ -102,11 +104,24 @@ class Experts(nn.Module):
             index, weights = self.routes(hidden_states), hidden_states.new_ones(len(hidden_states), 1)
         assert index is not None
         assert weights is not None
+        if is_compiling() or records_operators(hidden_states):
+            return experts_in_graph(self, hidden_states, index, weights)
+        return self.run(hidden_states, index, weights)
+
+    def run(
+        self,
+        hidden_states: Float[Tensor, "tokens hidden"],
+        index: Int[Tensor, "tokens k"],
+        weights: Float[Tensor, "tokens k"],
+    ) -> Float[Tensor, "tokens hidden"]:
+        """Run the experts outside of graphs; see `forward`."""
         y = torch.zeros_like(hidden_states, dtype=torch.promote_types(hidden_states.dtype, weights.dtype))
         for e in index.unique().tolist():  # in order, as the original sums them
             if 0 <= e < self.num_experts:
                 rows, place = (index == e).nonzero(as_tuple=True)
-                result = self._run(e, hidden_states[rows]) * weights[rows, place, None]
+                # The experts of a single token get the same tensor, whose spikes are then counted once.
+                x = hidden_states if len(hidden_states) == len(rows) == 1 else hidden_states[rows]
+                result = self._run(e, x) * weights[rows, place, None]
                 y = y.index_add(0, rows, result.to(y.dtype))
         return y.to(hidden_states.dtype)
 

@@ -21,9 +21,10 @@ from ...errors import InputError, SpikebrainError
 from ...neuro import NEURONS, AdaptiveThreshold, Neuron, SpikeCount
 from ...neuro.checks import checks_all, spikes_of
 from .dense_gradient import DenseGradient
+from .graphs import graph_settings, in_graph, uncompiled
 from .quantize import QuantizedWeight, copy_bias, dequantize, groups_of, input_major, quantize_to, why_out_of_range
 from .rescale import group_counts, rescale
-from .transforms import refuse_transforms
+from .transforms import is_compiling, is_recorded
 
 # Bytes of spikes and sums that a call holds at a time. Tokens are independent, so this does not change the result.
 _PORTION_BYTES = 64 * 2**20
@@ -171,10 +172,16 @@ class SpikeLinear(nn.Module):
             x: activations of any floating-point dtype; the result has the same dtype.
         Raises:
             ActivationError: x holds NaN or infinity; the message names the layer.
-            InputError: the last axis is not in_features wide, or PyTorch traces, exports or transforms the layer.
+            InputError: the last axis is not in_features wide, or PyTorch traces or transforms the layer where that
+                would be wrong.
         """
+        if is_compiling() or is_recorded(self, x):
+            return in_graph(self, x)
+        return self.run(x)
+
+    def run(self, x: Float[Tensor, "*tokens in_features"]) -> Float[Tensor, "*tokens out_features"]:
+        """Run the layer on spikes, in kernels that PyTorch does not see; see `forward`."""
         try:
-            refuse_transforms(x)
             if x.ndim == 0 or x.shape[-1] != self.in_features:
                 raise InputError(f"expected activations [..., {self.in_features}], got shape {tuple(x.shape)}.")
             trains = torch.is_grad_enabled() and (x.requires_grad or self._trains_bias)
@@ -199,6 +206,7 @@ class SpikeLinear(nn.Module):
             y = y + self.bias.to(y.dtype)
         return y.to(x.dtype)
 
+    @torch.compiler.assume_constant_result  # done while a graph is made, once
     def _warn_of_training(self) -> None:
         """Say once a model that its INT8 weights do not learn."""
         if "training" not in self.notices:
@@ -224,6 +232,8 @@ class SpikeLinear(nn.Module):
                 f"parameters, got a parameter of {value.dtype}. Change the float layer, then call to_spiking."
             )
         super().__setattr__(name, value)
+        if name in _PLUGINS:
+            vars(self)["graph_settings"] = graph_settings(*map(vars(self).get, _PLUGINS))
 
     def __prepare_scriptable__(self) -> None:
         """Refuse torch.jit.script, which asks for this."""
@@ -305,7 +315,7 @@ class SpikeLinear(nn.Module):
     def _run(self, spikes: SpikeCount, x: Tensor) -> Tensor:
         """Unroll counts, accumulate and rescale, a portion of the tokens at a time; in the threshold's dtype."""
         tokens = spikes.count.shape[:-1]
-        count = spikes.count.reshape(tokens.numel(), self.in_features)
+        count = spikes.by_token
         threshold = spikes.threshold.to(torch.promote_types(spikes.threshold.dtype, torch.float32))
         if threshold.ndim > 0 and threshold.shape[-1] != 1:
             raise InputError(f"expected one threshold per token, [..., 1], got shape {tuple(threshold.shape)}.")
@@ -334,7 +344,7 @@ class SpikeLinear(nn.Module):
         token_bytes = num_timesteps * self.in_features + 4 * self.scale.numel()
         num_tokens = max(1, _PORTION_BYTES // token_bytes)
         for first in range(0, len(count), num_tokens):
-            part = count[first : first + num_tokens]
+            part = count if len(count) <= num_tokens else count[first : first + num_tokens]
             yield first, part, train_of(encoder, part, num_timesteps)
 
     def _by_group(self, train: SpikeTrain) -> Iterator[tuple[SpikeTrain, Tensor]]:
@@ -366,6 +376,11 @@ class SpikeLinear(nn.Module):
         """Return the state for a copy or pickle: everything but the observers, which belong to this layer only."""
         return {**super().__getstate__(), "observers": []}
 
+    @torch.compiler.assume_constant_result  # else no two layers could share a graph
+    def where(self) -> str:
+        """Return what messages call the layer."""
+        return self._where
+
     @property
     def _where(self) -> str:
         return f"SpikeLinear {self.name!r}" if self.name else "SpikeLinear"
@@ -384,12 +399,13 @@ def spiking_layers(model: nn.Module, *, every_name: bool = False) -> dict[str, S
 
 @contextmanager
 def observing(layers: Iterable[SpikeLinear], observer: Observer) -> Iterator[None]:
-    """Call a function with every step of some layers inside a `with` block."""
+    """Call a function with every step of some layers inside a `with` block, in which nothing runs compiled."""
     watched = list(layers)
     for layer in watched:
         layer.observers.append(observer)
     try:
-        yield
+        with uncompiled():
+            yield
     finally:
         for layer in watched:
             layer.observers.remove(observer)

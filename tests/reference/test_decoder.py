@@ -111,7 +111,7 @@ def test_integers_are_exact_and_logits_those_of_the_model(name, settings, thread
         expected = plain_forward(model, input_ids=token, use_cache=True, **cache_option(theirs)).logits
         room = room_of(cache, decoder.num_key_heads, decoder.head_dim)
         found = decoder.decode(token, torch.tensor([[position]]), room.memory, position)
-        room.show(cache.layers, position + 1)
+        room.show(cache.layers, room.views(position + 1))
         checked = 0
         for number, layer in enumerate(layers_in_order(model)):
             if isinstance(layer, spikebrain.SpikeLinear):
@@ -143,8 +143,8 @@ def tokens_of(model, ids, num_tokens=20, **options):
 def calls(monkeypatch):
     """Lengths of the text before each token that the decoder got."""
     found = []
-    decode = CompiledDecoder.decode
-    monkeypatch.setattr(CompiledDecoder, "decode", lambda self, *given: found.append(given[3]) or decode(self, *given))
+    start = CompiledDecoder.start
+    monkeypatch.setattr(CompiledDecoder, "start", lambda self, *given: found.append(given[3]) or start(self, *given))
     return found
 
 

@@ -15,8 +15,7 @@ pytestmark = pytest.mark.slow
 ENTRY = "import sys\nfrom spikebrain.cli import main\nsys.exit(main())\n"
 PATCHED = """
 import os, signal, sys, time
-import spikebrain.cli.commands.{command}
-command = sys.modules["spikebrain.cli.commands.{command}"]
+from spikebrain import jobs
 from spikebrain.cli import main
 {body}
 sys.argv = ["spikebrain", {arguments}]
@@ -24,8 +23,8 @@ main()
 """
 
 
-def run_patched(command, body, *arguments, **environment):
-    script = PATCHED.format(command=command, body=body, arguments=", ".join(map(repr, arguments)))
+def run_patched(body, *arguments, **environment):
+    script = PATCHED.format(body=body, arguments=", ".join(map(repr, arguments)))
     environment = {**os.environ, **environment}
     return subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment, check=False)
 
@@ -58,24 +57,24 @@ def work():
     finally:
         print("cleaned up", flush=True)
         {then}
-command.examine = work
+jobs.examine = work
 """
 
 
 @pytest.mark.parametrize("then", ["pass", "os.kill(os.getpid(), signal.SIGINT); time.sleep(30)"], ids=["once", "twice"])
 def test_interrupted_while_working(then):
-    run = run_patched("doctor", WORK.format(then=then), "doctor")
+    run = run_patched(WORK.format(then=then), "doctor")
     assert (run.returncode, run.stdout, run.stderr) == (130, b"cleaned up\n", b"Interrupted.\n")
 
 
 WRITES = """
-from spikebrain.jobs.generate import Generated
+from spikebrain.jobs import Generated
 def work(settings, write, progress):
     write("caf\\u00e9 \\u2192 \\U0001d54a")
     progress.say("\\u03bb")
     progress.bar("\\u2192", 2, "tokens")(2)
     return Generated("", None, 2, 1.0, 8, None)
-command.run_generation = work
+jobs.generate = work
 """
 
 
@@ -88,14 +87,14 @@ command.run_generation = work
     ],
 )
 def test_characters_that_a_console_cannot_write(encoding, shown):
-    run = run_patched("generate", WRITES, "generate", "model", "prompt", PYTHONIOENCODING=encoding)
+    run = run_patched(WRITES, "generate", "model", "prompt", PYTHONIOENCODING=encoding)
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith(shown)
     assert ("λ" if encoding == "utf-8" else "\\u03bb").encode() in run.stderr
 
 
 def test_a_message_that_a_console_cannot_write():
-    run = run_patched("doctor", "", "energy", "λ.json", PYTHONIOENCODING="ascii")
+    run = run_patched("", "energy", "λ.json", PYTHONIOENCODING="ascii")
     assert run.returncode == 2
     assert b"error: \\u03bb.json: cannot be read: No such file or directory." in run.stderr
 

@@ -11,7 +11,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import spikebrain as sb
 from spikebrain.errors import CheckpointError
-from spikebrain.models.io import gguf_file
+from spikebrain.models.io import gguf_file, gguf_once
+from spikebrain.models.io.hub import check_finite
 
 IDS = torch.arange(3, 60)[None]
 _NAMES = {
@@ -58,7 +59,7 @@ def write(
         writer.add_tokenizer_model("gpt2")
         writer.add_token_list([word for word, _ in vocabulary])
         writer.add_token_types([1] * 256 + [3, 1])
-        writer.add_token_merges(["Ā Ā"])
+        writer.add_token_merges(["Ā Ā"] * 2)  # transformers before 5.24 takes a list of one for its element
         writer.add_bos_token_id(256)
         writer.add_eos_token_id(256)
     for name, value in (settings or {}).items():
@@ -269,6 +270,17 @@ def test_lack_of_memory_is_not_blamed_on_the_file(tmp_path, tokenizer, monkeypat
         sb.load(tmp_path / "m.gguf")
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_one_element_that_is_no_number_is_found(bad, dtype):
+    model = torch.nn.Sequential(torch.nn.Linear(0, 3, bias=False), torch.nn.Linear(300, 7)).to(dtype)
+    check_finite(model, "m")
+    with torch.no_grad():
+        model[1].weight[4, 299] = bad
+    with pytest.raises(CheckpointError, match=rf"m: expected finite weights, got {bad} at \(4, 299\) of 1.weight"):
+        check_finite(model, "m")
+
+
 def test_weights_that_are_no_numbers_are_refused(tmp_path, tokenizer):
     model = llama()
     with torch.no_grad():
@@ -276,3 +288,22 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, tokenizer):
     write(tmp_path / "m.gguf", model, tokenizer)
     with pytest.raises(CheckpointError, match=r"got nan at \(3, 2\) of model\.layers\.1\.mlp\.up_proj\.weight"):
         sb.load(tmp_path / "m.gguf")
+
+
+def test_a_file_is_read_once_for_all_who_ask(tmp_path, tokenizer, monkeypatch):
+    write(tmp_path / "m.gguf", llama(), tokenizer)
+    write(tmp_path / "other.gguf", llama(num_hidden_layers=1), tokenizer)
+    opened, tables = [], []
+    read, make, reader = gguf.GGUFReader.__init__, gguf.get_tensor_name_map, gguf.GGUFReader
+    monkeypatch.setattr(reader, "__init__", lambda self, path, *a: (opened.append(path), read(self, path, *a))[1])
+    monkeypatch.setattr(gguf, "get_tensor_name_map", lambda *a: (tables.append(a), make(*a))[1])
+    sb.load(tmp_path / "m.gguf")
+    assert (len(opened), len(tables)) == (1, 1)
+    assert gguf.GGUFReader is reader
+
+    ours = gguf_once.Reader(tmp_path / "m.gguf")
+    with gguf_once.shared_with_transformers(ours, tmp_path / "m.gguf"):
+        assert gguf.GGUFReader(str(tmp_path / "m.gguf")) is ours
+        assert gguf.GGUFReader(tmp_path / "m.gguf", "c") is not ours  # may be written to
+        assert len(gguf.GGUFReader(tmp_path / "other.gguf").tensors) < len(ours.tensors)
+    assert gguf.GGUFReader is reader

@@ -33,7 +33,7 @@ OPTIONAL = {
     "spikebrain.backends.gpu.count": "triton",
 }
 FLOW = ["neuro", "coding", "chip", "backends", "models", "energy", "simulation", "analysis", "jobs", "cli"]
-UNDER_ALL = ["errors", "fingerprint", "registry", "paths", "files", "compiled", "interrupt", "version"]
+UNDER_ALL = ["errors", "fingerprint", "registry", "paths", "files", "compiled", "interrupt", "lazy", "version"]
 MODEL_ROOMS = ["layers", "spikingbrain", "decoding", "conversion", "training", "recording", "io"]
 WALKED = (*FLOW, "registry", "files", "fingerprint")
 MODULES = sorted(
@@ -166,8 +166,63 @@ def test_every_package_and_data_file_is_listed():
     assert {"spikebrain", *found} == set(settings["packages"])
 
 
+def names_by_module(tree):
+    """Return the names that a package imports only for type checkers, by module."""
+    block = next(n for n in tree.body if isinstance(n, ast.If) and getattr(n.test, "id", "") == "TYPE_CHECKING")
+    found = [(node.module or "", {name.name for name in node.names}) for node in block.body]  # pyright: ignore
+    return {module: set().union(*(names for m, names in found if m == module)) for module, _ in found}
+
+
+@pytest.mark.parametrize(("package", "homes"), [("spikebrain", "_HOMES"), ("spikebrain.analysis", "_PLOTS")])
+def test_what_is_imported_when_asked_for_is_what_type_checkers_see(package, homes):
+    module = importlib.import_module(package)
+    seen = names_by_module(ast.parse(Path(module.__file__).read_text()))
+    assert seen.pop("", set()) == set(getattr(module, "_ROOMS", ()))
+    homes = getattr(module, homes)
+    assert seen == {name: set(names) for name, names in homes.items()}
+    assert set().union(*seen.values()) <= set(module.__all__) <= set(dir(module))
+    for home, names in homes.items():
+        for name in names:
+            assert getattr(module, name) is getattr(importlib.import_module(f"{package}.{home}"), name)
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):
+        _ = module.nothing
+
+
+def test_the_rooms_are_attributes_of_the_package():
+    assert set(spikebrain._ROOMS) == {*FLOW} - {"cli"}
+    assert all(getattr(spikebrain, room).__name__ == f"spikebrain.{room}" for room in spikebrain._ROOMS)
+    assert {*spikebrain._ROOMS, "errors", "load"} <= set(dir(spikebrain))
+
+
+HEAVY = ["torch", "transformers", "numba", "scipy", "numpy", "matplotlib", "gguf", "safetensors"]
+
+
 @pytest.mark.slow
-def test_importing_the_package_imports_no_triton():
-    code = "import sys; import spikebrain; print('spikebrain.coding.kernels.packing_triton' in sys.modules)"
+@pytest.mark.parametrize("typed", ["", "--version", "--help", "report --help", "report --k many", "no-such-command"])
+def test_help_imports_nothing_that_takes_seconds(typed):
+    code = (
+        "import atexit, sys\n"
+        f"atexit.register(lambda: print('HEAVY', [name for name in {HEAVY} if name in sys.modules]))\n"
+        f"sys.argv = ['spikebrain', *{typed.split()}]\nfrom spikebrain.cli import main\nmain()"
+    )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert run.stdout == "False\n", run.stderr
+    assert run.stdout.endswith("HEAVY []\n"), run.stdout + run.stderr
+    assert run.returncode == (0 if typed.endswith(("--version", "--help")) else 2)
+    if typed == "--version":
+        assert run.stdout.startswith(f"spikebrain {spikebrain.__version__}\n")
+
+
+@pytest.mark.slow
+def test_every_room_can_be_imported_first_and_imports_no_triton():
+    """Which modules were imported before must not matter; triton is imported when a kernel is needed."""
+    rooms = [*FLOW, *(f"models.{room}" for room in MODEL_ROOMS)]
+    code = (
+        "import importlib, sys\n"
+        f"for name in {[f'spikebrain.{room}' for room in rooms]}:\n"
+        "    for old in [m for m in sys.modules if m.partition('.')[0] == 'spikebrain']:\n"
+        "        del sys.modules[old]\n"
+        "    importlib.import_module(name)\n"
+        f"    assert not set(sys.modules) & set({list(OPTIONAL)}), name\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr

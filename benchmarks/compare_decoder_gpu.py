@@ -1,0 +1,121 @@
+"""Compare what the stages of the graph decoder compute with exact products until a number of outputs has been compared.
+
+    python benchmarks/compare_decoder_gpu.py [--number 1e9] [--seed S] [--models N] [--out FILE]
+
+Each round draws a Llama-type model of one block (sizes, data type, bias, k) with random INT8 weights (-128 to 127) and
+tunes nothing: launch settings are drawn. Each stage (norm, counting, listing, adding for q, k and v; the output
+projection with its residual; gate and up; SiLU, down with its residual; the head) gets activations of
+`compare_integers.py`. Its outputs are compared, bit for bit, with float64 products of the integers, exact below 2^53,
+that are rescaled in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from compare_integers import activations
+from timing import environment, write_json
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import spikebrain as sb
+from spikebrain.backends.gpu import spike as triton_spike
+from spikebrain.models.decoding.fits import projections
+from spikebrain.models.decoding.graph import GraphDecoder
+
+_TOKENS = 256
+
+
+def draw_model(rng: random.Random) -> Any:
+    heads, dim = rng.choice([4, 8, 12]), rng.choice([32, 64, 80, 128])
+    config = LlamaConfig(
+        hidden_size=16 * rng.randrange(8, 256),
+        intermediate_size=rng.choice([16 * rng.randrange(8, 1024), rng.randrange(100, 19000)]),
+        num_hidden_layers=1,
+        num_attention_heads=heads,
+        num_key_value_heads=rng.choice([1, 2, 4]),
+        head_dim=dim,
+        vocab_size=rng.randrange(1000, 50000),
+        attention_bias=rng.random() < 0.3,
+        mlp_bias=rng.random() < 0.3,
+    )
+    model = LlamaForCausalLM(config).eval().to("cuda", rng.choice([torch.float32, torch.bfloat16, torch.float16]))
+    for parameter in model.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    neuron = sb.AdaptiveThreshold(k=rng.choice([0.3, 1.0, 3.0, 3.0, 8.0, 30.0]))
+    spiking = sb.to_spiking(model, sb.SpikeSettings(include_head=True, neuron=neuron), inplace=True)
+    for layer in spiking.modules():
+        if isinstance(layer, sb.SpikeLinear):
+            shape = (layer.in_features, layer.out_features)
+            layer.weight = torch.randint(-128, 128, shape, dtype=torch.int8, device="cuda").t()
+    return spiking
+
+
+def compare_stage(rng: random.Random, decoder: Any, plan: Any, group: list[Any]) -> tuple[int, int]:
+    """Return how many outputs were compared and how many differ."""
+    inputs, outputs, before = [], [], []
+    seen = torch.empty(1, group[0].in_features, dtype=decoder.dtype, device="cuda")
+    plan = plan._replace(stage=plan.stage._replace(seen=seen))
+    stage, fits = plan.stage, True
+    given = activations(rng, _TOKENS, stage.x.shape[1], torch.float32, "cuda")
+    if stage.source == decoder._list.GATED.value:
+        given = given.clamp(-200, 200)  # products must stay finite in float16
+    given = given.to(decoder.dtype)
+    for row in given:
+        stage.x.copy_(row)
+        if stage.residual:
+            stage.y.normal_()
+        before.append(stage.y.clone())
+        decoder._run(plan)
+        inputs.append(seen.clone())
+        outputs.append(stage.y.clone())
+        fits = fits & (stage.failed == 0)
+    assert bool(fits)
+    spikes = group[0].neuron(torch.cat(inputs))
+    expected = [exact_output(layer, spikes.count, spikes.threshold).to(decoder.dtype) for layer in group]
+    whole = torch.cat(expected, 1)
+    whole = torch.cat(before) + whole if stage.residual else whole
+    return whole.numel(), int((whole != torch.cat(outputs)).sum())
+
+
+def exact_output(layer: Any, count: Tensor, threshold: Tensor) -> Tensor:
+    sums = count.double() @ layer.weight.double().t()
+    y = sums.to(torch.float32) * layer.scale.t() * threshold
+    return y if layer.bias is None else y + layer.bias.float()
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--number", type=float, default=1e9)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--models", type=int, default=6, help="models to draw: kernels are compiled for each")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    options = parser.parse_args()
+    rng = random.Random(options.seed)
+    torch.manual_seed(options.seed)
+    setattr(triton_spike, "tuned", lambda stage: rng.choice(triton_spike.settings_for(1)))  # noqa: B010
+    start, compared, differing = time.perf_counter(), 0, 0
+    for number in range(options.models):
+        model = draw_model(rng)
+        decoder: Any = GraphDecoder(model)
+        groups = [*projections(model.model.layers[0]), [model.lm_head]]
+        until = options.number * (number + 1) / options.models
+        while compared < until:
+            for group, plan in zip(groups, [*decoder._blocks[0], decoder._last], strict=True):
+                more, wrong = compare_stage(rng, decoder, plan, group)
+                compared, differing = compared + more, differing + wrong
+        print(f"{compared:,} outputs compared, {differing:,} differ, {time.perf_counter() - start:.0f} s", flush=True)
+    row = {"compared": compared, "differing": differing, "models": options.models, "seed": options.seed}
+    write_json(options.out, [row], gpu=torch.cuda.get_device_name(), environment_of_run=environment())
+    if differing:
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,225 @@
+"""Greedy generation on one GPU as a user calls it: milliseconds and joules a token, compared with peers in turns.
+
+    python benchmarks/decode_gpu.py [--model 7b|135m|PATH] [--systems NAME ...] [--tokens N] [--out FILE.json]
+
+`7b` and `135m` have the shapes of Qwen2.5-7B and SmolLM2-135M, and random weights. The systems are `generate` of transformers in BF16, the same with
+`cache_implementation="static"` (transformers compiles the model), one step of it in a CUDA graph, `generate` of the
+spiking model, its graph alone, and the spiking model layer by layer. Tokens after the first are timed. The floor is the
+time in which the bytes that the spiking model must read (rows of channels that fire, and the dense head) are read at
+the copying speed measured in the same run. Joules need nvidia-ml-py (pip install 'spikebrain[measure]').
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from gpu import copy_bandwidth
+from timing import environment, write_json
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, StaticCache
+
+import spikebrain as sb
+from spikebrain.errors import SpikebrainError
+from spikebrain.models.decoding import compiled_decoder
+
+SYSTEMS = ("bf16", "bf16_static", "bf16_graph", "spiking", "spiking_graph", "layers")
+NAMES = {
+    "bf16": "BF16, generate",
+    "bf16_static": "BF16, generate, static cache, compiled by transformers",
+    "bf16_graph": "BF16, one step in a CUDA graph",
+    "spiking": "spiking, generate",
+    "spiking_graph": "spiking, its graph alone",
+    "layers": "spiking layer by layer, generate",
+}
+PROMPT = 32
+# Of Qwen2.5-7B and of SmolLM2-135M.
+SHAPES = {
+    "7b": Qwen2Config(
+        hidden_size=3584,
+        intermediate_size=18944,
+        num_hidden_layers=28,
+        num_attention_heads=28,
+        num_key_value_heads=4,
+        vocab_size=152064,
+        max_position_embeddings=32768,
+    ),
+    "135m": LlamaConfig(
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        vocab_size=49152,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    ),
+}
+
+
+class Clock:
+    """A streamer that notes when `generate` passes it each token."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: object) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+def load(name: str) -> Any:
+    if name not in SHAPES:
+        return sb.load(name).model.to("cuda", torch.bfloat16)
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda"):
+        model = AutoModelForCausalLM.from_config(SHAPES[name]).eval()
+    torch.set_default_dtype(torch.float32)
+    return model
+
+
+def generate(model: Any, ids: Tensor, num_tokens: int, **options: Any) -> float:
+    """Return the median seconds between tokens."""
+    clock = Clock()
+    length = {"min_new_tokens": num_tokens, "max_new_tokens": num_tokens, "do_sample": False, "pad_token_id": 0}
+    model.generate(ids, attention_mask=torch.ones_like(ids), streamer=clock, **length, **options)
+    times = clock.times[2:]
+    return (times[-1] - times[0]) / (len(times) - 1)
+
+
+def replays(graph: Any, num: int) -> float:
+    """Return the seconds of a replay, of many one after the other."""
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(num):
+        graph.replay()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop) / 1e3 / num
+
+
+def step_in_graph(model: Any, ids: Tensor) -> Any:
+    """Return a graph of one step after a prompt with a static cache."""
+    cache = StaticCache(config=model.config, max_cache_len=256)
+    name = "cache" if "cache" in model.forward.__code__.co_varnames else "past_key_values"
+    model(ids, **{name: cache}, use_cache=True)
+    token, position = ids[:, :1].clone(), torch.tensor([[ids.shape[1]]], device="cuda")
+
+    def step() -> Tensor:
+        return model(token, position_ids=position, **{name: cache}, use_cache=True).logits
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+        step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph, cache
+
+
+def bytes_read(model: Any, ids: Tensor) -> int:
+    """Return the bytes of weights that a token of the spiking model must read, from a recording."""
+    with sb.record(model) as recording:
+        model(ids, use_cache=False)
+    total = 0.0
+    for name, layer in recording.layers.items():
+        module = model.get_submodule(name)
+        total += layer.num_active_channels / layer.num_tokens * module.out_features
+    head = model.get_output_embeddings()
+    if not isinstance(head, sb.SpikeLinear):
+        total += head.weight.numel() * head.weight.element_size()
+    return int(total)
+
+
+def joules(call: Callable[[], None], seconds_per_call: float) -> dict[str, float] | None:
+    """Return joules of a token, of the whole board and without its idle power; None without a meter."""
+    try:
+        meter = sb.energy.NvmlMeter()
+        found = sb.energy.measure_energy(call, 1, meter, seconds=2.0, repetitions=3, synchronize=torch.cuda.synchronize)
+    except (SpikebrainError, ImportError) as error:
+        print(f"no joules: {error}")
+        return None
+    whole = statistics.median(found.measured_whole_j_per_token)
+    return {"joules_above_idle": found.measured_median_j, "joules_whole": whole}
+
+
+def row_of(name: str, seconds: dict[str, list[float]], graph: Any) -> dict[str, Any]:
+    """Return what was measured of a system, and print it."""
+    found = seconds[name]
+    median = statistics.median(found)
+    row = {"name": NAMES[name], "ms": 1e3 * median, "low": 1e3 * min(found), "high": 1e3 * max(found)}
+    peers = {peer: round(statistics.median(seconds[peer]) / median, 3) for peer in SYSTEMS[:3] if peer in seconds}
+    print(f"{NAMES[name]:56} {row['ms']:7.3f} ms ({row['low']:.3f} to {row['high']:.3f})", peers)
+    if graph is not None:
+        row |= joules(graph.replay, median) or {}
+    if "joules_whole" in row:
+        print(f"  {row['joules_whole']:.3f} J a token of the whole board, {row['joules_above_idle']:.3f} above idle")
+    return row | {f"speed_up_vs_{peer}": ratio for peer, ratio in peers.items()}
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="7b")
+    parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--joules", action="store_true")
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    options = parser.parse_args()
+    conditions = {"gpu": torch.cuda.get_device_name(), "transformers": version("transformers"), "prompt": PROMPT}
+    print(environment() | conditions)
+    dense = load(options.model)
+    ids = torch.randint(dense.config.vocab_size, (1, PROMPT), device="cuda")
+    spiking = sb.to_spiking(dense)
+    plain = copy.copy(spiking)
+    plain.__dict__ = {name: value for name, value in vars(spiking).items() if name != "forward"}
+    print(sb.describe_decoding(spiking))
+    calls: dict[str, Callable[[], float]] = {}
+    graphs: dict[str, Any] = {}
+    for name in options.systems:
+        start = time.perf_counter()
+        if name == "bf16_graph":
+            graphs[name], kept = step_in_graph(dense, ids)
+            conditions["bf16_graph_cache"] = type(kept).__name__
+        elif name == "spiking_graph":
+            generate(spiking, ids, 4)
+            decoder: Any = compiled_decoder(spiking)
+            graphs[name] = decoder._graph
+        if name in graphs:
+            calls[name] = lambda name=name: replays(graphs[name], options.tokens)
+        else:
+            model: nn.Module = {"spiking": spiking, "layers": plain}.get(name, dense)
+            more = {"cache_implementation": "static"} if name == "bf16_static" else {}
+            calls[name] = lambda model=model, more=more: generate(model, ids, options.tokens, **more)
+        calls[name]()
+        calls[name]()
+        print(f"{NAMES[name]}: ready after {time.perf_counter() - start:.1f} s", flush=True)
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(options.repeats):
+        for name, call in calls.items():
+            seconds[name].append(call())
+    bandwidth = copy_bandwidth()
+    floor = bytes_read(plain, ids) / bandwidth
+    print(
+        f"copying: {bandwidth / 1e12:.2f} TB/s; so fast, the spiking model's weights are read in {1e3 * floor:.2f} ms"
+    )
+    rows = [row_of(name, seconds, graphs.get(name) if options.joules else None) for name in seconds]
+    write_json(options.out, rows, bandwidth=bandwidth, floor_ms=1e3 * floor, model=options.model, **conditions)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""Packages that import their parts when they are asked for: PyTorch takes seconds, which `--help` should not."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+from typing import Any
+
+
+def exports(
+    package: str, homes: Mapping[str, Iterable[str]], modules: Iterable[str] = ()
+) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Return the functions `__getattr__` and `__dir__` of a package.
+
+    The package also imports the same names under `if TYPE_CHECKING`, for type checkers.
+
+    Args:
+        package: its `__name__`.
+        homes: the names that it exports, by the module of the package where each is found.
+        modules: modules of the package that are attributes, too, without having been imported.
+    """
+    home_of = {name: home for home, names in homes.items() for name in names}
+    modules = frozenset(modules)
+
+    def get(name: str) -> Any:
+        if name in modules:
+            return import_module(f"{package}.{name}")
+        if name not in home_of:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        found = getattr(import_module(f"{package}.{home_of[name]}"), name)
+        setattr(sys.modules[package], name, found)  # so that Python does not ask again
+        return found
+
+    def names() -> list[str]:
+        return sorted({*vars(sys.modules[package]), *home_of, *modules})
+
+    return get, names

@@ -1,0 +1,318 @@
+"""A Llama-type model on a GPU as one CUDA graph a token: kernels are launched once, and replayed for every token.
+
+A graph ends with its most likely next token in the place of the input. So the next replay can start before the caller
+asks for it, while Python chooses the token that was already guessed. Where the caller comes with another token, the
+guess is dropped, and nothing is guessed until one would have been right.
+"""
+
+from __future__ import annotations
+
+import importlib
+import operator
+import weakref
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...backends.gpu import Triton
+from ...backends.gpu.job import Matrix, power_of_two
+from ...coding.kernels import interpreting
+from ..layers.spike_linear import SpikeLinear
+from .fits import Target, projections, why_not
+
+# Kinds of rotary embedding whose frequencies do not depend on the length of the text.
+_ROTARY = ("default", "linear", "llama3", "yarn")
+# Cached tokens that a program of the attention reads at a time, and most programs for a head of keys.
+_BLOCK, _MOST_SPLITS = 64, 32
+
+
+def why_not_graph(model: nn.Module) -> str | None:
+    """Return why the graph decoder is not for a model, or None if it is."""
+    device = "cpu" if interpreting() else "cuda"
+    reason = why_not(model, Target(device, "on the GPU", (torch.bfloat16, torch.float16, torch.float32), _obstacles))
+    for block in () if reason else model.model.layers:  # pyright: ignore
+        if any(len({isinstance(member, SpikeLinear) for member in members}) > 1 for members in projections(block)):
+            return "only some of the layers that read the same input spike"
+    kind = "default" if reason else getattr(model.model.rotary_emb, "rope_type", "default")  # pyright: ignore
+    return reason if kind in _ROTARY else f"its rotary embedding is {kind}, which looks at the length of the text"
+
+
+def _obstacles(layer: SpikeLinear) -> Iterator[str]:
+    if layer.group_size is not None:
+        yield "has weight groups"
+    if layer.backend not in ("auto", Triton("spike")):
+        yield f"has the backend {layer.backend!r}"
+    reason = Triton("spike").why_not_fused(layer.neuron, layer.encoder, layer.weight)
+    if reason is not None:
+        yield reason
+
+
+class _Guess(NamedTuple):
+    """A token that most likely comes next.
+
+    Attributes:
+        ids: the token, int64 [1, 1].
+        positions: its position, int64 [1, 1].
+        memory: keys and values that it reads.
+        length: tokens before it.
+        versions: of all tensors that it reads, when it started; None if it did not start.
+    """
+
+    ids: Tensor
+    positions: Tensor
+    memory: weakref.ref[Tensor]
+    length: int
+    versions: list[int] | None
+
+
+class GraphDecoder:
+    """Memory and launches for decoding with a model.
+
+    Attributes:
+        num_layers: blocks.
+        num_key_heads: heads of keys and values.
+        head_dim: channels of a head.
+        dtype: of activations, keys and values.
+        device: the GPU.
+        overlaps: whether it works while Python goes on, between `start` and `finish`.
+    """
+
+    overlaps = True
+
+    def __init__(self, model: Any) -> None:
+        config, inner = model.config, model.model
+        attention, weight = inner.layers[0].self_attn, inner.norm.weight
+        self.num_layers, self.head_dim = len(inner.layers), attention.head_dim
+        self.num_key_heads = config.num_key_value_heads
+        self._num_heads, self._scaling, self._eps = config.num_attention_heads, attention.scaling, config.rms_norm_eps
+        self._inner, self._head = inner, model.lm_head
+        self.device, self.dtype = weight.device, weight.dtype
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self._guess: _Guess | None = None
+        self._guesses_well, self._memory, self._length = True, torch.empty(0), 0
+        self._tensors = [*model.parameters(), *model.buffers()]
+        self._counts_changes = not any(map(Tensor.is_inference, self._tensors))
+        self._spike = importlib.import_module("...backends.gpu.spike", __package__)  # imports Triton
+        self._list = importlib.import_module("...backends.gpu.list", __package__)
+        self._attend = importlib.import_module("...backends.gpu.attend", __package__).attend
+        with torch.inference_mode(False), torch.no_grad():
+            self._allocate(config)
+            self._blocks = [self._block(number, block) for number, block in enumerate(inner.layers)]
+            self._last = self._stage(
+                [self._head], self._hidden, self._logits, len(self._failed) - 1, self._list.NORM.value, inner.norm
+            )
+
+    def _allocate(self, config: Any) -> None:
+        heads, keys, dim = self._num_heads, self.num_key_heads, self.head_dim
+        self._splits = min(_MOST_SPLITS, power_of_two(max(128 // keys, 1)))
+
+        def empty(*shape: int, dtype: torch.dtype = self.dtype) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=self.device)
+
+        self._ids, self._positions = empty(1, 1, dtype=torch.int64), empty(1, 1, dtype=torch.int64)
+        self._arrived = empty(keys, dtype=torch.int32)
+        self._hidden, self._projected = empty(1, config.hidden_size), empty(1, (heads + 2 * keys) * dim)
+        self._attended, self._gated = empty(1, heads * dim), empty(1, 2 * config.intermediate_size)
+        self._logits = empty(1, self._head.weight.shape[0])
+        self._partial = empty(heads * self._splits * (dim + 2), dtype=torch.float32)
+        self._failed = empty(4 * self.num_layers + 1, dtype=torch.int32)
+        # What passes between host and GPU for every token.
+        pinned = self.device.type == "cuda"
+        self._cache, self._cache_on_host = (
+            empty(3, dtype=torch.int64),
+            torch.zeros(3, dtype=torch.int64, pin_memory=pinned),
+        )
+        self._any_failed = torch.zeros(1, dtype=torch.int32, pin_memory=pinned)
+
+    def _block(self, number: int, block: Any) -> list[Any]:
+        given, norm, gated = (kind.value for kind in (self._list.GIVEN, self._list.NORM, self._list.GATED))
+        qkv, output, gate_up, down = projections(block)
+        return [
+            self._stage(qkv, self._hidden, self._projected, 4 * number, norm, block.input_layernorm),
+            self._stage(output, self._attended, self._hidden, 4 * number + 1, given),
+            self._stage(gate_up, self._hidden, self._gated, 4 * number + 2, norm, block.post_attention_layernorm),
+            self._stage(down, self._gated, self._hidden, 4 * number + 3, gated),
+        ]
+
+    def _stage(self, modules: list[Any], x: Tensor, y: Tensor, number: int, source: int, norm: Any = None) -> Any:
+        """Return the plan of projections that read the same input, or a function where they do not spike."""
+        if not isinstance(modules[0], SpikeLinear):
+            return lambda: self._run_dense(modules, x, y, source, norm)
+        layer = modules[0]
+        biases = [module.bias for module in modules]
+        if any(bias is not None for bias in biases):
+            biases = [
+                torch.zeros(len(m.weight), dtype=x.dtype, device=x.device) if m.bias is None else m.bias
+                for m in modules
+            ]
+        matrices = tuple(Matrix(m.weight, m.scale, bias) for m, bias in zip(modules, biases, strict=True))
+        stage = self._spike.Stage(
+            x,
+            matrices,
+            y,
+            layer.neuron.kernel_rule(),
+            layer.neuron.count_bounds(layer.in_features),
+            self._failed[number : number + 1],
+            source,
+            None if norm is None else (norm.weight, norm.variance_epsilon),
+            residual=y is self._hidden,
+        )
+        return self._spike.plan_for(self._spike.tuned(stage), stage)
+
+    def _run_dense(self, modules: list[Any], x: Tensor, y: Tensor, source: int, norm: Any) -> None:
+        if source == self._list.NORM.value:
+            x = norm(x)
+        elif source == self._list.GATED.value:
+            gate, up = x.chunk(2, 1)
+            x = F.silu(gate) * up
+        outputs = torch.cat([module(x) for module in modules], 1)
+        if y is self._hidden:
+            y.add_(outputs)
+        else:
+            y.copy_(outputs)
+
+    def _run(self, stage: Any) -> None:
+        if callable(stage):
+            stage()
+        else:
+            self._spike.list_rows(stage)
+            self._spike.add_rows(stage)
+
+    def _launch(self) -> None:
+        """Launch all kernels of a token."""
+        embedded = self._inner.embed_tokens(self._ids)
+        self._hidden.copy_(embedded[0])
+        cos, sin = self._inner.rotary_emb(embedded, self._positions)
+        for number, (block, (qkv, output, gate_up, down)) in enumerate(
+            zip(self._inner.layers, self._blocks, strict=True)
+        ):
+            self._run(qkv)
+            self._run_attention(number, block.self_attn, cos, sin)
+            for stage in (output, gate_up, down):
+                self._run(stage)
+        self._run(self._last)
+        self._any_failed.copy_(self._failed.amax()[None], non_blocking=True)
+        self._ids.copy_(self._logits.argmax(-1, keepdim=True))
+        self._positions.add_(1)
+        self._cache[2].add_(1)
+
+    def _run_attention(self, number: int, attention: Any, cos: Tensor, sin: Tensor) -> None:
+        has_norm = hasattr(attention, "q_norm")
+        self._attend[self.num_key_heads, self._splits](
+            self._projected,
+            self._cache,
+            cos,
+            sin,
+            attention.q_norm.weight if has_norm else cos,
+            attention.k_norm.weight if has_norm else cos,
+            self._partial,
+            self._arrived,
+            self._attended,
+            number,
+            self._scaling,
+            self._eps,
+            HEADS=self._num_heads,
+            KEY_HEADS=self.num_key_heads,
+            DIM=self.head_dim,
+            GROUP=max(16, power_of_two(self._num_heads // self.num_key_heads)),
+            WIDE=max(16, power_of_two(self.head_dim // 2)),
+            BLOCK=_BLOCK,
+            NORM=has_norm,
+            PRECISION="ieee" if self.dtype == torch.float32 else "tf32",
+            enable_fp_fusion=False,
+        )
+
+    def decode(self, ids: Tensor, positions: Tensor, memory: Tensor, length: int) -> Tensor | None:
+        """Start a token and finish it; see there."""
+        self.start(ids, positions, memory, length)
+        return self.finish()
+
+    @torch.no_grad()
+    def start(self, ids: Tensor, positions: Tensor, memory: Tensor, length: int) -> None:
+        """Let the GPU begin with a token, and write its keys and values into the memory.
+
+        Args:
+            ids: the token, int64 [1, 1].
+            positions: its position, int64 [1, 1].
+            memory: keys and values of all layers, [layers * 2, 1, key heads, rows, head_dim]; row `length` is filled.
+            length: tokens before this one.
+        """
+        guess, self._guess = self._guess, None
+        self._memory, self._length = memory, length
+        if guess is not None and guess.memory() is memory and guess.length == length:
+            same = (guess.ids == ids) & (guess.positions == positions)
+            self._guesses_well = bool(same)
+            if self._guesses_well and guess.versions is not None and guess.versions == self._versions(memory):
+                return
+        if self._stream is None:
+            self._fill(ids, positions, memory, length)
+            self._launch()
+            return
+        self._stream.synchronize()  # what it was given is read
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._stream):
+            self._fill(ids, positions, memory, length)
+            if self._graph is None:
+                self._capture()
+                self._fill(ids, positions, memory, length)
+            self._replay(memory)
+
+    @torch.no_grad()
+    def finish(self, *, go_on: bool = False) -> Tensor | None:
+        """Wait for the GPU.
+
+        Args:
+            go_on: whether the next token may start.
+        Returns:
+            The logits of the token, [1, 1, vocabulary]; None if a layer needs the separate steps, which also raise its
+            errors.
+        """
+        if self._stream is None:
+            return None if int(self._any_failed) else self._logits.clone()[None]
+        self._stream.synchronize()
+        if int(self._any_failed):
+            return None
+        logits, ids, positions = self._logits.clone()[None], self._ids.clone(), self._positions.clone()
+        memory, length, versions = self._memory, self._length + 1, None
+        self._memory = torch.empty(0)  # the cache alone decides how long its memory lives
+        if go_on and self._guesses_well and self._counts_changes and length < memory.shape[3]:
+            self._stream.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(self._stream):
+                self._replay(memory)
+            versions = self._versions(memory)
+        self._guess = _Guess(ids, positions, weakref.ref(memory), length, versions)
+        return logits
+
+    def _fill(self, ids: Tensor, positions: Tensor, memory: Tensor, length: int) -> None:
+        for place, number in enumerate((memory.data_ptr(), memory.shape[3], length)):
+            self._cache_on_host[place] = number
+        self._cache.copy_(self._cache_on_host, non_blocking=True)
+        self._ids.copy_(ids)
+        self._positions.copy_(positions)
+
+    def _replay(self, memory: Tensor) -> None:
+        assert self._graph is not None
+        assert self._stream is not None
+        memory.record_stream(self._stream)  # it may be freed while a guess runs
+        self._graph.replay()
+
+    def _versions(self, memory: Tensor) -> list[int]:
+        """Return how often each tensor that a token reads was changed."""
+        return [memory._version, *map(operator.attrgetter("_version"), self._tensors)]
+
+    def _capture(self) -> None:
+        self._launch()  # compiles what was not compiled yet
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self._stream):
+            self._launch()
+        self._graph = graph
+
+    def __del__(self) -> None:
+        """Let a guess end before its memory is freed."""
+        stream = getattr(self, "_stream", None)
+        if stream is not None:
+            stream.synchronize()

@@ -1,0 +1,243 @@
+"""The graph decoder beside the model's own code: on a GPU, and without a graph in Triton's interpreter."""
+
+import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_decoder import (
+    MODELS,
+    SETTINGS,
+    cache_of,
+    cache_option,
+    plain_forward,
+    spiking_model,
+    tokens_of,
+)
+
+from spikebrain import AdaptiveThreshold, Reference, SpikeLinear, SpikeSettings, describe_decoding
+from spikebrain.models.decoding import compiled_decoder
+from spikebrain.models.decoding.fits import projections
+from spikebrain.models.decoding.graph import GraphDecoder, why_not_graph
+from spikebrain.models.decoding.kv_room import room_of
+
+pytest.importorskip("triton")
+INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
+ON_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(INTERPRETING or not torch.cuda.is_available(), reason="this machine has no CUDA GPU"),
+]
+DEVICES = [
+    pytest.param("cpu", marks=pytest.mark.skipif(not INTERPRETING, reason="runs with TRITON_INTERPRET=1, from below")),
+    pytest.param("cuda", marks=ON_GPU),
+]
+CASES = [
+    *[(name, "all") for name in MODELS],
+    ("llama", "head too, rare spikes"),
+    ("llama", "counts of three digits"),
+    ("qwen2", "half dense"),
+]
+SETTINGS = {
+    **SETTINGS,
+    "counts of three digits": SpikeSettings(neuron=AdaptiveThreshold(400.0)),
+    "half dense": SpikeSettings(layers=("*.q_proj", "*.k_proj", "*.v_proj", "*.down_proj")),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETING, reason="this is the process that it starts")
+def test_all_of_this_through_the_interpreter():
+    # In a process of its own: Triton reads the variable when the kernels are defined.
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", "-p", "no:cacheprovider", __file__]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    environment["PYTHONPATH"] += os.pathsep + os.environ.get("PYTHONPATH", "")
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert " passed" in run.stdout
+
+
+def model_on(device, name="llama", settings="all", dtype=torch.float32):
+    model = spiking_model(name, SETTINGS[settings])
+    if device == "cpu":
+        # The interpreter takes seconds for a layer.
+        del model.model.layers[2:]
+        model.config.num_hidden_layers = 2
+    return model.to(device, dtype)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("name", "settings"), CASES)
+@torch.inference_mode()
+def test_integers_are_exact_and_logits_those_of_the_model(device, name, settings):
+    model = model_on(device, name, settings)
+    cache = cache_of(plain_forward(model, input_ids=torch.randint(0, 300, (1, 7), device=device), use_cache=True))
+    theirs = copy.deepcopy(cache)
+    assert why_not_graph(model) is None
+    decoder = GraphDecoder(model)
+    for position in range(7, 8 if device == "cpu" else 10):
+        token = torch.randint(0, 300, (1, 1), device=device)
+        expected = plain_forward(model, input_ids=token, use_cache=True, **cache_option(theirs)).logits
+        room = room_of(cache, decoder.num_key_heads, decoder.head_dim, decoder.dtype, decoder.device)
+        found = decoder.decode(token, torch.tensor([[position]], device=device), room.memory, position)
+        room.show(cache.layers, room.views(position + 1))
+        # The same state goes in, so only a count that lies on a rounding's edge may differ.
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+        for ours, other in zip(cache.layers, theirs.layers, strict=True):
+            torch.testing.assert_close(ours.keys, other.keys, rtol=0, atol=2e-2)
+            torch.testing.assert_close(ours.values, other.values, rtol=0, atol=2e-2)
+        theirs = copy.deepcopy(cache)
+    check_stages(model, decoder)
+
+
+def check_stages(model, decoder):
+    """Run every stage on what is in the decoder's memory, and compare its outputs bit for bit with the plain steps."""
+    checked = 0
+    groups = [group for block in model.model.layers for group in projections(block)] + [[model.lm_head]]
+    plans = [plan for block in decoder._blocks for plan in block] + [decoder._last]
+    for group, plan in zip(groups, plans, strict=True):
+        if callable(plan):
+            continue
+        layer = group[0]
+        seen = torch.empty(1, layer.in_features, dtype=decoder.dtype, device=decoder.device)
+        before = plan.stage.y.clone()
+        decoder._run(plan._replace(stage=plan.stage._replace(seen=seen)))
+        outputs = torch.cat([plain_output(member, seen) for member in group], 1)
+        expected = before + outputs if plan.stage.residual else outputs
+        assert torch.equal(plan.stage.y, expected)
+        assert not plan.stage.failed.any()
+        checked += len(group)
+    assert checked == len([module for module in model.modules() if isinstance(module, SpikeLinear)])
+
+
+def plain_output(layer, x):
+    plain = copy.copy(layer)
+    plain.backend = Reference()
+    return plain(x)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@torch.inference_mode()
+def test_long_caches_are_read_in_shares(device):
+    model = model_on(device)
+    cache = cache_of(plain_forward(model, input_ids=torch.randint(0, 300, (1, 300), device=device), use_cache=True))
+    token = torch.tensor([[5]], device=device)
+    expected = plain_forward(model, input_ids=token, use_cache=True, **cache_option(copy.deepcopy(cache))).logits
+    decoder = GraphDecoder(model)
+    room = room_of(cache, decoder.num_key_heads, decoder.head_dim, decoder.dtype, decoder.device)
+    for _ in range(2):  # the counters of arrived programs are zero again
+        found = decoder.decode(token, torch.tensor([[300]], device=device), room.memory, 300)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@torch.inference_mode()
+def test_activations_that_are_not_finite_are_left_to_the_separate_steps(device):
+    model = model_on(device)
+    decoder = GraphDecoder(model)
+    cache = cache_of(plain_forward(model, input_ids=torch.tensor([[1, 2]], device=device), use_cache=True))
+    room = room_of(cache, decoder.num_key_heads, decoder.head_dim, decoder.dtype, decoder.device)
+    given = torch.tensor([[1]], device=device), torch.tensor([[2]], device=device), room.memory, 2
+    assert decoder.decode(*given) is not None
+    model.model.layers[1].self_attn.o_proj.scale[3] = float("inf")
+    assert decoder.decode(*given) is None
+    model.model.layers[1].self_attn.o_proj.scale[3] = 1.0
+    assert decoder.decode(*given) is not None
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_it_is_not_for(device):
+    model = model_on(device)
+    assert why_not_graph(model) is None
+    model.model.layers[1].mlp.down_proj.backend = Reference()
+    assert "backend" in why_not_graph(model)
+    model = model_on(device)
+    model.model.layers[0].mlp.up_proj.neuron = AdaptiveThreshold(2.0)
+    assert "different neurons" in why_not_graph(model)
+    model = model_on(device, settings="half dense")
+    assert why_not_graph(model) is None
+    mixed = spiking_model("llama", SpikeSettings(layers=("*.q_proj",))).to(device)
+    assert "only some" in why_not_graph(mixed)
+    model = model_on(device)
+    model.model.rotary_emb.rope_type = "dynamic"
+    assert "dynamic" in why_not_graph(model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("device", DEVICES[1:])
+def test_generate_uses_it_and_gives_the_same_tokens(device, dtype, monkeypatch):
+    model = model_on(device, "qwen3", dtype=dtype)
+    ids = torch.randint(0, 300, (1, 5), device=device)
+    calls = []
+    start = GraphDecoder.start
+    monkeypatch.setattr(GraphDecoder, "start", lambda self, *given: calls.append(given[3]) or start(self, *given))
+    found = tokens_of(model, ids, 300)  # rooms of 268 and 800 rows
+    assert calls == list(range(5, 5 + 299))
+    assert "graph decoder" in describe_decoding(model)
+    assert isinstance(compiled_decoder(model), GraphDecoder)
+    monkeypatch.delattr(model, "forward")
+    # One pass over the whole text predicts the same tokens, or others that are as likely to rounding: in bfloat16 a
+    # count that flips moves a logit of these small random models by a tenth.
+    with torch.inference_mode():
+        logits = model(found).logits.float()
+    chosen = logits[0, 4:-1].gather(1, found[0, 5:, None])[:, 0]
+    assert float((logits[0, 4:-1].amax(1) - chosen).max()) < (1e-2 if dtype == torch.float32 else 0.4)
+
+
+@pytest.mark.parametrize("device", DEVICES[1:])
+@torch.no_grad()
+def test_a_wrong_guess_is_dropped(device):
+    model = model_on(device)
+    prompt = torch.randint(0, 300, (1, 5), device=device)
+
+    def after(tokens, change=lambda position: None):
+        """Return the logits after each token, and by the model's own code after all of them."""
+        cache, found = cache_of(plain_forward(model, input_ids=prompt, use_cache=True)), []
+        for position, token in enumerate(tokens):
+            change(position)
+            found.append(model(token, use_cache=True, **cache_option(cache)).logits)
+        return found, plain_forward(model, input_ids=torch.cat([prompt, *tokens], 1)).logits[:, -1:]
+
+    def close(found, expected):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=5e-3 * float(expected.abs().max()))
+
+    # The most likely tokens, which are guessed, with others between.
+    tokens = [torch.tensor([[7]], device=device)]
+    for step in range(6):
+        likely = after(tokens)[0][-1].argmax(-1)
+        tokens.append(torch.tensor([[11]], device=device) if step % 3 == 2 else likely)
+        found, expected = after(tokens)
+        close(found[-1], expected)
+    # Two texts in turns.
+    first, second = (cache_of(plain_forward(model, input_ids=prompt, use_cache=True)) for _ in range(2))
+    for token in tokens:
+        one = model(token, use_cache=True, **cache_option(first)).logits
+        other = model(token, use_cache=True, **cache_option(second)).logits
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    close(one, expected)
+    # Weights that are changed in place after a guess has started.
+    norm = model.model.norm.weight
+    likely = [tokens[0], after(tokens[:1])[0][-1].argmax(-1)]
+    found, _ = after(likely, lambda position: norm.mul_(2) if position == 1 else None)
+    close(found[-1], plain_forward(model, input_ids=torch.cat([prompt, *likely], 1)).logits[:, -1:])
+
+
+@pytest.mark.parametrize("device", DEVICES[1:])
+@torch.no_grad()
+def test_a_guess_runs_and_its_memory_is_freed(device, monkeypatch):
+    model, replays = model_on(device), []
+    replay = GraphDecoder._replay
+    monkeypatch.setattr(GraphDecoder, "_replay", lambda self, memory: replays.append(1) or replay(self, memory))
+    ids = torch.randint(0, 300, (1, 5), device=device)
+    tokens_of(model, ids, 20)
+    assert len(replays) == 20  # 19 tokens, and one that nobody asked for
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    for _ in range(3):
+        tokens_of(model, ids, 20)
+    torch.cuda.synchronize()
+    assert torch.cuda.memory_allocated() <= before
+    decoder = compiled_decoder(model)
+    del model, decoder
