@@ -24,20 +24,22 @@ from typing import Any
 import torch
 from gpu import copy_bandwidth
 from timing import environment, write_json
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, StaticCache
 
 import spikebrain as sb
 from spikebrain.errors import SpikebrainError
 from spikebrain.models.decoding import compiled_decoder
 
-SYSTEMS = ("bf16", "bf16_static", "bf16_graph", "spiking", "spiking_graph", "layers")
+SYSTEMS = ("bf16", "bf16_static", "bf16_graph", "spiking", "spiking_graph", "int4", "int4_graph", "layers")
 NAMES = {
     "bf16": "BF16, generate",
     "bf16_static": "BF16, generate, static cache, compiled by transformers",
     "bf16_graph": "BF16, one step in a CUDA graph",
     "spiking": "spiking, generate",
     "spiking_graph": "spiking, its graph alone",
+    "int4": "spiking, 4-bit groups of 32, generate",
+    "int4_graph": "spiking, 4-bit groups of 32, its graph alone",
     "layers": "spiking layer by layer, generate",
 }
 PROMPT = 32
@@ -144,12 +146,14 @@ def step_in_graph(model: Any, ids: Tensor) -> Replay:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    counters = [layer.cumulative_length for layer in cache.layers if hasattr(layer, "cumulative_length")]
+    counters = [getattr(layer, "cumulative_length", None) for layer in cache.layers]
+    counters = [counter for counter in counters if counter is not None]
     return Replay(graph, counters, cache)
 
 
 def graph_of(spiking: Any, ids: Tensor) -> Replay:
     """Return the graph of the spiking model's decoder after a prompt, with a cache of its own."""
+    generate(spiking, ids, 4)  # tunes, captures
     decoder: Any = compiled_decoder(spiking)
     shape = (2 * decoder.num_layers, 1, decoder.num_key_heads, 256, decoder.head_dim)
     memory = torch.zeros(shape, dtype=decoder.dtype, device="cuda")
@@ -214,6 +218,9 @@ def main() -> None:
     spiking = sb.to_spiking(dense)
     plain = copy.copy(spiking)
     plain.__dict__ = {name: value for name, value in vars(spiking).items() if name != "forward"}
+    models: dict[str, Any] = {"spiking": spiking, "layers": plain}
+    if any(name.startswith("int4") for name in options.systems):
+        models["int4"] = sb.to_spiking(dense, sb.SpikeSettings(weights="int4"))
     print(sb.describe_decoding(spiking))
     calls: dict[str, Callable[[], float]] = {}
     graphs: dict[str, Replay] = {}
@@ -221,12 +228,12 @@ def main() -> None:
         start = time.perf_counter()
         if name == "bf16_graph":
             graphs[name] = step_in_graph(dense, ids)
-        elif name == "spiking_graph":
-            graphs[name] = graph_of(spiking, ids)
+        elif name.endswith("_graph"):
+            graphs[name] = graph_of(models[name.removesuffix("_graph")], ids)
         if name in graphs:
             calls[name] = lambda name=name: graphs[name].seconds(options.tokens)
         else:
-            model: nn.Module = {"spiking": spiking, "layers": plain}.get(name, dense)
+            model = models.get(name, dense)
             more = {"cache_implementation": "static"} if name == "bf16_static" else {}
             calls[name] = lambda model=model, more=more: generate(model, ids, options.tokens, **more)
         calls[name]()
