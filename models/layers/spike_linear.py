@@ -233,7 +233,7 @@ class SpikeLinear(nn.Module):
             )
         super().__setattr__(name, value)
         if name in _PLUGINS:
-            vars(self)["graph_settings"] = graph_settings(*map(vars(self).get, _PLUGINS))
+            vars(self)["graph_settings"] = graph_settings(type(self), *map(vars(self).get, _PLUGINS))
 
     def __prepare_scriptable__(self) -> None:
         """Refuse torch.jit.script, which asks for this."""
