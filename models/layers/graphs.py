@@ -150,6 +150,8 @@ def _obstacle_of_experts(layers: list[Any], x: Tensor) -> str:
     for layer in layers:
         if layer.observers:
             return "one is observed, by `record` or the like"
+        if layer.minimum is not None:
+            return "the weight groups of one have minima"
     if settings[0][0].obstacle:
         return settings[0][0].obstacle
     if torch.is_grad_enabled() and x.requires_grad:

@@ -70,7 +70,7 @@ def _layer(
     layer = object.__new__(_Layer)
     out_features, in_features = weight.shape
     vars(layer).update(_settings(plugins, group_size))
-    buffers = {"weight": weight, "scale": scale}
+    buffers = {"weight": weight, "scale": scale, "minimum": None}  # layers with minima stay out of graphs
     vars(layer).update(_buffers=buffers, bias=bias, in_features=in_features, out_features=out_features, name=name)
     return layer
 
