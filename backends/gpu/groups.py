@@ -94,7 +94,7 @@ class GroupPlan(NamedTuple):
 
     stage: Stage
     packed: tuple[Packed, ...]
-    count: Tensor
+    counts: Tensor
     threshold: Tensor
     partial: tuple[Tensor, ...]
     arrived: tuple[Tensor, ...]
@@ -135,14 +135,14 @@ def run(stage: Stage) -> None:
 
 
 def _count(plan: GroupPlan) -> None:
-    stage, (num_tokens, num_inputs) = plan.stage, plan.count.shape
+    stage, (num_tokens, num_inputs) = plan.stage, plan.counts.shape
     block = min(power_of_two(num_inputs), 4096)
     norm, eps = stage.norm or (stage.x, 0.0)
     count_channels[num_tokens, cdiv(num_inputs, _CHANNELS)](
         stage.x,
         norm,
         stage.x if stage.seen is None else stage.seen,
-        plan.count,
+        plan.counts,
         plan.threshold,
         plan.arrived[0] if stage.failed is None else stage.failed,
         num_inputs,
@@ -164,7 +164,7 @@ def _add(plan: GroupPlan, number: int, matrix: Matrix, first: int) -> None:
     num_tokens, shares = plan.partial[number].shape[:2]
     scale = weights.scale
     add_groups[weights.rows.shape[1] // _WORDS, shares, num_tokens](
-        plan.count,
+        plan.counts,
         plan.threshold,
         weights.rows,
         scale,
@@ -173,7 +173,7 @@ def _add(plan: GroupPlan, number: int, matrix: Matrix, first: int) -> None:
         stage.y[:, first:],
         plan.partial[number],
         plan.arrived[number],
-        plan.count.shape[1],
+        plan.counts.shape[1],
         weights.rows.shape[1],
         len(matrix.weight),
         stage.y.shape[1],
