@@ -35,6 +35,13 @@ Skip = Annotated[
     list[str] | None,
     typer.Option(help="Layers that stay dense: a pattern of names; may be given several times.", show_default="none"),
 ]
+Weights = Annotated[
+    str | None,
+    typer.Option(
+        help="Weights: int8, rounded; stored, the integers of a GGUF file as they are; int4, rounded in groups of 32.",
+        show_default="int8",
+    ),
+]
 DEVICES = "cpu, cuda, or auto: a GPU if there is one."
 Device = Annotated[str, typer.Option(help=DEVICES)]
 Force = Annotated[bool, typer.Option("--force", help="Write over what the folder holds.")]

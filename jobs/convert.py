@@ -40,6 +40,7 @@ class ConvertSettings:
         fit: what is fitted: "columns" or "o-proj"; None for "columns".
         spiking: None, "as-described" or "as-released".
         k: of `AdaptiveThreshold`, with `spiking`: mean |x| of a token divided by its threshold; None for 3.
+        weights: with `spiking`: "int8", "int4", or "stored" for those of a GGUF file as they are; None for "int8".
         device: where it is calibrated: "cpu", "cuda", or "auto" or None for a GPU if there is one.
         seed: random seed for new parameters of gates and routers; None for 0.
     Raises:
@@ -56,6 +57,7 @@ class ConvertSettings:
     fit: str | None = None
     spiking: str | None = None
     k: float | None = None
+    weights: str | None = None
     device: str | None = None
     seed: int | None = None
 
@@ -65,7 +67,7 @@ class ConvertSettings:
         if self.calibrate is None:
             refuse(self, ("calibrate_tokens", "fit", "device"), "without a text to `calibrate` on")
         if self.spiking is None:
-            refuse(self, ("k",), "on a model that does not spike (`spiking`)")
+            refuse(self, ("k", "weights"), "on a model that does not spike (`spiking`)")
 
 
 def convert(
@@ -107,14 +109,15 @@ def convert(
             **{name: value for name, value in choices.items() if value is not None},
         ).cpu()
     if settings.spiking is not None:
-        student = to_spiking(student, spikingbrain_settings(settings.spiking, k=usual(settings.k, 3.0)), inplace=True)
+        how = {"k": usual(settings.k, 3.0), "weights": usual(settings.weights, "int8")}
+        student = to_spiking(student, spikingbrain_settings(settings.spiking, **how), inplace=True)
     save(student, out, tokenizer)
     return student
 
 
 def _check_for_spikingbrain(settings: ConvertSettings, source: str) -> None:
     """Raise an InputError unless a SpikingBrain model is to be put on spikes, and nothing else."""
-    names = [field.name for field in fields(settings) if field.name not in ("model", "spiking", "k")]
+    names = [field.name for field in fields(settings) if field.name not in ("model", "spiking", "k", "weights")]
     given = [f"`{name}`" for name in names if getattr(settings, name) is not None]
     if settings.spiking is None or given:
         raise InputError(

@@ -54,6 +54,7 @@ class EnergySettings:
         k: of `AdaptiveThreshold`: mean |x| of a token divided by its threshold; None for 3.
         encoder: turns counts into spikes, an object or a registered name; None for `BidirectionalBitwise`.
         backend: computes the integer sums, an object or a registered name; "auto" or None picks the fastest.
+        weights: "int8", "int4", or "stored" for those of a GGUF file as they are; None for "int8".
         text: a UTF-8 file, or None for the text of the standard library's pydoc_data.topics.
         num_tokens: tokens from the start of the text; None for 512.
         device: "cpu"; "cuda"; or "auto" or None for a GPU if there is one and the backend can run on it.
@@ -66,6 +67,7 @@ class EnergySettings:
     k: float | None = None
     encoder: Encoder | str | None = None
     backend: Backend | Literal["auto"] | str | None = None
+    weights: str | None = None
     text: Path | None = None
     num_tokens: int | None = None
     device: str | None = None

@@ -15,7 +15,7 @@ from ..neuro import AdaptiveThreshold
 T = TypeVar("T")
 
 # Settings of a model that is put on spikes. One that spikes already keeps its own.
-SPIKES = ("k", "encoder", "backend", "layers", "skip", "group_size")
+SPIKES = ("k", "encoder", "backend", "layers", "skip", "weights", "group_size")
 
 
 def usual(value: T | None, default: T) -> T:
@@ -45,7 +45,7 @@ def refuse_spikes(settings: Any, source: str) -> None:
 
 def spike_settings(settings: Any) -> SpikeSettings:
     """Return which layers spike, and how, from the settings of a job; what is not given is as in `SpikeSettings`."""
-    fields = {name: getattr(settings, name, None) for name in ("encoder", "backend", "group_size", "skip")}
+    fields = {name: getattr(settings, name, None) for name in ("encoder", "backend", "weights", "group_size", "skip")}
     if settings.k is not None:
         fields["neuron"] = AdaptiveThreshold(settings.k)
     if getattr(settings, "layers", None) is not None:

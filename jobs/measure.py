@@ -1,4 +1,4 @@
-"""Perplexity of a model in float, with INT8 weights and on spikes; an interrupted run goes on where it stopped."""
+"""Perplexity of a model in float, with integer weights and on spikes; an interrupted run goes on where it stopped."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..analysis.exactness import ExactnessCheck
 from ..analysis.perplexity import perplexity_of, window_nlls
-from ..models import Recording, SpikeSettings, to_dense, to_spiking
+from ..models import Recording, SpikeSettings, spiking_layers, to_dense, to_spiking
+from ..models.layers import Conversion
 from ..models.recording import record
 from .progress import SILENT, Progress
 from .resume import Unfinished
@@ -44,7 +45,7 @@ def measure(
     unfinished: Unfinished,
     progress: Progress = SILENT,
 ) -> Measured:
-    """Run all windows through the float model, the one with INT8 weights, and the spiking one.
+    """Run all windows through the float model, the one with integer weights, and the spiking one.
 
     Args:
         model: put on spikes in place.
@@ -76,10 +77,19 @@ def measure(
     else:
         run_windows("float", "float", model)
         model = to_spiking(model, spike_settings, inplace=True)
-    run_windows("int8", "INT8 weights", to_dense(model))
+    run_windows("int8", f"{weights_in_words(model)} weights", to_dense(model))
     check = ExactnessCheck(seed)
     # Only what `count_operations` asks for by default: other sizes of blocks would be counted for nobody.
     with record(model, block_bytes=(64,)) as recording, check.watch(model):
         unfinished.restore(recording, check)
         run_windows("spiking", "spiking", model, recording, check)
     return Measured(model, perplexity, recording, check, seconds)
+
+
+def weights_in_words(model: nn.Module) -> str:
+    """Return what the weights of a spiking model are: "INT8", "4-bit", both, or those "stored" in its file."""
+    names = {4: "4-bit", 8: "INT8"}
+    bits = sorted({layer.weight_bits for layer in spiking_layers(model).values()})
+    conversion = getattr(model, "conversion", None)
+    is_stored = isinstance(conversion, Conversion) and conversion.settings.weights == "stored"
+    return ("stored " if is_stored else "") + " and ".join(names[width] for width in bits)

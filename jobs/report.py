@@ -33,7 +33,7 @@ from .inputs import (
     read_text,
     require_writable,
 )
-from .measure import Measured, measure
+from .measure import Measured, measure, weights_in_words
 from .progress import SILENT, Progress
 from .report_files import WRITTEN, describe_environment, write_files
 from .resume import FILE_NAME, Unfinished
@@ -58,7 +58,8 @@ class ReportSettings:
         backend: computes the integer sums, an object or a registered name; "auto" or None picks the fastest.
         layers: pattern of the names of layers that spike; None for all.
         skip: patterns of the names of layers that stay dense; None for none.
-        group_size: input channels that share a weight scale; None for all.
+        weights: "int8", "int4", or "stored" for those of a GGUF file as they are; None for "int8".
+        group_size: input channels that share a weight scale; None for all, with "int4" for 32.
         seed: random seed for the sample of outputs that is checked.
         device: "cpu"; "cuda"; or "auto" for a GPU if there is one and the backend can run on it.
     """
@@ -72,6 +73,7 @@ class ReportSettings:
     backend: Backend | Literal["auto"] | str | None = None
     layers: str | None = None
     skip: tuple[str, ...] | None = None
+    weights: str | None = None
     group_size: int | None = None
     seed: int = 0
     device: str = "auto"
@@ -160,6 +162,7 @@ def _describe_settings(settings: ReportSettings, model: nn.Module, converted: bo
         "backend": "auto" if layer.backend == "auto" else BACKENDS.name_of(layer.backend) or label(layer.backend),
         "layers": "as converted" if converted else usual(settings.layers, "*"),
         "skip": [] if converted else list(usual(settings.skip, ())),
+        "weights": weights_in_words(model),
         "group_size": layer.group_size,
         "seed": settings.seed,
         "device": settings.device,

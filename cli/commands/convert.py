@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..options import Force, K, Spiking, folder_for, seed_for, spiking_or_none
+from ..options import Force, K, Spiking, Weights, folder_for, seed_for, spiking_or_none
 from ..progress import on_screen
 
 
@@ -29,6 +29,7 @@ def convert(
     fit: Annotated[str | None, typer.Option(help="What is fitted: columns or o-proj.", show_default="columns")] = None,
     spiking: Spiking = "none",
     k: K = None,
+    weights: Weights = None,
     device: Annotated[
         str | None, typer.Option(help="Where it is calibrated: cpu, cuda, or auto.", show_default="auto")
     ] = None,
@@ -37,8 +38,8 @@ def convert(
 ) -> None:
     """Convert a Transformer into a SpikingBrain model, on spikes or not.
 
-    With --spiking it also puts a SpikingBrain model on spikes, for example one that was distilled; then only --k goes
-    with it. --calibrate-tokens, --fit and --device need --calibrate; --k needs --spiking.
+    With --spiking it also puts a SpikingBrain model on spikes, for example one that was distilled; then only --k and
+    --weights go with it. --calibrate-tokens, --fit and --device need --calibrate; --k and --weights need --spiking.
     """
     from ... import jobs
 
@@ -53,6 +54,7 @@ def convert(
         fit=fit,
         spiking=spiking_or_none(spiking),
         k=k,
+        weights=weights,
         device=device,
         seed=seed,
     )

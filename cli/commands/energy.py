@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from ..options import DEVICES, MODEL, EncoderName, K, TextFile, folder_for, named, table_of
+from ..options import DEVICES, MODEL, EncoderName, K, TextFile, Weights, folder_for, named, table_of
 from ..progress import on_screen
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def energy(
     ] = None,
     k: K = None,
     encoder: EncoderName = None,
+    weights: Weights = None,
     text: TextFile = None,
     num_tokens: Annotated[
         int | None, typer.Option(help="Tokens from the start of the text.", show_default="512")
@@ -57,9 +58,9 @@ def energy(
 ) -> None:
     """Say what a run on spikes costs beside dense INT8 and FP16: modelled, with every cost that is counted.
 
-    A report has been run already: --block-bytes, --shared-tokens, --k, --encoder, --text, --num-tokens and --device are
-    for a model. The table of a chip has whole energies, so the options from --reads-per to --shared-tokens are for
-    other tables.
+    A report has been run already: --block-bytes, --shared-tokens, --k, --encoder, --weights, --text, --num-tokens and
+    --device are for a model. The table of a chip has whole energies, so the options from --reads-per to --shared-tokens
+    are for other tables.
     """
     from ... import coding, jobs
     from ...energy import load_table
@@ -74,6 +75,7 @@ def energy(
         shared_tokens=shared_tokens,
         k=k,
         encoder=named(coding.ENCODERS, "encoder", encoder),
+        weights=weights,
         text=text,
         num_tokens=num_tokens,
         device=device,

@@ -18,6 +18,7 @@ from ..options import (
     NumTokens,
     Skip,
     TextFile,
+    Weights,
     backend_named,
     folder_for,
     named,
@@ -51,8 +52,10 @@ def report(
     backend: BackendName = None,
     layers: Layers = None,
     skip: Skip = None,
+    weights: Weights = None,
     group_size: Annotated[
-        int | None, typer.Option(help="Input channels that share a weight scale.", show_default="all")
+        int | None,
+        typer.Option(help="Input channels that share a weight scale; not with --weights stored.", show_default="all"),
     ] = None,
     out: Annotated[Path, folder_for("report.json, layers.csv and the plots")] = Path("spikebrain-report"),
     seed: Annotated[int, seed_for("the sample of outputs that is checked")] = 0,
@@ -60,7 +63,8 @@ def report(
 ) -> None:
     """Run a model in float, with INT8 weights, and on spikes; report accuracy, spikes, energy and exactness.
 
-    A model that spikes already runs as it is: --k, --encoder, --backend, --layers and --group-size are for others.
+    A model that spikes already runs as it is: --k, --encoder, --backend, --layers, --weights and --group-size are for
+    others.
     """
     from ... import coding, jobs
 
@@ -74,6 +78,7 @@ def report(
         backend=backend_named(backend),
         layers=layers,
         skip=tuple(skip) if skip else None,
+        weights=weights,
         group_size=group_size,
         seed=seed,
         device=device,
@@ -92,7 +97,7 @@ def _print(found: dict[str, Any], context: int, out: Path) -> None:
         f"{found['settings']['neuron']}, code {found['settings']['encoder']}"
     )
     console.print(f"{text['num_tokens']:,} tokens of {text['source']}, windows of {context}\n")
-    _print_perplexity(console, found["perplexity"])
+    _print_perplexity(console, found["perplexity"], found["settings"]["weights"])
     _print_spikes(console, found["spikes"], found["codes"])
     _print_energy(console, found["energy"])
     _print_exactness(console, found["exactness"])
@@ -102,17 +107,17 @@ def _print(found: dict[str, Any], context: int, out: Path) -> None:
     )
 
 
-def _print_perplexity(console: Console, perplexity: dict[str, float | None]) -> None:
+def _print_perplexity(console: Console, perplexity: dict[str, float | None], weights: str) -> None:
     base = perplexity["float"] or perplexity["int8"]
     table = table_of("Perplexity", "", "", "", text_columns=(0, 3), no_wrap=True)
-    for key, meaning in (
-        ("float", "float32 weights and activations"),
-        ("int8", "INT8 weights, float32 activations"),
-        ("spiking", "INT8 weights, spike trains"),
+    for key, shown, meaning in (
+        ("float", "float", "float32 weights and activations"),
+        ("int8", "int8" if weights == "INT8" else "integer", f"{weights} weights, float32 activations"),
+        ("spiking", "spiking", f"{weights} weights, spike trains"),
     ):
         value = perplexity[key]
         if value is not None and base is not None:
-            table.add_row(key, f"{value:.3f}", f"{value / base - 1:+.2%}", meaning)
+            table.add_row(shown, f"{value:.3f}", f"{value / base - 1:+.2%}", meaning)
     console.print(table, "")
 
 

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 from ..layers.quantize import check_finite
+from ..layers.stored import note_stored, noted
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from ..spikingbrain.config import LayerPlan, SpikingBrainConfig
 from ..spikingbrain.layouts import parse_layers
@@ -124,6 +125,9 @@ def _fill(student: SpikingBrainForCausalLM, source: Any, seed: int) -> None:
             value = _fresh(name, tuple(parameter.shape), student.settings, generator).to(embedding)
         owner, _, attribute = name.rpartition(".")
         student.get_submodule(owner).register_parameter(attribute, nn.Parameter(value))
+        note = noted(source.get_submodule(origin[name].rpartition(".")[0])) if name in origin else None
+        if note is not None:  # where a file holds the integers of this weight
+            note_stored(student.get_submodule(owner), note)
     if student.settings.tie_word_embeddings:
         student.lm_head.register_parameter("weight", student.get_parameter("model.embeddings.weight"))
 

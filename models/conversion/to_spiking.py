@@ -116,6 +116,7 @@ def spikingbrain_settings(
     attention: str = "as-described",
     *,
     k: float = 3.0,
+    weights: str = "int8",
     group_size: int | None = None,
     encoder: Encoder | str | None = None,
     backend: Backend | Literal["auto"] | str = "auto",
@@ -125,7 +126,8 @@ def spikingbrain_settings(
     Args:
         attention: "as-described" or "as-released"; it also says which projections spike.
         k: of the adaptive threshold, of projections and queries.
-        group_size: input channels that share a weight scale; None for all.
+        weights: "int8", "int4" or "stored", as in `SpikeSettings`.
+        group_size: input channels that share a weight scale; None for all, with "int4" for 32.
         encoder: turns counts into spikes; None for the bidirectional bitwise code.
         backend: accumulates spikes; "auto" picks the fastest.
     Raises:
@@ -137,6 +139,7 @@ def spikingbrain_settings(
         layers=_LAYERS[attention],
         neuron=AdaptiveThreshold(k),
         encoder=BidirectionalBitwise() if encoder is None else encoder,
+        weights=weights,
         group_size=group_size,
         backend=backend,
         attention=attention,

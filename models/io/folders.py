@@ -1,7 +1,8 @@
 """Folders of SpikingBrain models: the released layout and our own, read and written one tensor at a time.
 
 Both hold config.json and safetensors shards with the same tensor names. The weights of a spiking layer are stored as
-floats, with their scales in `NAME.weight_quantizer.scales`; reading rounds them back to integers.
+floats, with their scales in `NAME.weight_quantizer.scales` and minima in `NAME.weight_quantizer.minima`; reading rounds
+them back to integers.
 Our own config.json also holds the settings of every spiking layer (`layer_table`), under "quantization_config".
 """
 
@@ -9,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,20 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from ...errors import CheckpointError, InputError
 from ...files import read_json, write_json, write_tensors
 from ..conversion.to_spiking import set_settings, spikingbrain_settings
-from ..layers.quantize import check_finite, quantize, quantize_with
+from ..layers.quantize import quantize, quantize_with
 from ..layers.settings import SpikeSettings
 from ..layers.spike_linear import SpikeLinear, spiking_layers
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from ..spikingbrain.config import SpikingBrainConfig
 from ..spikingbrain.transformers_config import SpikingBrainPretrainedConfig
 from .checksums import check_files, of_files, of_tensor
+from .folder_tensors import MINIMA, SCALES, check_for_release, stored_tensors, tensor_of
 from .hub import DERIVED, GENERATION, generation_config_of
 from .layer_table import LayerTable, layer_table
 from .released import MODEL_TYPE, from_released, to_released
 from .replace_folder import CONFIG, interrupted, replaced
 from .shards import CHECKSUMS, INDEX, Shards, shard_name
 
-SCALES = ".weight_quantizer.scales"
 # Where config.json keeps the table of spiking layers, in the form that transformers uses for quantised models.
 _TABLE, _METHOD = "quantization_config", "spikebrain"
 # Where the index keeps the checksums of the other files.
@@ -152,10 +152,12 @@ def write_folder(
         CheckpointError: the folder cannot be written.
     """
     path = Path(path)
+    if released:
+        check_for_release(model)
     config = to_released(model.settings) if released else _own_config(model)
     shards: list[list[tuple[str, nn.Module, str]]] = [[]]
     size = 0
-    for name, module, attribute, num_bytes in _stored(model):
+    for name, module, attribute, num_bytes in stored_tensors(model):
         if size + num_bytes > max_shard_bytes and shards[-1]:
             shards.append([])
             size = 0
@@ -165,7 +167,7 @@ def write_folder(
     weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name, *_ in shard}
     with replaced(path) as new:
         for file, shard in zip(names, shards, strict=True):
-            tensors = {name: _tensor(module, attribute, model.dtype, name) for name, module, attribute in shard}
+            tensors = {name: tensor_of(module, attribute, model.dtype, name) for name, module, attribute in shard}
             checksums = json.dumps({name: of_tensor(tensor) for name, tensor in tensors.items()})
             write_tensors(new / file, tensors, {"format": "pt", CHECKSUMS: checksums}, CheckpointError)
         write_json(new / CONFIG, config, error=CheckpointError)
@@ -301,6 +303,8 @@ class _Reader:
         scales = {f"{name}{SCALES}": name for name in linears}
         has_scales = any(name in shapes for name in scales)
         optional = {scale for scale, name in scales.items() if self.spiking is not None or name in self.names}
+        if self.table is not None:
+            optional |= {f"{name}{MINIMA}" for name in self.names if self.table.has_minimum(name)}
         # In the released model down_proj is dense and has no scales; if it spikes, rounding computes them.
         rounded = spikingbrain_settings("as-released")
         needed = {scale for scale, name in scales.items() if rounded.matches(name)} if has_scales else set()
@@ -331,11 +335,13 @@ class _Reader:
 
     def _spike_linear(self, name: str, tensors: dict[str, Tensor]) -> SpikeLinear:
         weight, bias = tensors[f"{name}.weight"], tensors.get(f"{name}.bias")
+        minima, ours = None, self.table is not None
+        if self.table is not None and self.table.has_minimum(name):
+            minima = self.shards.read(f"{name}{MINIMA}", self.device).squeeze(-1)
         if f"{name}{SCALES}" in self.shards.shapes:
+            scales = self.shards.read(f"{name}{SCALES}", self.device)
             try:
-                integers, scale, group_size = quantize_with(
-                    weight, self.shards.read(f"{name}{SCALES}", self.device), name
-                )
+                integers, scale, group_size = quantize_with(weight, scales, name, minima, ours=ours)
             except InputError as error:
                 raise CheckpointError(f"{self.shards.path}: {error}") from error
         else:
@@ -343,39 +349,8 @@ class _Reader:
             group_size = self.spiking.group_size
             integers, scale = quantize(weight, group_size, name)
         if self.table is not None:
-            return self.table.build(name, integers, scale, bias)
+            return self.table.build(name, integers, scale, bias, minima)
         assert self.spiking is not None
         settings = {"encoder": self.spiking.encoder, "backend": self.spiking.backend}
         neuron = self.spiking.neuron_of(name)
         return SpikeLinear(integers, scale, bias, group_size=group_size, name=name, neuron=neuron, **settings)
-
-
-def _stored(model: SpikingBrainForCausalLM) -> Iterator[tuple[str, nn.Module, str, int]]:
-    """Yield name, owner, attribute and bytes of each tensor in the folder, without repeats."""
-    seen: set[int] = set()
-    element = torch.empty((), dtype=model.dtype).element_size()
-    for prefix, module in model.named_modules():
-        if isinstance(module, SpikeLinear):
-            yield f"{prefix}.weight", module, "weight", module.weight.numel() * element
-            yield f"{prefix}{SCALES}", module, "scale", module.scale.numel() * 4
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) not in seen:
-                seen.add(id(parameter))
-                yield f"{prefix}.{name}".lstrip("."), module, name, parameter.numel() * parameter.element_size()
-
-
-def _tensor(module: nn.Module, attribute: str, dtype: torch.dtype, name: str) -> Tensor:
-    """Return a tensor in the form that the folder stores."""
-    tensor: Tensor = getattr(module, attribute)
-    if isinstance(module, SpikeLinear) and attribute == "scale":
-        tensor = module.scale if module.group_size is None else module.scale[..., None]
-    elif isinstance(module, SpikeLinear) and attribute == "weight":
-        size = min(module.group_size or module.in_features, module.in_features)
-        if module.in_features % size:
-            raise InputError(f"save: expected a group size that divides the inputs of {name}, got {size}.")
-        tensor = module.dequantized_weight().to(dtype)
-        found = (tensor.float() / module.scale.repeat_interleave(size, 1)).round_()
-        if not torch.equal(found, module.weight.float()):
-            raise InputError(f"save: {dtype} is too coarse for the weights of {name}. Use model.float() first.")
-    check_finite(tensor, f"save: weights of {name}")
-    return tensor.detach().cpu().contiguous()

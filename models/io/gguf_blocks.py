@@ -163,10 +163,15 @@ class GgufWeight(StoredWeight):
     kind: str
     order: np.ndarray | None = None
 
+    @property
+    def why_none(self) -> str | None:
+        """Why there are no integers of this type."""
+        if self.kind in BLOCK_TYPES:
+            return None
+        return f"is of type {self.kind} in the GGUF file, which is not one of {', '.join(BLOCK_TYPES)}"
+
     def read(self) -> QuantizedWeight | str:
         """Return the integers, or why there are none."""
-        if self.kind not in BLOCK_TYPES:
-            return f"is of type {self.kind} in the GGUF file, which is not one of {', '.join(BLOCK_TYPES)}"
         size, num_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[self.kind]]
         row_bytes = self.shape[1] // size * num_bytes
         try:

@@ -61,6 +61,7 @@ class LayerTable:
             {
                 "group_size": one["group_size"],
                 "weight_bits": one.get("weight_bits", 8),
+                "has_minimum": one.get("has_minimum", False),
                 "neuron": from_dict(one["neuron"]),
                 "encoder": from_dict(one["encoder"]),
                 "backend": one["backend"] if isinstance(one["backend"], str) else from_dict(one["backend"]),
@@ -84,8 +85,19 @@ class LayerTable:
     def build(
         self, name: str, weight: Tensor, scale: Tensor, bias: Tensor | None, minimum: Tensor | None = None
     ) -> SpikeLinear:
-        """Return the layer of that name, with the given tensors."""
-        return SpikeLinear(weight, scale, bias, minimum=minimum, name=name, **self._of(name))
+        """Return the layer of that name, with the given tensors.
+
+        Raises:
+            InputError: the layer was saved with a minimum and there is none, or the other way round.
+        """
+        settings = dict(self._of(name))
+        if settings.pop("has_minimum") != (minimum is not None):
+            raise InputError(f"{name}: its minima are {'missing' if minimum is None else 'not expected'}.")
+        return SpikeLinear(weight, scale, bias, minimum=minimum, name=name, **settings)
+
+    def has_minimum(self, name: str) -> bool:
+        """Return whether a layer was saved with minima, by the first of its names."""
+        return self._of(name)["has_minimum"]
 
     def _of(self, name: str) -> dict[str, Any]:
         return self._settings[self._content["layers"][name]["settings"]]
@@ -104,7 +116,9 @@ class LayerTable:
 def _settings_of(layer: SpikeLinear) -> dict[str, Any]:
     return {
         "group_size": layer.group_size,
+        # Left out where they are as in older files.
         **({} if layer.weight_bits == 8 else {"weight_bits": layer.weight_bits}),
+        **({} if layer.minimum is None else {"has_minimum": True}),
         "neuron": to_dict(layer.neuron),
         "encoder": to_dict(layer.encoder),
         "backend": "auto" if layer.backend == "auto" else to_dict(layer.backend),

@@ -15,6 +15,7 @@ from ...errors import InputError
 from .experts import FusedExperts
 from .settings import SpikeSettings, matches_any
 from .spike_linear import SpikeLinear
+from .stored import check_stored
 from .weight_readers import why_its_weights_are_needed
 
 _PLAIN: dict[type, Any] = {kind: kind.forward for kind in (nn.Linear, Conv1D)}
@@ -34,8 +35,8 @@ def choose_layers(
         fused: its fused experts, whose layers are named as `to_spiking` names them; found here if None.
         without_weights: the model is on the meta device on purpose, and only its layers are asked for.
     Raises:
-        InputError: no layer matches, a pattern matches no name, or the weights of a layer that would spike are not in
-            memory or not a plain tensor.
+        InputError: no layer matches, a pattern matches no name, the weights of a layer that would spike are not in
+            memory or not a plain tensor, or stored integers are asked for and no file holds any.
     """
     fused = fused or FusedExperts(model)
     heads = _inside_output_heads(model)
@@ -71,6 +72,8 @@ def choose_layers(
         )
     if settings.attention is None:  # those with attention are of a kind of model, which need not have all the layers
         _check_patterns("layers", settings.layers, names)
+    if settings.weights == "stored":
+        check_stored(linears)
     return linears, skipped
 
 

@@ -97,14 +97,26 @@ def why_out_of_range(weight: Tensor, weight_bits: int, *, has_minimum: bool) -> 
     )
 
 
-def quantize_with(weight: Tensor, scales: Tensor, name: str = "") -> tuple[Tensor, Tensor, int | None]:
-    """Round weights to integers with given scales: integer = round(W / scale), half to even.
+def integers_of(weight: Tensor, scale: Tensor, minimum: Tensor | None, group_size: int) -> Tensor:
+    """Return round((W - minimum) / scale), half to even, as floats; 0 where the scale is 0 and no integer counts."""
+    wide, scale = weight.to(torch.float32), scale.repeat_interleave(group_size, 1)
+    if minimum is not None:
+        wide = wide - minimum.repeat_interleave(group_size, 1)
+    return torch.where(scale == 0, 0.0, wide / scale).round_()
+
+
+def quantize_with(
+    weight: Tensor, scales: Tensor, name: str = "", minimum: Tensor | None = None, *, ours: bool = False
+) -> tuple[Tensor, Tensor, int | None]:
+    """Round weights to integers with given scales: integer = round((W - minimum) / scale), half to even.
 
     Args:
         weight: float, [out_features, in_features].
         scales: weight per integer step, [out_features, groups] or [out_features, groups, 1]; all groups have the same
             number of adjacent input channels.
         name: name of the layer, for messages.
+        minimum: weight of integer 0, [out_features, groups]; None for 0.
+        ours: scales may also be 0 or below, and integers -128, as those that were stored in a GGUF file.
     Returns:
         Integers, int8 [out_features, in_features]; scales, float32 [out_features, groups]; and the number of input
         channels per group, None for all. `SpikeLinear` takes these.
@@ -122,12 +134,13 @@ def quantize_with(weight: Tensor, scales: Tensor, name: str = "") -> tuple[Tenso
             f"channels, got shape {shape}."
         )
     scale = scale.to(torch.float32).contiguous()
-    if not bool((torch.isfinite(scale) & (scale > 0)).all()):
-        raise InputError(f"{where}: expected finite numbers > 0, got some that are not. Fetch the checkpoint again.")
+    if not bool((torch.isfinite(scale) & (ours | (scale > 0))).all()):
+        expected = "finite numbers" if ours else "finite numbers > 0"
+        raise InputError(f"{where}: expected {expected}, got some that are not. Fetch the checkpoint again.")
     group_size = num_in // scale.shape[1]
-    integers = (weight.to(torch.float32) / scale.repeat_interleave(group_size, 1)).round_()
+    integers = integers_of(weight, scale, minimum, group_size)
     # NaN compares as false.
-    if not bool((integers.abs() <= 127).all()):
+    if not bool(((integers >= (-128 if ours else -127)) & (integers <= 127)).all()):
         worst = float(integers.abs().max())
         raise InputError(
             f"{where}: expected integers W / scale within -127 and 127, got {worst:g}: weights and scales do not "

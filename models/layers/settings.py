@@ -72,7 +72,7 @@ class SpikeSettings:
         object.__setattr__(self, "neuron", neuron)
         object.__setattr__(self, "encoder", ENCODERS.resolve(self.encoder, "SpikeSettings.encoder"))
         object.__setattr__(self, "backend", BACKENDS.resolve(self.backend, "SpikeSettings.backend", "auto"))
-        check_weights(self.weights, self.group_size, "SpikeSettings")
+        check_weights(self.weights, self.group_size)
         if self.attention not in (None, *ATTENTION):
             raise InputError(f"SpikeSettings.attention: expected None or one of {ATTENTION}, got {self.attention!r}.")
 
@@ -127,15 +127,15 @@ def neuron_with_k(k: float | Mapping[str, float]) -> Neuron | dict[str, Neuron]:
     return AdaptiveThreshold(k)
 
 
-def check_weights(weights: str, group_size: int | None, where: str) -> None:
+def check_weights(weights: str, group_size: int | None) -> None:
     """Raise an InputError unless that is a kind of integer weights, with a group size that it can have."""
     if weights not in WEIGHTS:
-        raise InputError(f"{where}.weights: expected one of {WEIGHTS}, got {weights!r}.")
+        raise InputError(f"weights: expected one of {', '.join(WEIGHTS)}; got {weights!r}.")
     check_group_size(group_size)
     if weights == "stored" and group_size is not None:
         raise InputError(
-            f'{where}.group_size: expected None with weights="stored", got {group_size!r}: the groups are those of the '
-            'file. Leave it out, or take weights="int8" or "int4".'
+            f"group_size: has no effect with `weights` stored, whose groups are those of the file; got {group_size}. "
+            "Leave out one of both."
         )
 
 

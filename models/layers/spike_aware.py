@@ -15,12 +15,12 @@ from ...neuro.checks import spikes_of
 from ...neuro.spike_count import straight_through
 from .choose import choose_layers
 from .experts import is_fused
-from .quantize import quantize
+from .quantize import dequantize, quantize_to
 from .settings import SpikeSettings
 
 
 class SpikeAwareLinear(nn.Linear):
-    """y = W' x' + b, where x' is the activation as spikes represent it and W' the weight rounded to INT8.
+    """y = W' x' + b, where x' is the activation as spikes represent it and W' the weight rounded to integers.
 
     Gradients pass both roundings unchanged (straight-through), so the float weight learns. The values are those of
     `SpikeLinear`, except for the order of floating-point sums.
@@ -28,17 +28,20 @@ class SpikeAwareLinear(nn.Linear):
     Args:
         linear: a layer whose parameters are shared, not copied.
         neuron: turns activations into counts.
-        group_size: input channels that share a weight scale; None for all.
+        group_size: input channels that share a weight scale; None for all, in 4 bits for 32.
+        weight_bits: width of the integers, 8 or 4.
         name: name of the layer, for messages.
 
     Source:
         SpikingBrain (arXiv:2509.05276), section 3.3.1.
     """
 
-    def __init__(self, linear: nn.Linear, neuron: Neuron, group_size: int | None, name: str = "") -> None:
+    def __init__(
+        self, linear: nn.Linear, neuron: Neuron, group_size: int | None, name: str = "", *, weight_bits: int = 8
+    ) -> None:
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
-        self.neuron, self.group_size, self.name = neuron, group_size, name
+        self.neuron, self.group_size, self.name, self.weight_bits = neuron, group_size, name, weight_bits
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Float[Tensor, "*tokens in_features"]
@@ -48,9 +51,8 @@ class SpikeAwareLinear(nn.Linear):
         Args:
             x: activations.
         """
-        integers, scale = quantize(self.weight.detach(), self.group_size, self.name)
-        size = self.group_size or self.in_features
-        rounded = integers.float() * scale.repeat_interleave(size, 1)[:, : self.in_features]
+        q = quantize_to(self.weight_bits, self.weight.detach(), self.group_size, self.name)
+        rounded = dequantize(q.weight, q.scale, q.minimum, q.group_size)
         weight = straight_through(self.weight, rounded.to(self.weight.dtype))
         return F.linear(spikes_of(self.neuron, x).activation().to(x.dtype), weight, self.bias)
 
@@ -65,10 +67,16 @@ def spike_aware(model: nn.Module, settings: SpikeSettings) -> Iterator[None]:
         model: a float model.
         settings: as for `to_spiking`; encoder and backend do not matter here, since they are exact.
     Raises:
-        InputError: no layer matches, or one is not an `nn.Linear` of its own (fused experts are not).
+        InputError: no layer matches, one is not an `nn.Linear` of its own (fused experts are not), or stored weights.
     """
     if not isinstance(settings, SpikeSettings):
         raise InputError(f"spike_aware: expected SpikeSettings(...) as settings, got {settings!r}.")
+    if settings.weights == "stored":
+        raise InputError(
+            'spike_aware.settings: expected weights="int8" or "int4", got "stored": training changes the weights, so '
+            "that the file's integers would no longer be theirs."
+        )
+    bits = 4 if settings.weights == "int4" else 8
     linears, _ = choose_layers(model, settings)
     fused = [name for name, module in model.named_modules() if is_fused(module)]
     for name in linears:
@@ -82,7 +90,8 @@ def spike_aware(model: nn.Module, settings: SpikeSettings) -> Iterator[None]:
     try:
         for name, linear in linears.items():
             assert isinstance(linear, nn.Linear)
-            _put(model, name, SpikeAwareLinear(linear, settings.neuron_of(name), settings.group_size, name))
+            aware = SpikeAwareLinear(linear, settings.neuron_of(name), settings.group_size, name, weight_bits=bits)
+            _put(model, name, aware)
         yield
     finally:
         for name, linear in linears.items():

@@ -8,10 +8,12 @@ resized or replaced in between does not equal them.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from ...errors import InputError
 from .quantize import QuantizedWeight, dequantize
 
 _NOTE = "stored_weight"
@@ -19,6 +21,11 @@ _NOTE = "stored_weight"
 
 class StoredWeight(ABC):
     """Where a file holds the weight of a linear layer."""
+
+    @property
+    @abstractmethod
+    def why_none(self) -> str | None:
+        """Why the file has no integers for this weight, as the end of a sentence on the layer; None if it has."""
 
     @abstractmethod
     def read(self) -> QuantizedWeight | str:
@@ -35,6 +42,37 @@ def noted(layer: nn.Module) -> StoredWeight | None:
     return vars(layer).get(_NOTE)
 
 
+def why_no_integers(layer: nn.Module) -> str | None:
+    """Return why the file of a layer holds no integers for it, or None if it does."""
+    note = noted(layer)
+    return "was not read from a GGUF file" if note is None else note.why_none
+
+
+def check_stored(layers: Mapping[str, nn.Module]) -> None:
+    """Raise an InputError if the file of no layer holds integers for it."""
+    reasons = {name: why_no_integers(layer) for name, layer in layers.items()}
+    if reasons and None not in reasons.values():
+        raise nothing_stored({name: reason for name, reason in reasons.items() if reason is not None})
+
+
+def nothing_stored(reasons: Mapping[str, str]) -> InputError:
+    """Return the error for a model without any stored integers."""
+    return InputError(
+        f"weights: expected layers with integers in their file, for stored ones; found none. {in_words(reasons)}. Load "
+        "a GGUF file and convert it before anything changes its weights, or take int8 or int4."
+    )
+
+
+def in_words(reasons: Mapping[str, str]) -> str:
+    """Return the reasons of layers by name, each once, with the first layer that it is for."""
+    names: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        names.setdefault(reason, []).append(name)
+    return "; ".join(
+        f"{first!r}{f' and {len(more)} more' if more else ''}: {reason}" for reason, (first, *more) in names.items()
+    )
+
+
 def stored_weight_of(layer: nn.Module, weight: Tensor) -> QuantizedWeight | str:
     """Return the integers that a layer's file holds, or why they are not the layer's.
 
@@ -42,9 +80,9 @@ def stored_weight_of(layer: nn.Module, weight: Tensor) -> QuantizedWeight | str:
         layer: a linear layer of a model.
         weight: its float weight, [out_features, in_features].
     """
-    note = noted(layer)
-    if note is None:
-        return "was not read from a GGUF file"
+    reason, note = why_no_integers(layer), noted(layer)
+    if reason is not None or note is None:
+        return reason or ""
     found = note.read()
     if isinstance(found, str):
         return found

@@ -19,7 +19,7 @@ from .guards import guard, unguard
 from .quantize import QuantizedWeight, copy_bias, input_major, quantize_to, quantize_with
 from .settings import SpikeSettings
 from .spike_linear import SpikeLinear
-from .stored import stored_weight_of
+from .stored import in_words, nothing_stored, stored_weight_of
 
 
 @dataclass(frozen=True)
@@ -107,22 +107,11 @@ def _tell_rounded(rounded: Mapping[str, str], num_layers: int) -> None:
     """Warn of layers without stored integers; if none has any, raise an InputError."""
     if not rounded:
         return
-    by_reason: dict[str, list[str]] = {}
-    for name, reason in rounded.items():
-        by_reason.setdefault(reason, []).append(name)
-    listed = [
-        f"{names[0]!r}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {reason}"
-        for reason, names in by_reason.items()
-    ]
-    told = "; ".join(listed)
     if len(rounded) == num_layers:
-        raise InputError(
-            f'to_spiking: expected layers whose file holds integers, for weights="stored"; found none. {told}. Load a '
-            'GGUF file and convert it before anything changes its weights, or take weights="int8" or "int4".'
-        )
+        raise nothing_stored(rounded)
     warnings.warn(
         f"to_spiking: {len(rounded)} of {num_layers} layers get INT8 rows, rounded from their float weights, as their "
-        f"file's integers cannot be kept. {told}.",
+        f"file's integers cannot be kept. {in_words(rounded)}.",
         stacklevel=4,
     )
 

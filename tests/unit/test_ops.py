@@ -1,6 +1,7 @@
 """Spiking layers as operators of PyTorch: in graphs of torch.compile, torch.export and other tracers."""
 
 import io
+import shutil
 import subprocess
 import sys
 import warnings
@@ -13,6 +14,7 @@ from torch._functorch.aot_autograd import aot_function
 from torch._subclasses import FakeTensorMode
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
+from transformers import CompileConfig
 
 import spikebrain as sb
 from spikebrain import AdaptiveThreshold, SpikeLinear, SpikeSettings, record, to_spiking
@@ -298,3 +300,27 @@ def test_a_saved_program_says_which_operator_is_missing(model, tmp_path):
     code = f"import spikebrain, torch; print(torch.export.load({str(path)!r}).module()(torch.ones(4, 16)).shape)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "torch.Size([4, 8])" in found.stdout, found.stderr
+
+
+@pytest.mark.slow
+def test_a_compiled_model_generates_with_a_static_cache(tiny_llama):
+    spiking, ids = to_spiking(tiny_llama), torch.arange(9)[None]
+    settings = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    compilation = CompileConfig(backend="aot_eager", mode=None, fullgraph=True)
+    compilation._compile_all_devices = True  # transformers compiles by itself on GPUs only
+    found = spiking.generate(ids, cache_implementation="static", compile_config=compilation, **settings)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    assert torch.equal(found, spiking.generate(ids, cache_implementation="static", **settings))
+    assert torch.equal(found, spiking.generate(ids, **settings))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
+def test_inductor_calls_the_operators(tiny_llama):
+    spiking, ids = to_spiking(tiny_llama), torch.arange(9)[None]
+    with torch.no_grad():
+        found = torch.compile(spiking, fullgraph=True)(ids).logits
+        torch.testing.assert_close(found, spiking(ids).logits, rtol=0.2, atol=0.2)  # a count may be rounded otherwise
+        layer = spiking.model.layers[0].mlp.down_proj
+        x = torch.randn(3, 40)
+        assert torch.equal(torch.compile(layer, fullgraph=True)(x), layer(x))

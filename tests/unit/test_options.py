@@ -28,11 +28,11 @@ ALWAYS = {
 }
 # Where an option has no effect: arguments before the option and its value. DENSE, SPIKES and the like stand for files.
 CASES = {
-    "report": {name: ["SPIKES"] for name in ("k", "encoder", "backend", "layers", "skip", "group_size")},
+    "report": {name: ["SPIKES"] for name in ("k", "encoder", "backend", "layers", "skip", "weights", "group_size")},
     "simulate": {**{name: ["SPIKES"] for name in ("k", "encoder", "layers", "skip")}, "seed": ["DENSE"]},
     "generate": {"seed": ["FLOAT", "A neuron"]},
     "energy": {
-        **dict.fromkeys(("k", "encoder"), ("SPIKES",)),
+        **dict.fromkeys(("k", "encoder", "weights"), ("SPIKES",)),
         **dict.fromkeys(("text", "num_tokens", "device", "shared_tokens"), ("REPORT",)),
         **dict.fromkeys(
             ("reads_per", "shifts_per", "sums_in", "sram_bytes", "on_chip_bytes", "leakage_w"),
@@ -42,7 +42,7 @@ CASES = {
         "block_bytes": ["DENSE"],
     },
     "convert": {
-        **dict.fromkeys(("calibrate_tokens", "fit", "device", "k"), ("DENSE",)),
+        **dict.fromkeys(("calibrate_tokens", "fit", "device", "k", "weights"), ("DENSE",)),
         "layout": ["FLOAT", "--spiking", "as-described"],
         "window": ["DENSE", "--layout", "gla,full"],
         "num_sinks": ["FLOAT", "--spiking", "as-described"],
@@ -64,6 +64,7 @@ VALUES = {
         "backend": "cpu",
         "layers": "*",
         "skip": "*",
+        "weights": "int8",
         "group_size": 8,
         "seed": 0,
         "text": "TEXT",

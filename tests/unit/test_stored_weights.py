@@ -6,12 +6,13 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from test_gguf import write
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import spikebrain as sb
-from spikebrain.errors import InputError
+from spikebrain.errors import CheckpointError, InputError
 from spikebrain.models.io.gguf_blocks import BLOCK_TYPES, unpack_rows
 from spikebrain.models.layers import spiking_layers
 from spikebrain.models.layers.quantize import dequantize
@@ -128,7 +129,7 @@ def test_without_any_integers_it_is_an_error(tmp_path, tokenizer, tiny_llama):
     loaded = sb.load(write_typed(tmp_path / "m.gguf", tokenizer, lambda name: "F16"))
     with pytest.raises(InputError, match=r"found none.*is of type F16 in the GGUF file, which is not one of Q4_0, .*"):
         sb.to_spiking(loaded.model, STORED)
-    with pytest.raises(InputError, match=r"was not read from a GGUF file.*weights=.int8. or .int4."):
+    with pytest.raises(InputError, match=r"was not read from a GGUF file.*take int8 or int4"):
         sb.to_spiking(tiny_llama, STORED)
 
 
@@ -165,9 +166,9 @@ def test_a_copy_in_bfloat16_and_a_file_that_is_gone(tmp_path, tokenizer):
 
 
 def test_settings():
-    with pytest.raises(InputError, match=r"weights: expected one of .*got 'int2'"):
+    with pytest.raises(InputError, match=r"weights: expected one of int8, stored, int4; got 'int2'"):
         sb.SpikeSettings(weights="int2")
-    with pytest.raises(InputError, match=r"group_size: expected None with weights=.stored."):
+    with pytest.raises(InputError, match=r"group_size: has no effect with `weights` stored"):
         sb.SpikeSettings(weights="stored", group_size=32)
     layer = nn.Sequential(nn.Linear(70, 3))
     with pytest.raises(InputError, match=r"scales: expected weights=.int8."):
@@ -177,3 +178,52 @@ def test_settings():
         assert (spiking[0].weight_bits, spiking[0].group_size) == (4, size or 32)
         expected = sb.SpikeLinear.from_linear(layer[0], weight_bits=4, group_size=size)
         assert torch.equal(spiking[0].dequantized_weight(), expected.dequantized_weight())
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q6_K"])
+def test_a_spikingbrain_model_and_its_folder_keep_the_integers(tmp_path, tokenizer, kind):
+    loaded = sb.load(write_typed(tmp_path / "m.gguf", tokenizer, lambda name: kind))
+    brain = sb.from_transformer(loaded.model, "full")
+    spiking = sb.to_spiking(brain, sb.spikingbrain_settings(weights="stored"))
+    assert not spiking.conversion.rounded
+    ours, theirs = spiking.model.layers[0].attn.q_proj, loaded.model.model.layers[0].self_attn.q_proj
+    assert torch.equal(ours.dequantized_weight(), theirs.weight)
+    assert ours.weight_bits == BLOCK_TYPES[kind].weight_bits
+    sb.save(spiking, tmp_path / "folder")
+    again = sb.load(tmp_path / "folder").model
+    for name, layer in spiking_layers(again).items():
+        before = spiking.get_submodule(name)
+        assert (layer.weight_bits, layer.group_size) == (before.weight_bits, before.group_size)
+        assert torch.equal(layer.dequantized_weight(), before.dequantized_weight())
+    with torch.no_grad():
+        assert torch.equal(again(IDS).logits, spiking(IDS).logits)
+    with pytest.raises(InputError, match=r"save\.released: expected INT8 weights with scales above 0"):
+        sb.save(spiking, tmp_path / "released", released=True)
+
+
+def test_int4_in_a_folder_and_a_lost_minimum(tmp_path, tokenizer):
+    loaded = sb.load(write_typed(tmp_path / "m.gguf", tokenizer, lambda name: "F16"))
+    spiking = sb.to_spiking(sb.from_transformer(loaded.model, "full"), sb.spikingbrain_settings(weights="int4"))
+    sb.save(spiking, tmp_path / "folder")
+    again = sb.load(tmp_path / "folder").model
+    for name, layer in spiking_layers(again).items():
+        for tensor in ("weight", "scale", "minimum"):
+            assert torch.equal(getattr(layer, tensor), getattr(spiking.get_submodule(name), tensor)), (name, tensor)
+    file = next((tmp_path / "folder").glob("*.safetensors"))
+    tensors = load_file(file)
+    tensors.pop("model.layers.0.attn.q_proj.weight_quantizer.minima")
+    save_file(tensors, file, {"format": "pt"})
+    (tmp_path / "folder" / "model.safetensors.index.json").unlink()
+    file.rename(tmp_path / "folder" / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"missing: model\.layers\.0\.attn\.q_proj\.weight_quantizer\.minima"):
+        sb.load(tmp_path / "folder")
+
+
+def test_training_with_4_bits_in_the_loop_and_not_with_stored_ones(tiny_llama):
+    settings = sb.SpikeSettings(weights="int4", group_size=16)
+    with sb.spike_aware(tiny_llama, settings), torch.no_grad():
+        aware = tiny_llama(IDS).logits
+    with torch.no_grad():
+        torch.testing.assert_close(aware, sb.to_spiking(tiny_llama, settings)(IDS).logits, atol=2e-3, rtol=1e-3)
+    with pytest.raises(InputError, match=r"spike_aware\.settings: .*got .stored."), sb.spike_aware(tiny_llama, STORED):
+        pass
