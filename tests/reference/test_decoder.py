@@ -263,6 +263,27 @@ def test_a_changed_model_is_noticed():
     assert twin.forward.__self__ is twin
 
 
+@pytest.mark.parametrize("settings", [SpikeSettings(), SpikeSettings(weights="int4")], ids=["8 bits", "4 bits"])
+@pytest.mark.parametrize("name", ["weight", "scale", "minimum"])
+@torch.inference_mode()
+def test_numbers_that_changed_in_place_are_noticed(settings, name):
+    with torch.inference_mode(False):
+        model = spiking_model(settings=settings)
+    options = cache_option(cache_of(model(torch.tensor([[1, 2]]), use_cache=True)))
+    theirs = cache_option(copy.deepcopy(next(iter(options.values()))))
+    before = model(input_ids=torch.tensor([[3]]), **options).logits
+    for block in model.model.layers:
+        changed = getattr(block.mlp.down_proj, name)
+        if changed is not None:
+            changed.copy_(changed.flip(0).clone())
+    if changed is not None:
+        next(iter(options.values())).crop(-1)
+        after = model(input_ids=torch.tensor([[3]]), **options).logits
+        expected = plain_forward(model, input_ids=torch.tensor([[3]]), **theirs).logits
+        torch.testing.assert_close(after, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+        assert float((after - before).abs().max()) > 1e-2
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
