@@ -13,6 +13,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from ...compiled import compiled
+from .simd import as_numbers, float32_at, load, no_floats, no_small_integers, same, store, to_floats
 
 _PER_LN2 = np.float32(1 / math.log(2))
 # ln 2 in two numbers: the products of the first with small integers are exact.
@@ -70,6 +71,29 @@ def dot(x, y):  # pragma: no cover - compiled
     for i in range(x.shape[0]):
         total += x[i] * y[i]
     return total
+
+
+@compiled
+def dot_integers(integers, scale, group_size, x, lanes):  # pragma: no cover - compiled
+    """Return the inner product of a row of integers times their scales with x, float32 [N].
+
+    Args:
+        integers: address of int8 [N], N a multiple of 32.
+        scale: address of float32 [N / group_size].
+        group_size: integers that share a scale, a multiple of 32.
+        x: float32 [N].
+        lanes: float32 [32], scratch memory.
+    """
+    total = no_floats()
+    for i in range(0, x.shape[0], 32):
+        row = to_floats(as_numbers(load(integers + i, no_small_integers())))
+        product = row * load(x.ctypes.data + 4 * i, no_floats())
+        total = total + product * same(float32_at(scale + 4 * (i // group_size)), no_floats())
+    store(lanes.ctypes.data, total)
+    found = np.float32(0)
+    for lane in range(32):
+        found += lanes[lane]
+    return found
 
 
 @compiled

@@ -24,12 +24,13 @@ from ...compiled import compiled, compiled_callback
 from ...neuro import KernelRule
 from ...neuro.threshold_numba import count_channels, threshold_of
 from . import team, tiles
-from .decoder_parts import dot
+from .decoder_parts import dot, dot_integers
 from .digits import room_for_digits
 from .layer import LARGEST_CHARGE, rescale
 from .memory import at, record_of, take
 
-# A matrix. Where `rule` is 0 its rows are float32 [outputs, inputs], else what `tiles.py` says.
+# A matrix. Where `rule` is 0 it does not spike: its rows are float32 [outputs, inputs], or int8 if it has a scale,
+# float32 [outputs, inputs / block]. Else they are what `tiles.py` says.
 PROJECTION, Projection = record_of(
     {
         **tiles.FIELDS,
@@ -139,7 +140,7 @@ def count_input(projection, x, count):  # pragma: no cover - compiled
 def project(
     projection, x, threshold, count, digits, listed, start, stop, sums, totals, y
 ):  # pragma: no cover - compiled
-    """Fill y with outputs of a projection, by additions of the listed rows, or by products if the matrix is float32.
+    """Fill y with outputs of a projection, by additions of the listed rows, or by products if it does not spike.
 
     Args:
         projection: a record.
@@ -156,7 +157,12 @@ def project(
     """
     x = x[: projection.num_inputs]
     bias = carray(at(projection.bias, numba.float32), projection.num_outputs if projection.bias else 0)[start:stop]
-    if projection.rule == 0:
+    if projection.rule == 0 and projection.scale != 0:
+        lanes, groups = np.empty(32, np.float32), projection.num_inputs // projection.block
+        for output in range(start, stop):
+            row, scale = projection.rows + output * projection.num_inputs, projection.scale + 4 * output * groups
+            y[output - start] = dot_integers(row, scale, projection.block, x, lanes)
+    elif projection.rule == 0:
         weight = carray(at(projection.rows, numba.float32), (projection.num_outputs, projection.num_inputs))
         for output in range(start, stop):
             y[output - start] = dot(weight[output], x)

@@ -78,6 +78,7 @@ def _vectors(element: types.Type, lanes: int):
 
 
 no_bytes_32, no_bytes_64 = _vectors(types.uint8, 32), _vectors(types.uint8, 64)
+no_small_integers = _vectors(types.int8, 32)
 no_numbers, no_floats = _vectors(types.int32, 32), _vectors(types.float32, 32)
 
 
@@ -94,13 +95,13 @@ def load(typing_context, address, like):  # pragma: no cover - compiled
     return like(types.int64, like), generate
 
 
-def _element(kind: types.Integer):
-    """Return an intrinsic for the integer at an address."""
+def _element(kind: types.Type):
+    """Return an intrinsic for the number at an address."""
 
     @intrinsic
     def get(typing_context, address):  # pragma: no cover - compiled
         def generate(context, builder, signature, arguments):
-            return builder.load(builder.inttoptr(arguments[0], ir.IntType(kind.bitwidth).as_pointer()))
+            return builder.load(builder.inttoptr(arguments[0], context.get_value_type(kind).as_pointer()))
 
         return kind(types.int64), generate
 
@@ -122,7 +123,7 @@ def _setter(kind: types.Integer):
     return put
 
 
-int32_at, uint8_at = _element(types.int32), _element(types.uint8)
+int32_at, uint8_at, float32_at = _element(types.int32), _element(types.uint8), _element(types.float32)
 put_int32, put_uint8 = _setter(types.int32), _setter(types.uint8)
 
 
@@ -198,7 +199,7 @@ def as_bytes(typing_context, vector):  # pragma: no cover - compiled
 
 @intrinsic
 def as_numbers(typing_context, vector):  # pragma: no cover - compiled
-    """Return signed words as 32-bit numbers; 32-bit numbers stay what they are."""
+    """Return signed integers as 32-bit numbers; 32-bit numbers stay what they are."""
     numbers = Vector(types.int32, vector.lanes)
 
     def generate(context, builder, signature, arguments):

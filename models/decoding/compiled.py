@@ -17,6 +17,7 @@ from ...backends.cpu.decoder import LAYER, PART, PIECE, PROJECTION, PROJECTIONS,
 from ...backends.cpu.tiles import TILE, Rows
 from ...neuro import NO_RULE
 from ..layers.spike_linear import SpikeLinear
+from ..layers.stored import noted, stored_weight_of
 from .fits import Target, projections, why_not
 
 # A float32 matrix is divided at multiples of a cache line of outputs.
@@ -74,6 +75,7 @@ class CompiledDecoder:
         modules.append(model.lm_head)
         self._projections = np.zeros(len(modules), PROJECTION)
         self._rows: list[Rows] = []  # keeps their memory
+        self._dense: list[Tensor] = []
         self.copied: list[Tensor] = []
         for row, module in zip(self._projections, modules, strict=True):
             self._fill(row, module)
@@ -90,8 +92,8 @@ class CompiledDecoder:
     def _fill(self, row: Any, module: Any) -> None:
         row["bias"] = 0 if module.bias is None else module.bias.data_ptr()
         if not isinstance(module, SpikeLinear):
-            row["rows"] = module.weight.data_ptr()
             row["num_outputs"], row["num_inputs"] = module.weight.shape
+            self._fill_dense(row, module)
             return
         rows = Rows(module.weight, module.scale, module.minimum, module.group_size, module.weight_bits)
         self._rows.append(rows)
@@ -101,6 +103,20 @@ class CompiledDecoder:
         rule = module.neuron.kernel_rule() or NO_RULE
         row["rule"] = rule.number
         row["a"], row["b"], row["c"] = rule.parameters
+
+    def _fill_dense(self, row: Any, module: Any) -> None:
+        """Take the integers that the model's file has for a dense layer, a quarter of the memory to read, or floats."""
+        stored = stored_weight_of(module, module.weight.detach()) if noted(module) is not None else "has none"
+        row["rows"] = module.weight.data_ptr()
+        if isinstance(stored, str) or stored.minimum is not None or stored.weight_bits != 8:
+            return
+        size, num_inputs = stored.group_size or 0, module.weight.shape[1]
+        if size == 0 or size % 32 != 0 or num_inputs % size != 0:
+            return
+        integers, scale = stored.weight.contiguous(), stored.scale.contiguous()
+        row["rows"], row["scale"], row["block"] = integers.data_ptr(), scale.data_ptr(), size
+        self._dense += [integers, scale]
+        self.copied.append(module.weight)
 
     def _divide(self, num_heads: int) -> None:
         """List the parts of every stage: equal shares of its outputs for the threads, or heads."""

@@ -15,6 +15,7 @@ from .compiled import CompiledDecoder, why_not_compiled
 from .fits import HOOKS
 from .graph import GraphDecoder, why_not_graph
 
+_VERSION = operator.attrgetter("_version")
 _PLUG_INS = operator.itemgetter("neuron", "encoder", "backend", "observers")
 
 Decoder: TypeAlias = CompiledDecoder | GraphDecoder
@@ -71,7 +72,7 @@ class Watch:
         return list(map(Tensor.data_ptr, self._tensors))
 
     def _versions_now(self) -> list[int]:
-        return [tensor._version for tensor in self._copied]
+        return list(map(_VERSION, self._copied))
 
     def _sizes_now(self) -> list[int]:
         return [torch.get_num_threads(), *map(len, self._sized)]

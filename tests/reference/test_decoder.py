@@ -37,7 +37,9 @@ from spikebrain.compiled import compiled
 from spikebrain.models.decoding import compiled_decoder
 from spikebrain.models.decoding.compiled import CompiledDecoder, _shares
 from spikebrain.models.decoding.kv_room import room_of
+from spikebrain.models.layers.quantize import QuantizedWeight, dequantize
 from spikebrain.models.layers.spike_linear import observing
+from spikebrain.models.layers.stored import StoredWeight, note_stored
 
 SIZES = {
     "hidden_size": 64,
@@ -222,6 +224,37 @@ def test_what_is_not_one_plain_token_takes_the_models_own_code(calls):
     model(token, attention_mask=torch.ones(1, 7), **fresh())
     model(input_ids=token, **fresh())
     assert calls == [6, 6]
+
+
+class InMemory(StoredWeight):
+    """A file's integers for a dense layer."""
+
+    why_none = None
+
+    def __init__(self, found):
+        self.found = found
+
+    def read(self):
+        return self.found
+
+
+@pytest.mark.parametrize("group_size", [32, 64, None])
+@torch.inference_mode()
+def test_a_dense_layer_is_read_as_its_file_has_it(group_size):
+    with torch.inference_mode(False):
+        model = spiking_model()
+        integers = torch.randint(-127, 128, (300, 64), dtype=torch.int8)
+        found = QuantizedWeight(integers, torch.rand(300, 64 // (group_size or 64)), None, group_size, 8)
+        model.lm_head.weight.data = dequantize(found.weight, found.scale, None, group_size)
+    note_stored(model.lm_head, InMemory(found))
+    options = cache_option(cache_of(model(torch.tensor([[1, 2]]), use_cache=True)))
+    theirs = cache_option(copy.deepcopy(next(iter(options.values()))))
+    logits = model(input_ids=torch.tensor([[3]]), **options).logits
+    assert (compiled_decoder(model)._projections[-1]["scale"] != 0) == (group_size is not None)
+    expected = plain_forward(model, input_ids=torch.tensor([[3]]), **theirs).logits
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    model.lm_head.weight.mul_(2)  # no longer what the file has
+    assert compiled_decoder(model)._projections[-1]["scale"] == 0
 
 
 @torch.inference_mode()
