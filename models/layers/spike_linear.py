@@ -22,7 +22,7 @@ from ...neuro import NEURONS, AdaptiveThreshold, Neuron, SpikeCount
 from ...neuro.checks import checks_all, spikes_of
 from .dense_gradient import DenseGradient
 from .graphs import graph_settings, in_graph, uncompiled
-from .quantize import QuantizedWeight, copy_bias, dequantize, groups_of, input_major, quantize_to, why_out_of_range
+from .quantize import QuantizedWeight, copy_bias, dequantize, groups_of, input_major, quantize_to, why_not_loadable
 from .rescale import group_counts, rescale
 from .transforms import is_compiling, is_recorded
 
@@ -253,19 +253,10 @@ class SpikeLinear(nn.Module):
         error_msgs: Any,
     ) -> None:
         """Refuse weights of another dtype, which PyTorch would truncate to integers, and integers of another width."""
-        for name, dtype in (("weight", torch.int8), ("scale", torch.float32), ("minimum", torch.float32)):
-            value = state_dict.get(prefix + name)
-            if value is None:
-                continue
-            wrong = None
-            if value.dtype != dtype:
-                wrong = f"expected {dtype} as `SpikeLinear` has it, got {value.dtype}. Load float weights before "
-                wrong += "to_spiking."
-            elif name == "weight":
-                wrong = why_out_of_range(value, self.weight_bits, has_minimum=self.minimum is not None)
-            if wrong:
-                error_msgs.append(f"{prefix}{name}: {wrong}")
-                return
+        wrong = why_not_loadable(state_dict, prefix, self.weight_bits, has_minimum=self.minimum is not None)
+        if wrong:
+            error_msgs.append(wrong)
+            return
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
