@@ -134,8 +134,7 @@ class SpikeLinear(nn.Module):
         Args:
             linear: the layer; its bias is copied.
             group_size: as for the class; in 4 bits None means 32.
-            weight_bits: 8: scale = max|W| / 127 per output channel and group, symmetric, half to even; 4: with a
-                minimum, as `quantize_int4` says.
+            weight_bits: 8, rounded as `quantize` says, or 4, with a minimum, as `quantize_int4` says.
             settings: neuron, encoder, backend and name, as for the class.
         Raises:
             InputError: the weights are not finite.
@@ -152,9 +151,8 @@ class SpikeLinear(nn.Module):
             bias: as for the class.
             settings: neuron, encoder, backend and name, as for the class.
         """
-        q = quantized
-        widths = {"minimum": q.minimum, "group_size": q.group_size, "weight_bits": q.weight_bits}
-        return cls(q.weight, q.scale, bias, **widths, **settings)
+        sizes = {"group_size": quantized.group_size, "weight_bits": quantized.weight_bits}
+        return cls(quantized.weight, quantized.scale, bias, minimum=quantized.minimum, **sizes, **settings)
 
     @property
     def groups(self) -> list[slice]:
@@ -358,8 +356,7 @@ class SpikeLinear(nn.Module):
         kept = {name: self._buffers[name] for name in ("scale", "minimum")}
         super()._apply(fn, recurse)
         for name, before in kept.items():
-            now = self._buffers[name]
-            if before is not None and now is not None and now.dtype != torch.float32:
+            if before is not None and (now := getattr(self, name)).dtype != torch.float32:
                 self._buffers[name] = before.to(now.device)
         return self
 
