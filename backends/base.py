@@ -88,10 +88,13 @@ class Backend(ABC):
         self,
         x: Float[Tensor, "*tokens in_features"],
         weight: Int8[Tensor, "out_features in_features"],
-        scale: Float[Tensor, "out_features 1"],
+        scale: Float[Tensor, "out_features groups"],
         bias: Float[Tensor, " out_features"] | None,
         neuron: Neuron,
         encoder: Encoder,
+        *,
+        minimum: Float[Tensor, "out_features groups"] | None = None,
+        group_size: int | None = None,
     ) -> Float[Tensor, "*tokens out_features"] | None:
         """Run a whole layer, from activations to rescaled sums, in kernels of this backend.
 
@@ -106,6 +109,9 @@ class Backend(ABC):
             bias: added at the end, or None.
             neuron: turns activations into counts.
             encoder: turns counts into spikes.
+            minimum: weight of integer 0, float32, or None for 0. It and `group_size` are only given for layers that
+                have one, which a backend need not know.
+            group_size: input channels that share a scale; None for all.
         Returns:
             (W count) * scale * threshold + bias, or None if there is no kernel for this input. Then run the separate
             steps, which also raise the error if the input is wrong.

@@ -44,7 +44,8 @@ def draw_model(rng: random.Random) -> Any:
         attention_bias=rng.random() < 0.3,
         mlp_bias=rng.random() < 0.3,
     )
-    model = LlamaForCausalLM(config).eval().to("cuda", rng.choice([torch.float32, torch.bfloat16, torch.float16]))
+    model: Any = LlamaForCausalLM(config).eval()
+    model = model.to("cuda", rng.choice([torch.float32, torch.bfloat16, torch.float16]))
     for parameter in model.parameters():
         parameter.add_(0.1 * torch.randn_like(parameter))
     neuron = sb.AdaptiveThreshold(k=rng.choice([0.3, 1.0, 3.0, 3.0, 8.0, 30.0]))

@@ -2,11 +2,12 @@
 
     python benchmarks/decode_gpu.py [--model 7b|135m|PATH] [--systems NAME ...] [--tokens N] [--out FILE.json]
 
-`7b` and `135m` have the shapes of Qwen2.5-7B and SmolLM2-135M, and random weights. The systems are `generate` of transformers in BF16, the same with
-`cache_implementation="static"` (transformers compiles the model), one step of it in a CUDA graph, `generate` of the
-spiking model, its graph alone, and the spiking model layer by layer. Tokens after the first are timed. The floor is the
-time in which the bytes that the spiking model must read (rows of channels that fire, and the dense head) are read at
-the copying speed measured in the same run. Joules need nvidia-ml-py (pip install 'spikebrain[measure]').
+`7b` and `135m` have the shapes of Qwen2.5-7B and SmolLM2-135M, and random weights. The systems are `generate` of
+transformers in BF16, the same with `cache_implementation="static"` (transformers compiles the model), one step of it in
+a CUDA graph, `generate` of the spiking model, its graph alone, and the spiking model layer by layer. Tokens after the
+first are timed. The floor is the time in which the bytes that the spiking model must read (rows of channels that fire,
+and the dense head) are read at the copying speed measured in the same run. Joules need nvidia-ml-py
+(pip install 'spikebrain[measure]').
 """
 
 from __future__ import annotations
@@ -23,20 +24,22 @@ from typing import Any
 import torch
 from gpu import copy_bandwidth
 from timing import environment, write_json
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, StaticCache
 
 import spikebrain as sb
 from spikebrain.errors import SpikebrainError
 from spikebrain.models.decoding import compiled_decoder
 
-SYSTEMS = ("bf16", "bf16_static", "bf16_graph", "spiking", "spiking_graph", "layers")
+SYSTEMS = ("bf16", "bf16_static", "bf16_graph", "spiking", "spiking_graph", "int4", "int4_graph", "layers")
 NAMES = {
     "bf16": "BF16, generate",
     "bf16_static": "BF16, generate, static cache, compiled by transformers",
     "bf16_graph": "BF16, one step in a CUDA graph",
     "spiking": "spiking, generate",
     "spiking_graph": "spiking, its graph alone",
+    "int4": "spiking, 4-bit groups of 32, generate",
+    "int4_graph": "spiking, 4-bit groups of 32, its graph alone",
     "layers": "spiking layer by layer, generate",
 }
 PROMPT = 32
@@ -97,18 +100,34 @@ def generate(model: Any, ids: Tensor, num_tokens: int, **options: Any) -> float:
     return (times[-1] - times[0]) / (len(times) - 1)
 
 
-def replays(graph: Any, num: int) -> float:
-    """Return the seconds of a replay, of many one after the other."""
-    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(num):
-        graph.replay()
-    stop.record()
-    stop.synchronize()
-    return start.elapsed_time(stop) / 1e3 / num
+class Replay:
+    """A graph, with the counters that it moves on: they are set back before a cache is full."""
+
+    def __init__(self, graph: Any, counters: list[Any], kept: object) -> None:
+        self.graph, self.counters, self.kept = graph, counters, kept
+        self.before = [counter.clone() for counter in counters]
+        self.number = 0
+
+    def __call__(self) -> None:
+        if self.number % 64 == 0:
+            for counter, value in zip(self.counters, self.before, strict=True):
+                counter.copy_(value)
+        self.number += 1
+        self.graph.replay()
+
+    def seconds(self, num: int) -> float:
+        """Return the seconds of a replay, of many one after the other."""
+        torch.cuda.synchronize()
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(num):
+            self()
+        stop.record()
+        stop.synchronize()
+        return start.elapsed_time(stop) / 1e3 / num
 
 
-def step_in_graph(model: Any, ids: Tensor) -> Any:
+def step_in_graph(model: Any, ids: Tensor) -> Replay:
     """Return a graph of one step after a prompt with a static cache."""
     cache = StaticCache(config=model.config, max_cache_len=256)
     name = "cache" if "cache" in model.forward.__code__.co_varnames else "past_key_values"
@@ -127,7 +146,19 @@ def step_in_graph(model: Any, ids: Tensor) -> Any:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    return graph, cache
+    counters = [getattr(layer, "cumulative_length", None) for layer in cache.layers]
+    counters = [counter for counter in counters if counter is not None]
+    return Replay(graph, counters, cache)
+
+
+def graph_of(spiking: Any, ids: Tensor) -> Replay:
+    """Return the graph of the spiking model's decoder after a prompt, with a cache of its own."""
+    generate(spiking, ids, 4)  # tunes, captures
+    decoder: Any = compiled_decoder(spiking)
+    shape = (2 * decoder.num_layers, 1, decoder.num_key_heads, 256, decoder.head_dim)
+    memory = torch.zeros(shape, dtype=decoder.dtype, device="cuda")
+    decoder.decode(ids[:, :1], torch.tensor([[PROMPT]], device="cuda"), memory, PROMPT)
+    return Replay(decoder._graph, [decoder._cache, decoder._positions], memory)
 
 
 def bytes_read(model: Any, ids: Tensor) -> int:
@@ -156,7 +187,7 @@ def joules(call: Callable[[], None], seconds_per_call: float) -> dict[str, float
     return {"joules_above_idle": found.measured_median_j, "joules_whole": whole}
 
 
-def row_of(name: str, seconds: dict[str, list[float]], graph: Any) -> dict[str, Any]:
+def row_of(name: str, seconds: dict[str, list[float]], graph: Replay | None) -> dict[str, Any]:
     """Return what was measured of a system, and print it."""
     found = seconds[name]
     median = statistics.median(found)
@@ -164,7 +195,7 @@ def row_of(name: str, seconds: dict[str, list[float]], graph: Any) -> dict[str, 
     peers = {peer: round(statistics.median(seconds[peer]) / median, 3) for peer in SYSTEMS[:3] if peer in seconds}
     print(f"{NAMES[name]:56} {row['ms']:7.3f} ms ({row['low']:.3f} to {row['high']:.3f})", peers)
     if graph is not None:
-        row |= joules(graph.replay, median) or {}
+        row |= joules(graph, median) or {}
     if "joules_whole" in row:
         print(f"  {row['joules_whole']:.3f} J a token of the whole board, {row['joules_above_idle']:.3f} above idle")
     return row | {f"speed_up_vs_{peer}": ratio for peer, ratio in peers.items()}
@@ -187,22 +218,22 @@ def main() -> None:
     spiking = sb.to_spiking(dense)
     plain = copy.copy(spiking)
     plain.__dict__ = {name: value for name, value in vars(spiking).items() if name != "forward"}
+    models: dict[str, Any] = {"spiking": spiking, "layers": plain}
+    if any(name.startswith("int4") for name in options.systems):
+        models["int4"] = sb.to_spiking(dense, sb.SpikeSettings(weights="int4"))
     print(sb.describe_decoding(spiking))
     calls: dict[str, Callable[[], float]] = {}
-    graphs: dict[str, Any] = {}
+    graphs: dict[str, Replay] = {}
     for name in options.systems:
         start = time.perf_counter()
         if name == "bf16_graph":
-            graphs[name], kept = step_in_graph(dense, ids)
-            conditions["bf16_graph_cache"] = type(kept).__name__
-        elif name == "spiking_graph":
-            generate(spiking, ids, 4)
-            decoder: Any = compiled_decoder(spiking)
-            graphs[name] = decoder._graph
+            graphs[name] = step_in_graph(dense, ids)
+        elif name.endswith("_graph"):
+            graphs[name] = graph_of(models[name.removesuffix("_graph")], ids)
         if name in graphs:
-            calls[name] = lambda name=name: replays(graphs[name], options.tokens)
+            calls[name] = lambda name=name: graphs[name].seconds(options.tokens)
         else:
-            model: nn.Module = {"spiking": spiking, "layers": plain}.get(name, dense)
+            model = models.get(name, dense)
             more = {"cache_implementation": "static"} if name == "bf16_static" else {}
             calls[name] = lambda model=model, more=more: generate(model, ids, options.tokens, **more)
         calls[name]()

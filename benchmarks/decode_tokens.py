@@ -1,13 +1,16 @@
 """Greedy generation by a whole spiking SmolLM2 with a KV cache on the CPU: tokens per second, compared with peers.
 
-    python benchmarks/decode_tokens.py [--tokens N] [--repeats N] [--profile] [--out FILE]
+    python benchmarks/decode_tokens.py [--tokens N] [--repeats N] [--only NAME ...] [--agree] [--profile] [--out FILE]
 
 The peers are the same model in transformers in FP32, BF16 and dynamic INT8 (torch.ao), and the same file in llama.cpp
-if llama-cpp-python is installed. All run with the same prompt and threads, in turns, so that a busy moment of the
-machine affects all of them. Only tokens after the first are timed, so reading the prompt
-is left out. Before anything is timed, the tokens of the layers one by one are compared with those from separate steps
-(neuron, encoder, backend, rescaling), and those of the compiled decoder with both: they may part where a ratio lies on
-a rounding's edge. `--profile` prints where the layers one by one spend their time.
+if llama-cpp-python is installed. Ours has INT8 rows, or the file's own 4-bit rows ("stored"); each with a dense FP32
+head and with one that spikes. All run with the same prompt and threads, in turns, so that a busy moment of the machine
+affects all of them. Only tokens after the first are timed, so reading the prompt is left out. No token ends the text:
+transformers would else look for it among all logits, for every row but llama.cpp.
+
+`--agree` prints how many of 64 tokens the compiled decoder has in common with the layers one by one and those with the
+separate steps (neuron, encoder, backend, rescaling), on five prompts: they may part where a ratio lies on a rounding's
+edge. `--profile` prints where the layers one by one spend their time.
 """
 
 from __future__ import annotations
@@ -33,15 +36,22 @@ from spikebrain.models.io import smollm2
 from spikebrain.models.layers.spike_linear import observing
 
 PROMPT = "A neuron fires when its membrane potential reaches the threshold. After that,"
+PROMPTS = (
+    PROMPT,
+    "The capital of France is",
+    "Once upon a time, a small robot",
+    "To make a good cup of tea, first",
+    "The most important law of physics",
+)
 NAMES = {
     "fp32": "transformers FP32",
     "bf16": "transformers BF16",
     "int8": "dynamic INT8 (torch.ao)",
     "llama_cpp": "llama.cpp, the file's own weights",
-    "spiking": "spikebrain, FP32 head",
-    "spiking_head": "spikebrain, head spikes too",
-    "layers": "the same layer by layer, FP32 head",
-    "layers_head": "the same layer by layer, head spikes too",
+    "spiking": "spikebrain, INT8 rows, FP32 head",
+    "spiking_head": "spikebrain, INT8 rows, head too",
+    "stored": "spikebrain, 4-bit rows, FP32 head",
+    "stored_head": "spikebrain, 4-bit rows, head too",
 }
 
 
@@ -65,26 +75,29 @@ class Clock:
 
 def generate(model: nn.Module, prompt: dict[str, Any], num_tokens: int) -> tuple[list[int], float]:
     clock = Clock()
-    settings = {"min_new_tokens": num_tokens, "max_new_tokens": num_tokens, "do_sample": False}
-    ids = model.generate(**prompt, **settings, streamer=clock)  # pyright: ignore[reportCallIssue]
+    ids = model.generate(**prompt, max_new_tokens=num_tokens, do_sample=False, streamer=clock)  # pyright: ignore[reportCallIssue]
     return ids[0].tolist(), clock.tokens_per_second
 
 
-def models_to_compare(model: nn.Module) -> dict[str, nn.Module]:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        int8 = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, torch.qint8)
-    assert isinstance(int8, nn.Module)
-    spiking, head = sb.to_spiking(model), sb.to_spiking(model, sb.SpikeSettings(include_head=True))
-    return {
-        "fp32": model,
-        "bf16": copy.deepcopy(model).to(torch.bfloat16),
+def models_to_compare(model: Any, wanted: list[str]) -> dict[str, nn.Module]:
+    def int8() -> nn.Module:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear}, torch.qint8)  # pyright: ignore
+
+    def spiking(**settings: Any) -> nn.Module:
+        return sb.to_spiking(model, sb.SpikeSettings(**settings))
+
+    make = {
+        "fp32": lambda: model,
+        "bf16": lambda: copy.deepcopy(model).to(torch.bfloat16),
         "int8": int8,
         "spiking": spiking,
-        "spiking_head": head,
-        "layers": layer_by_layer(spiking),
-        "layers_head": layer_by_layer(head),
+        "spiking_head": lambda: spiking(include_head=True),
+        "stored": lambda: spiking(weights="stored"),
+        "stored_head": lambda: spiking(weights="stored", include_head=True),
     }
+    return {name: make[name]() for name in make if name in wanted}
 
 
 def llama_cpp(prompt: list[int]) -> LlamaCpp | None:
@@ -123,19 +136,25 @@ class LlamaCpp:
         return float(line)
 
 
-def check(model: nn.Module, compiled: nn.Module, prompt: dict[str, Any], num_tokens: int) -> tuple[list[int], int]:
-    """Return the generated tokens, or exit if the separate steps, which observed layers take, give other tokens.
+def in_common(first: list[int], second: list[int]) -> int:
+    """Return how many tokens are equal before the first that differs."""
+    return next((i for i, pair in enumerate(zip(first, second, strict=True)) if len({*pair}) > 1), len(first))
 
-    Also return how many tokens, those of the prompt included, the compiled decoder has in common with them.
-    """
-    tokens, _ = generate(model, prompt, num_tokens)
+
+def agreement(model: nn.Module, tokenizer: Any, num_tokens: int) -> list[dict[str, int]]:
+    """Return for each prompt how many tokens the decoder, and the separate steps, share with the layers one by one."""
+    plain = layer_by_layer(model)
     layers = [module for module in model.modules() if isinstance(module, sb.SpikeLinear)]
-    with observing(layers, lambda layer, step: None):
-        stepwise, _ = generate(model, prompt, num_tokens)
-    if tokens != stepwise:
-        sys.exit(f"tokens differ from those of the separate steps: {tokens} and {stepwise}. Nothing is timed.")
-    others, _ = generate(compiled, prompt, num_tokens)
-    return tokens, next((i for i, pair in enumerate(zip(tokens, others, strict=True)) if len({*pair}) > 1), len(tokens))
+    found = []
+    for text in PROMPTS:
+        prompt = dict(tokenizer(text, return_tensors="pt"))
+        before = prompt["input_ids"].shape[1]
+        tokens, _ = generate(plain, prompt, num_tokens)
+        decoded, _ = generate(model, prompt, num_tokens)
+        with observing(layers, lambda layer, step: None):
+            stepwise, _ = generate(plain, prompt, num_tokens)
+        found.append({"decoder": in_common(tokens, decoded) - before, "steps": in_common(tokens, stepwise) - before})
+    return found
 
 
 def profile(model: nn.Module, prompt: dict[str, Any], num_tokens: int) -> dict[str, float]:
@@ -167,43 +186,48 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=list(NAMES), default=list(NAMES))
+    parser.add_argument("--agree", action="store_true")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     print(environment() | {"transformers": version("transformers")})
     model, tokenizer, _ = sb.load("smollm2")
     assert tokenizer is not None
+    assert model.generation_config is not None
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
     prompt = dict(tokenizer(PROMPT, return_tensors="pt"))
     rates: dict[str, list[float]] = {}
+    agreements, parts = {}, {}
     with torch.inference_mode():
-        models = models_to_compare(model)
-        common = {}
-        for name, compiled in (("layers", "spiking"), ("layers_head", "spiking_head")):
-            tokens, common[name] = check(models[name], models[compiled], prompt, options.tokens)
-            print(f"{NAMES[compiled]}: {tokenizer.decode(tokens)!r}, as step by step")
-            print(f"  of {len(tokens)} tokens the compiled decoder has the first {common[name]} in common")
-        print(sb.describe_decoding(models["spiking"]))
+        models = models_to_compare(model, options.only)
+        ours = [name for name in models if name.startswith(("spiking", "stored"))]
+        for name in ours:
+            print(f"{NAMES[name]}: {sb.describe_decoding(models[name])}")
+            if options.agree:
+                agreements[name] = agreement(models[name], tokenizer, 64)
+                print(f"  of 64 tokens after five prompts, in common with the layers one by one: {agreements[name]}")
         for candidate in models.values():
             generate(candidate, prompt, 4)
-        llama = llama_cpp(prompt["input_ids"][0].tolist())
+        llama = llama_cpp(prompt["input_ids"][0].tolist()) if "llama_cpp" in options.only else None
         for _ in range(options.repeats):
             for name, candidate in models.items():
                 rates.setdefault(name, []).append(generate(candidate, prompt, options.tokens)[1])
             if llama is not None:
                 rates.setdefault("llama_cpp", []).append(llama.rate(options.tokens))
-        parts = {}
         if options.profile:
-            parts = {name: profile(models[name], prompt, options.tokens) for name in ("layers", "layers_head")}
+            parts = {name: profile(layer_by_layer(models[name]), prompt, options.tokens) for name in ours}
     rows = []
-    base = statistics.median(rates["fp32"])
+    base = statistics.median(rates.get("llama_cpp") or rates[next(iter(rates))])
     for name, found in rates.items():
         median, low, high = statistics.median(found), min(found), max(found)
         rows.append({"name": NAMES[name], "tokens_per_s": median, "low": low, "high": high, "ratio": median / base})
-        print(f"{NAMES[name]:30} {median:7.1f} tokens/s ({low:6.1f} to {high:6.1f})  {median / base:5.2f}x")
+        print(f"{NAMES[name]:36} {median:7.1f} tokens/s ({low:6.1f} to {high:6.1f})  {median / base:5.2f}x")
     for name, part in parts.items():
-        print(f"{NAMES[name]}, ms per token: " + ", ".join(f"{what} {ms:.2f}" for what, ms in part.items()))
+        print(f"{NAMES[name]}, layer by layer, ms per token: " + ", ".join(f"{k} {ms:.2f}" for k, ms in part.items()))
     case = {"tokens": options.tokens, "repeats": options.repeats, "prompt": PROMPT, "model": "SmolLM2-135M-Instruct"}
-    write_json(options.out, rows, transformers=version("transformers"), profile_ms=parts, common_tokens=common, **case)
+    write_json(options.out, rows, transformers=version("transformers"), profile_ms=parts, agree=agreements, **case)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,13 @@ from ...coding import Encoder
 from ...coding.base import MAX_LOSSLESS_COUNT
 from ...coding.kernels.threads import pool
 from ...compiled import compiled
-from ...neuro import Neuron
+from ...neuro import KernelRule, Neuron
 from ...neuro.checks import spikes_of
 from ..base import BACKENDS, INT32, MAX_WEIGHT, Backend, check_mode
 from .events import DIGITS_WEIGH, LARGEST_DIGIT, add_events, num_digits
 from .layer import run_layer
+from .projection import run_grouped
+from .tiles import Rows
 
 # Outputs per pass. Short passes keep the buckets in the first-level cache; long ones read memory in long runs, which
 # is faster once the weights do not fit the caches.
@@ -61,6 +63,9 @@ class Cpu(Backend):
         bias: Tensor | None,
         neuron: Neuron,
         encoder: Encoder,
+        *,
+        minimum: Tensor | None = None,
+        group_size: int | None = None,
     ) -> Tensor | None:
         """Run a whole layer in one kernel; see `Backend.fused`."""
         rule = neuron.kernel_rule()
@@ -69,24 +74,48 @@ class Cpu(Backend):
         num_outputs = weight.shape[0]
         # Most layers pass the first test, which takes less time.
         by_channel = weight.stride() == (1, num_outputs) or weight.t().is_contiguous()
-        fits = by_channel and scale.is_contiguous() and scale.numel() == num_outputs
+        fits = by_channel and scale.is_contiguous()
         on_cpu = x.is_cpu and weight.is_cpu and scale.is_cpu and (bias is None or bias.is_cpu)
         narrow = x.dtype in (torch.float32, torch.bfloat16, torch.float16)
         if not (fits and on_cpu and narrow) or x.numel() == 0 or num_outputs == 0:
+            return None
+        if minimum is not None or group_size is not None:
+            return self._fused_groups(x, weight, scale, bias, neuron, rule, minimum, group_size)
+        if scale.numel() != num_outputs:
             return None
         if self.mode == "count":
             return _count_layer(x, weight, scale, bias, neuron)
         worth_threads = x.numel() * num_outputs >= _WORTH_TEAM
         y = run_layer(
-            x if x.dtype == torch.float32 and x.is_contiguous() else x.detach().to(torch.float32).contiguous(),
+            _as_float32(x),
             weight,
             scale,
-            None if bias is None else bias.detach().to(torch.float32).contiguous(),
+            None if bias is None else _as_float32(bias),
             rule,
             torch.get_num_threads() if worth_threads else 1,
             _pass_outputs(weight),
         )
         return y if y is None or x.dtype == torch.float32 else y.to(x.dtype)
+
+    def _fused_groups(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        neuron: Neuron,
+        rule: KernelRule,
+        minimum: Tensor | None,
+        group_size: int | None,
+    ) -> Tensor | None:
+        """Run a layer whose groups of inputs have scales of their own."""
+        if self.mode == "count" or (minimum is not None and not minimum.is_cpu):
+            return None
+        # Integers of 4 bits are read as INT8: packing them would take longer than one call.
+        rows = Rows(weight, scale, minimum, group_size, weight_bits=8)
+        bias = None if bias is None else _as_float32(bias)
+        y = run_grouped(_as_float32(x), rows, bias, rule, torch.get_num_threads())
+        return y if y is None else y.to(x.dtype)
 
     def _accumulate(self, spikes: Tensor, timestep_weight: Tensor, weight: Tensor) -> Tensor:
         num_tokens, (num_outputs, num_inputs) = spikes.shape[1], weight.shape
@@ -96,6 +125,10 @@ class Cpu(Backend):
         if self.mode == "count" and num_inputs in _PRODUCT_INPUTS and min(num_tokens, num_outputs) > 0:
             return _multiply(torch.from_numpy(count), weight)
         return _add(count, rows, charge, _pass_outputs(weight))
+
+
+def _as_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float32 and x.is_contiguous() else x.detach().to(torch.float32).contiguous()
 
 
 def _add(count: np.ndarray, rows: np.ndarray, charge: int, pass_outputs: int) -> Tensor:

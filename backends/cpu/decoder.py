@@ -4,7 +4,7 @@ A token passes stages: projections of the attention's input, attention, its outp
 down projection, and at the end the head. A stage is divided into parts. Threads take parts in order, and wait before a
 part until all parts of the stage before are done; so any number of threads gets through. A stage's input becomes counts
 and a list of events once a thread, however many projections read it. Sums of spiking projections are those of
-`add_events`, exact; what is between is in `decoder_parts.py`.
+`tiles.py`, exact; what is between is in `decoder_parts.py`.
 """
 
 # Type checkers do not know that numba passes an intrinsic its first argument.
@@ -22,13 +22,12 @@ import numpy as np
 from numba import types
 from numba.np.numpy_support import carray
 
-from ...coding.base import MAX_LOSSLESS_COUNT
 from ...compiled import compiled, compiled_callback
-from ...neuro.threshold_numba import count_channels, threshold_of
-from .decoder_parts import attend, dot, rms_norm, rotate, silu_product
-from .events import LARGEST_DIGIT, add_listed, list_events, num_digits, num_tiles
-from .layer import LARGEST_CHARGE, NUM_BUCKETS, rescale
+from . import tiles
+from .decoder_parts import attend, rms_norm, rotate, silu_product
+from .digits import room_for_digits
 from .memory import at, call, look, record_of, take
+from .projection import PROJECTION, count_input, project
 
 
 class Stage(IntEnum):
@@ -46,22 +45,6 @@ class Stage(IntEnum):
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _DOWN = PROJECTIONS.index("down_proj")
 
-# A matrix. Where `rule` is 0 it is float32 [outputs, inputs], else INT8 [inputs, outputs].
-PROJECTION, _ = record_of(
-    {
-        "weight": c_int64,
-        "scale": c_int64,  # float32 [outputs]
-        "bias": c_int64,  # float32 [outputs], or 0
-        "num_inputs": c_int64,
-        "num_outputs": c_int64,
-        "rule": c_int64,  # number and parameters of a `KernelRule`
-        "a": c_double,
-        "b": c_double,
-        "c": c_double,
-        "seen_input": c_int64,  # float32 [inputs] to fill with what the projection gets, or 0; for checks
-        "seen_sums": c_int64,  # int32 [outputs] to fill with its sums, or 0
-    }
-)
 LAYER, _ = record_of(
     {
         "attention_norm": c_int64,  # float32 [hidden]
@@ -95,7 +78,6 @@ _FIELDS = {
     "final_norm": c_int64,
     "cos": c_int64,  # float32 [head_dim]: of the token's position
     "sin": c_int64,
-    "buckets": c_int64,  # int16 [threads, NUM_BUCKETS, widest], zero before and after
     "num_parts": c_int64,
     "num_pieces": c_int64,
     "num_layers": c_int64,
@@ -106,17 +88,16 @@ _FIELDS = {
     "head_dim": c_int64,
     "widest": c_int64,  # outputs of the widest piece
     "most_inputs": c_int64,
+    "smallest_block": c_int64,
     "num_cached": c_int64,  # tokens in the cache
-    "num_threads": c_int64,
     "scaling": c_double,  # of queries
     "eps": c_double,  # of the norms
     "give_way": c_int64,  # address of a function that lets other threads run, or 0
-    "next_thread": c_int64,  # counts threads as they come
     "next_part": c_int64,  # counts parts as they are taken
     "refused": c_int64,  # set if a layer's input needs the separate steps
 }
 RECORD, Task = record_of(_FIELDS)
-_NEXT_THREAD, _NEXT_PART, _REFUSED = (8 * list(_FIELDS).index(name) for name in ("next_thread", "next_part", "refused"))
+_NEXT_PART, _REFUSED = (8 * list(_FIELDS).index(name) for name in ("next_part", "refused"))
 _QUERY_KEY_VALUE, _ATTENTION, _ATTENTION_OUTPUT, _GATE_AND_UP, _DOWN_STAGE, _HEAD = (int(stage) for stage in Stage)
 # Looks at a counter before other threads are let run, about ten microseconds.
 _PATIENCE = 1000
@@ -143,12 +124,12 @@ def _work_through_parts(address):  # pragma: no cover - compiled
     parts = carray(at(task.parts, PART), task.num_parts)
     layers = carray(at(task.layers, LAYER), task.num_layers)
     projections = carray(at(task.projections, PROJECTION), 7 * task.num_layers + 1)
-    buckets = carray(at(task.buckets, numba.int16), (task.num_threads, NUM_BUCKETS, task.widest))
-    thread = take(address + _NEXT_THREAD)
     x, count = np.empty(task.most_inputs, np.float32), np.empty(task.most_inputs, np.int32)
-    sums, y = np.empty(task.widest, np.int32), np.empty((2, task.widest), np.float32)
+    digits = room_for_digits(task.most_inputs, task.smallest_block)
+    sums, totals = np.empty(tiles.MOST_OUTPUTS, np.int32), np.empty(task.widest + tiles.NARROW_TILE, np.int32)
+    y = np.empty((2, task.widest + tiles.NARROW_TILE), np.float32)
+    listed = np.zeros(2, np.int64)  # for which block and bits the input is listed; 0 if it is not yet
     score = np.empty(task.num_cached + 1, np.float32)
-    channels, ends = np.empty(0, np.int32), np.empty((0, 0), np.int32)
     threshold, prepared = np.float32(0), -1
     while True:
         ticket = take(address + _NEXT_PART)
@@ -163,10 +144,11 @@ def _work_through_parts(address):  # pragma: no cover - compiled
                 if prepared != part.stage:
                     prepared = part.stage
                     _gather(task, layers, projections, part, x)
+                    listed[:] = 0
                     if part.encoder >= 0:
-                        threshold, channels, ends = _list_input(projections[part.encoder], x, count)
+                        threshold = count_input(projections[part.encoder], x, count)
                 if part.encoder < 0 or threshold > 0:
-                    _run_part(task, projections, part, x, threshold, channels, ends, buckets[thread], sums, y)
+                    _run_part(task, projections, part, x, threshold, count, digits, listed, sums, totals, y)
                 else:
                     take(address + _REFUSED)
         take(task.done + 8 * part.stage)
@@ -185,35 +167,19 @@ def _wait_for_stage_before(task, stage):  # pragma: no cover - compiled
 
 
 @compiled
-def _list_input(encoder, x, count):  # pragma: no cover - compiled
-    """Return the threshold of x, and its events as `list_events` gives them; NaN if the separate steps are needed."""
-    x, count = x[: encoder.num_inputs], count[: encoder.num_inputs]
-    threshold, charge = threshold_of(
-        x, encoder.rule, np.float32(encoder.a), np.float32(encoder.b), np.float32(encoder.c)
-    )
-    # Not so for NaN, infinity, and sums that might not fit 32 bits.
-    fits = threshold > 0 and charge <= LARGEST_CHARGE
-    if not fits or count_channels(x, threshold, count) > MAX_LOSSLESS_COUNT:
-        return np.float32(np.nan), np.empty(0, np.int32), np.empty((0, 0), np.int32)
-    digits = num_digits(count)
-    channels = np.empty(digits * count.shape[0], np.int32)
-    ends = np.empty((num_tiles(count), 2 * LARGEST_DIGIT * digits), np.int32)
-    list_events(count, channels, ends)
-    return threshold, channels, ends
-
-
-@compiled
-def _run_part(task, projections, part, x, threshold, channels, ends, buckets, sums, y):  # pragma: no cover - compiled
+def _run_part(
+    task, projections, part, x, threshold, count, digits, listed, sums, totals, y
+):  # pragma: no cover - compiled
     """Run the pieces of a part, and hand on what they give."""
     pieces = carray(at(task.pieces, PIECE), task.num_pieces)
     for index in range(part.first, part.last):
         piece = pieces[index]
         projection = projections[piece.projection]
         first, last, width = piece.start, piece.stop, piece.stop - piece.start
-        _project(projection, x, threshold, channels, ends, piece, buckets, sums, y[0])
+        project(projection, x, threshold, count, digits, listed, first, last, sums, totals, y[0])
         if part.kind == _GATE_AND_UP:
             up = projections[piece.projection + 1]
-            _project(up, x, threshold, channels, ends, piece, buckets, sums, y[1])
+            project(up, x, threshold, count, digits, listed, first, last, sums, totals, y[1])
             product = carray(at(task.product, numba.float32), projection.num_outputs)
             silu_product(y[0, :width], y[1, :width], product[first:last])
         elif part.kind == _HEAD:
@@ -250,29 +216,6 @@ def _gather(task, layers, projections, part, x):  # pragma: no cover - compiled
         hidden = carray(at(task.hidden, numba.float32), task.num_hidden)
         weight = carray(at(address, numba.float32), task.num_hidden)
         rms_norm(hidden, weight, np.float32(task.eps), x[: task.num_hidden])
-
-
-@compiled
-def _project(projection, x, threshold, channels, ends, piece, buckets, sums, y):  # pragma: no cover - compiled
-    """Fill y with the outputs of a piece, by additions of the listed rows, or by products if the matrix is float32."""
-    start, stop, x = piece.start, piece.stop, x[: projection.num_inputs]
-    bias = carray(at(projection.bias, numba.float32), projection.num_outputs if projection.bias else 0)[start:stop]
-    if projection.rule == 0:
-        weight = carray(at(projection.weight, numba.float32), (projection.num_outputs, projection.num_inputs))
-        for output in range(start, stop):
-            y[output - start] = dot(weight[output], x)
-        for i in range(bias.shape[0]):
-            y[i] += bias[i]
-        return
-    rows = carray(at(projection.weight, numba.int8), (projection.num_inputs, projection.num_outputs))
-    scale = carray(at(projection.scale, numba.float32), projection.num_outputs)
-    sums = sums[: stop - start]
-    sums[:] = 0
-    add_listed(channels, ends, rows, start, buckets, sums)
-    rescale(sums, scale[start:stop], threshold, bias, y)
-    if projection.seen_sums != 0:
-        carray(at(projection.seen_sums, numba.int32), projection.num_outputs)[start:stop] = sums
-        carray(at(projection.seen_input, numba.float32), projection.num_inputs)[:] = x
 
 
 @compiled

@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from ...backends.cpu import team
 from ...backends.cpu.backend import Cpu
 from ...backends.cpu.decoder import LAYER, PART, PIECE, PROJECTION, PROJECTIONS, Stage, Task, give_way, kernel
-from ...backends.cpu.layer import NUM_BUCKETS
+from ...backends.cpu.tiles import TILE, Rows
 from ...neuro import NO_RULE
 from ..layers.spike_linear import SpikeLinear
 from .fits import Target, projections, why_not
 
-# Outputs are divided at multiples of a cache line of INT8 weights, so that no two threads read the same line.
-_LINE = 64
+# A float32 matrix is divided at multiples of a cache line of outputs.
+_LINE = 16
+# Kinds of rotary embeddings whose angles do not depend on the length of the text; and positions that are kept ready.
+_STEADY_ROPE, _POSITIONS_AHEAD = ("default", "linear", "llama3", "yarn"), 256
 # Parts of the head, for each thread: it is large, and threads are not equally fast.
 _HEAD_PARTS = 8
 
@@ -31,8 +33,9 @@ def why_not_compiled(model: nn.Module) -> str | None:
 
 
 def _obstacles_of_layer(layer: SpikeLinear) -> Iterator[str]:
-    if layer.group_size is not None:
-        yield "has weight groups"
+    groups = (layer.out_features, len(layer.groups))
+    if layer.scale.shape != groups or (layer.minimum is not None and layer.minimum.shape != groups):
+        yield f"has scales or minima of another shape than {groups}"
     if layer.backend not in ("auto", Cpu("spike")):
         yield f"has the backend {layer.backend!r}"
 
@@ -49,6 +52,7 @@ class CompiledDecoder:
         head_dim: channels of a head.
         dtype: of keys and values.
         device: where they are.
+        copied: tensors of the model whose numbers it has copies of.
         overlaps: whether it works while Python goes on, between `start` and `finish`.
     """
 
@@ -62,10 +66,15 @@ class CompiledDecoder:
         self.num_layers, self.head_dim = len(inner.layers), attention.head_dim
         self.num_key_heads = config.num_key_value_heads
         self._found: Tensor | None = None
+        self._memory_of_cache: Tensor | None = None
+        self._cos_sin: tuple[Tensor, ...] = (torch.empty(1, 0, 0),)
+        self._first_position = 0
         self._embed, self._rotary, self._num_threads = inner.embed_tokens, inner.rotary_emb, torch.get_num_threads()
         modules = [module for layer in inner.layers for group in projections(layer) for module in group]
         modules.append(model.lm_head)
         self._projections = np.zeros(len(modules), PROJECTION)
+        self._rows: list[Rows] = []  # keeps their memory
+        self.copied: list[Tensor] = []
         for row, module in zip(self._projections, modules, strict=True):
             self._fill(row, module)
         self._layers = np.zeros(self.num_layers, LAYER)
@@ -79,14 +88,19 @@ class CompiledDecoder:
         self._make_task(config, inner, attention)
 
     def _fill(self, row: Any, module: Any) -> None:
-        row["weight"] = module.weight.data_ptr()
         row["bias"] = 0 if module.bias is None else module.bias.data_ptr()
-        row["num_outputs"], row["num_inputs"] = module.weight.shape
-        rule = (module.neuron.kernel_rule() if isinstance(module, SpikeLinear) else None) or NO_RULE
+        if not isinstance(module, SpikeLinear):
+            row["rows"] = module.weight.data_ptr()
+            row["num_outputs"], row["num_inputs"] = module.weight.shape
+            return
+        rows = Rows(module.weight, module.scale, module.minimum, module.group_size, module.weight_bits)
+        self._rows.append(rows)
+        self.copied += [part for part in (module.weight, module.scale, module.minimum) if part is not None]
+        for name, value in rows.fields.items():
+            row[name] = value
+        rule = module.neuron.kernel_rule() or NO_RULE
         row["rule"] = rule.number
         row["a"], row["b"], row["c"] = rule.parameters
-        if isinstance(module, SpikeLinear):
-            row["scale"] = module.scale.data_ptr()
 
     def _divide(self, num_heads: int) -> None:
         """List the parts of every stage: equal shares of its outputs for the threads, or heads."""
@@ -97,7 +111,8 @@ class CompiledDecoder:
             widths = [int(self._projections[p]["num_outputs"]) for p in projections]
             if kind == Stage.GATE_AND_UP:
                 widths = widths[:1]
-            for share in _shares(widths, num_shares):
+            unit = max(TILE.get(int(self._projections[p]["bits"]), 1) for p in projections)
+            for share in _shares(widths, num_shares, max(unit, _LINE)):
                 found = [(projections[0] + which, start, stop) for which, start, stop in share]
                 parts.append((len(sizes), kind, layer, len(pieces), len(pieces) + len(found), encoder))
                 pieces.extend(found)
@@ -126,7 +141,6 @@ class CompiledDecoder:
             "projected": torch.empty((heads + 2 * self.num_key_heads) * dim),
             "attended": torch.empty(heads * dim),
             "product": torch.empty(config.intermediate_size),
-            "buckets": torch.zeros(self._num_threads * NUM_BUCKETS * widest, dtype=torch.int16),
         }
         self._task = Task(
             parts=self._parts.ctypes.data,
@@ -148,7 +162,7 @@ class CompiledDecoder:
             head_dim=dim,
             widest=widest,
             most_inputs=int(self._projections["num_inputs"].max()),
-            num_threads=self._num_threads,
+            smallest_block=min(rows.fields["block"] for rows in self._rows),
             scaling=attention.scaling,
             eps=config.rms_norm_eps,
             give_way=give_way(),
@@ -169,21 +183,35 @@ class CompiledDecoder:
                 filled.
             length: tokens before this one.
         """
-        embedded = self._embed(ids)
-        cos, sin = self._rotary(embedded, positions)
-        cos, sin = cos.contiguous(), sin.contiguous()
+        embedded, task = self._embed(ids), self._task
         self._hidden.copy_(embedded[0, 0])
-        stride = memory.stride(0) * memory.element_size()
-        first = memory.data_ptr() + 2 * stride * np.arange(self.num_layers)
-        self._layers["keys"], self._layers["values"] = first, first + stride
-        self._layers["capacity"] = memory.shape[3]
+        task.cos, task.sin = self._angles(embedded, positions)
+        if memory is not self._memory_of_cache:
+            self._memory_of_cache = memory
+            stride = memory.stride(0) * memory.element_size()
+            first = memory.data_ptr() + 2 * stride * np.arange(self.num_layers)
+            self._layers["keys"], self._layers["values"] = first, first + stride
+            self._layers["capacity"] = memory.shape[3]
         self._done[:] = 0
         logits = torch.empty(1, 1, self._vocabulary)
-        task = self._task
-        task.logits, task.cos, task.sin, task.num_cached = logits.data_ptr(), cos.data_ptr(), sin.data_ptr(), length
-        task.next_thread = task.next_part = task.refused = 0
+        task.logits, task.num_cached = logits.data_ptr(), length
+        task.next_part = task.refused = 0
         team.run(kernel(), ctypes.addressof(task), self._num_threads)
         self._found = None if task.refused else logits
+
+    def _angles(self, embedded: Tensor, positions: Tensor) -> tuple[int, int]:
+        """Return the addresses of the cosines and sines of a position, float32 [head_dim]."""
+        if getattr(self._rotary, "rope_type", None) not in _STEADY_ROPE:
+            self._cos_sin = tuple(part.contiguous() for part in self._rotary(embedded, positions))
+            return self._cos_sin[0].data_ptr(), self._cos_sin[1].data_ptr()
+        position = int(positions)
+        row = position - self._first_position
+        if not 0 <= row < self._cos_sin[0].shape[1]:
+            self._first_position, row = position, 0
+            ahead = torch.arange(position, position + _POSITIONS_AHEAD)[None]
+            self._cos_sin = tuple(part.contiguous() for part in self._rotary(embedded, ahead))
+        cos, sin = self._cos_sin
+        return cos.data_ptr() + 4 * cos.shape[2] * row, sin.data_ptr() + 4 * sin.shape[2] * row
 
     def finish(self, *, go_on: bool = False) -> Tensor | None:
         """Return the logits of the token, float32 [1, 1, vocabulary].
@@ -197,16 +225,21 @@ class CompiledDecoder:
         return found
 
 
-def _shares(widths: list[int], num_shares: int) -> list[list[tuple[int, int, int]]]:
+def _shares(widths: list[int], num_shares: int, unit: int) -> list[list[tuple[int, int, int]]]:
     """Divide the outputs of matrices that follow one another into shares of about equal size.
 
+    Args:
+        widths: outputs of each matrix.
+        num_shares: at most.
+        unit: a matrix is divided at multiples of it.
     Returns:
         Shares that are not empty, each a list of (matrix, first output, end).
     """
     ends = np.cumsum([0, *widths])
-    cuts = [0, *(round(ends[-1] * i / num_shares / _LINE) * _LINE for i in range(1, num_shares)), int(ends[-1])]
+    places = [int(end) + i for end, width in zip(ends, widths, strict=False) for i in range(0, width, unit)]
+    cuts = [0, *(min(places, key=lambda at: abs(at - ends[-1] * i / num_shares)) for i in range(1, num_shares))]
     shares = []
-    for low, high in pairwise(cuts):
+    for low, high in pairwise([*cuts, int(ends[-1])]):
         share = []
         for which, (start, stop) in enumerate(pairwise(ends.tolist())):
             first, last = max(low, start), min(high, stop)

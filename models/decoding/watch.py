@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any, TypeAlias
 
 import torch
@@ -12,6 +14,8 @@ from ..layers.spike_linear import SpikeLinear
 from .compiled import CompiledDecoder, why_not_compiled
 from .fits import HOOKS
 from .graph import GraphDecoder, why_not_graph
+
+_PLUG_INS = operator.itemgetter("neuron", "encoder", "backend", "observers")
 
 Decoder: TypeAlias = CompiledDecoder | GraphDecoder
 
@@ -34,29 +38,40 @@ class Watch:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        held: list[tuple[dict[str, Any], str, Any]] = []
+        self._entries: list[dict[str, Any]] = []
+        self._plugged: list[dict[str, Any]] = []
         self._sized: list[Any] = []
         for module in model.modules():
-            for entries in (module._parameters, module._buffers, module._modules):
-                held += [(entries, name, value) for name, value in entries.items()]
-                self._sized.append(entries)
+            self._entries += [module._parameters, module._buffers, module._modules]
             self._sized += [getattr(module, hooks) for hooks in HOOKS]
             if module is not model:
                 self._sized.append(vars(module))  # a replaced forward
             if isinstance(module, SpikeLinear):
-                names = ("neuron", "encoder", "backend", "observers")
-                held += [(vars(module), name, vars(module)[name]) for name in names]
+                self._plugged.append(vars(module))
                 self._sized.append(module.observers)
-        self._holders, self._names, self._held = ([], [], []) if not held else zip(*held, strict=True)
+        self._sized += self._entries
+        self._held = list(self._held_now())
         self._tensors = [value for value in self._held if isinstance(value, Tensor) and not value.is_meta]
         self._places, self._sizes = self._places_now(), self._sizes_now()
         self.decoder: Decoder | None = None
         if why_not_decoded(model) is None:
             self.decoder = GraphDecoder(model) if _on_gpu(model) else CompiledDecoder(model)
+        # PyTorch counts the writes to a tensor, but for those that were made in inference mode.
+        copied = getattr(self.decoder, "copied", [])
+        self._copied = [tensor for tensor in copied if not tensor.is_inference()]
+        self._versions = self._versions_now()
+
+    def _held_now(self) -> Iterator[Any]:
+        # In C from end to end: some thousand objects for each token.
+        parts = (map(dict.values, self._entries), map(_PLUG_INS, self._plugged))
+        return chain.from_iterable(map(chain.from_iterable, parts))
 
     def _places_now(self) -> list[int]:
         # A module that moves keeps its parameters' objects and gives them other memory.
         return list(map(Tensor.data_ptr, self._tensors))
+
+    def _versions_now(self) -> list[int]:
+        return [tensor._version for tensor in self._copied]
 
     def _sizes_now(self) -> list[int]:
         return [torch.get_num_threads(), *map(len, self._sized)]
@@ -67,8 +82,11 @@ class Watch:
 
     def unchanged(self) -> bool:
         """Return whether the model is still what it was, but for what `may_run` looks at."""
-        same = all(map(operator.is_, map(dict.get, self._holders, self._names), self._held))
-        return same and self._sizes_now() == self._sizes
+        try:
+            same = all(map(operator.is_, self._held_now(), self._held))
+        except KeyError:  # a plug-in was deleted
+            return False
+        return same and self._sizes_now() == self._sizes and self._versions_now() == self._versions
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """Leave nothing in a copy of the model, whose tensors have other addresses: it makes its own."""

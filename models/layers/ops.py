@@ -44,14 +44,13 @@ class _Layer(SpikeLinear):
         """Return the layer's name. Equal blocks share a graph, so in one that is compiled it is looked for."""
         if self.name:
             return super()._where
-        found = {
-            thing.name
-            for thing in gc.get_objects()
-            if issubclass(type(thing), SpikeLinear)
-            and type(thing) is not _Layer
-            and thing.weight.data_ptr() == self.weight.data_ptr()
-        }
+        layers = (thing for thing in gc.get_objects() if issubclass(type(thing), SpikeLinear))
+        found = {layer.name for layer in layers if _same_memory(layer._buffers.get("weight"), self.weight)}
         return "SpikeLinear" + "".join(f" {name!r}" for name in sorted(found) if name)
+
+
+def _same_memory(a: Tensor | None, b: Tensor) -> bool:
+    return type(a) is Tensor and a.data_ptr() == b.data_ptr()  # fake tensors have no address
 
 
 @functools.lru_cache(maxsize=1024)
@@ -68,10 +67,14 @@ def _layer(
     weight: Tensor, scale: Tensor, bias: Tensor | None, plugins: str, group_size: int | None, name: str
 ) -> SpikeLinear:
     layer = object.__new__(_Layer)
-    out_features, in_features = weight.shape
-    vars(layer).update(_settings(plugins, group_size))
-    buffers = {"weight": weight, "scale": scale, "minimum": None}  # layers with minima stay out of graphs
-    vars(layer).update(_buffers=buffers, bias=bias, in_features=in_features, out_features=out_features, name=name)
+    own = {
+        "_buffers": {"weight": weight, "scale": scale, "minimum": None},
+        "bias": bias,
+        "out_features": weight.shape[0],
+        "in_features": weight.shape[1],
+        "name": name,
+    }
+    object.__setattr__(layer, "__dict__", _settings(plugins, group_size) | own)  # __init__ takes longer than the kernel
     return layer
 
 
@@ -84,8 +87,11 @@ def _spike_linear(
     group_size: int | None = None,
     name: str = "",
 ) -> Tensor:
+    layer = _layer(weight, scale, bias, plugins, group_size, name)
+    if not torch.is_grad_enabled():
+        return layer.run(x)
     with torch.no_grad():  # PyTorch has the gradient from _gradients
-        return _layer(weight, scale, bias, plugins, group_size, name).run(x)
+        return layer.run(x)
 
 
 def _spike_experts(

@@ -231,7 +231,7 @@ class SpikeLinear(nn.Module):
             )
         super().__setattr__(name, value)
         if name in _PLUGINS:
-            vars(self)["graph_settings"] = graph_settings(*map(vars(self).get, _PLUGINS))
+            vars(self)["graph_settings"] = graph_settings(type(self), *map(vars(self).get, _PLUGINS))
 
     def __prepare_scriptable__(self) -> None:
         """Refuse torch.jit.script, which asks for this."""
@@ -272,21 +272,24 @@ class SpikeLinear(nn.Module):
         Raises:
             InputError: a replaced bias does not fit the layer.
         """
-        if self.group_size is not None or self._buffers["minimum"] is not None:
-            return None
         # Attribute access through nn.Module would take two of the twelve microseconds of overhead in a small layer.
         weight, scale = self._buffers["weight"], self._buffers["scale"]
         assert weight is not None
         assert scale is not None
-        num_outputs, bias = self.out_features, self.bias
-        if weight.shape != (num_outputs, self.in_features) or scale.shape != (num_outputs, 1):
+        num_outputs, bias, minimum = self.out_features, self.bias, self._buffers["minimum"]
+        grouped = self.group_size is not None or minimum is not None
+        shape = (num_outputs, len(self.groups) if grouped else 1)
+        if weight.shape != (num_outputs, self.in_features) or scale.shape != shape:
             return None  # replaced by the caller: the separate steps check them, kernels do not
         if weight.dtype != torch.int8 or scale.dtype != torch.float32:
+            return None
+        if minimum is not None and (minimum.shape != shape or minimum.dtype != torch.float32):
             return None
         if bias is not None and bias.shape != (num_outputs,):
             raise InputError(f"bias: expected {num_outputs} numbers, got shape {tuple(bias.shape)}.")
         backend = self._backend_for(x, num_tokens)
-        y = backend.fused(x, weight, scale, bias, self.neuron, self.encoder)
+        groups = {"minimum": minimum, "group_size": self.group_size} if grouped else {}
+        y = backend.fused(x, weight, scale, bias, self.neuron, self.encoder, **groups)
         return checked_outputs(backend, y, x, num_outputs)
 
     def _backend_for(self, x: Tensor, num_tokens: int | None = None, *, events_only: bool = False) -> Backend:

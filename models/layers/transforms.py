@@ -19,6 +19,7 @@ from ...errors import InputError
 is_compiling = torch.compiler.is_compiling
 _is_traced = torch._C._is_tracing
 _num_modes, _transform = torch._C._len_torch_dispatch_stack, torch._C._functorch.peek_interpreter_stack  # pyright: ignore
+_transforms = torch._C._functorch.get_interpreter_stack  # pyright: ignore
 _DENSE = "spikebrain.to_dense(model) has the same INT8 weights in plain nn.Linear layers and can be used instead."
 
 
@@ -48,7 +49,7 @@ def _reason(x: Any) -> str | None:
         return f"torch.jit.trace. Use torch.export, or save the model with spikebrain.save. {_DENSE}"
     if isinstance(x, torch.fx.Proxy):
         return f"torch.fx. Use torch.export, or make SpikeLinear a leaf in Tracer.is_leaf_module. {_DENSE}"
-    for transform in torch._C._functorch.get_interpreter_stack() or ():
+    for transform in _transforms() or ():
         name = transform.key().name.lower()
         if name not in ("vmap", "functionalize"):
             return f"torch.func ({name}). For gradients use backward(). {_DENSE}"

@@ -127,6 +127,7 @@ def plain_packets(sender, spikes, timestep_weight, placement, network, chip):
         yield row
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(jobs())
 def test_packets_are_those_of_a_plain_loop(job):
@@ -231,6 +232,7 @@ def test_every_preset_code_and_mapping_equals_reference(preset, encoder, mapping
         assert torch.equal(backend.accumulate(train, weight), Reference().accumulate(train, weight))
 
 
+@pytest.mark.slow
 @settings(max_examples=50, deadline=None)
 @given(st.integers(0, 6), st.integers(0, 8), st.integers(0, 2**32))
 def test_orders_are_permutations_and_change_no_sum(num_tokens, num_channels, seed):

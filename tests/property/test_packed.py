@@ -88,6 +88,7 @@ def test_extreme_counts_in_rates(name):
     check_packing(encoder, count, num_timesteps)
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(
     shape=st.tuples(st.integers(1, 5), st.integers(0, 3), st.sampled_from(CHANNELS)),
@@ -130,6 +131,7 @@ def test_pack_activations_is_neuron_and_pack(name, shape, k, scale, dtype, extra
     assert torch.equal(threshold, spikes.threshold)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
 def test_threads_and_blocks_do_not_matter(num_threads):
     x = torch.randn(900, 400)

@@ -12,6 +12,7 @@ plans = st.sampled_from(["gla", "swa", "full", "gla+swa", "gla+full/moe", "gla+s
 few = settings(max_examples=15, deadline=None)
 
 
+@pytest.mark.slow
 @given(length=st.integers(1, 90), chunk_size=st.integers(1, 100), shared=st.integers(1, 3), seed=st.integers(0, 99))
 @few
 def test_chunks_equal_the_recurrence(length, chunk_size, shared, seed):

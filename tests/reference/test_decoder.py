@@ -63,6 +63,8 @@ SETTINGS = {
     "head too, rare spikes": SpikeSettings(include_head=True, neuron=AdaptiveThreshold(0.7)),
     "counts of three digits": SpikeSettings(neuron=AdaptiveThreshold(400.0), backend=Cpu()),
     "half dense": SpikeSettings(layers=("*.q_proj", "*.v_proj", "*.up_proj", "*.o_proj")),
+    "4 bits, head too": SpikeSettings(weights="int4", include_head=True),
+    "groups of 24 in 8 bits, sums of 32 bits": SpikeSettings(group_size=24, neuron=AdaptiveThreshold(40.0)),
 }
 
 
@@ -103,7 +105,8 @@ def test_integers_are_exact_and_logits_those_of_the_model(name, settings, thread
     theirs = copy.deepcopy(cache)
     decoder = compiled_decoder(model)
     inputs = [np.zeros(row["num_inputs"], np.float32) for row in decoder._projections]
-    sums = [np.zeros(row["num_outputs"], np.int32) for row in decoder._projections]
+    layers = list(layers_in_order(model))
+    sums = [np.zeros((len(getattr(layer, "groups", [0])), len(layer.weight)), np.int32) for layer in layers]
     for row, x, total in zip(decoder._projections, inputs, sums, strict=True):
         row["seen_input"], row["seen_sums"] = x.ctypes.data, total.ctypes.data
     for position in range(7, 10):
@@ -113,10 +116,11 @@ def test_integers_are_exact_and_logits_those_of_the_model(name, settings, thread
         found = decoder.decode(token, torch.tensor([[position]]), room.memory, position)
         room.show(cache.layers, room.views(position + 1))
         checked = 0
-        for number, layer in enumerate(layers_in_order(model)):
+        for number, layer in enumerate(layers):
             if isinstance(layer, spikebrain.SpikeLinear):
                 count = layer.neuron(torch.from_numpy(inputs[number])).count.to(torch.int64)
-                assert torch.equal(torch.from_numpy(sums[number]).long(), layer.weight.long() @ count)
+                for found_sums, group in zip(torch.from_numpy(sums[number]), layer.groups, strict=True):
+                    assert torch.equal(found_sums.long(), layer.weight[:, group].long() @ count[group])
                 checked += 1
         assert checked == len([m for m in model.modules() if isinstance(m, spikebrain.SpikeLinear)])
         # The same state goes in, so only a count that lies on a rounding's edge may differ.
@@ -259,6 +263,27 @@ def test_a_changed_model_is_noticed():
     assert twin.forward.__self__ is twin
 
 
+@pytest.mark.parametrize("settings", [SpikeSettings(), SpikeSettings(weights="int4")], ids=["8 bits", "4 bits"])
+@pytest.mark.parametrize("name", ["weight", "scale", "minimum"])
+@torch.inference_mode()
+def test_numbers_that_changed_in_place_are_noticed(settings, name):
+    with torch.inference_mode(False):
+        model = spiking_model(settings=settings)
+    options = cache_option(cache_of(model(torch.tensor([[1, 2]]), use_cache=True)))
+    theirs = cache_option(copy.deepcopy(next(iter(options.values()))))
+    before = model(input_ids=torch.tensor([[3]]), **options).logits
+    for block in model.model.layers:
+        changed = getattr(block.mlp.down_proj, name)
+        if changed is not None:
+            changed.copy_(changed.flip(0).clone())
+    if changed is not None:
+        next(iter(options.values())).crop(-1)
+        after = model(input_ids=torch.tensor([[3]]), **options).logits
+        expected = plain_forward(model, input_ids=torch.tensor([[3]]), **theirs).logits
+        torch.testing.assert_close(after, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+        assert float((after - before).abs().max()) > 1e-2
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -283,7 +308,6 @@ def test_it_says_why_not(change, message):
 
 
 def test_other_models_and_settings_say_why_not():
-    assert "weight groups" in describe_decoding(spiking_model(settings=SpikeSettings(group_size=16)))
     assert "Linear is none of LlamaForCausalLM" in describe_decoding(nn.Linear(2, 2))
     assert "no layer of its blocks spikes" in describe_decoding(MODELS["llama"]())
 
@@ -331,10 +355,12 @@ def test_parts_between_projections():
 
 @pytest.mark.parametrize("widths", [[576, 192, 192], [1], [64, 64], [49152], [100, 3, 77]])
 @pytest.mark.parametrize("num_shares", [1, 2, 3, 16])
-def test_shares_hold_every_output_once(widths, num_shares):
-    shares = _shares(widths, num_shares)
+@pytest.mark.parametrize("unit", [16, 128])
+def test_shares_hold_every_output_once(widths, num_shares, unit):
+    shares = _shares(widths, num_shares, unit)
     assert 1 <= len(shares) <= num_shares
     assert all(share for share in shares)
     for which, width in enumerate(widths):
         pieces = sorted((start, stop) for share in shares for w, start, stop in share if w == which)
         assert [n for start, stop in pieces for n in range(start, stop)] == list(range(width))
+        assert all(start % unit == 0 for start, _ in pieces)

@@ -238,3 +238,15 @@ def test_architecture(model_type, changes, tmp_path):
         written = spiking.generate(**inputs, **settings)
         assert written.shape[1] > inputs["input_ids"].shape[1]
         assert torch.equal(again.generate(**inputs, **settings), written)
+
+
+@pytest.mark.parametrize(
+    "model_type",
+    ["gemma", "gpt_oss", "llama", "llama4_text", "mamba2", "mixtral", "qwen2", "qwen2_moe"],
+)
+@pytest.mark.slow
+def test_compiled_whole(as_users, model_type):
+    model, inputs = to_spiking(tiny(model_type, DECODERS[model_type])), inputs_of(model_type)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.equal(result_of(compiled, inputs), result_of(model, inputs))

@@ -276,6 +276,7 @@ def test_like_layers_are_grouped(tiny_llama):
     assert a.total_pj == pytest.approx(b.total_pj)
 
 
+@pytest.mark.slow
 def test_plots(tmp_path):
     counts = counts_with(113, outputs=300)
     plot_waterfall(waterfall(counts, DigitalEnergy()), tmp_path / "a.png", "a $title")

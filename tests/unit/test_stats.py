@@ -47,6 +47,7 @@ def test_nothing_recorded():
         spike_statistics([layer({}, 0, 0)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ternary", "bitwise-bidirectional", "twos-complement", "signed-digit"])
 def test_another_code_is_what_it_would_have_run_in(tiny_llama, name):
     ids = torch.arange(30)[None]

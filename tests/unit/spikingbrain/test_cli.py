@@ -82,6 +82,7 @@ def test_on_a_gpu(run, model_folder, text, tmp_path):
     assert "spikes a token" in out
 
 
+@pytest.mark.slow
 def test_temperatures_close_to_0_write_the_most_likely(run, model_folder, tmp_path):
     assert run("convert", model_folder, "--layout", "full,full", "--out", tmp_path / "a")[0] == 0
     texts = [run("generate", tmp_path / "a", "A", "--temperature", value)[1].split("\n")[0] for value in (0, 1e-300)]

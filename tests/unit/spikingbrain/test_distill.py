@@ -178,6 +178,7 @@ def test_sampling_from_the_teacher(teacher):
         sample_from(teacher, 5, temperature=0.0)
 
 
+@pytest.mark.slow
 def test_steps_that_fit_a_time(teacher, tokens, monkeypatch):
     # A clock that goes on by 0.4 s whenever `distill` looks: at its start, where a stage begins and at its
     # end: 0.8 s for one step, so that it times four, of 0.2 s each.

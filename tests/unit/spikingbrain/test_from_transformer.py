@@ -223,6 +223,7 @@ def test_columns_by_least_squares():
     assert all(bool((allowed == head[0]).any()) and bool((head == head[0]).all()) for head in biases)
 
 
+@pytest.mark.slow
 def test_calibration_tells_its_progress():
     steps: dict[str, list[int]] = {}
 

@@ -57,6 +57,7 @@ def test_decoding_equals_prefill(model, ids, lengths):
     assert cache.num_tokens == cache.get_seq_length() == 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["as-described", "as-released"])
 @pytest.mark.parametrize("name", ["7b", "everything"])
 def test_decoding_equals_prefill_on_spikes(name, setting, ids):

@@ -11,6 +11,7 @@ from spikebrain.models.training import DistillSettings, Stage, distill
 from spikebrain.models.training.distill import batch_of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", ["as-described", "as-released"])
 @pytest.mark.parametrize("plans", ["gla,swa", "gla+swa/moe,gla+full"])
 def test_spike_aware_computes_what_the_spiking_model_does(teacher, tokens, setting, plans):

@@ -119,6 +119,7 @@ def test_dense_again(model, ids):
         torch.testing.assert_close(dense(ids).logits, model(ids).logits)
 
 
+@pytest.mark.slow
 def test_convert_alone_leaves_attention_in_floating_point(model, ids):
     converted = to_spiking(model, SpikeSettings(layers=("*_proj",)))
     assert converted.get_submodule("model.layers.1.attn").spiking is None

@@ -1,0 +1,363 @@
+"""Adds rows of 4- and 8-bit weights, a block of input channels and a tile of outputs at a time.
+
+The rows of a block (a group with a scale of its own, or 32 channels) are added with their sums in vector registers:
+bytes for 4-bit weights, 16-bit words for INT8, as they are unsigned and few enough of them share a place (see
+`digits.py`). Sums of places come together in 16 bits, or in 32 where the block's counts need it. Then the block's exact
+sums are rescaled, by float32 operations in a fixed order, whatever the number of threads.
+
+A row's bytes are unsigned: INT8 weights are read with 128 added, and signed 4-bit weights are stored with 8 added. To
+subtract a row, its complement is added. `Digits` has the sums that both are corrected by.
+
+Rows of 4-bit weights are packed tile by tile, 128 outputs in 64 bytes, so that memory is read in order; a last tile of
+up to 64 outputs has rows of 32 bytes. INT8 rows are read where they lie, 64 bytes at a time.
+"""
+
+# Type checkers do not know that numba passes an intrinsic its first argument.
+# pyright: reportCallIssue=false
+
+from __future__ import annotations
+
+from ctypes import c_int64
+
+import numba
+import numpy as np
+import torch
+from numba.np.numpy_support import carray
+from torch import Tensor
+from torch.nn import functional as F
+
+from ...compiled import compiled
+from .digits import list_digits
+from .memory import at, record_of
+from .simd import (
+    alternate_first,
+    alternate_second,
+    as_bytes,
+    as_numbers,
+    as_words,
+    fitted,
+    int32_at,
+    load,
+    no_bytes_32,
+    no_bytes_64,
+    no_floats,
+    no_numbers,
+    num_lanes,
+    prefetch,
+    same,
+    store,
+    to_floats,
+    uint8_at,
+    zeros,
+)
+
+# Channels of a block where all channels share a scale.
+BLOCK = 32
+# Outputs of a tile, by the bits of a weight; those of a narrow tile of 4-bit weights.
+TILE = {4: 128, 8: 64}
+NARROW_TILE = 64
+MOST_OUTPUTS = max(TILE.values())
+# Rows of one place that are added in 8 bits, 17 * 15 = 255, or in 16 bits, 256 * 255 < 2^16.
+LONGEST_RUN_4, LONGEST_RUN_8 = 17, 256
+_WIDEST_SUM = 2**15 - 1
+_TILES_AHEAD, _LINE = 2, 64
+
+# Rows and what rescales their sums. Addresses and numbers.
+FIELDS = dict.fromkeys(
+    (
+        "rows",  # 4-bit rows as `pack` gives them, or INT8 [inputs, width]
+        "scale",  # float32 [groups, width]
+        "minimum",  # float32 [groups, width], or 0
+        "num_inputs",
+        "num_outputs",
+        "width",  # outputs that rows, scale and minimum have memory for: whole narrow tiles
+        "bits",
+        "offset",  # was added to 4-bit weights to make them unsigned
+        "block",  # channels of a block
+        "grouped",  # 1 if every block has a scale, 0 if all blocks share one
+        "seen_sums",  # int32 [groups, outputs] to fill with the sums, or 0; for checks
+    ),
+    c_int64,
+)
+ROWS, _ = record_of(FIELDS)
+
+
+def pack(weight: Tensor, group_size: int, offset: int) -> Tensor:
+    """Return 4-bit weights, two in a byte, in the order in which the kernel reads them.
+
+    Args:
+        weight: int8 [out, in], from -offset to 15 - offset.
+        group_size: channels of a block; missing ones are filled with 0.
+        offset: 0 or 8.
+    Returns:
+        uint8: for each block, tile and channel 64 bytes (32 for a narrow tile), as many words w as half of that. Word i
+        of a row has output i of the tile in the low half of its first byte and i + w in that of its second, i + 2w in
+        the high half of the first and i + 3w in that of the second.
+    """
+    num_outputs, num_inputs = weight.shape
+    num_blocks = -(-num_inputs // group_size)
+    rows = np.zeros((num_blocks * group_size, -(-num_outputs // NARROW_TILE) * NARROW_TILE), np.uint8)
+    rows[:num_inputs, :num_outputs] = weight.t().numpy() + np.int8(offset)
+    whole = rows.shape[1] // TILE[4] * TILE[4]
+    parts = []
+    for columns, width in ((rows[:, :whole], TILE[4]), (rows[:, whole:], NARROW_TILE)):
+        quarters = columns.reshape(num_blocks, group_size, -1, 4, width // 4).transpose(0, 2, 1, 4, 3)
+        parts.append((quarters[..., :2] | quarters[..., 2:] << 4).reshape(num_blocks, -1))
+    packed = torch.empty(num_blocks, sum(part.shape[1] for part in parts), dtype=torch.uint8)
+    torch.cat([torch.from_numpy(part) for part in parts], 1, out=packed)
+    return packed
+
+
+class Rows:
+    """Memory with a layer's weights as the kernel reads them.
+
+    Attributes:
+        fields: the `FIELDS` of a record, but for `seen_sums`.
+    """
+
+    def __init__(
+        self, weight: Tensor, scale: Tensor, minimum: Tensor | None, group_size: int | None, weight_bits: int
+    ) -> None:
+        """Read INT8 rows where they lie, pack those of 4 bits, and order scales by group.
+
+        Args:
+            weight: int8 [out, in], of which weight.t() is contiguous.
+            scale: float32 [out, groups].
+            minimum: float32 [out, groups], or None.
+            group_size: channels of a group; None for all.
+            weight_bits: 8, or 4: integers from 0 to 15 with a minimum, from -8 to 7 without.
+        """
+        num_outputs, num_inputs = weight.shape
+        grouped = group_size is not None or minimum is not None
+        block = (group_size or num_inputs) if grouped else BLOCK
+        missing = -num_outputs % NARROW_TILE
+        offset = 0 if minimum is not None else 8
+        if weight_bits == 4:
+            rows = pack(weight, block, offset)
+        else:
+            rows = F.pad(weight.t(), (0, missing)) if missing else weight.t()
+        scales = [None if one is None else F.pad(one.t(), (0, missing)).contiguous() for one in (scale, minimum)]
+        self._kept = (rows, *scales)
+        addresses = [0 if one is None else one.data_ptr() for one in self._kept]
+        self.fields = {
+            **dict(zip(("rows", "scale", "minimum"), addresses, strict=True)),
+            "num_inputs": num_inputs,
+            "num_outputs": num_outputs,
+            "width": num_outputs + missing,
+            "bits": weight_bits,
+            "offset": offset,
+            "block": block,
+            "grouped": int(grouped),
+        }
+
+
+@compiled
+def list_for(projection, count, digits):  # pragma: no cover - compiled
+    """List the events of an input for a projection, and for all with the same block and bits.
+
+    Args:
+        projection: a record with the `FIELDS`.
+        count: int32 [inputs].
+        digits: a `Digits`, filled.
+    """
+    if projection.bits == 4:
+        list_digits(count, projection.block, LONGEST_RUN_4, 0, digits)
+    else:
+        list_digits(count, projection.block, LONGEST_RUN_8, 128, digits)
+
+
+@compiled
+def add_tiles(projection, digits, start, stop, sums, totals, y):  # pragma: no cover - compiled
+    """Fill y, or totals if all channels share a scale, with the sums of outputs `start` to before `stop`.
+
+    Args:
+        projection: a record with the `FIELDS`.
+        digits: the input's `Digits`, from `list_for`.
+        start: a multiple of a tile's outputs.
+        stop: a multiple of a tile's outputs, or all outputs.
+        sums: int32 [128], scratch memory.
+        totals: int32 [stop - start + 63 or more].
+        y: float32 [stop - start + 63 or more]: the sum over groups g of scale[g] * S[g] + minimum[g] * C[g], each
+            operation rounded, the groups one after the other from the first on.
+    """
+    four = projection.bits == 4
+    tile, largest, subtracted, lifted = 64, 128, 255, 128
+    if four:
+        tile, largest, subtracted, lifted = 128, max(15 - projection.offset, 8), 15, projection.offset
+    end = (stop + 63) // 64 * 64
+    totals[: end - start] = 0
+    y[: end - start] = 0
+    to_sums, to_totals, to_y = sums.ctypes.data, totals.ctypes.data, y.ctypes.data
+    ends, shifts, channels, flips = (
+        digits.end.ctypes.data,
+        digits.shift.ctypes.data,
+        digits.channel.ctypes.data,
+        digits.flip.ctypes.data,
+    )
+    lists = digits.first.ctypes.data, ends, channels
+    ahead = 0, start
+    for _ in range(_TILES_AHEAD):
+        ahead = _fetch(projection, lists, ahead, start, end)
+    for b in range((projection.num_inputs + projection.block - 1) // projection.block):
+        first = np.int64(digits.first[b])
+        num_runs = digits.first[b + 1] - first
+        runs = ends + 4 * first, shifts + 4 * first
+        events = channels, flips, np.int64(digits.end[first - 1]) if first > 0 else 0
+        correction = subtracted * digits.negative[b] + lifted * digits.total[b]
+        wide = digits.charge[b] * largest > _WIDEST_SUM
+        for output in range(start, end, tile):
+            ahead = _fetch(projection, lists, ahead, start, end)
+            width = min(tile, end - output)
+            rows, stride = _place(projection, b, output)
+            row_bytes = width // 2 if four else 0
+            _add_tile(row_bytes, wide, rows, stride, runs, num_runs, events, correction, to_sums)
+            done = 4 * (output - start)
+            if projection.grouped == 0:
+                _add_up(to_sums, width, to_totals + done)
+                continue
+            here = 4 * (b * projection.width + output)
+            total = np.float32(digits.total[b])
+            _rescale(to_sums, width, projection.scale + here, projection.minimum, here, total, to_y + done)
+            if projection.seen_sums != 0:
+                _show(projection, b, output, min(width, stop - output), sums)
+    if projection.grouped == 0 and projection.seen_sums != 0:
+        _show(projection, 0, start, stop - start, totals)
+
+
+@compiled
+def _add_tile(row_bytes, wide, rows, stride, runs, num_runs, events, correction, out):  # pragma: no cover - compiled
+    """Call the kernel for 4-bit rows of so many bytes, or for INT8 rows if 0; see `_add_nibbles` for the rest."""
+    if row_bytes == 64 and wide:
+        _add_nibbles(rows, stride, runs, num_runs, events, correction, no_bytes_64(), np.int32(0), out)
+    elif row_bytes == 64:
+        _add_nibbles(rows, stride, runs, num_runs, events, correction, no_bytes_64(), np.int16(0), out)
+    elif row_bytes == 32 and wide:
+        _add_nibbles(rows, stride, runs, num_runs, events, correction, no_bytes_32(), np.int32(0), out)
+    elif row_bytes == 32:
+        _add_nibbles(rows, stride, runs, num_runs, events, correction, no_bytes_32(), np.int16(0), out)
+    elif wide:
+        _add_bytes(rows, stride, runs, num_runs, events, correction, np.int32(0), out)
+    else:
+        _add_bytes(rows, stride, runs, num_runs, events, correction, np.int16(0), out)
+
+
+@compiled
+def _add_up(sums, width, totals):  # pragma: no cover - compiled
+    for place in range(0, 4 * width, 128):
+        store(totals + place, load(totals + place, no_numbers()) + load(sums + place, no_numbers()))
+
+
+@compiled
+def _rescale(sums, width, scale, minimum, here, total, y):  # pragma: no cover - compiled
+    for place in range(0, 4 * width, 128):
+        term = to_floats(load(sums + place, no_numbers())) * load(scale + place, no_floats())
+        if minimum != 0:
+            term = term + same(total, no_floats()) * load(minimum + here + place, no_floats())
+        store(y + place, load(y + place, no_floats()) + term)
+
+
+@compiled
+def _show(projection, group, start, num, sums):  # pragma: no cover - compiled
+    seen = carray(at(projection.seen_sums + 4 * group * projection.num_outputs, numba.int32), projection.num_outputs)
+    seen[start : start + num] = sums[:num]
+
+
+@compiled
+def _place(projection, b, output):  # pragma: no cover - compiled
+    """Return the address of a tile's rows in a block, and the bytes from a row to the next."""
+    if projection.bits == 8:
+        return projection.rows + b * projection.block * projection.width + output, projection.width
+    stride = 64 if projection.width - output > 64 else 32
+    return projection.rows + projection.block * (b * projection.width + output) // 2, stride
+
+
+@compiled
+def _fetch(projection, lists, tile, start, stop):  # pragma: no cover - compiled
+    """Prefetch what a tile will read, no more; return the tile after it. A tile: its block and its first output."""
+    b, output = tile
+    if b * projection.block >= projection.num_inputs:
+        return b, output
+    rows, stride = _place(projection, b, output)
+    firsts, ends, channels = lists
+    first, last = np.int64(int32_at(firsts + 4 * b)), np.int64(int32_at(firsts + 4 * b + 4))
+    event = np.int64(int32_at(ends + 4 * first - 4)) if first > 0 else 0
+    end = np.int64(int32_at(ends + 4 * last - 4)) if last > 0 else 0
+    while event < end:
+        prefetch(rows + int32_at(channels + 4 * event) * stride)
+        event += 1
+    outputs = 128 if projection.bits == 4 else 64
+    if projection.grouped:
+        for place in range(0, 4 * min(outputs, stop - output), _LINE):
+            here = 4 * (b * projection.width + output) + place
+            prefetch(projection.scale + here)
+            if projection.minimum != 0:
+                prefetch(projection.minimum + here)
+    output += outputs
+    return (b, output) if output < stop else (b + 1, start)
+
+
+@compiled
+def _add_nibbles(rows, stride, runs, num_runs, events, correction, nothing, zero, out):  # pragma: no cover - compiled
+    """Write the sums of a tile of 4-bit weights as int32 to the address `out`.
+
+    Args:
+        rows: address of the tile's rows in a block.
+        stride: bytes from a row to the next.
+        runs: addresses of the block's first `Digits.end` and `Digits.shift`.
+        num_runs: of the block.
+        events: addresses of the first of all `Digits.channel` and `Digits.flip`, and number of the block's first event.
+        correction: is subtracted from all sums.
+        nothing: a vector of zero bytes as long as a row.
+        zero: of the type in which places come together, int16 or int32.
+        out: address.
+    """
+    low, half_byte, eight = same(15, nothing), same(4, as_words(nothing)), same(8, as_words(nothing))
+    low_byte = same(255, as_words(nothing))
+    t0 = zeros(as_words(nothing), zero)
+    t1, t2, t3 = t0, t0, t0
+    channels, flips, event = events
+    for run in range(num_runs):
+        end = np.int64(int32_at(runs[0] + 4 * run))
+        lows, highs = nothing, nothing
+        while event < end:
+            row = load(rows + int32_at(channels + 4 * event) * stride, nothing)
+            flip = same(uint8_at(flips + event), nothing)
+            lows = lows + ((row ^ flip) & low)
+            highs = highs + ((as_bytes(as_words(row) >> half_byte) ^ flip) & low)
+            event += 1
+        shift = same(int32_at(runs[1] + 4 * run), t0)
+        t0 = (t0 + fitted(as_words(lows) & low_byte, t0)) << shift
+        t1 = (t1 + fitted(as_words(lows) >> eight, t0)) << shift
+        t2 = (t2 + fitted(as_words(highs) & low_byte, t0)) << shift
+        t3 = (t3 + fitted(as_words(highs) >> eight, t0)) << shift
+    too_much, step = same(correction, t0), num_lanes(nothing)
+    store(out, as_numbers(t0 - too_much))
+    store(out + 2 * step, as_numbers(t1 - too_much))
+    store(out + 4 * step, as_numbers(t2 - too_much))
+    store(out + 6 * step, as_numbers(t3 - too_much))
+
+
+@compiled
+def _add_bytes(rows, stride, runs, num_runs, events, correction, zero, out):  # pragma: no cover - compiled
+    """Write the sums of 64 outputs of INT8 weights as int32 to the address `out`; arguments as of `_add_nibbles`."""
+    nothing = no_bytes_64()
+    eight, low_byte = same(8, as_words(nothing)), same(255, as_words(nothing))
+    even = zeros(as_words(nothing), zero)
+    odd = even
+    channels, flips, event = events
+    for run in range(num_runs):
+        end = np.int64(int32_at(runs[0] + 4 * run))
+        lows, highs = as_words(nothing), as_words(nothing)
+        while event < end:
+            row = load(rows + int32_at(channels + 4 * event) * stride, nothing)
+            words = as_words(row ^ same(uint8_at(flips + event), nothing))
+            lows = lows + (words & low_byte)
+            highs = highs + (words >> eight)
+            event += 1
+        shift = same(int32_at(runs[1] + 4 * run), even)
+        even = (even + fitted(lows, even)) << shift
+        odd = (odd + fitted(highs, even)) << shift
+    too_much = same(correction, even)
+    evens, odds = as_numbers(even - too_much), as_numbers(odd - too_much)
+    store(out, alternate_first(evens, odds))
+    store(out + 128, alternate_second(evens, odds))

@@ -1,0 +1,116 @@
+"""The tile kernels beside plain numpy: integers exactly, floats bit for bit, for any shape, group, width and count."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from spikebrain import AdaptiveThreshold, Cpu, SpikeLinear
+from spikebrain.backends.cpu import tiles
+from spikebrain.backends.cpu.digits import list_digits, room_for_digits
+from spikebrain.backends.cpu.plain import rescaled, sums_of_groups
+from spikebrain.backends.cpu.projection import PROJECTION, project
+from spikebrain.coding.base import MAX_LOSSLESS_COUNT
+from spikebrain.compiled import compiled
+from spikebrain.models.layers.spike_linear import observing
+
+
+@compiled
+def run(projection, x, threshold, count, digits, start, stop, y):
+    sums, totals = np.empty(tiles.MOST_OUTPUTS, np.int32), np.empty(len(y), np.int32)
+    project(projection[0], x, threshold, count, digits, np.zeros(2, np.int64), start, stop, sums, totals, y)
+
+
+@st.composite
+def layers(draw):
+    """Weights, scale, minimum, group size, bits and counts."""
+    bits, has_minimum = draw(st.sampled_from([(4, True), (4, False), (8, False), (8, True)]))
+    num_inputs, num_outputs = draw(st.integers(1, 130)), draw(st.integers(1, 300))
+    group_size = draw(st.sampled_from([32, 16, 7, 100] if bits == 4 else [None, 32, 16, 7, 100]))
+    low = -128 if bits == 8 else 0 if has_minimum else -8
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    # Extreme weights and counts now and then, so that sums of places and of blocks are as large as can be.
+    weight = rng.integers(low, low + 2**bits, (num_outputs, num_inputs))
+    if draw(st.booleans()):
+        weight[:] = draw(st.sampled_from([low, low + 2**bits - 1]))
+    largest = draw(st.sampled_from([1, 4, 20, 300, 40_000]))
+    count = rng.integers(-largest, largest + 1, num_inputs)
+    if draw(st.booleans()):
+        count[:] = largest * draw(st.sampled_from([-1, 1]))
+    groups = -(-num_inputs // (group_size or num_inputs))
+    scale, minimum = rng.normal(size=(2, num_outputs, groups)).astype(np.float32)
+    return weight.astype(np.int8), scale, minimum if has_minimum else None, group_size, bits, count.astype(np.int32)
+
+
+@given(layers(), st.integers(0, 2))
+@settings(max_examples=150, deadline=None)
+def test_sums_are_exact_and_outputs_equal_to_the_last_bit(layer, start_tile):
+    weight, scale, minimum, group_size, bits, count = layer
+    memory = [None if one is None else torch.from_numpy(one) for one in (weight.T.copy().T, scale, minimum)]
+    rows = tiles.Rows(*memory, group_size, bits)
+    projection = np.zeros(1, PROJECTION)
+    for name, value in rows.fields.items():
+        projection[name] = value
+    projection["rule"] = 1
+    seen = np.zeros((scale.shape[1], len(weight)), np.int32)
+    projection["seen_sums"] = seen.ctypes.data
+    start = start_tile * tiles.MOST_OUTPUTS
+    if start >= len(weight):
+        start = 0
+    threshold = np.float32(0.37)
+    y = np.full(len(weight) - start + 64, np.nan, np.float32)
+    digits = room_for_digits(len(count), rows.fields["block"])
+    x = np.zeros(len(count), np.float32)
+    run(projection, x, threshold, count, digits, start, len(weight), y)
+    sums, totals = sums_of_groups(weight, count, group_size)
+    assert np.array_equal(seen[:, start:], sums[:, start:])
+    if group_size is not None or minimum is not None:
+        blocks = len(totals)
+        assert np.array_equal(digits.total[:blocks], totals)
+        assert np.array_equal(y[: len(weight) - start], rescaled(sums, totals, scale, minimum, threshold)[start:])
+
+
+@given(
+    st.lists(st.integers(-MAX_LOSSLESS_COUNT, MAX_LOSSLESS_COUNT), min_size=1, max_size=80),
+    st.sampled_from([5, 32, 40]),
+    st.sampled_from([3, 17]),
+)
+@example([MAX_LOSSLESS_COUNT, -MAX_LOSSLESS_COUNT, 0, 1, -1, 3, -3], 5, 17)
+@settings(max_examples=100, deadline=None)
+def test_listed_digits_are_the_counts(counts, block, longest_run):
+    count = np.array(counts, np.int32)
+    digits = room_for_digits(len(count), block)
+    list_digits(count, block, longest_run, 0, digits)
+    event = 0
+    for b in range(-(-len(count) // block)):
+        found = np.zeros(block, np.int64)
+        for run_number in range(digits.first[b], digits.first[b + 1]):
+            assert event < digits.end[run_number] <= event + longest_run
+            while event < digits.end[run_number]:
+                found[digits.channel[event]] += 1 if digits.flip[event] == 0 else -1
+                event += 1
+            found <<= digits.shift[run_number]
+        expected = count[b * block : (b + 1) * block]
+        assert np.array_equal(found[: len(expected)], expected)
+    neighbours = np.abs(count.astype(np.int64))
+    assert event == sum(bin(3 * int(c) ^ int(c)).count("1") for c in neighbours)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 96, 130), (5, 70, 64), (2, 33, 1)])
+@pytest.mark.parametrize("settings", [{"weight_bits": 4}, {"group_size": 16}, {"group_size": 200}], ids=str)
+def test_whole_layers_equal_the_separate_steps(dtype, shape, settings):
+    num_tokens, num_inputs, num_outputs = shape
+    linear = torch.nn.Linear(num_inputs, num_outputs).to(dtype)
+    layer = SpikeLinear.from_linear(linear, backend=Cpu(), neuron=AdaptiveThreshold(2.0), **settings)
+    x = torch.randn(2, num_tokens, num_inputs).to(dtype)
+    with torch.no_grad():
+        whole = layer.run_fused(x)
+        with observing([layer], lambda *_: None):
+            stepwise = layer(x)
+    assert whole is not None
+    assert whole.dtype == dtype
+    assert torch.equal(whole, stepwise)
+    x[0, 0, 0] = torch.nan
+    assert layer.run_fused(x) is None
