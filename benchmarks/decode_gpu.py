@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from gpu import copy_bandwidth
 from timing import environment, write_json
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, StaticCache
 
 import spikebrain as sb
@@ -144,12 +144,14 @@ def step_in_graph(model: Any, ids: Tensor) -> Replay:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    counters = [layer.cumulative_length for layer in cache.layers if hasattr(layer, "cumulative_length")]
+    counters = [getattr(layer, "cumulative_length", None) for layer in cache.layers]
+    counters = [counter for counter in counters if counter is not None]
     return Replay(graph, counters, cache)
 
 
 def graph_of(spiking: Any, ids: Tensor) -> Replay:
     """Return the graph of the spiking model's decoder after a prompt, with a cache of its own."""
+    generate(spiking, ids, 4)  # tunes, captures
     decoder: Any = compiled_decoder(spiking)
     shape = (2 * decoder.num_layers, 1, decoder.num_key_heads, 256, decoder.head_dim)
     memory = torch.zeros(shape, dtype=decoder.dtype, device="cuda")
@@ -214,6 +216,7 @@ def main() -> None:
     spiking = sb.to_spiking(dense)
     plain = copy.copy(spiking)
     plain.__dict__ = {name: value for name, value in vars(spiking).items() if name != "forward"}
+    models: dict[str, Any] = {"spiking": spiking, "layers": plain}
     print(sb.describe_decoding(spiking))
     calls: dict[str, Callable[[], float]] = {}
     graphs: dict[str, Replay] = {}
@@ -226,7 +229,7 @@ def main() -> None:
         if name in graphs:
             calls[name] = lambda name=name: graphs[name].seconds(options.tokens)
         else:
-            model: nn.Module = {"spiking": spiking, "layers": plain}.get(name, dense)
+            model = models.get(name, dense)
             more = {"cache_implementation": "static"} if name == "bf16_static" else {}
             calls[name] = lambda model=model, more=more: generate(model, ids, options.tokens, **more)
         calls[name]()

@@ -10,11 +10,14 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...errors import InputError
 from ...registry import to_dict
 from .transforms import records_operators
+
+# Tensors of a layer that its operator takes, besides the bias.
+_TENSORS = ("weight", "scale")
 
 
 class GraphSettings(NamedTuple):
@@ -31,8 +34,17 @@ class GraphSettings(NamedTuple):
     differentiable: bool
 
 
-def graph_settings(neuron: Any, encoder: Any, backend: Any) -> GraphSettings:
-    """Return the plug-ins of a layer for graphs: objects that cannot change, of classes that are registered."""
+def graph_settings(cls: type[nn.Module], neuron: Any, encoder: Any, backend: Any) -> GraphSettings:
+    """Return the plug-ins of a layer for graphs: objects that cannot change, of classes that are registered.
+
+    Args:
+        cls: class of the layer.
+        neuron: its neuron.
+        encoder: its encoder.
+        backend: its backend.
+    """
+    if cls.__bases__ != (nn.Module,):
+        return GraphSettings("", f"the operator would not run what the subclass {cls.__name__} adds", False)
     try:
         text = json.dumps([p if p is None or isinstance(p, str) else _as_plain(p) for p in (neuron, encoder, backend)])
     except InputError as error:
@@ -85,7 +97,7 @@ def in_graph(layer: Any, x: Tensor) -> Tensor:
 
     Where there is none, torch.compile breaks the graph (with fullgraph=True it raises), and others raise.
     """
-    obstacle = _obstacle(layer, x)
+    obstacle = _obstacle_of_call(layer, x)
     if obstacle:
         _leave_graph(layer.where(), obstacle, x)
         return _outside(layer.run, x)
@@ -130,16 +142,21 @@ def _routed(layers: list[Any], x: Tensor, expert: Tensor) -> Tensor:
     return torch.ops.spikebrain.spike_experts(x, expert, weights, scales, biases, *settings, name if parts[-1] else "")
 
 
-def _obstacle(layer: Any, x: Tensor) -> str:
-    """Return why a layer cannot be part of a graph, or an empty text."""
+def _obstacle_of_call(layer: Any, x: Tensor) -> str:
+    """Return why a layer cannot be part of a graph for this input, or an empty text."""
     if x.ndim == 0 or x.shape[-1] != layer.in_features:
         return f"expected activations [..., {layer.in_features}], got shape {tuple(x.shape)}"
+    obstacle = _obstacle(layer)
+    if not obstacle and torch.is_grad_enabled() and x.requires_grad and not layer.graph_settings.differentiable:
+        return "no gradient passes its neuron. Run under torch.no_grad()"
+    return obstacle
+
+
+def _obstacle(layer: Any) -> str:
     if layer.observers:
         return "it is observed, by `record` or the like"
-    if layer.minimum is not None:
-        return "its weight groups have minima"
-    if torch.is_grad_enabled() and x.requires_grad and not layer.graph_settings.differentiable:
-        return layer.graph_settings.obstacle or "no gradient passes its neuron. Run under torch.no_grad()"
+    if any(name not in _TENSORS and tensor is not None for name, tensor in layer._buffers.items()):
+        return "it has tensors that the operator does not take"
     return layer.graph_settings.obstacle
 
 
@@ -148,10 +165,8 @@ def _obstacle_of_experts(layers: list[Any], x: Tensor) -> str:
     if settings[0][0] is None or any(other != settings[0] for other in settings):
         return "its experts do not all spike, or with different settings"
     for layer in layers:
-        if layer.observers:
-            return "one is observed, by `record` or the like"
-    if settings[0][0].obstacle:
-        return settings[0][0].obstacle
+        if _obstacle(layer):
+            return f"{layer.where()}: {_obstacle(layer)}"
     if torch.is_grad_enabled() and x.requires_grad:
         return "no gradient passes experts in a graph. Run under torch.no_grad()"
     return ""

@@ -68,7 +68,7 @@ def _layer(
 ) -> SpikeLinear:
     layer = object.__new__(_Layer)
     own = {
-        "_buffers": {"weight": weight, "scale": scale},
+        "_buffers": {"weight": weight, "scale": scale, "minimum": None},
         "bias": bias,
         "out_features": weight.shape[0],
         "in_features": weight.shape[1],

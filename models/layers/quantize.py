@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -97,6 +98,22 @@ def why_out_of_range(weight: Tensor, weight_bits: int, *, has_minimum: bool) -> 
     )
 
 
+def why_not_loadable(
+    state_dict: Mapping[str, Tensor], prefix: str, weight_bits: int, *, has_minimum: bool
+) -> str | None:
+    """Return which tensor of a state dict does not fit a layer's dtypes or width, or None."""
+    for name, dtype in (("weight", torch.int8), ("scale", torch.float32), ("minimum", torch.float32)):
+        value = state_dict.get(prefix + name)
+        if value is not None and value.dtype != dtype:
+            return (
+                f"{prefix}{name}: expected {dtype} as `SpikeLinear` has it, got {value.dtype}. Load float weights "
+                "before to_spiking."
+            )
+    weight = state_dict.get(f"{prefix}weight")
+    wrong = None if weight is None else why_out_of_range(weight, weight_bits, has_minimum=has_minimum)
+    return wrong and f"{prefix}weight: {wrong}"
+
+
 def integers_of(weight: Tensor, scale: Tensor, minimum: Tensor | None, group_size: int) -> Tensor:
     """Return round((W - minimum) / scale), half to even, as floats; 0 where the scale is 0 and no integer counts."""
     wide, scale = weight.to(torch.float32), scale.repeat_interleave(group_size, 1)
@@ -116,7 +133,8 @@ def quantize_with(
             number of adjacent input channels.
         name: name of the layer, for messages.
         minimum: weight of integer 0, [out_features, groups]; None for 0.
-        ours: scales may also be 0 or below, and integers -128, as those that were stored in a GGUF file.
+        ours: scales may also be below 0, or 0 where all weights are the minimum, and integers -128, as those that were
+            stored in a GGUF file.
     Returns:
         Integers, int8 [out_features, in_features]; scales, float32 [out_features, groups]; and the number of input
         channels per group, None for all. `SpikeLinear` takes these.
@@ -134,10 +152,14 @@ def quantize_with(
             f"channels, got shape {shape}."
         )
     scale = scale.to(torch.float32).contiguous()
-    if not bool((torch.isfinite(scale) & (ours | (scale > 0))).all()):
-        expected = "finite numbers" if ours else "finite numbers > 0"
-        raise InputError(f"{where}: expected {expected}, got some that are not. Fetch the checkpoint again.")
     group_size = num_in // scale.shape[1]
+    fine = torch.isfinite(scale) & (ours | (scale > 0))
+    if ours:  # a scale of 0 leaves no weight but the minimum
+        base = torch.zeros_like(scale) if minimum is None else minimum
+        equal = weight == base.repeat_interleave(group_size, 1).to(weight.dtype)
+        fine &= (scale != 0) | equal.reshape(num_out, -1, group_size).all(2)
+    if not bool(fine.all()):
+        raise InputError(f"{where}: expected finite numbers > 0, got some that are not. Fetch the checkpoint again.")
     integers = integers_of(weight, scale, minimum, group_size)
     # NaN compares as false.
     if not bool(((integers >= (-128 if ours else -127)) & (integers <= 127)).all()):

@@ -22,7 +22,7 @@ from ...neuro import NEURONS, AdaptiveThreshold, Neuron, SpikeCount
 from ...neuro.checks import checks_all, spikes_of
 from .dense_gradient import DenseGradient
 from .graphs import graph_settings, in_graph, uncompiled
-from .quantize import QuantizedWeight, copy_bias, dequantize, groups_of, input_major, quantize_to, why_out_of_range
+from .quantize import QuantizedWeight, copy_bias, dequantize, groups_of, input_major, quantize_to, why_not_loadable
 from .rescale import group_counts, rescale
 from .transforms import is_compiling, is_recorded
 
@@ -134,8 +134,7 @@ class SpikeLinear(nn.Module):
         Args:
             linear: the layer; its bias is copied.
             group_size: as for the class; in 4 bits None means 32.
-            weight_bits: 8: scale = max|W| / 127 per output channel and group, symmetric, half to even; 4: with a
-                minimum, as `quantize_int4` says.
+            weight_bits: 8, rounded as `quantize` says, or 4, with a minimum, as `quantize_int4` says.
             settings: neuron, encoder, backend and name, as for the class.
         Raises:
             InputError: the weights are not finite.
@@ -152,9 +151,8 @@ class SpikeLinear(nn.Module):
             bias: as for the class.
             settings: neuron, encoder, backend and name, as for the class.
         """
-        q = quantized
-        widths = {"minimum": q.minimum, "group_size": q.group_size, "weight_bits": q.weight_bits}
-        return cls(q.weight, q.scale, bias, **widths, **settings)
+        sizes = {"group_size": quantized.group_size, "weight_bits": quantized.weight_bits}
+        return cls(quantized.weight, quantized.scale, bias, minimum=quantized.minimum, **sizes, **settings)
 
     @property
     def groups(self) -> list[slice]:
@@ -233,7 +231,7 @@ class SpikeLinear(nn.Module):
             )
         super().__setattr__(name, value)
         if name in _PLUGINS:
-            vars(self)["graph_settings"] = graph_settings(*map(vars(self).get, _PLUGINS))
+            vars(self)["graph_settings"] = graph_settings(type(self), *map(vars(self).get, _PLUGINS))
 
     def __prepare_scriptable__(self) -> None:
         """Refuse torch.jit.script, which asks for this."""
@@ -253,19 +251,10 @@ class SpikeLinear(nn.Module):
         error_msgs: Any,
     ) -> None:
         """Refuse weights of another dtype, which PyTorch would truncate to integers, and integers of another width."""
-        for name, dtype in (("weight", torch.int8), ("scale", torch.float32), ("minimum", torch.float32)):
-            value = state_dict.get(prefix + name)
-            if value is None:
-                continue
-            wrong = None
-            if value.dtype != dtype:
-                wrong = f"expected {dtype} as `SpikeLinear` has it, got {value.dtype}. Load float weights before "
-                wrong += "to_spiking."
-            elif name == "weight":
-                wrong = why_out_of_range(value, self.weight_bits, has_minimum=self.minimum is not None)
-            if wrong:
-                error_msgs.append(f"{prefix}{name}: {wrong}")
-                return
+        wrong = why_not_loadable(state_dict, prefix, self.weight_bits, has_minimum=self.minimum is not None)
+        if wrong:
+            error_msgs.append(wrong)
+            return
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
@@ -370,8 +359,7 @@ class SpikeLinear(nn.Module):
         kept = {name: self._buffers[name] for name in ("scale", "minimum")}
         super()._apply(fn, recurse)
         for name, before in kept.items():
-            now = self._buffers[name]
-            if before is not None and now is not None and now.dtype != torch.float32:
+            if before is not None and (now := getattr(self, name)).dtype != torch.float32:
                 self._buffers[name] = before.to(now.device)
         return self
 

@@ -14,7 +14,7 @@ from torch._functorch.aot_autograd import aot_function
 from torch._subclasses import FakeTensorMode
 from torch.func import functional_call
 from torch.fx.experimental.proxy_tensor import make_fx
-from transformers import CompileConfig
+from transformers import AutoConfig, AutoModelForCausalLM, CompileConfig
 
 import spikebrain as sb
 from spikebrain import AdaptiveThreshold, SpikeLinear, SpikeSettings, record, to_spiking
@@ -324,3 +324,54 @@ def test_inductor_calls_the_operators(tiny_llama):
         layer = spiking.model.layers[0].mlp.down_proj
         x = torch.randn(3, 40)
         assert torch.equal(torch.compile(layer, fullgraph=True)(x), layer(x))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("grad", [False, True])
+def test_kernels_get_the_layers_own_weights(model, monkeypatch, backend, grad):
+    """What is made of weights for a GPU is kept by the tensor: other objects would be copied at every call."""
+    seen, run = [], SpikeLinear.run
+    monkeypatch.setattr(SpikeLinear, "run", lambda layer, x: (seen.append(layer.weight), run(layer, x))[1])
+    x = X.clone().requires_grad_(grad)
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    with torch.set_grad_enabled(grad):
+        compiled(x)
+        compiled(x)
+    assert [weight is layer.weight for weight, layer in zip(seen, [model[0], model[2]] * 2, strict=True)] == [True] * 4
+
+
+def test_what_the_operator_does_not_know_stays_out_of_graphs():
+    class Own(SpikeLinear):
+        def run(self, x):
+            return 2 * super().run(x)
+
+    layer = SpikeLinear.from_linear(nn.Linear(16, 8)).requires_grad_(False)
+    layer.register_buffer("shift", None)
+    assert torch.equal(compiled(layer, fullgraph=True)(X), layer(X))
+    layer.register_buffer("shift", torch.ones(8))
+    own = Own.from_linear(nn.Linear(16, 8)).requires_grad_(False)
+    reasons = ("has tensors that the operator does not take", "what the subclass Own adds")
+    for refused, reason in zip((layer, own), reasons, strict=True):
+        assert torch.equal(compiled(refused)(X), refused(X))
+        with pytest.raises(InputError, match=f"SpikeLinear cannot be part of a graph: .*{reason}"):
+            torch.export.export(refused, (X,))
+
+
+@pytest.mark.slow
+def test_experts_that_no_graph_can_hold():
+    config = AutoConfig.for_model("mixtral", vocab_size=16, hidden_size=16, intermediate_size=24, num_hidden_layers=1)
+    config.num_attention_heads, config.num_key_value_heads, config.num_local_experts = 2, 1, 3
+    ids = torch.tensor([[3, 5, 7]])
+    for skip, change in ((("*down_proj",), lambda m: None), ((), observe)):
+        spiking = to_spiking(AutoModelForCausalLM.from_config(config).eval(), SpikeSettings(skip=skip))
+        change(spiking)
+        torch._dynamo.reset()
+        with torch.no_grad():
+            assert torch.equal(compiled(spiking)(ids).logits, spiking(ids).logits)
+            torch._dynamo.reset()
+            with pytest.raises(Unsupported, match=r"Experts cannot be part of a graph: .*(all spike|observed)"):
+                compiled(spiking, fullgraph=True)(ids)
+
+
+def observe(model):
+    next(m for m in model.modules() if getattr(m, "name", "").endswith("1.down_proj")).observers.append(lambda *_: None)

@@ -138,3 +138,10 @@ def test_a_file_keeps_minima_and_widths(tmp_path):
         x = torch.randn(3, model[name].in_features)
         assert torch.equal(back[name](x), model[name](x))
         assert back[name].weight.t().is_contiguous()
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_groups_in_a_compiled_model(bits):
+    model, x = nn.Sequential(layer_of(bits), nn.ReLU(), layer_of(bits, 3, 6, 2)), torch.randn(3, 10)
+    with torch.no_grad():
+        assert torch.equal(torch.compile(model, backend="eager")(x), model(x))
