@@ -192,9 +192,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     print(environment() | {"transformers": version("transformers")})
-    model, tokenizer, _ = sb.load("smollm2")
+    loaded, tokenizer, _ = sb.load("smollm2")
     assert tokenizer is not None
-    assert model.generation_config is not None
+    model: Any = loaded
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     prompt = dict(tokenizer(PROMPT, return_tensors="pt"))

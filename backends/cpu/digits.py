@@ -5,6 +5,9 @@ has the fewest digits, 1.4 on average at k = 3. Each digit is an event: the chan
 The sum of the rows of a place is doubled until it reaches the next lower place that has digits. Nothing is multiplied.
 """
 
+# Type checkers do not know that numba passes an intrinsic its first argument.
+# pyright: reportCallIssue=false
+
 from __future__ import annotations
 
 from typing import NamedTuple

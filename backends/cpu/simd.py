@@ -10,6 +10,7 @@ so with vectors. They may be wider than a register; the compiler divides them as
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 from llvmlite import ir
 from numba import types
@@ -38,7 +39,7 @@ class _Model(models.PrimitiveModel):
 def _operator(function, emit: str, emit_float: str = "") -> None:
     """Let an operator work on two vectors of one type, lane by lane; sums wrap."""
 
-    @infer_global(function)
+    @infer_global(function)  # pyright: ignore[reportOptionalCall]
     class _Typing(AbstractTemplate):
         def generic(self, args, kws):
             if len(args) == 2 and isinstance(args[0], Vector) and args[0] == args[1]:
@@ -108,7 +109,7 @@ def _element(kind: types.Type):
     return get
 
 
-def _setter(kind: types.Integer):
+def _setter(kind: Any):
     """Return an intrinsic that writes the low bits of an int64 to an address."""
 
     @intrinsic

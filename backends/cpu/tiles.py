@@ -63,7 +63,7 @@ _WIDEST_SUM = 2**15 - 1
 _TILES_AHEAD, _LINE = 2, 64
 
 # Rows and what rescales their sums. Addresses and numbers.
-FIELDS = dict.fromkeys(
+FIELDS: dict[str, type] = dict.fromkeys(
     (
         "rows",  # 4-bit rows as `pack` gives them, or INT8 [inputs, width]
         "scale",  # float32 [groups, width]
