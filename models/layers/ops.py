@@ -18,7 +18,11 @@ from ...errors import InputError
 from ...registry import from_dict
 from .spike_linear import SpikeLinear
 
+# Where the package is imported again in the same process, the operators of before go first.
+if "_spikebrain" in vars(torch.library):
+    vars(torch.library)["_spikebrain"]._destroy()
 LIBRARY = torch.library.Library("spikebrain", "FRAGMENT")
+vars(torch.library)["_spikebrain"] = LIBRARY
 # An input channel's weights lie together: a copy in another order would be made at every call. The kernels of experts
 # depend on which tokens they get, which no CUDA graph can hold.
 _TAGS = [torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides]
@@ -57,7 +61,8 @@ def _same_memory(a: Tensor | None, b: Tensor) -> bool:
 def _settings(plugins: str, group_size: int | None) -> dict[str, Any]:
     """Return the attributes of a layer that has these settings."""
     neuron, encoder, backend = (p if isinstance(p, str) else from_dict(p) for p in json.loads(plugins))
-    weight, scale = torch.zeros(1, 1, dtype=torch.int8), torch.ones(1, 1)
+    # Without numbers, which a tracer could not check.
+    weight, scale = torch.zeros(1, 1, dtype=torch.int8, device="meta"), torch.ones(1, 1, device="meta")
     return vars(
         SpikeLinear(weight, scale, group_size=group_size, neuron=neuron, encoder=encoder, backend=backend).eval()
     )
