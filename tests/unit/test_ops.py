@@ -297,7 +297,7 @@ def test_a_saved_program_says_which_operator_is_missing(model, tmp_path):
     assert found.returncode != 0
     assert "spikebrain" in found.stderr
     assert "spike_linear" in found.stderr
-    code = f"import spikebrain, torch; print(torch.export.load({str(path)!r}).module()(torch.ones(4, 16)).shape)"
+    code = f"import spikebrain.models, torch; print(torch.export.load({str(path)!r}).module()(torch.ones(4, 16)).shape)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "torch.Size([4, 8])" in found.stdout, found.stderr
 
