@@ -19,10 +19,11 @@ from ...registry import from_dict
 from .spike_linear import SpikeLinear
 
 # Where the package is imported again in the same process, the operators of before go first.
-if "_spikebrain" in vars(torch.library):
-    vars(torch.library)["_spikebrain"]._destroy()
+_before: Any = getattr(torch.library, "_spikebrain", None)
+if _before is not None:
+    _before._destroy()
 LIBRARY = torch.library.Library("spikebrain", "FRAGMENT")
-vars(torch.library)["_spikebrain"] = LIBRARY
+setattr(torch.library, "_spikebrain", LIBRARY)  # noqa: B010 - an attribute that PyTorch does not declare
 # An input channel's weights lie together: a copy in another order would be made at every call. The kernels of experts
 # depend on which tokens they get, which no CUDA graph can hold.
 _TAGS = [torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides]

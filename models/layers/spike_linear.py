@@ -277,26 +277,25 @@ class SpikeLinear(nn.Module):
         assert weight is not None
         assert scale is not None
         num_outputs, bias, minimum = self.out_features, self.bias, self._buffers["minimum"]
-        grouped = self.group_size is not None or minimum is not None
-        shape = (num_outputs, len(self.groups) if grouped else 1)
-        if weight.shape != (num_outputs, self.in_features) or scale.shape != shape:
+        shape = (num_outputs, 1 if self.group_size is None else len(self.groups))
+        if weight.shape != (num_outputs, self.in_features) or scale.shape != shape or weight.dtype != torch.int8:
             return None  # replaced by the caller: the separate steps check them, kernels do not
-        if weight.dtype != torch.int8 or scale.dtype != torch.float32:
-            return None
-        if minimum is not None and (minimum.shape != shape or minimum.dtype != torch.float32):
+        if scale.dtype != torch.float32 or not (
+            minimum is None or (minimum.shape, minimum.dtype) == (shape, scale.dtype)
+        ):
             return None
         if bias is not None and bias.shape != (num_outputs,):
             raise InputError(f"bias: expected {num_outputs} numbers, got shape {tuple(bias.shape)}.")
         backend = self._backend_for(x, num_tokens)
-        groups = {"minimum": minimum, "group_size": self.group_size} if grouped else {}
+        is_plain = minimum is None and self.group_size is None
+        groups = {} if is_plain else {"minimum": minimum, "group_size": self.group_size}
         y = backend.fused(x, weight, scale, bias, self.neuron, self.encoder, **groups)
         return checked_outputs(backend, y, x, num_outputs)
 
     def _backend_for(self, x: Tensor, num_tokens: int | None = None, *, events_only: bool = False) -> Backend:
         if self.backend != "auto":
             return self.backend
-        if num_tokens is None:
-            num_tokens = x.numel() // max(self.in_features, 1)
+        num_tokens = x.numel() // max(self.in_features, 1) if num_tokens is None else num_tokens
         num_weights = self.in_features * self.out_features
         return backends.auto(x.device, num_tokens, num_weights, events_only=events_only)
 
