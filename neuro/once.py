@@ -20,14 +20,29 @@ class _Kept(NamedTuple):
     numbers: Tensor
     key: Hashable
     made: Any
+    marks: list[int | Tensor]
+
+
+def _marks(made: Any) -> list[int | Tensor]:
+    """Return how often each tensor of a result was changed, or a copy where PyTorch does not count that."""
+    tensors = [value for value in vars(made).values() if isinstance(value, Tensor)]
+    return [tensor.clone() if tensor.is_inference() else tensor._version for tensor in tensors]
+
+
+def _are_equal(marks: list[int | Tensor], others: list[int | Tensor]) -> bool:
+    """Return whether nothing has changed between two calls of `_marks`; new tensors may have come."""
+    return all(
+        torch.equal(mark, other) if isinstance(mark, Tensor) and isinstance(other, Tensor) else mark == other
+        for mark, other in zip(marks, others, strict=False)
+    )
 
 
 class Once(threading.local):
     """Results for the last tensors of a thread.
 
-    A result is kept no longer than its tensor, which is known by its identity. Its numbers are compared with a copy,
-    since not all changes in place are counted by PyTorch (those through NumPy, `.data` or kernels, and in inference
-    mode none).
+    A result is kept no longer than its tensor, which is known by its identity, and only while nobody writes into it.
+    The tensor's numbers are compared with a copy, since not all changes in place are counted by PyTorch (those through
+    NumPy, `.data` or kernels, and in inference mode none).
     """
 
     def __init__(self) -> None:
@@ -45,7 +60,8 @@ class Once(threading.local):
         known = next((entry for entry in kept if entry.given() is given), None)
         if known is not None:
             kept[:] = [entry for entry in kept if entry is not known]
-            if known.key == key and torch.equal(known.numbers, given):
+            same = known.key == key and _are_equal(known.marks, _marks(known.made))
+            if same and torch.equal(known.numbers, given):
                 kept.append(known)
                 return known.made
         made = make()
@@ -53,6 +69,6 @@ class Once(threading.local):
         def forget(dead: weakref.ref[Tensor]) -> None:
             kept[:] = [entry for entry in kept if entry.given is not dead]
 
-        kept.append(_Kept(weakref.ref(given, forget), given.detach().clone(), key, made))
+        kept.append(_Kept(weakref.ref(given, forget), given.detach().clone(), key, made, _marks(made)))
         del kept[:-_NUM_KEPT]
         return made

@@ -1,35 +1,23 @@
 """The compiled decoder beside the model's own code: integers bit for bit, logits to rounding, when it stands aside."""
 
 import copy
-from inspect import signature
 
 import numpy as np
 import pytest
 import torch
+from llama_type import MODELS, SETTINGS, cache_of, cache_option, plain_forward, spiking_model, tokens_of
 from torch import nn
 from torch.nn import functional as F
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
 
 import spikebrain
 from spikebrain import (
     AdaptiveThreshold,
     BidirectionalBitwise,
-    Cpu,
     Reference,
     SpikeSettings,
     Ternary,
     describe_decoding,
     record,
-    to_spiking,
 )
 from spikebrain.backends.cpu import decoder_parts
 from spikebrain.backends.cpu.decoder import PROJECTIONS
@@ -40,54 +28,6 @@ from spikebrain.models.decoding.kv_room import room_of
 from spikebrain.models.layers.quantize import QuantizedWeight, dequantize
 from spikebrain.models.layers.spike_linear import observing
 from spikebrain.models.layers.stored import StoredWeight, note_stored
-
-SIZES = {
-    "hidden_size": 64,
-    "intermediate_size": 160,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 300,
-    "max_position_embeddings": 2048,
-}
-ROPE = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0}
-MODELS = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
-    "llama, bias and scaled positions": lambda: LlamaForCausalLM(
-        LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True, rope_parameters=ROPE, tie_word_embeddings=True)
-    ),
-    "mistral, wide heads": lambda: MistralForCausalLM(MistralConfig(**SIZES, head_dim=24, sliding_window=None)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, use_sliding_window=False)),
-    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=32)),
-}
-SETTINGS = {
-    "all": SpikeSettings(),
-    "head too, rare spikes": SpikeSettings(include_head=True, neuron=AdaptiveThreshold(0.7)),
-    "counts of three digits": SpikeSettings(neuron=AdaptiveThreshold(400.0), backend=Cpu()),
-    "half dense": SpikeSettings(layers=("*.q_proj", "*.v_proj", "*.up_proj", "*.o_proj")),
-    "4 bits, head too": SpikeSettings(weights="int4", include_head=True),
-    "groups of 24 in 8 bits, sums of 32 bits": SpikeSettings(group_size=24, neuron=AdaptiveThreshold(40.0)),
-}
-
-
-def spiking_model(name="llama", settings=None):
-    model = MODELS[name]().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():  # norms and biases that are not 1 and 0
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return to_spiking(model, settings or SpikeSettings(), inplace=True)
-
-
-def plain_forward(model, **options):
-    return type(model).forward(model, **options)
-
-
-def cache_of(output):
-    return output.cache if hasattr(output, "cache") else output.past_key_values
-
-
-def cache_option(cache):
-    return {"cache" if "cache" in signature(LlamaForCausalLM.forward).parameters else "past_key_values": cache}
 
 
 @pytest.fixture(params=[1, 3])
@@ -137,12 +77,6 @@ def layers_in_order(model):
         for name in PROJECTIONS:
             yield getattr(block.self_attn, name, None) or getattr(block.mlp, name)
     yield model.lm_head
-
-
-def tokens_of(model, ids, num_tokens=20, **options):
-    return model.generate(
-        ids, max_new_tokens=num_tokens, min_new_tokens=num_tokens, do_sample=False, pad_token_id=0, **options
-    )
 
 
 @pytest.fixture

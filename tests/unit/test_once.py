@@ -11,6 +11,7 @@ import spikebrain as sb
 from spikebrain import AdaptiveThreshold, SpikeLinear, checking_plugins, record, to_spiking
 from spikebrain.models.layers import spike_linear
 from spikebrain.neuro import once
+from spikebrain.neuro.checks import spikes_of
 
 WIDTHS = (8, 4, 4)
 
@@ -189,3 +190,12 @@ def test_experts_of_a_token_count_it_once(calls):
     assert calls.count(("count", (1, 1, 16))) == 2
     assert calls.count(("count", (1, 16))) == 1
     assert calls.count(("count", (1, 24))) == 3
+
+
+def test_what_somebody_writes_into_a_result_is_not_passed_on(layers):
+    x = torch.randn(3, layers[0].in_features)
+    expected = layers[1].neuron(x).count.clone()
+    for inference in (False, True):
+        with torch.inference_mode(inference), torch.no_grad():
+            spikes_of(layers[0].neuron, x).count.neg_()
+            assert torch.equal(spikes_of(layers[0].neuron, x).count, expected)
