@@ -39,6 +39,12 @@ CASES = [
     ("llama", "counts of three digits"),
     ("qwen2", "half dense"),
 ]
+INTERPRETED = [
+    ("llama, bias and scaled positions", "all"),
+    ("qwen3", "all"),
+    ("llama", "head too, rare spikes"),
+    ("qwen2", "half dense"),
+]
 SETTINGS = {
     **SETTINGS,
     "counts of three digits": SpikeSettings(neuron=AdaptiveThreshold(400.0)),
@@ -70,6 +76,8 @@ def model_on(device, name="llama", settings="all", dtype=torch.float32):
 @pytest.mark.parametrize(("name", "settings"), CASES)
 @torch.inference_mode()
 def test_integers_are_exact_and_logits_those_of_the_model(device, name, settings):
+    if device == "cpu" and (name, settings) not in INTERPRETED:
+        pytest.skip("half a minute in the interpreter; a GPU runs it")
     model = model_on(device, name, settings)
     cache = cache_of(plain_forward(model, input_ids=torch.randint(0, 300, (1, 7), device=device), use_cache=True))
     theirs = copy.deepcopy(cache)
