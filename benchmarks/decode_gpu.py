@@ -23,13 +23,13 @@ from typing import Any
 
 import torch
 from gpu import copy_bandwidth
-from timing import environment, write_json
+from timing import Clock, environment, write_json
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, StaticCache
 
 import spikebrain as sb
 from spikebrain.errors import SpikebrainError
-from spikebrain.models.decoding import compiled_decoder
+from spikebrain.models.decoding import decoder_of
 
 SYSTEMS = ("bf16", "bf16_static", "bf16_graph", "spiking", "spiking_graph", "layers")
 NAMES = {
@@ -65,19 +65,6 @@ SHAPES = {
 }
 
 
-class Clock:
-    """A streamer that notes when `generate` passes it each token."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def put(self, value: object) -> None:
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        pass
-
-
 def load(name: str) -> Any:
     if name not in SHAPES:
         return sb.load(name).model.to("cuda", torch.bfloat16)
@@ -90,12 +77,11 @@ def load(name: str) -> Any:
 
 
 def generate(model: Any, ids: Tensor, num_tokens: int, **options: Any) -> float:
-    """Return the median seconds between tokens."""
+    """Return the mean seconds between tokens."""
     clock = Clock()
     length = {"min_new_tokens": num_tokens, "max_new_tokens": num_tokens, "do_sample": False, "pad_token_id": 0}
     model.generate(ids, attention_mask=torch.ones_like(ids), streamer=clock, **length, **options)
-    times = clock.times[2:]
-    return (times[-1] - times[0]) / (len(times) - 1)
+    return clock.seconds_per_token
 
 
 class Replay:
@@ -152,7 +138,7 @@ def step_in_graph(model: Any, ids: Tensor) -> Replay:
 def graph_of(spiking: Any, ids: Tensor) -> Replay:
     """Return the graph of the spiking model's decoder after a prompt, with a cache of its own."""
     generate(spiking, ids, 4)  # tunes, captures
-    decoder: Any = compiled_decoder(spiking)
+    decoder: Any = decoder_of(spiking)
     shape = (2 * decoder.num_layers, 1, decoder.num_key_heads, 256, decoder.head_dim)
     memory = torch.zeros(shape, dtype=decoder.dtype, device="cuda")
     decoder.decode(ids[:, :1], torch.tensor([[PROMPT]], device="cuda"), memory, PROMPT)

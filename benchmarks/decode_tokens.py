@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import environment, write_json
+from timing import Clock, environment, write_json
 from torch import nn
 
 import spikebrain as sb
@@ -55,28 +55,10 @@ NAMES = {
 }
 
 
-class Clock:
-    """A streamer that notes when `generate` passes it each token."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def put(self, value: object) -> None:
-        self.times.append(time.perf_counter())
-
-    def end(self) -> None:
-        pass
-
-    @property
-    def tokens_per_second(self) -> float:
-        first, last = self.times[1], self.times[-1]  # the prompt comes before the first token
-        return (len(self.times) - 2) / (last - first)
-
-
 def generate(model: nn.Module, prompt: dict[str, Any], num_tokens: int) -> tuple[list[int], float]:
     clock = Clock()
     ids = model.generate(**prompt, max_new_tokens=num_tokens, do_sample=False, streamer=clock)  # pyright: ignore[reportCallIssue]
-    return ids[0].tolist(), clock.tokens_per_second
+    return ids[0].tolist(), 1 / clock.seconds_per_token
 
 
 def models_to_compare(model: Any, wanted: list[str]) -> dict[str, nn.Module]:

@@ -65,6 +65,25 @@ def measure_in_turns(
     return found
 
 
+class Clock:
+    """A streamer that notes when `generate` passes it each token."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: object) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+    @property
+    def seconds_per_token(self) -> float:
+        """Return the mean seconds between tokens after the first one, which the prompt's own pass gives."""
+        first, last = self.times[1], self.times[-1]  # the prompt comes before the first token
+        return (last - first) / (len(self.times) - 2)
+
+
 def environment() -> dict[str, Any]:
     """Return the conditions that timings depend on besides the code."""
     model = next((line.split(":")[1].strip() for line in _cpu_info() if line.startswith("model name")), "unknown")

@@ -81,9 +81,7 @@ def run(settings: Settings, job: Job) -> None:
     for first in range(0, len(job.x), _PORTION):
         part = slice(first, first + _PORTION)
         failed = None if job.failed is None else job.failed[part]
-        plan = plan_for(settings, Stage(job.x[part], matrices, job.y[part], job.rule, job.bounds, failed))
-        list_rows(plan)
-        add_rows(plan)
+        run_plan(plan_for(settings, Stage(job.x[part], matrices, job.y[part], job.rule, job.bounds, failed)))
 
 
 class Stage(NamedTuple):
@@ -120,9 +118,7 @@ def tuned(stage: Stage) -> Settings:
     shapes = ", ".join(str(tuple(matrix.weight.shape)) for matrix in stage.matrices)
 
     def run_stage(settings: Settings) -> None:
-        plan = plan_for(settings, stage)
-        list_rows(plan)
-        add_rows(plan)
+        run_plan(plan_for(settings, stage))
 
     return fastest(f"stage {stage.source} {shapes}, {stage.x.dtype}", settings_for(1), run_stage, stage.x.device)
 
@@ -174,6 +170,12 @@ def plan_for(settings: Settings, stage: Stage) -> Plan:
     threshold = torch.empty(num_tokens, dtype=torch.float32, device=device)
     grid = (tiles, programs, num_tokens)
     return Plan(settings, stage, rows, lists, shares, pairs, length, grid, places, high, head, sums, threshold)
+
+
+def run_plan(plan: Plan) -> None:
+    """List, add, rescale, and fill the stage's y."""
+    list_rows(plan)
+    add_rows(plan)
 
 
 def list_rows(plan: Plan) -> None:

@@ -1,5 +1,5 @@
 """Fast decoding: one token through a whole model in one compiled call."""
 
-from .attach import attach_decoder, compiled_decoder, describe_decoding
+from .attach import attach_decoder, decoder_of, describe_decoding
 
-__all__ = ["attach_decoder", "compiled_decoder", "describe_decoding"]
+__all__ = ["attach_decoder", "decoder_of", "describe_decoding"]

@@ -1,4 +1,4 @@
-"""Give a spiking model the compiled decoder: `model.generate()` and the commands then use it by themselves."""
+"""Give a spiking model a fast decoder: `model.generate()` and the commands then use it by themselves."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def describe_decoding(model: nn.Module) -> str:
     return f"Decoding one text by the compiled decoder: one call a token, {torch.get_num_threads()} threads."
 
 
-def compiled_decoder(model: nn.Module) -> Decoder | None:
+def decoder_of(model: nn.Module) -> Decoder | None:
     """Return the decoder that a model uses now, or None if it has none; it is made again when the model changed."""
     watch = _watch_of(model)
     if not watch.unchanged():

@@ -18,12 +18,12 @@ from ...backends.cpu.tiles import TILE, Rows
 from ...neuro import NO_RULE
 from ..layers.spike_linear import SpikeLinear
 from ..layers.stored import noted, stored_weight_of
-from .fits import Target, projections, why_not
+from .fits import STEADY_ROPE, Target, projections, why_not
 
 # A float32 matrix is divided at multiples of a cache line of outputs.
 _LINE = 16
-# Kinds of rotary embeddings whose angles do not depend on the length of the text; and positions that are kept ready.
-_STEADY_ROPE, _POSITIONS_AHEAD = ("default", "linear", "llama3", "yarn"), 256
+# Positions whose angles are kept ready.
+_POSITIONS_AHEAD = 256
 # Parts of the head, for each thread: it is large, and threads are not equally fast.
 _HEAD_PARTS = 8
 
@@ -217,7 +217,7 @@ class CompiledDecoder:
 
     def _angles(self, embedded: Tensor, positions: Tensor) -> tuple[int, int]:
         """Return the addresses of the cosines and sines of a position, float32 [head_dim]."""
-        if getattr(self._rotary, "rope_type", None) not in _STEADY_ROPE:
+        if getattr(self._rotary, "rope_type", None) not in STEADY_ROPE:
             self._cos_sin = tuple(part.contiguous() for part in self._rotary(embedded, positions))
             return self._cos_sin[0].data_ptr(), self._cos_sin[1].data_ptr()
         position = int(positions)

@@ -13,6 +13,8 @@ from ..layers.spike_linear import SpikeLinear
 # Classes of transformers whose decoder layers are: norm, attention with rotary embedding, norm, SwiGLU.
 _MODELS = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+# Kinds of rotary embedding whose angles do not depend on the length of the text.
+STEADY_ROPE = ("default", "linear", "llama3", "yarn")
 
 
 class Target(NamedTuple):

@@ -21,10 +21,8 @@ from ...backends.gpu import Triton
 from ...backends.gpu.job import Matrix, power_of_two
 from ...coding.kernels import interpreting
 from ..layers.spike_linear import SpikeLinear
-from .fits import Target, projections, why_not
+from .fits import STEADY_ROPE, Target, projections, why_not
 
-# Kinds of rotary embedding whose frequencies do not depend on the length of the text.
-_ROTARY = ("default", "linear", "llama3", "yarn")
 # Cached tokens that a program of the attention reads at a time, and most programs for a head of keys.
 _BLOCK, _MOST_SPLITS = 64, 32
 
@@ -37,7 +35,7 @@ def why_not_graph(model: nn.Module) -> str | None:
         if any(len({isinstance(member, SpikeLinear) for member in members}) > 1 for members in projections(block)):
             return "only some of the layers that read the same input spike"
     kind = "default" if reason else getattr(model.model.rotary_emb, "rope_type", "default")  # pyright: ignore
-    return reason if kind in _ROTARY else f"its rotary embedding is {kind}, which looks at the length of the text"
+    return reason if kind in STEADY_ROPE else f"its rotary embedding is {kind}, which looks at the length of the text"
 
 
 def _obstacles(layer: SpikeLinear) -> Iterator[str]:
@@ -179,8 +177,7 @@ class GraphDecoder:
         if callable(stage):
             stage()
         else:
-            self._spike.list_rows(stage)
-            self._spike.add_rows(stage)
+            self._spike.run_plan(stage)
 
     def _launch(self) -> None:
         """Launch all kernels of a token."""

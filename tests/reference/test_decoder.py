@@ -22,7 +22,7 @@ from spikebrain import (
 from spikebrain.backends.cpu import decoder_parts
 from spikebrain.backends.cpu.decoder import PROJECTIONS
 from spikebrain.compiled import compiled
-from spikebrain.models.decoding import compiled_decoder
+from spikebrain.models.decoding import decoder_of
 from spikebrain.models.decoding.compiled import CompiledDecoder, _shares
 from spikebrain.models.decoding.kv_room import room_of
 from spikebrain.models.layers.quantize import QuantizedWeight, dequantize
@@ -45,7 +45,7 @@ def test_integers_are_exact_and_logits_those_of_the_model(name, settings, thread
     model = spiking_model(name, SETTINGS[settings])
     cache = cache_of(plain_forward(model, input_ids=torch.randint(0, 300, (1, 7)), use_cache=True))
     theirs = copy.deepcopy(cache)
-    decoder = compiled_decoder(model)
+    decoder = decoder_of(model)
     inputs = [np.zeros(row["num_inputs"], np.float32) for row in decoder._projections]
     layers = list(layers_in_order(model))
     sums = [np.zeros((len(getattr(layer, "groups", [0])), len(layer.weight)), np.int32) for layer in layers]
@@ -184,11 +184,11 @@ def test_a_dense_layer_is_read_as_its_file_has_it(group_size):
     options = cache_option(cache_of(model(torch.tensor([[1, 2]]), use_cache=True)))
     theirs = cache_option(copy.deepcopy(next(iter(options.values()))))
     logits = model(input_ids=torch.tensor([[3]]), **options).logits
-    assert (compiled_decoder(model)._projections[-1]["scale"] != 0) == (group_size is not None)
+    assert (decoder_of(model)._projections[-1]["scale"] != 0) == (group_size is not None)
     expected = plain_forward(model, input_ids=torch.tensor([[3]]), **theirs).logits
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
     model.lm_head.weight.mul_(2)  # no longer what the file has
-    assert compiled_decoder(model)._projections[-1]["scale"] == 0
+    assert decoder_of(model)._projections[-1]["scale"] == 0
 
 
 @torch.inference_mode()
@@ -196,37 +196,37 @@ def test_a_changed_model_is_noticed():
     model = spiking_model()
     options = cache_option(cache_of(model(torch.tensor([[1, 2]]), use_cache=True)))
     model(input_ids=torch.tensor([[3]]), **options)
-    first = compiled_decoder(model)
-    assert compiled_decoder(model) is first
+    first = decoder_of(model)
+    assert decoder_of(model) is first
     layer = model.model.layers[1].mlp.down_proj
     layer.neuron = AdaptiveThreshold(2.0)
-    second = compiled_decoder(model)
+    second = decoder_of(model)
     assert second is not first
     layer.bias = nn.Parameter(torch.ones(64))
-    third = compiled_decoder(model)
+    third = decoder_of(model)
     assert third not in (first, second)
     layer.encoder = Ternary()
-    assert compiled_decoder(model) is not third
+    assert decoder_of(model) is not third
     handle = layer.register_forward_hook(lambda *_: None)
-    assert compiled_decoder(model) is None
+    assert decoder_of(model) is None
     assert "hooks" in describe_decoding(model)
     handle.remove()
     layer.encoder = BidirectionalBitwise()
-    assert compiled_decoder(model) is not None
+    assert decoder_of(model) is not None
     with observing([layer], lambda *_: None):
-        assert compiled_decoder(model) is None
+        assert decoder_of(model) is None
         assert "is observed" in describe_decoding(model)
-    before = compiled_decoder(model)
+    before = decoder_of(model)
     model.double().float()  # parameters keep their objects and lie elsewhere
-    assert compiled_decoder(model) is not before
+    assert decoder_of(model) is not before
     layer.forward = layer.forward
-    assert compiled_decoder(model) is None
+    assert decoder_of(model) is None
     del layer.forward
     model.to(torch.bfloat16)
-    assert compiled_decoder(model) is None
+    assert decoder_of(model) is None
     model.float()
     twin = copy.deepcopy(model)
-    assert compiled_decoder(twin) is not compiled_decoder(model)
+    assert decoder_of(twin) is not decoder_of(model)
     assert twin.forward.__self__ is twin
 
 

@@ -18,7 +18,7 @@ from llama_type import (
 )
 
 from spikebrain import AdaptiveThreshold, Reference, SpikeLinear, SpikeSettings, describe_decoding
-from spikebrain.models.decoding import compiled_decoder
+from spikebrain.models.decoding import decoder_of
 from spikebrain.models.decoding.fits import projections
 from spikebrain.models.decoding.graph import GraphDecoder, why_not_graph
 from spikebrain.models.decoding.kv_room import room_of
@@ -182,7 +182,7 @@ def test_generate_uses_it_and_gives_the_same_tokens(device, dtype, monkeypatch):
     found = tokens_of(model, ids, 300)  # rooms of 268 and 800 rows
     assert calls == list(range(5, 5 + 299))
     assert "graph decoder" in describe_decoding(model)
-    assert isinstance(compiled_decoder(model), GraphDecoder)
+    assert isinstance(decoder_of(model), GraphDecoder)
     monkeypatch.delattr(model, "forward")
     # One pass over the whole text predicts the same tokens, or others that are as likely to rounding: in bfloat16 a
     # count that flips moves a logit of these small random models by a tenth.
@@ -245,5 +245,5 @@ def test_a_guess_runs_and_its_memory_is_freed(device, monkeypatch):
         tokens_of(model, ids, 20)
     torch.cuda.synchronize()
     assert torch.cuda.memory_allocated() <= before
-    decoder = compiled_decoder(model)
+    decoder = decoder_of(model)
     del model, decoder
