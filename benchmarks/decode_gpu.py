@@ -85,7 +85,7 @@ def generate(model: Any, ids: Tensor, num_tokens: int, **options: Any) -> float:
 
 
 class Replay:
-    """A graph, with the counters that it moves on: they are set back before a cache is full."""
+    """A graph, the tensors that it reads, and the counters that it moves on: they are set back before a cache is full."""
 
     def __init__(self, graph: Any, counters: list[Any], kept: object) -> None:
         self.graph, self.counters, self.kept = graph, counters, kept
@@ -132,7 +132,7 @@ def step_in_graph(model: Any, ids: Tensor) -> Replay:
         step()
     counters = [getattr(layer, "cumulative_length", None) for layer in cache.layers]
     counters = [counter for counter in counters if counter is not None]
-    return Replay(graph, counters, cache)
+    return Replay(graph, counters, (cache, token, position))
 
 
 def graph_of(spiking: Any, ids: Tensor) -> Replay:
