@@ -31,13 +31,15 @@ import spikebrain as sb
 from spikebrain.errors import SpikebrainError
 from spikebrain.models.decoding import decoder_of
 
-SYSTEMS = ("bf16", "bf16_static", "bf16_graph", "spiking", "spiking_graph", "layers")
+SYSTEMS = ("bf16", "bf16_static", "bf16_graph", "spiking", "spiking_graph", "int4", "int4_graph", "layers")
 NAMES = {
     "bf16": "BF16, generate",
     "bf16_static": "BF16, generate, static cache, compiled by transformers",
     "bf16_graph": "BF16, one step in a CUDA graph",
     "spiking": "spiking, generate",
     "spiking_graph": "spiking, its graph alone",
+    "int4": "spiking, 4-bit groups of 32, generate",
+    "int4_graph": "spiking, 4-bit groups of 32, its graph alone",
     "layers": "spiking layer by layer, generate",
 }
 PROMPT = 32
@@ -203,6 +205,8 @@ def main() -> None:
     plain = copy.copy(spiking)
     plain.__dict__ = {name: value for name, value in vars(spiking).items() if name != "forward"}
     models: dict[str, Any] = {"spiking": spiking, "layers": plain}
+    if any(name.startswith("int4") for name in options.systems):
+        models["int4"] = sb.to_spiking(dense, sb.SpikeSettings(weights="int4"))
     print(sb.describe_decoding(spiking))
     calls: dict[str, Callable[[], float]] = {}
     graphs: dict[str, Replay] = {}
@@ -210,8 +214,8 @@ def main() -> None:
         start = time.perf_counter()
         if name == "bf16_graph":
             graphs[name] = step_in_graph(dense, ids)
-        elif name == "spiking_graph":
-            graphs[name] = graph_of(spiking, ids)
+        elif name.endswith("_graph"):
+            graphs[name] = graph_of(models[name.removesuffix("_graph")], ids)
         if name in graphs:
             calls[name] = lambda name=name: graphs[name].seconds(options.tokens)
         else:

@@ -13,9 +13,9 @@ from torch import Tensor
 from ...coding import Encoder
 from ...coding.base import MAX_LOSSLESS_COUNT
 from ...coding.kernels import interpreting
-from ...neuro import Neuron
+from ...neuro import CountBounds, KernelRule, Neuron
 from ..base import BACKENDS, INT32, MAX_WEIGHT, Backend, check_mode
-from .job import Job, power_of_two
+from .job import MOST_GROUPED, Job, Matrix, power_of_two
 from .tuning import fastest
 
 # Bits of a digit where counts are too large for 32-bit sums and are accumulated digit by digit.
@@ -70,7 +70,7 @@ class Triton(Backend):
         minimum: Tensor | None = None,
         group_size: int | None = None,
     ) -> Tensor | None:
-        """Run the whole layer in two kernels; see `Backend.fused`.
+        """Run the whole layer in two kernels; see `Backend.fused`. With weight groups, floats are equal to rounding.
 
         While a CUDA graph is captured nothing can raise. Then the output of a token is NaN where its input is not
         finite or the threshold's upper limit binds, so that its counts may not fit.
@@ -80,30 +80,34 @@ class Triton(Backend):
         if (
             rule is None
             or bounds is None
-            or minimum is not None
-            or group_size is not None
-            or self.why_not_fused(neuron, encoder, weight) is not None
+            or self.why_not_fused(neuron, encoder, weight, group_size) is not None
             or x.dtype not in (torch.float32, torch.bfloat16, torch.float16)
             or not x.numel()
             or not weight.numel()
             or not x.device == weight.device == scale.device
-            or (bias is not None and bias.device != x.device)
+            or any(part is not None and part.device != x.device for part in (bias, minimum))
+            or (minimum is not None and group_size is None)
             or self.why_unavailable(x.device) is not None
         ):
             return None
         flat = x.detach().reshape(-1, num_inputs).contiguous()
         failed = torch.empty(len(flat), dtype=torch.int32, device=x.device)
         y = torch.empty(len(flat), len(weight), dtype=x.dtype, device=x.device)
-        high_capacity = int(bounds.mean * num_inputs / (MAX_WEIGHT - 1)) + 1
-        self._run(Job(flat, weight, y, high_capacity, rule, bounds, scale, bias, failed))
+        if minimum is not None or group_size is not None:
+            self._run_groups(Matrix(weight, scale, bias, minimum, group_size), flat, y, rule, bounds, failed)
+        else:
+            high_capacity = int(bounds.mean * num_inputs / (MAX_WEIGHT - 1)) + 1
+            self._run(Job(flat, weight, y, high_capacity, rule, bounds, scale, bias, failed))
         capturing = x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
         if not capturing and bool(failed.any()):
             return None
         return y.reshape(*x.shape[:-1], len(weight))
 
     @staticmethod
-    def why_not_fused(neuron: Neuron, encoder: Encoder, weight: Tensor) -> str | None:
+    def why_not_fused(neuron: Neuron, encoder: Encoder, weight: Tensor, group_size: int | None = None) -> str | None:
         """Return why there are no kernels for whole layers with this neuron, code and weights, or None if there are."""
+        if group_size is not None and group_size > MOST_GROUPED:
+            return f"has weight groups of {group_size} channels, more than {MOST_GROUPED}"
         rule, bounds = neuron.kernel_rule(), neuron.count_bounds(weight.shape[1])
         if rule is None or bounds is None:
             return f"has a neuron without a kernel, {neuron!r}"
@@ -145,6 +149,13 @@ class Triton(Backend):
         sums = torch.empty(len(count), len(weight), dtype=torch.int32, device=count.device)
         self._run(Job(count.to(torch.int32).contiguous(), weight, sums, high_capacity))
         return sums
+
+    @staticmethod
+    def _run_groups(
+        matrix: Matrix, x: Tensor, y: Tensor, rule: KernelRule, bounds: CountBounds, failed: Tensor
+    ) -> None:
+        spike, groups = (importlib.import_module(f".{name}", __package__) for name in ("spike", "groups"))
+        groups.run(spike.Stage(x, (matrix,), y, rule, bounds, failed))
 
     def _run(self, job: Job) -> None:
         kernels = importlib.import_module(f".{self.mode}", __package__)  # imports Triton

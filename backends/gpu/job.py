@@ -9,19 +9,31 @@ from torch import Tensor
 
 from ...neuro import NO_RULE, CountBounds, KernelRule
 
+# Input channels of a weight group that `grouped.py` adds up at a time.
+MOST_GROUPED = 256
+
 
 class Matrix(NamedTuple):
     """A matrix that is added up, with what its sums are rescaled by.
 
     Attributes:
         weight: int8, [outputs, inputs].
-        scale: float32, [outputs, 1]; None for sums.
+        scale: float32, [outputs, groups]; None for sums.
         bias: [outputs], or None.
+        minimum: float32, [outputs, groups], or None.
+        group_size: input channels of a group; None for one group of all.
     """
 
     weight: Tensor
     scale: Tensor | None = None
     bias: Tensor | None = None
+    minimum: Tensor | None = None
+    group_size: int | None = None
+
+    @property
+    def has_groups(self) -> bool:
+        """Return whether `grouped.py` adds it up."""
+        return self.group_size is not None or self.minimum is not None
 
 
 class Job(NamedTuple):

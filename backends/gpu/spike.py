@@ -81,7 +81,7 @@ def run(settings: Settings, job: Job) -> None:
     for first in range(0, len(job.x), _PORTION):
         part = slice(first, first + _PORTION)
         failed = None if job.failed is None else job.failed[part]
-        run_plan(plan_for(settings, Stage(job.x[part], matrices, job.y[part], job.rule, job.bounds, failed)))
+        plan_for(settings, Stage(job.x[part], matrices, job.y[part], job.rule, job.bounds, failed)).run()
 
 
 class Stage(NamedTuple):
@@ -118,7 +118,7 @@ def tuned(stage: Stage) -> Settings:
     shapes = ", ".join(str(tuple(matrix.weight.shape)) for matrix in stage.matrices)
 
     def run_stage(settings: Settings) -> None:
-        run_plan(plan_for(settings, stage))
+        plan_for(settings, stage).run()
 
     return fastest(f"stage {stage.source} {shapes}, {stage.x.dtype}", settings_for(1), run_stage, stage.x.device)
 
@@ -139,6 +139,11 @@ class Plan(NamedTuple):
     head: Tensor
     sums: Tensor
     threshold: Tensor
+
+    def run(self) -> None:
+        """List, add, rescale, and fill the stage's y."""
+        list_rows(self)
+        add_rows(self)
 
 
 def plan_for(settings: Settings, stage: Stage) -> Plan:
@@ -170,12 +175,6 @@ def plan_for(settings: Settings, stage: Stage) -> Plan:
     threshold = torch.empty(num_tokens, dtype=torch.float32, device=device)
     grid = (tiles, programs, num_tokens)
     return Plan(settings, stage, rows, lists, shares, pairs, length, grid, places, high, head, sums, threshold)
-
-
-def run_plan(plan: Plan) -> None:
-    """List, add, rescale, and fill the stage's y."""
-    list_rows(plan)
-    add_rows(plan)
 
 
 def list_rows(plan: Plan) -> None:

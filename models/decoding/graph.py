@@ -32,18 +32,21 @@ def why_not_graph(model: nn.Module) -> str | None:
     device = "cpu" if interpreting() else "cuda"
     reason = why_not(model, Target(device, "on the GPU", (torch.bfloat16, torch.float16, torch.float32), _obstacles))
     for block in () if reason else model.model.layers:  # pyright: ignore
-        if any(len({isinstance(member, SpikeLinear) for member in members}) > 1 for members in projections(block)):
-            return "only some of the layers that read the same input spike"
+        for members in projections(block):
+            if len({isinstance(member, SpikeLinear) for member in members}) > 1:
+                return "only some of the layers that read the same input spike"
+            if len({getattr(member, "group_size", None) is None for member in members}) > 1:
+                return "only some of the layers that read the same input have weight groups"
     kind = "default" if reason else getattr(model.model.rotary_emb, "rope_type", "default")  # pyright: ignore
     return reason if kind in STEADY_ROPE else f"its rotary embedding is {kind}, which looks at the length of the text"
 
 
 def _obstacles(layer: SpikeLinear) -> Iterator[str]:
-    if layer.group_size is not None:
-        yield "has weight groups"
+    if layer.minimum is not None and layer.group_size is None:
+        yield "has minima without weight groups"
     if layer.backend not in ("auto", Triton("spike")):
         yield f"has the backend {layer.backend!r}"
-    reason = Triton("spike").why_not_fused(layer.neuron, layer.encoder, layer.weight)
+    reason = Triton("spike").why_not_fused(layer.neuron, layer.encoder, layer.weight, layer.group_size)
     if reason is not None:
         yield reason
 
@@ -96,6 +99,7 @@ class GraphDecoder:
         self._counts_changes = not any(map(Tensor.is_inference, self._tensors))
         self._spike = importlib.import_module("...backends.gpu.spike", __package__)  # imports Triton
         self._list = importlib.import_module("...backends.gpu.list", __package__)
+        self._groups = importlib.import_module("...backends.gpu.groups", __package__)
         self._attend = importlib.import_module("...backends.gpu.attend", __package__).attend
         with torch.inference_mode(False), torch.no_grad():
             self._allocate(config)
@@ -147,7 +151,9 @@ class GraphDecoder:
                 torch.zeros(len(m.weight), dtype=x.dtype, device=x.device) if m.bias is None else m.bias
                 for m in modules
             ]
-        matrices = tuple(Matrix(m.weight, m.scale, bias) for m, bias in zip(modules, biases, strict=True))
+        matrices = tuple(
+            Matrix(m.weight, m.scale, bias, m.minimum, m.group_size) for m, bias in zip(modules, biases, strict=True)
+        )
         stage = self._spike.Stage(
             x,
             matrices,
@@ -159,6 +165,8 @@ class GraphDecoder:
             None if norm is None else (norm.weight, norm.variance_epsilon),
             residual=y is self._hidden,
         )
+        if matrices[0].has_groups:
+            return self._groups.plan_groups(stage)
         return self._spike.plan_for(self._spike.tuned(stage), stage)
 
     def _run_dense(self, modules: list[Any], x: Tensor, y: Tensor, source: int, norm: Any) -> None:
@@ -177,7 +185,7 @@ class GraphDecoder:
         if callable(stage):
             stage()
         else:
-            self._spike.run_plan(stage)
+            stage.run()
 
     def _launch(self) -> None:
         """Launch all kernels of a token."""

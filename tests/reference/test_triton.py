@@ -264,3 +264,29 @@ def test_unavailable_on_a_cpu():
 def test_bad_mode(as_users):
     with pytest.raises(InputError, match="'dense'"):
         Triton("dense")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("has_minimum", [False, True])
+@pytest.mark.parametrize(("shape", "size"), [((1, 96, 70), 32), ((3, 100, 300), 32), ((2, 70, 33), 20)], ids=str)
+def test_weight_groups(device, bits, has_minimum, shape, size):
+    num_tokens, num_inputs, num_outputs = shape
+    groups = -(-num_inputs // size)
+    low, high = (-127, 128) if bits == 8 else (0, 16) if has_minimum else (-8, 8)
+    weight = torch.randint(low, high, (num_outputs, num_inputs), dtype=torch.int8)
+    x = activations(num_tokens, num_inputs)
+
+    def layer_with(scale, minimum):
+        return sb.SpikeLinear(
+            weight, scale, torch.zeros(num_outputs), minimum=minimum if has_minimum else None, group_size=size,
+            weight_bits=bits, neuron=sb.AdaptiveThreshold(), backend=Triton("spike"),
+        ).to(device)  # fmt: skip
+
+    # With scales of 1 the floats are whole numbers, exact in any order.
+    check(layer_with(torch.ones(num_outputs, groups), torch.full((num_outputs, groups), 2.0)), x.to(device))
+    layer = layer_with(torch.rand(num_outputs, groups) / 100, torch.randn(num_outputs, groups) / 10)
+    with torch.no_grad():
+        found = layer.run_fused(x.to(device))
+        layer.backend = Reference()
+        torch.testing.assert_close(found, layer(x.to(device)), rtol=2e-6, atol=2e-6 * float(found.abs().max()))
