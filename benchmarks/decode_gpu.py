@@ -87,7 +87,7 @@ def generate(model: Any, ids: Tensor, num_tokens: int, **options: Any) -> float:
 
 
 class Replay:
-    """A graph, the tensors that it reads, and the counters that it moves on: they are set back before a cache is full."""
+    """A graph, what it reads, and the counters that it moves on: they are set back before a cache is full."""
 
     def __init__(self, graph: Any, counters: list[Any], kept: object) -> None:
         self.graph, self.counters, self.kept = graph, counters, kept
@@ -144,7 +144,7 @@ def graph_of(spiking: Any, ids: Tensor) -> Replay:
     shape = (2 * decoder.num_layers, 1, decoder.num_key_heads, 256, decoder.head_dim)
     memory = torch.zeros(shape, dtype=decoder.dtype, device="cuda")
     decoder.decode(ids[:, :1], torch.tensor([[PROMPT]], device="cuda"), memory, PROMPT)
-    return Replay(decoder._graph, [decoder._cache, decoder._positions], memory)
+    return Replay(decoder._graph, [decoder._cache, decoder._positions], (decoder, memory))
 
 
 def bytes_read(model: Any, ids: Tensor) -> int:

@@ -8,30 +8,33 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...coding.kernels import interpreting
-from .grouped import add_groups, count_channels
+from .grouped import PARALLEL, add_groups, count_channels
 from .job import Matrix, cdiv, power_of_two
 from .spike import Stage
 
-# Words of a row that a program reads, and most shares that the groups are divided into.
-_WORDS, _MOST_SHARES = 32, 32
+# Words of a row that a program reads; more where there are many.
+_WORDS, _WIDE_WORDS, _WIDE = 64, 128, 8192
+# Programs of `add_groups` that fill a large GPU, and most shares that the groups are divided into.
+_PROGRAMS, _MOST_SHARES = 512, 128
 _CHANNELS = 1024
 # Tokens at a time: their shares take memory.
 _PORTION = 64
 
 
 class Packed(NamedTuple):
-    """Weights as the kernels read them.
+    """Weights of one matrix as the kernels read them; those of a stage lie side by side.
 
     Attributes:
-        rows: int32 words of integers of `bits` bits, [inputs, words padded to tiles].
+        rows: int32 words of positive integers of `bits` bits, [inputs, words padded to tiles].
         scale: [groups, outputs padded to tiles], in float16 where that is exact, else float32.
         minimum: the same, or None.
         bits: of an integer.
         lift: what the packed integers are too much.
-        size: input channels of a group.
+        words: of a tile.
     """
 
     rows: Tensor
@@ -39,90 +42,129 @@ class Packed(NamedTuple):
     minimum: Tensor | None
     bits: int
     lift: int
-    size: int
+    words: int
 
 
 # By weight: the versions of what it was made of, and the packed weights.
 _packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
 
-def packed_of(matrix: Matrix) -> Packed:
-    """Return the packed weights of a matrix, made again when the weights change."""
+def packed_of(matrices: tuple[Matrix, ...]) -> Packed:
+    """Return the packed weights of matrices that read the same input, side by side; made again when they change.
+
+    Each matrix on its own reads its part of them.
+    """
+    known = [_packed.get(matrix.weight) for matrix in matrices]
+    states = [_state(matrix) for matrix in matrices]
+    if len(matrices) == 1 and known[0] is not None and known[0][0] == states[0]:
+        return known[0][1]
+    formats = [_format(matrix) for matrix in matrices]
+    bits = max(bits for bits, _ in formats)
+    lift = 128 if bits == 8 else max(lift for _, lift in formats)
+    words = _WIDE_WORDS if sum(len(matrix.weight) for matrix in matrices) >= _WIDE else _WORDS
+    halves = all(_is_half(part) for matrix in matrices for part in (matrix.scale, matrix.minimum))
+    parts = [_pack(matrix, bits, lift, words, torch.float16 if halves else torch.float32) for matrix in matrices]
+    rows, scale = (torch.cat([part[i] for part in parts], 1) for i in (0, 1))
+    minimum = None
+    if any(matrix.minimum is not None for matrix in matrices):
+        minimum = torch.cat([torch.zeros_like(part[1]) if part[2] is None else part[2] for part in parts], 1)
+    whole = Packed(rows, scale, minimum, bits, lift, words)
+    if not (rows.is_cuda and torch.cuda.is_current_stream_capturing()):
+        first = 0
+        for matrix, state in zip(matrices, states, strict=True):
+            wide = slice(first, first + cdiv(len(matrix.weight), 32 // bits * words) * words)
+            outputs = slice(32 // bits * wide.start, 32 // bits * wide.stop)
+            part = Packed(
+                rows[:, wide], scale[:, outputs], None if minimum is None else minimum[:, outputs], bits, lift, words
+            )
+            _packed[matrix.weight] = state, part
+            first = wide.stop
+    return whole
+
+
+def _state(matrix: Matrix) -> list[tuple[int, int | None]]:
     parts = [part for part in (matrix.weight, matrix.scale, matrix.minimum) if part is not None]
-    state = [(part.data_ptr(), None if part.is_inference() else part._version) for part in parts]
-    found = _packed.get(matrix.weight)
-    if found is None or found[0] != state:
-        found = state, _pack(matrix)
-        if not (matrix.weight.is_cuda and torch.cuda.is_current_stream_capturing()):
-            _packed[matrix.weight] = found
-    return found[1]
+    return [(part.data_ptr(), None if part.is_inference() else part._version) for part in parts]
 
 
-def _pack(matrix: Matrix) -> Packed:
-    assert matrix.scale is not None
+def _format(matrix: Matrix) -> tuple[int, int]:
+    """Return the bits that a matrix's integers need, and what makes them positive."""
     low, high = (int(bound) for bound in matrix.weight.aminmax())
     lift = 8 if low < 0 else 0
-    bits = 4 if low >= -8 and high + lift < 16 else 8
-    lift = lift if bits == 4 else 0
-    fields = 32 // bits
-    num_out, num_in = matrix.weight.shape
-    tiles = cdiv(num_out, fields * _WORDS)
-    integers = matrix.weight.t().to(torch.int32) + lift
-    padded = torch.nn.functional.pad(integers, (0, tiles * fields * _WORDS - num_out))
-    by_field = padded.reshape(num_in, tiles, fields, _WORDS) & (2**bits - 1)
-    words = torch.zeros(num_in, tiles, _WORDS, dtype=torch.int32, device=padded.device)
+    return (4, lift) if low >= -8 and high + lift < 16 else (8, 128)
+
+
+def _is_half(part: Tensor | None) -> bool:
+    """Return whether float16 holds what is in a tensor."""
+    return part is None or bool((part.to(torch.float16).to(torch.float32) == part).all())
+
+
+def _pack(matrix: Matrix, bits: int, lift: int, words: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return rows, scale and minimum; word i of a tile holds its outputs i, i + words, ..., the lowest bits first."""
+    assert matrix.scale is not None
+    fields, (num_out, num_in) = 32 // bits, matrix.weight.shape
+    tiles = cdiv(num_out, fields * words)
+    spare = tiles * fields * words - num_out
+    integers = F.pad(matrix.weight.t().to(torch.int32) + lift, (0, spare)).reshape(num_in, tiles, fields, words)
+    rows = torch.zeros(num_in, tiles, words, dtype=torch.int32, device=integers.device)
     for field in range(fields):
-        words |= by_field[:, :, field] << bits * field
-    size = matrix.group_size or num_in
-    width = (0, tiles * fields * _WORDS - num_out)
-    scale, minimum = (_narrow(part, width) for part in (matrix.scale, matrix.minimum))
+        rows |= integers[:, :, field] << bits * field
+    scale, minimum = (
+        None if part is None else F.pad(part.to(dtype).t(), (0, spare)) for part in (matrix.scale, matrix.minimum)
+    )
     assert scale is not None
-    return Packed(words.reshape(num_in, -1), scale, minimum, bits, lift, size)
-
-
-def _narrow(part: Tensor | None, width: tuple[int, int]) -> Tensor | None:
-    """Return [outputs, groups] as [groups, padded outputs], in float16 where no bit is lost."""
-    if part is None:
-        return None
-    half = part.to(torch.float16)
-    exact = bool((half.to(torch.float32) == part).all())
-    return torch.nn.functional.pad((half if exact else part).t(), width).contiguous()
+    return rows.reshape(num_in, -1), scale, minimum
 
 
 class GroupPlan(NamedTuple):
     """How a stage with weight groups is divided, and the memory that its kernels share."""
 
     stage: Stage
-    packed: tuple[Packed, ...]
+    packed: Packed
+    size: int  # input channels of a group
+    bias: Tensor | None  # of all matrices
+    first: Tensor  # as of `add_groups`
+    end: Tensor
     counts: Tensor
     threshold: Tensor
-    partial: tuple[Tensor, ...]
-    arrived: tuple[Tensor, ...]
-    per_split: tuple[int, ...]
+    partial: Tensor
+    arrived: Tensor
+    per_split: int
 
     def run(self) -> None:
         """Count, add, rescale, and fill the stage's y."""
         _count(self)
-        first = 0
-        for number, matrix in enumerate(self.stage.matrices):
-            _add(self, number, matrix, first)
-            first += len(matrix.weight)
+        _add(self)
 
 
 def plan_groups(stage: Stage) -> GroupPlan:
-    """Divide the work of a stage whose matrices have groups, and allocate memory."""
-    num_tokens, device = len(stage.x), stage.x.device
-    packed = tuple(packed_of(matrix) for matrix in stage.matrices)
-    per_split, partial, arrived = [], [], []
-    for weights in packed:
-        per_split.append(cdiv(len(weights.scale), _MOST_SHARES))
-        shares = cdiv(len(weights.scale), per_split[-1])
-        partial.append(torch.empty(num_tokens, shares, weights.scale.shape[1], device=device))
-        tiles = weights.rows.shape[1] // _WORDS
-        arrived.append(torch.zeros(num_tokens, tiles, dtype=torch.int32, device=device))
-    count = torch.empty(num_tokens, len(packed[0].rows), dtype=torch.int32, device=device)
-    threshold = torch.empty(num_tokens, dtype=torch.float32, device=device)
-    return GroupPlan(stage, packed, count, threshold, tuple(partial), tuple(arrived), tuple(per_split))
+    """Divide the work of a stage whose matrices have groups of one size, and allocate memory."""
+    (num_tokens, _), device = stage.x.shape, stage.x.device
+    packed = packed_of(stage.matrices)
+    num_inputs, wide = len(packed.rows), 32 // packed.bits * packed.words
+    first, end, before = [], [], 0
+    for matrix in stage.matrices:
+        first += range(before, before + len(matrix.weight), wide)
+        before += len(matrix.weight)
+        end += [before] * cdiv(len(matrix.weight), wide)
+    at_once = cdiv(len(packed.scale), PARALLEL.value)
+    wanted = max(min(_PROGRAMS // len(first), _MOST_SHARES), 1)
+    per_split = PARALLEL.value * cdiv(at_once, wanted)
+    shares = cdiv(len(packed.scale), per_split)
+    biases = [matrix.bias for matrix in stage.matrices if matrix.bias is not None]
+    return GroupPlan(
+        stage,
+        packed,
+        stage.matrices[0].group_size or num_inputs,
+        torch.cat(biases) if biases else None,
+        torch.tensor(first, dtype=torch.int32, device=device),
+        torch.tensor(end, dtype=torch.int32, device=device),
+        torch.empty(num_tokens, num_inputs, dtype=torch.int32, device=device),
+        torch.empty(num_tokens, dtype=torch.float32, device=device),
+        torch.empty(num_tokens, shares, len(first) * wide, device=device),
+        torch.zeros(num_tokens, len(first), dtype=torch.int32, device=device),
+        per_split,
+    )
 
 
 def run(stage: Stage) -> None:
@@ -144,7 +186,7 @@ def _count(plan: GroupPlan) -> None:
         stage.x if stage.seen is None else stage.seen,
         plan.counts,
         plan.threshold,
-        plan.arrived[0] if stage.failed is None else stage.failed,
+        plan.arrived if stage.failed is None else stage.failed,
         num_inputs,
         eps,
         *stage.rule.parameters,
@@ -159,35 +201,36 @@ def _count(plan: GroupPlan) -> None:
     )
 
 
-def _add(plan: GroupPlan, number: int, matrix: Matrix, first: int) -> None:
-    stage, weights = plan.stage, plan.packed[number]
-    num_tokens, shares = plan.partial[number].shape[:2]
-    scale = weights.scale
-    add_groups[weights.rows.shape[1] // _WORDS, shares, num_tokens](
+def _add(plan: GroupPlan) -> None:
+    stage, packed = plan.stage, plan.packed
+    num_tokens, shares = plan.partial.shape[:2]
+    add_groups[plan.arrived.shape[1], shares, num_tokens](
         plan.counts,
         plan.threshold,
-        weights.rows,
-        scale,
-        scale if weights.minimum is None else weights.minimum,
-        plan.threshold if matrix.bias is None else matrix.bias,
-        stage.y[:, first:],
-        plan.partial[number],
-        plan.arrived[number],
+        packed.rows,
+        packed.scale,
+        packed.scale if packed.minimum is None else packed.minimum,
+        plan.threshold if plan.bias is None else plan.bias,
+        plan.first,
+        plan.end,
+        stage.y,
+        plan.partial,
+        plan.arrived,
         plan.counts.shape[1],
-        weights.rows.shape[1],
-        len(matrix.weight),
+        packed.rows.stride(0),
+        packed.scale.stride(0),
         stage.y.shape[1],
-        len(scale),
-        plan.per_split[number],
-        BITS=weights.bits,
-        LIFT=weights.lift,
-        MINIMUM=weights.minimum is not None,
-        BIAS=matrix.bias is not None,
+        len(packed.scale),
+        plan.per_split,
+        BITS=packed.bits,
+        LIFT=packed.lift,
+        MINIMUM=packed.minimum is not None,
+        BIAS=plan.bias is not None,
         RESIDUAL=stage.residual,
-        SIZE=weights.size,
-        GROUP=power_of_two(weights.size),
-        WORDS=_WORDS,
-        ONE=shares == 1,
-        num_warps=1,
+        SIZE=plan.size,
+        PADDED_SIZE=power_of_two(plan.size),
+        WORDS=packed.words,
+        SPLITS=power_of_two(shares),
+        num_warps=PARALLEL.value,
         enable_fp_fusion=False,
     )

@@ -101,7 +101,7 @@ def _decode(model: Any, options: dict[str, Any]) -> CausalLMOutputWithPast | Non
     stands = not decoder.overlaps or watch.unchanged()
     views = room.views(length + 1)
     is_open = not decoder.overlaps or _is_open(options.get("attention_mask"))
-    logits = decoder.finish(go_on=stands and is_open)
+    logits = decoder.finish()
     if not stands:
         vars(model)["_watch"] = None
         return _decode(model, options)

@@ -229,13 +229,10 @@ class CompiledDecoder:
         cos, sin = self._cos_sin
         return cos.data_ptr() + 4 * cos.shape[2] * row, sin.data_ptr() + 4 * sin.shape[2] * row
 
-    def finish(self, *, go_on: bool = False) -> Tensor | None:
+    def finish(self) -> Tensor | None:
         """Return the logits of the token, float32 [1, 1, vocabulary].
 
         None if a layer needs the separate steps, which also raise its errors.
-
-        Args:
-            go_on: whether the next token may start, which it does not here.
         """
         found, self._found = self._found, None
         return found

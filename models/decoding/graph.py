@@ -1,12 +1,15 @@
 """A Llama-type model on a GPU as one CUDA graph a token: kernels are launched once, and replayed for every token.
 
-A graph ends with its most likely next token in the place of the input. So the next replay can start before the caller
-asks for it, while Python chooses the token that was already guessed. Where the caller comes with another token, the
-guess is dropped, and nothing is guessed until one would have been right.
+A graph ends with its most likely next token in the place of the input. So the next replay is queued right behind it,
+and the GPU does not wait while Python chooses the token that was already guessed. Where the caller comes with another
+token, the guess is dropped, and nothing is guessed until one would have been right.
+
+The graph holds no product of cuBLAS (`backends/gpu/dense.py` says why).
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import operator
 import weakref
@@ -35,8 +38,8 @@ def why_not_graph(model: nn.Module) -> str | None:
         for members in projections(block):
             if len({isinstance(member, SpikeLinear) for member in members}) > 1:
                 return "only some of the layers that read the same input spike"
-            if len({getattr(member, "group_size", None) is None for member in members}) > 1:
-                return "only some of the layers that read the same input have weight groups"
+            if len({getattr(member, "group_size", None) for member in members}) > 1:
+                return "the layers that read the same input have weight groups of different sizes"
     kind = "default" if reason else getattr(model.model.rotary_emb, "rope_type", "default")  # pyright: ignore
     return reason if kind in STEADY_ROPE else f"its rotary embedding is {kind}, which looks at the length of the text"
 
@@ -51,22 +54,29 @@ def _obstacles(layer: SpikeLinear) -> Iterator[str]:
         yield reason
 
 
-class _Guess(NamedTuple):
-    """A token that most likely comes next.
+class _Token(NamedTuple):
+    """A token on the GPU.
 
     Attributes:
-        ids: the token, int64 [1, 1].
-        positions: its position, int64 [1, 1].
+        slot: which of the places for results is filled.
         memory: keys and values that it reads.
         length: tokens before it.
-        versions: of all tensors that it reads, when it started; None if it did not start.
+        versions: of all tensors that it reads, when it was queued; None if changes are not counted.
     """
 
-    ids: Tensor
-    positions: Tensor
+    slot: int
     memory: weakref.ref[Tensor]
     length: int
     versions: list[int] | None
+
+
+class _Slot(NamedTuple):
+    """Where the results of a token go: logits, the state on the GPU and on the host, and when they are there."""
+
+    logits: Tensor
+    state: Tensor
+    state_on_host: Tensor
+    done: torch.cuda.Event | None
 
 
 class GraphDecoder:
@@ -93,13 +103,15 @@ class GraphDecoder:
         self.device, self.dtype = weight.device, weight.dtype
         self._graph: torch.cuda.CUDAGraph | None = None
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        self._guess: _Guess | None = None
-        self._guesses_well, self._memory, self._length = True, torch.empty(0), 0
+        self._token: _Token | None = None  # the last that was asked for
+        self._guess: _Token | None = None  # the one after it, if it was queued
+        self._guesses_well = True
         self._tensors = [*model.parameters(), *model.buffers()]
         self._counts_changes = not any(map(Tensor.is_inference, self._tensors))
         self._spike = importlib.import_module("...backends.gpu.spike", __package__)  # imports Triton
         self._list = importlib.import_module("...backends.gpu.list", __package__)
         self._groups = importlib.import_module("...backends.gpu.groups", __package__)
+        self._dense = importlib.import_module("...backends.gpu.dense", __package__)
         self._attend = importlib.import_module("...backends.gpu.attend", __package__).attend
         with torch.inference_mode(False), torch.no_grad():
             self._allocate(config)
@@ -115,20 +127,29 @@ class GraphDecoder:
         def empty(*shape: int, dtype: torch.dtype = self.dtype) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=self.device)
 
-        self._ids, self._positions = empty(1, 1, dtype=torch.int64), empty(1, 1, dtype=torch.int64)
+        # The next token, its position, and whether a layer of the last one failed.
+        self._state = empty(3, 1, dtype=torch.int64)
+        self._ids, self._positions = self._state[:1], self._state[1:2]
         self._arrived = empty(keys, dtype=torch.int32)
         self._hidden, self._projected = empty(1, config.hidden_size), empty(1, (heads + 2 * keys) * dim)
         self._attended, self._gated = empty(1, heads * dim), empty(1, 2 * config.intermediate_size)
         self._logits = empty(1, self._head.weight.shape[0])
         self._partial = empty(heads * self._splits * (dim + 2), dtype=torch.float32)
         self._failed = empty(4 * self.num_layers + 1, dtype=torch.int32)
-        # What passes between host and GPU for every token.
         pinned = self.device.type == "cuda"
-        self._cache, self._cache_on_host = (
-            empty(3, dtype=torch.int64),
-            torch.zeros(3, dtype=torch.int64, pin_memory=pinned),
-        )
-        self._any_failed = torch.zeros(1, dtype=torch.int32, pin_memory=pinned)
+        # Address, rows and filled rows of the memory of keys and values.
+        self._cache = empty(3, dtype=torch.int64)
+        self._cache_on_host = torch.zeros(3, dtype=torch.int64, pin_memory=pinned)
+        # Results of a token and of the one queued behind it.
+        self._slots = [
+            _Slot(
+                torch.empty_like(self._logits),
+                torch.empty_like(self._state),
+                torch.zeros(3, 1, dtype=torch.int64, pin_memory=pinned),
+                torch.cuda.Event() if pinned else None,
+            )
+            for _ in range(2)
+        ]
 
     def _block(self, number: int, block: Any) -> list[Any]:
         given, norm, gated = (kind.value for kind in (self._list.GIVEN, self._list.NORM, self._list.GATED))
@@ -175,11 +196,11 @@ class GraphDecoder:
         elif source == self._list.GATED.value:
             gate, up = x.chunk(2, 1)
             x = F.silu(gate) * up
-        outputs = torch.cat([module(x) for module in modules], 1)
-        if y is self._hidden:
-            y.add_(outputs)
-        else:
-            y.copy_(outputs)
+        first = 0
+        for module in modules:
+            part = y[:, first : first + len(module.weight)]
+            self._dense.multiply(x, module.weight, module.bias, part, residual=y is self._hidden)
+            first += len(module.weight)
 
     def _run(self, stage: Any) -> None:
         if callable(stage):
@@ -191,7 +212,7 @@ class GraphDecoder:
         """Launch all kernels of a token."""
         embedded = self._inner.embed_tokens(self._ids)
         self._hidden.copy_(embedded[0])
-        cos, sin = self._inner.rotary_emb(embedded, self._positions)
+        cos, sin = self._rotation()
         for number, (block, (qkv, output, gate_up, down)) in enumerate(
             zip(self._inner.layers, self._blocks, strict=True)
         ):
@@ -200,10 +221,17 @@ class GraphDecoder:
             for stage in (output, gate_up, down):
                 self._run(stage)
         self._run(self._last)
-        self._any_failed.copy_(self._failed.amax()[None], non_blocking=True)
+        self._state[2].copy_(self._failed.amax())
         self._ids.copy_(self._logits.argmax(-1, keepdim=True))
         self._positions.add_(1)
         self._cache[2].add_(1)
+
+    def _rotation(self) -> tuple[Tensor, Tensor]:
+        """Return cosine and sine of the rotary embedding, [1, head_dim]."""
+        rotary = self._inner.rotary_emb
+        angles = (rotary.inv_freq.float() * self._positions.float()).repeat(1, 2)
+        cos, sin = angles.cos() * rotary.attention_scaling, angles.sin() * rotary.attention_scaling
+        return cos.to(self.dtype), sin.to(self.dtype)
 
     def _run_attention(self, number: int, attention: Any, cos: Tensor, sin: Tensor) -> None:
         has_norm = hasattr(attention, "q_norm")
@@ -243,70 +271,86 @@ class GraphDecoder:
         Args:
             ids: the token, int64 [1, 1].
             positions: its position, int64 [1, 1].
-            memory: keys and values of all layers, [layers * 2, 1, key heads, rows, head_dim]; row `length` is filled.
+            memory: keys and values of all layers, [layers * 2, 1, key heads, rows, head_dim]; row `length` is filled,
+                and the row after it may be.
             length: tokens before this one.
         """
-        guess, self._guess = self._guess, None
-        self._memory, self._length = memory, length
-        if guess is not None and guess.memory() is memory and guess.length == length:
-            same = (guess.ids == ids) & (guess.positions == positions)
-            self._guesses_well = bool(same)
-            if self._guesses_well and guess.versions is not None and guess.versions == self._versions(memory):
-                return
-        if self._stream is None:
-            self._fill(ids, positions, memory, length)
-            self._launch()
-            return
-        self._stream.synchronize()  # what it was given is read
-        self._stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self._stream):
-            self._fill(ids, positions, memory, length)
-            if self._graph is None:
-                self._capture()
+        versions = self._versions(memory)
+        token = self._guess if self._is_guessed(ids, positions, memory, length, versions) else None
+        with self._on_stream():
+            if token is None:
                 self._fill(ids, positions, memory, length)
-            self._replay(memory)
+                if self._stream is not None and self._graph is None:
+                    self._capture()
+                    self._fill(ids, positions, memory, length)
+                token = self._queue(0, memory, length, versions)
+            self._token, self._guess = token, None
+            if self._stream is not None and self._guesses_well and versions and length + 1 < memory.shape[3]:
+                self._guess = self._queue(1 - token.slot, memory, length + 1, versions)
 
     @torch.no_grad()
-    def finish(self, *, go_on: bool = False) -> Tensor | None:
+    def finish(self) -> Tensor | None:
         """Wait for the GPU.
 
-        Args:
-            go_on: whether the next token may start.
         Returns:
             The logits of the token, [1, 1, vocabulary]; None if a layer needs the separate steps, which also raise its
             errors.
         """
-        if self._stream is None:
-            return None if int(self._any_failed) else self._logits.clone()[None]
-        self._stream.synchronize()
-        if int(self._any_failed):
+        assert self._token is not None
+        slot = self._slots[self._token.slot]
+        if slot.done is not None:
+            slot.done.synchronize()
+        if int(slot.state_on_host[2]):
+            self._token = self._guess = None
             return None
-        logits, ids, positions = self._logits.clone()[None], self._ids.clone(), self._positions.clone()
-        memory, length, versions = self._memory, self._length + 1, None
-        self._memory = torch.empty(0)  # the cache alone decides how long its memory lives
-        if go_on and self._guesses_well and self._counts_changes and length < memory.shape[3]:
-            self._stream.wait_stream(torch.cuda.current_stream(self.device))
-            with torch.cuda.stream(self._stream):
-                self._replay(memory)
-            versions = self._versions(memory)
-        self._guess = _Guess(ids, positions, weakref.ref(memory), length, versions)
-        return logits
+        return slot.logits.clone()[None]
+
+    def _is_guessed(
+        self, ids: Tensor, positions: Tensor, memory: Tensor, length: int, versions: list[int] | None
+    ) -> bool:
+        """Return whether a token is queued, reading what it would read now; notice whether guesses are right."""
+        last, guess = self._token, self._guess
+        if last is None or last.memory() is not memory or last.length + 1 != length:
+            return False
+        expected = self._slots[last.slot].state
+        self._guesses_well = bool(((expected[:1] == ids) & (expected[1:2] == positions)).all())
+        return self._guesses_well and guess is not None and guess.versions == versions
+
+    def _on_stream(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context in which work is queued behind that of the caller, on a stream of its own on a GPU."""
+        if self._stream is None:
+            return contextlib.nullcontext()
+        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+        return torch.cuda.stream(self._stream)
+
+    def _queue(self, slot: int, memory: Tensor, length: int, versions: list[int] | None) -> _Token:
+        """Queue a token whose state is there; its results go to a slot."""
+        if self._graph is None:
+            self._launch()
+        else:
+            memory.record_stream(self._stream)  # it may be freed while a guess runs
+            self._graph.replay()
+        logits, state, state_on_host, done = self._slots[slot]
+        logits.copy_(self._logits)
+        state.copy_(self._state)
+        state_on_host.copy_(self._state, non_blocking=True)
+        if done is not None:
+            done.record()
+        return _Token(slot, weakref.ref(memory), length, versions)
 
     def _fill(self, ids: Tensor, positions: Tensor, memory: Tensor, length: int) -> None:
+        if self._stream is not None:
+            self._stream.synchronize()  # what it was given is read
         for place, number in enumerate((memory.data_ptr(), memory.shape[3], length)):
             self._cache_on_host[place] = number
         self._cache.copy_(self._cache_on_host, non_blocking=True)
         self._ids.copy_(ids)
         self._positions.copy_(positions)
 
-    def _replay(self, memory: Tensor) -> None:
-        assert self._graph is not None
-        assert self._stream is not None
-        memory.record_stream(self._stream)  # it may be freed while a guess runs
-        self._graph.replay()
-
-    def _versions(self, memory: Tensor) -> list[int]:
-        """Return how often each tensor that a token reads was changed."""
+    def _versions(self, memory: Tensor) -> list[int] | None:
+        """Return how often each tensor that a token reads was changed; None if that is not counted."""
+        if not self._counts_changes:
+            return None
         return [memory._version, *map(operator.attrgetter("_version"), self._tensors)]
 
     def _capture(self) -> None:
