@@ -1,10 +1,11 @@
 """One token through a whole decoder in one call, without Python between its layers.
 
 A token passes stages: projections of the attention's input, attention, its output projection, gate and up projections,
-down projection, and at the end the head; a mixture of experts has one that chooses them. A stage is divided into parts. Threads take parts in order, and wait before a
-part until all parts of the stage before are done; so any number of threads gets through. A stage's input becomes counts
-and a list of events once a thread, however many projections read it. Sums of spiking projections are those of
-`tiles.py`, exact; what is between is in `decoder_parts.py`.
+down projection, and at the end the head; a mixture of experts has one that chooses them. A stage is divided into parts.
+Threads take parts in order, and wait before a part until all parts of the stage before are done; so any number of
+threads gets through. A stage's input becomes counts and a list of events once a thread, however many projections read
+it. Sums of spiking projections are those of `tiles.py`, exact; what is between them is in `decoder_parts.py` and
+`hybrid.py`.
 """
 
 # Type checkers do not know that numba passes an intrinsic its first argument.

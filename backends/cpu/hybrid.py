@@ -32,7 +32,7 @@ MIXER, _ = record_of(
         "sigmoid": c_int64,  # 1 if that is the feature map, 0 for relu
         "tied": c_int64,  # 1 if the decay is 1 - key
         "gate_divisor": c_double,
-        # Softmax attention: [key heads, capacity, head_dim], INT8 with scales [key heads, capacity], or float32 without.
+        # Softmax attention: [key heads, capacity, head_dim], INT8 with scales [key heads, capacity], or float32.
         "keys": c_int64,
         "values": c_int64,
         "key_scales": c_int64,
