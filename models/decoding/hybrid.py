@@ -83,7 +83,7 @@ class HybridDecoder:
         inner = model.model
         settings = self._settings = inner.settings
         self._embed: nn.Module = inner.embeddings
-        self._first_position, self._cos_sin = 0, rotary_angles(torch.zeros(1, 0), settings.dim, 1.0, torch.float32)
+        self._first_position, self._cos_sin = 0, (torch.empty(1, 0), torch.empty(1, 0))
         self.tables = Tables(torch.get_num_threads())
         self._layers = np.zeros(settings.num_layers, MIXER)
         routed = sum(isinstance(block.mlp, MixtureOfExperts) for block in inner.layers)
