@@ -25,12 +25,14 @@ class Target(NamedTuple):
         where: where the tensors must be, in words.
         dtypes: of the float tensors; all of a model have the same.
         obstacles: yields what it cannot do with a spiking layer.
+        advice: what to do about another dtype.
     """
 
     device: str
     where: str
     dtypes: tuple[torch.dtype, ...]
     obstacles: Callable[[SpikeLinear], Iterator[str]]
+    advice: str = ""
 
 
 def why_not(model: nn.Module, target: Target) -> str | None:
@@ -116,7 +118,8 @@ def _obstacles_of_tensors(model: Any, target: Target) -> Iterator[str]:
             continue
         dtypes.add(tensor.dtype)
         if tensor.dtype not in target.dtypes:
-            yield f"{name} is {tensor.dtype}, not {' or '.join(str(dtype).split('.')[1] for dtype in target.dtypes)}"
+            known = " or ".join(str(dtype).split(".")[1] for dtype in target.dtypes)
+            yield f"{name} is {tensor.dtype}, not {known}{target.advice}"
         if not tensor.is_contiguous():
             yield f"{name} is not contiguous"
     if len(devices) > 1:

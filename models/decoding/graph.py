@@ -268,14 +268,14 @@ class GraphDecoder:
             The logits of the token, [1, 1, vocabulary]; None if a layer needs the separate steps, which also raise its
             errors.
         """
+        memory, self._memory = self._memory, torch.empty(0)  # the cache alone decides how long its memory lives
         if self._stream is None:
             return None if int(self._any_failed) else self._logits.clone()[None]
         self._stream.synchronize()
         if int(self._any_failed):
             return None
         logits, ids, positions = self._logits.clone()[None], self._ids.clone(), self._positions.clone()
-        memory, length, versions = self._memory, self._length + 1, None
-        self._memory = torch.empty(0)  # the cache alone decides how long its memory lives
+        length, versions = self._length + 1, None
         if go_on and self._guesses_well and self._counts_changes and length < memory.shape[3]:
             self._stream.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(self._stream):

@@ -98,11 +98,12 @@ class StateRoom:
     """The groups of a cache's layers, and its states of linear attention.
 
     Attributes:
+        layout: what it was made for.
         groups: columns by shape.
     """
 
     def __init__(self, cache: SpikingBrainCache, layout: Layout) -> None:
-        self._linear = layout.linear
+        self.layout, self._linear = layout, layout.linear
         self._states: list[Tensor] = []
         for number in layout.linear:
             state = cache.layers[number]
@@ -148,7 +149,7 @@ def state_room_of(cache: object, layout: Layout) -> StateRoom | None:
     if not isinstance(cache, SpikingBrainCache) or cache.num_valid is None or cache.is_padded:
         return None
     room = getattr(cache, "_room", None)
-    if isinstance(room, StateRoom) and room.holds(cache):
+    if isinstance(room, StateRoom) and room.layout == layout and room.holds(cache):
         return room
     if len(cache.num_valid) != 1 or not _fits(cache, layout):
         return None

@@ -1,6 +1,8 @@
 """The compiled decoder beside the model's own code: integers bit for bit, logits to rounding, when it stands aside."""
 
 import copy
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -265,6 +267,37 @@ def test_it_says_why_not(change, message):
     change(model)
     with pytest.raises(AssertionError, match=message):
         raise AssertionError(describe_decoding(model))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_dtypes_take_the_models_own_code_and_say_so(dtype, calls):
+    model = spiking_model().to(dtype)
+    assert describe_decoding(model).endswith(f"is {dtype}, not float32; model.float() makes it so.")
+    ids = torch.randint(0, 300, (1, 5))
+    found = tokens_of(model, ids, 4)
+    assert calls == []
+    del model.forward
+    assert torch.equal(found, tokens_of(model, ids, 4))
+
+
+@torch.inference_mode()
+def test_the_caches_memory_is_freed_with_it():
+    model = spiking_model()
+    cache = cache_of(model(torch.tensor([[1, 2]]), use_cache=True))
+    model(input_ids=torch.tensor([[3]]), **cache_option(cache))
+    memory = weakref.ref(cache._kv_room.memory)
+    assert decoder_of(model)._memory_of_cache() is memory()
+    del cache
+    gc.collect()
+    assert memory() is None
+
+
+def test_a_projection_of_a_class_that_it_does_not_know():
+    model = spiking_model()
+    model.model.layers[2].mlp.down_proj = nn.Sequential(model.model.layers[2].mlp.down_proj)
+    assert "a projection of block 2 is a Sequential" in describe_decoding(model)
+    model.lm_head = nn.Sequential(model.lm_head)
+    assert "Sequential" in describe_decoding(model)
 
 
 def test_other_models_and_settings_say_why_not():

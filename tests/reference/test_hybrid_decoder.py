@@ -230,6 +230,29 @@ def test_what_is_not_one_plain_token_takes_the_models_own_code(calls):
 
 
 @torch.inference_mode()
+def test_a_cache_of_another_model_is_left_to_the_models_own_code(calls):
+    cache = prompt_read(first := spiking_model())
+    first(torch.tensor([[3]]), cache=cache)
+    other = spiking_model("full gate, window of w keys")
+    assert decoder_of(other).step(torch.tensor([[3]]), cache, None, None) is None
+    assert calls == [4]
+
+
+@pytest.mark.parametrize("layers", ["gla", "swa", "full,full"])
+@torch.inference_mode()
+def test_layers_of_one_kind(layers, calls):
+    model = to_spiking(SpikingBrainForCausalLM(tiny_7b(layers=parse_layers(layers), window=5)).eval())
+    cache = prompt_read(model)
+    for number in range(4):
+        theirs = copy.deepcopy(cache)
+        token = torch.tensor([[number]])
+        expected = plain_forward(model, token, theirs).logits
+        found = model(token, cache=cache).logits
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.std()))
+    assert len(calls) == 4
+
+
+@torch.inference_mode()
 def test_a_token_that_needs_the_separate_steps_leaves_the_cache_to_them():
     model = spiking_model()
     cache = prompt_read(model)
