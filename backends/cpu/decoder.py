@@ -1,10 +1,11 @@
 """One token through a whole decoder in one call, without Python between its layers.
 
 A token passes stages: projections of the attention's input, attention, its output projection, gate and up projections,
-down projection, and at the end the head. A stage is divided into parts. Threads take parts in order, and wait before a
-part until all parts of the stage before are done; so any number of threads gets through. A stage's input becomes counts
-and a list of events once a thread, however many projections read it. Sums of spiking projections are those of
-`tiles.py`, exact; what is between is in `decoder_parts.py`.
+down projection, and at the end the head; a mixture of experts has one that chooses them. A stage is divided into parts.
+Threads take parts in order, and wait before a part until all parts of the stage before are done; so any number of
+threads gets through. A stage's input becomes counts and a list of events once a thread, however many projections read
+it. Sums of spiking projections are those of `tiles.py`, exact; what is between them is in `decoder_parts.py` and
+`hybrid.py`.
 """
 
 # Type checkers do not know that numba passes an intrinsic its first argument.
@@ -24,31 +25,28 @@ from numba.np.numpy_support import carray
 
 from ...compiled import compiled, compiled_callback
 from . import tiles
-from .decoder_parts import attend, rms_norm, rotate, silu_product
+from .decoder_parts import attend, exp_all, rms_norm, rotate, silu_product
 from .digits import room_for_digits
+from .hybrid import MIXER, mix
 from .memory import at, call, look, record_of, take
 from .projection import PROJECTION, count_input, project
 
 
-class Stage(IntEnum):
-    """What a stage of the decoder does; the order within a layer."""
+class Kind(IntEnum):
+    """What a part of a stage does with the outputs of projections, or that it does something else."""
 
-    QUERY_KEY_VALUE = 0
-    ATTENTION = 1
-    ATTENTION_OUTPUT = 2
-    GATE_AND_UP = 3
-    DOWN = 4
-    HEAD = 5
+    STORE = 0
+    ADD = 1  # to the residual stream, times the weight of a chosen expert
+    PRODUCT = 2  # of silu(gate) and up, from two projections
+    LOGITS = 3
+    ATTENTION = 4  # a head of a Llama-type model
+    MIX = 5  # a key head of a SpikingBrain model, with its query heads; see `hybrid.py`
+    ROUTE = 6  # chooses the experts of the token
 
 
-# Numbered within a layer: query, key, value, attention output, gate, up, down. The head is the last of all.
-PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-_DOWN = PROJECTIONS.index("down_proj")
-
+# Attention of a Llama-type model, by layer. SpikingBrain models have `hybrid.MIXER`.
 LAYER, _ = record_of(
     {
-        "attention_norm": c_int64,  # float32 [hidden]
-        "mlp_norm": c_int64,
         "query_norm": c_int64,  # float32 [head_dim], or 0
         "key_norm": c_int64,
         "keys": c_int64,  # float32 [key heads, capacity, head_dim]
@@ -56,40 +54,45 @@ LAYER, _ = record_of(
         "capacity": c_int64,
     }
 )
-# A part: the stage it belongs to, counted over all layers; what it does; the layer; its outputs, which are those of the
-# pieces from `first` to before `last`, or the head `first` of the attention; and the projection whose neuron makes the
-# counts of the stage, or -1 where none spikes.
-PART, _ = record_of(dict.fromkeys(("stage", "kind", "layer", "first", "last", "encoder"), c_int64))
-# Outputs `start` to before `stop` of a projection; for GATE_AND_UP, of the gate and of the one after it.
-PIECE, _ = record_of(dict.fromkeys(("projection", "start", "stop"), c_int64))
+# The input of a stage's projections: `source` float32 [inputs], normalised if there is `norm` float32 [inputs]; the
+# projection whose neuron makes counts of it, or -1 where none spikes; and the number of parts.
+STAGE, _ = record_of(dict.fromkeys(("source", "norm", "num_inputs", "encoder", "size"), c_int64))
+# A part of a stage: pieces `first` to before `last`, or head `first` of the layer.
+PART, _ = record_of(dict.fromkeys(("stage", "kind", "layer", "first", "last"), c_int64))
+# Outputs `start` to before `stop` of a projection (for PRODUCT, of it and the one after it), and the address that the
+# first of them goes to. With the address of a CHOICE the projection is that of the chosen expert. For ROUTE, `target`
+# is the address of the first CHOICE to fill.
+PIECE, _ = record_of(dict.fromkeys(("projection", "start", "stop", "target", "choice"), c_int64))
+# A chosen expert: how many projections it lies behind the first expert's, and its weight, a float32.
+CHOICE, _ = record_of({"offset": c_int64, "weight": c_double})
+# Projections of an expert: gate, up, down.
+PER_EXPERT = 3
 
 _FIELDS = {
     "parts": c_int64,
+    "stages": c_int64,
     "pieces": c_int64,
     "layers": c_int64,
     "projections": c_int64,
-    "stage_sizes": c_int64,  # int64 [stages]: parts of each
     "done": c_int64,  # int64 [stages]: finished parts; zero before
-    "hidden": c_int64,  # float32 [hidden]: the embedded token before, the last layer's output after
-    "projected": c_int64,  # float32: queries, keys and values of the token
+    "projected": c_int64,  # float32: queries, keys, values and gates of the token, by head
     "attended": c_int64,  # float32 [heads * head_dim]
-    "product": c_int64,  # float32 [intermediate]
     "logits": c_int64,  # float32 [vocabulary]
-    "final_norm": c_int64,
     "cos": c_int64,  # float32 [head_dim]: of the token's position
     "sin": c_int64,
     "num_parts": c_int64,
+    "num_stages": c_int64,
     "num_pieces": c_int64,
     "num_layers": c_int64,
-    "num_stages": c_int64,
-    "num_hidden": c_int64,
+    "num_projections": c_int64,
     "num_heads": c_int64,
     "num_key_heads": c_int64,
     "head_dim": c_int64,
+    "num_choices": c_int64,  # routed experts of a token
     "widest": c_int64,  # outputs of the widest piece
     "most_inputs": c_int64,
     "smallest_block": c_int64,
-    "num_cached": c_int64,  # tokens in the cache
+    "num_cached": c_int64,  # tokens in the cache; most of all layers
     "scaling": c_double,  # of queries
     "eps": c_double,  # of the norms
     "give_way": c_int64,  # address of a function that lets other threads run, or 0
@@ -98,7 +101,7 @@ _FIELDS = {
 }
 RECORD, Task = record_of(_FIELDS)
 _NEXT_PART, _REFUSED = (8 * list(_FIELDS).index(name) for name in ("next_part", "refused"))
-_QUERY_KEY_VALUE, _ATTENTION, _ATTENTION_OUTPUT, _GATE_AND_UP, _DOWN_STAGE, _HEAD = (int(stage) for stage in Stage)
+_, _ADD, _PRODUCT, _LOGITS, _ATTENTION, _MIX, _ROUTE = (int(kind) for kind in Kind)
 # Looks at a counter before other threads are let run, about ten microseconds.
 _PATIENCE = 1000
 
@@ -122,8 +125,8 @@ def _work_through_parts(address):  # pragma: no cover - compiled
     """Take parts until there are none."""
     task = carray(at(address, RECORD), 1)[0]
     parts = carray(at(task.parts, PART), task.num_parts)
-    layers = carray(at(task.layers, LAYER), task.num_layers)
-    projections = carray(at(task.projections, PROJECTION), 7 * task.num_layers + 1)
+    stages = carray(at(task.stages, STAGE), task.num_stages)
+    projections = carray(at(task.projections, PROJECTION), task.num_projections)
     x, count = np.empty(task.most_inputs, np.float32), np.empty(task.most_inputs, np.int32)
     digits = room_for_digits(task.most_inputs, task.smallest_block)
     sums, totals = np.empty(tiles.MOST_OUTPUTS, np.int32), np.empty(task.widest + tiles.NARROW_TILE, np.int32)
@@ -136,18 +139,23 @@ def _work_through_parts(address):  # pragma: no cover - compiled
         if ticket >= task.num_parts:
             return
         part = parts[ticket]
-        _wait_for_stage_before(task, part.stage)
+        _wait_for_stage_before(task, stages, part.stage)
         if look(address + _REFUSED) == 0:
             if part.kind == _ATTENTION:
-                _attend(task, layers[part.layer], part.first, score)
+                _attend(task, carray(at(task.layers, LAYER), task.num_layers)[part.layer], part.first, score)
+            elif part.kind == _MIX:
+                mixer = carray(at(task.layers, MIXER), task.num_layers)[part.layer]
+                if not mix(task, mixer, part.first, score):
+                    take(address + _REFUSED)
             else:
+                stage = stages[part.stage]
                 if prepared != part.stage:
                     prepared = part.stage
-                    _gather(task, layers, projections, part, x)
+                    _gather(task, stage, x)
                     listed[:] = 0
-                    if part.encoder >= 0:
-                        threshold = count_input(projections[part.encoder], x, count)
-                if part.encoder < 0 or threshold > 0:
+                    if stage.encoder >= 0:
+                        threshold = count_input(projections[stage.encoder], x, count)
+                if stage.encoder < 0 or threshold > 0:
                     _run_part(task, projections, part, x, threshold, count, digits, listed, sums, totals, y)
                 else:
                     take(address + _REFUSED)
@@ -155,15 +163,25 @@ def _work_through_parts(address):  # pragma: no cover - compiled
 
 
 @compiled
-def _wait_for_stage_before(task, stage):  # pragma: no cover - compiled
+def _wait_for_stage_before(task, stages, stage):  # pragma: no cover - compiled
     if stage == 0:
         return
-    size = carray(at(task.stage_sizes, numba.int64), task.num_stages)[stage - 1]
     looks = 0
-    while look(task.done + 8 * (stage - 1)) < size:
+    while look(task.done + 8 * (stage - 1)) < stages[stage - 1].size:
         looks += 1
         if looks % _PATIENCE == 0 and task.give_way != 0:
             call(task.give_way)
+
+
+@compiled
+def _gather(task, stage, x):  # pragma: no cover - compiled
+    """Fill x with the input of a stage's projections."""
+    source = carray(at(stage.source, numba.float32), stage.num_inputs)
+    if stage.norm == 0:
+        x[: stage.num_inputs] = source
+    else:
+        weight = carray(at(stage.norm, numba.float32), stage.num_inputs)
+        rms_norm(source, weight, np.float32(task.eps), x[: stage.num_inputs])
 
 
 @compiled
@@ -174,48 +192,37 @@ def _run_part(
     pieces = carray(at(task.pieces, PIECE), task.num_pieces)
     for index in range(part.first, part.last):
         piece = pieces[index]
-        projection = projections[piece.projection]
+        number, factor = piece.projection, np.float32(1)
+        if piece.choice != 0:
+            choice = carray(at(piece.choice, CHOICE), 1)[0]
+            number += choice.offset
+            factor = np.float32(choice.weight)
         first, last, width = piece.start, piece.stop, piece.stop - piece.start
-        project(projection, x, threshold, count, digits, listed, first, last, sums, totals, y[0])
-        if part.kind == _GATE_AND_UP:
-            up = projections[piece.projection + 1]
-            project(up, x, threshold, count, digits, listed, first, last, sums, totals, y[1])
-            product = carray(at(task.product, numba.float32), projection.num_outputs)
-            silu_product(y[0, :width], y[1, :width], product[first:last])
-        elif part.kind == _HEAD:
-            carray(at(task.logits, numba.float32), projection.num_outputs)[first:last] = y[0, :width]
-        elif part.kind == _QUERY_KEY_VALUE:
-            # Queries, keys and values follow one another.
-            before = 0
-            for other in range(7 * part.layer, piece.projection):
-                before += projections[other].num_outputs
-            all_heads = (task.num_heads + 2 * task.num_key_heads) * task.head_dim
-            projected = carray(at(task.projected, numba.float32), all_heads)
-            projected[before + first : before + last] = y[0, :width]
-        else:
-            hidden = carray(at(task.hidden, numba.float32), task.num_hidden)
+        project(projections[number], x, threshold, count, digits, listed, first, last, sums, totals, y[0])
+        if part.kind == _ROUTE:
+            _choose(y[0, :width], carray(at(piece.target, CHOICE), task.num_choices))
+            continue
+        target = task.logits + 4 * first if part.kind == _LOGITS else piece.target
+        out = carray(at(target, numba.float32), width)
+        if part.kind == _PRODUCT:
+            project(projections[number + 1], x, threshold, count, digits, listed, first, last, sums, totals, y[1])
+            silu_product(y[0, :width], y[1, :width], out)
+        elif part.kind == _ADD:
             for i in range(width):
-                hidden[first + i] += y[0, i]
+                out[i] += factor * y[0, i]
+        else:
+            out[:] = y[0, :width]
 
 
-@compiled
-def _gather(task, layers, projections, part, x):  # pragma: no cover - compiled
-    """Fill x with the input of a stage's projections."""
-    if part.kind == _ATTENTION_OUTPUT:
-        attended = carray(at(task.attended, numba.float32), task.num_heads * task.head_dim)
-        x[: attended.shape[0]] = attended
-    elif part.kind == _DOWN_STAGE:
-        product = carray(at(task.product, numba.float32), projections[7 * part.layer + _DOWN].num_inputs)
-        x[: product.shape[0]] = product
-    else:
-        address = task.final_norm
-        if part.kind == _QUERY_KEY_VALUE:
-            address = layers[part.layer].attention_norm
-        elif part.kind == _GATE_AND_UP:
-            address = layers[part.layer].mlp_norm
-        hidden = carray(at(task.hidden, numba.float32), task.num_hidden)
-        weight = carray(at(address, numba.float32), task.num_hidden)
-        rms_norm(hidden, weight, np.float32(task.eps), x[: task.num_hidden])
+@compiled(error_model="numpy")
+def _choose(score, choices):  # pragma: no cover - compiled
+    """Choose the experts of the highest softmax(score), float32 [experts], which is overwritten."""
+    total = exp_all(score, score.max())
+    for place in range(choices.shape[0]):
+        best = score.argmax()
+        choices[place].offset = PER_EXPERT * best
+        choices[place].weight = np.float32(score[best] / total)
+        score[best] = -1
 
 
 @compiled

@@ -125,7 +125,7 @@ def attend(q, key, value, keys, values, length, score, out):  # pragma: no cover
     for row in range(length):
         score[row] = dot(q, keys[row])
         highest = max(highest, score[row])
-    total = _exp_all(score[: length + 1], highest)
+    total = exp_all(score[: length + 1], highest)
     weight = np.float32(score[length] / total)
     for i in range(out.shape[0]):
         out[i] = weight * value[i]
@@ -136,7 +136,7 @@ def attend(q, key, value, keys, values, length, score, out):  # pragma: no cover
 
 
 @compiled(fastmath={"reassoc", "nsz"})
-def _exp_all(score, highest):  # pragma: no cover - compiled
+def exp_all(score, highest):  # pragma: no cover - compiled
     """Replace scores by exp(score - highest), and return their sum."""
     total = np.float32(0)
     for row in range(score.shape[0]):

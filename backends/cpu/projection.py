@@ -124,14 +124,23 @@ def _work_through_parts(address):  # pragma: no cover - compiled
 
 @compiled
 def count_input(projection, x, count):  # pragma: no cover - compiled
-    """Fill count with the spike counts of x; return the threshold, NaN if the separate steps are needed."""
-    x = x[: projection.num_inputs]
-    threshold, charge = threshold_of(
-        x, projection.rule, np.float32(projection.a), np.float32(projection.b), np.float32(projection.c)
-    )
+    """Fill count with the spike counts of a projection's input x; see `count_all`."""
+    a, b, c = np.float32(projection.a), np.float32(projection.b), np.float32(projection.c)
+    num_inputs = projection.num_inputs
+    return count_all(x[:num_inputs], projection.rule, a, b, c, count[:num_inputs])
+
+
+@compiled
+def count_all(x, rule, a, b, c, count):  # pragma: no cover - compiled
+    """Fill count with the spike counts of x by a neuron's rule, see `threshold_of`.
+
+    Returns:
+        The threshold, NaN if the separate steps are needed.
+    """
+    threshold, charge = threshold_of(x, rule, a, b, c)
     # Not so for NaN, infinity, and sums that might not fit 32 bits.
     fits = threshold > 0 and charge <= LARGEST_CHARGE
-    if not fits or count_channels(x, threshold, count[: projection.num_inputs]) > MAX_LOSSLESS_COUNT:
+    if not fits or count_channels(x, threshold, count) > MAX_LOSSLESS_COUNT:
         return np.float32(np.nan)
     return threshold
 

@@ -86,6 +86,7 @@ def to_spiking(
     if settings.attention is not None:
         k = k_of_queries(settings)
         set_settings(spiking, before.replace(spiking=settings.attention, k=k, group_size=settings.group_size))
+    attach_decoder(spiking)
     return spiking
 
 

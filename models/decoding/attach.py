@@ -12,7 +12,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ...neuro.checks import checks_all
 from ..layers.spike_linear import SpikeLinear
+from ..spikingbrain.model import SpikingBrainOutput
+from .compiled import CompiledDecoder
 from .fits import is_llama_type
+from .graph import GraphDecoder
+from .hybrid import HybridDecoder, is_hybrid
 from .kv_room import KvRoom, room_of
 from .watch import Decoder, Watch, why_not_decoded
 
@@ -37,7 +41,8 @@ def attach_decoder(model: nn.Module) -> None:
     The model's forward decides call by call; what the decoder is not for takes the model's own code. A model of another
     class or without spikes is left as it is; `describe_decoding` says why.
     """
-    if is_llama_type(model) and any(isinstance(module, SpikeLinear) for module in model.modules()):
+    known = is_llama_type(model) or is_hybrid(model)
+    if known and any(isinstance(module, SpikeLinear) for module in model.modules()):
         model.forward = MethodType(_with_decoder(type(model).forward), model)
 
 
@@ -78,7 +83,7 @@ def _with_decoder(plain: Any) -> Any:
     return forward
 
 
-def _decode(model: Any, options: dict[str, Any]) -> CausalLMOutputWithPast | None:
+def _decode(model: Any, options: dict[str, Any]) -> CausalLMOutputWithPast | SpikingBrainOutput | None:
     """Return the logits of one token, or None if the model's own code must run."""
     cache: Any = next((options[name] for name in _CACHES if options.get(name) is not None), None)
     if cache is None or not _is_plain_step(model, options):
@@ -88,6 +93,8 @@ def _decode(model: Any, options: dict[str, Any]) -> CausalLMOutputWithPast | Non
     if (watch.decoder is None or not watch.decoder.overlaps) and not watch.unchanged():
         watch = vars(model)["_watch"] = Watch(model)
     decoder = watch.decoder
+    if isinstance(decoder, HybridDecoder):
+        return _step_of_hybrid(model, decoder, cache, options)
     room = None if decoder is None else _room_for(decoder, cache, options.get("attention_mask"))
     if decoder is None or room is None:
         return None
@@ -111,7 +118,16 @@ def _decode(model: Any, options: dict[str, Any]) -> CausalLMOutputWithPast | Non
     return CausalLMOutputWithPast(logits=logits, **{_CACHE_FIELD: cache})
 
 
-def _room_for(decoder: Decoder, cache: Any, mask: Any) -> KvRoom | None:
+def _step_of_hybrid(
+    model: Any, decoder: HybridDecoder, cache: Any, options: dict[str, Any]
+) -> SpikingBrainOutput | None:
+    keeps = options.get("use_cache")
+    if not (model.config.use_cache if keeps is None else keeps):
+        return None
+    return decoder.step(options["input_ids"], cache, options.get("attention_mask"), options.get("position_ids"))
+
+
+def _room_for(decoder: CompiledDecoder | GraphDecoder, cache: Any, mask: Any) -> KvRoom | None:
     """Return the room of a cache that a decoder can go on with, or None if it cannot."""
     room = room_of(cache, decoder.num_key_heads, decoder.head_dim, decoder.dtype, decoder.device)
     if room is None or len(cache.layers) != decoder.num_layers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -25,12 +25,14 @@ class Target(NamedTuple):
         where: where the tensors must be, in words.
         dtypes: of the float tensors; all of a model have the same.
         obstacles: yields what it cannot do with a spiking layer.
+        advice: what to do about another dtype.
     """
 
     device: str
     where: str
     dtypes: tuple[torch.dtype, ...]
     obstacles: Callable[[SpikeLinear], Iterator[str]]
+    advice: str = ""
 
 
 def why_not(model: nn.Module, target: Target) -> str | None:
@@ -64,6 +66,17 @@ def _obstacles(model: Any, target: Target) -> Iterator[str]:
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
     if getattr(config, "sliding_window", None) and set(kinds) != {"full_attention"}:
         yield "its attention has a sliding window"
+    yield from obstacles(model, target, map(projections, model.model.layers))
+
+
+def obstacles(model: Any, target: Target, blocks: Iterable[list[list[nn.Module]]]) -> Iterator[str]:
+    """Yield what a decoder cannot do with the parts of a model, whatever its class.
+
+    Args:
+        model: the model.
+        target: what the decoder runs.
+        blocks: the projections of each block, those that read the same input together.
+    """
     for name, module in model.named_modules():
         if _has_hooks(module) or ("forward" in vars(module) and module is not model):
             yield f"{name or type(model).__name__} has hooks or a forward of its own"
@@ -73,7 +86,7 @@ def _obstacles(model: Any, target: Target) -> Iterator[str]:
             yield from (f"{name} {reason}" for reason in _obstacles_of_layer(module))
             yield from (f"{name} {reason}" for reason in target.obstacles(module))
     yield from _obstacles_of_tensors(model, target)
-    yield from _obstacles_of_groups(model)
+    yield from _obstacles_of_groups(model, blocks)
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -105,7 +118,8 @@ def _obstacles_of_tensors(model: Any, target: Target) -> Iterator[str]:
             continue
         dtypes.add(tensor.dtype)
         if tensor.dtype not in target.dtypes:
-            yield f"{name} is {tensor.dtype}, not {' or '.join(str(dtype).split('.')[1] for dtype in target.dtypes)}"
+            known = " or ".join(str(dtype).split(".")[1] for dtype in target.dtypes)
+            yield f"{name} is {tensor.dtype}, not {known}{target.advice}"
         if not tensor.is_contiguous():
             yield f"{name} is not contiguous"
     if len(devices) > 1:
@@ -114,14 +128,19 @@ def _obstacles_of_tensors(model: Any, target: Target) -> Iterator[str]:
         yield "its parameters have several dtypes"
 
 
-def _obstacles_of_groups(model: Any) -> Iterator[str]:
-    """Layers that read the same input must make the same counts of it."""
+def _obstacles_of_groups(model: Any, blocks: Iterable[list[list[nn.Module]]]) -> Iterator[str]:
+    """Projections must be layers that the decoder knows, and those that read the same input make the same counts."""
     spiking = 0
-    for index, block in enumerate(model.model.layers):
-        for members in projections(block):
+    for index, groups in enumerate(blocks):
+        for members in groups:
+            for member in members:
+                if type(member) not in (nn.Linear, SpikeLinear):
+                    yield f"a projection of block {index} is a {type(member).__name__}"
             rules = [member.neuron.kernel_rule() for member in members if isinstance(member, SpikeLinear)]
             spiking += len(rules)
             if len(set(rules)) > 1:
                 yield f"layers of block {index} that read the same input have different neurons"
+    if type(model.lm_head) not in (nn.Linear, SpikeLinear):
+        yield f"its head is a {type(model.lm_head).__name__}"
     if spiking == 0:
         yield "no layer of its blocks spikes"

@@ -76,7 +76,7 @@ def room_of(
     if not layers or any(type(layer) is not DynamicLayer for layer in layers):
         return None
     room = getattr(cache, "_kv_room", None)
-    if isinstance(room, KvRoom) and room.holds(layers):
+    if isinstance(room, KvRoom) and room.holds(layers) and room.memory.shape[2::2] == (num_key_heads, head_dim):
         return room
     first = layers[0].keys
     if first is None or first.ndim != 4:

@@ -11,19 +11,33 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.spike_linear import SpikeLinear
+from ..spikingbrain.attention import Attention
 from .compiled import CompiledDecoder, why_not_compiled
 from .fits import HOOKS
 from .graph import GraphDecoder, why_not_graph
+from .hybrid import HybridDecoder, is_hybrid, why_not_hybrid
 
 _VERSION = operator.attrgetter("_version")
 _PLUG_INS = operator.itemgetter("neuron", "encoder", "backend", "observers")
 
-Decoder: TypeAlias = CompiledDecoder | GraphDecoder
+_SETTINGS = operator.itemgetter("config", "plan")
+
+Decoder: TypeAlias = CompiledDecoder | GraphDecoder | HybridDecoder
 
 
 def why_not_decoded(model: nn.Module) -> str | None:
     """Return why there is no fast decoder for a model where it is now, or None if there is one."""
-    return why_not_graph(model) if _on_gpu(model) else why_not_compiled(model)
+    if _on_gpu(model):
+        return why_not_graph(model)
+    return why_not_hybrid(model) if is_hybrid(model) else why_not_compiled(model)
+
+
+def _decoder_for(model: nn.Module) -> Decoder | None:
+    if why_not_decoded(model) is not None:
+        return None
+    if _on_gpu(model):
+        return GraphDecoder(model)
+    return HybridDecoder(model) if is_hybrid(model) else CompiledDecoder(model)
 
 
 def _on_gpu(model: nn.Module) -> bool:
@@ -41,6 +55,7 @@ class Watch:
     def __init__(self, model: nn.Module) -> None:
         self._entries: list[dict[str, Any]] = []
         self._plugged: list[dict[str, Any]] = []
+        self._mixers: list[dict[str, Any]] = []
         self._sized: list[Any] = []
         for module in model.modules():
             self._entries += [module._parameters, module._buffers, module._modules]
@@ -50,13 +65,13 @@ class Watch:
             if isinstance(module, SpikeLinear):
                 self._plugged.append(vars(module))
                 self._sized.append(module.observers)
+            if isinstance(module, Attention):
+                self._mixers.append(vars(module))
         self._sized += self._entries
         self._held = list(self._held_now())
         self._tensors = [value for value in self._held if isinstance(value, Tensor) and not value.is_meta]
         self._places, self._sizes = self._places_now(), self._sizes_now()
-        self.decoder: Decoder | None = None
-        if why_not_decoded(model) is None:
-            self.decoder = GraphDecoder(model) if _on_gpu(model) else CompiledDecoder(model)
+        self.decoder = _decoder_for(model)
         # PyTorch counts the writes to a tensor, but for those that were made in inference mode.
         copied = getattr(self.decoder, "copied", [])
         self._copied = [tensor for tensor in copied if not tensor.is_inference()]
@@ -64,7 +79,7 @@ class Watch:
 
     def _held_now(self) -> Iterator[Any]:
         # In C from end to end: some thousand objects for each token.
-        parts = (map(dict.values, self._entries), map(_PLUG_INS, self._plugged))
+        parts = (map(dict.values, self._entries), map(_PLUG_INS, self._plugged), map(_SETTINGS, self._mixers))
         return chain.from_iterable(map(chain.from_iterable, parts))
 
     def _places_now(self) -> list[int]:

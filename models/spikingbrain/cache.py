@@ -30,6 +30,19 @@ class Columns:
         """Keep the current columns (sink tokens) permanently, in front of all others."""
         self.num_pinned = self.tensors[0].shape[2] if self.tensors else 0
 
+    def is_full(self) -> bool:
+        """Return whether the limit is reached."""
+        return self.limit is not None and self.tensors[0].shape[2] - self.num_pinned == self.limit
+
+    def next_row(self) -> int:
+        """Return where the next column goes: to the row after the last, or to that of the oldest one at the limit."""
+        return self.num_pinned + self._oldest if self.is_full() else self.tensors[0].shape[2]
+
+    def turn(self) -> None:
+        """Take note that the next column overwrote the oldest one."""
+        assert self.limit is not None
+        self._oldest = (self._oldest + 1) % self.limit
+
     def append(self, new: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Add columns and return all columns that the new tokens may see.
 
@@ -42,11 +55,11 @@ class Columns:
         length = new[0].shape[2]
         if not self.tensors:
             self.tensors = tuple(x[:, :, :0] for x in new)
-        num_kept = self.tensors[0].shape[2] - self.num_pinned
-        if length == 1 and self.limit is not None and num_kept == self.limit and not torch.is_grad_enabled():
+        if length == 1 and self.is_full() and not torch.is_grad_enabled():
+            row = self.next_row()
             for kept, one in zip(self.tensors, new, strict=True):
-                kept[:, :, self.num_pinned + self._oldest] = one[:, :, 0]
-            self._oldest = (self._oldest + 1) % self.limit
+                kept[:, :, row] = one[:, :, 0]
+            self.turn()
             return self.tensors
         batch = new[0].shape[0]
         if len(new) != len(self.tensors):
@@ -58,6 +71,7 @@ class Columns:
             torch.cat([old.expand(batch, -1, -1, -1), one], 2) for old, one in zip(self._in_order(), new, strict=True)
         )
         self._oldest = 0
+        num_kept = self.tensors[0].shape[2] - self.num_pinned
         surplus = 0 if self.limit is None else max(num_kept + length - self.limit, 0)
         # Copied when columns are dropped, so that their memory is freed.
         self.tensors = tuple(_without(x, self.num_pinned, surplus) for x in everything)

@@ -1,6 +1,8 @@
 """The compiled decoder beside the model's own code: integers bit for bit, logits to rounding, when it stands aside."""
 
 import copy
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -20,11 +22,11 @@ from spikebrain import (
     record,
 )
 from spikebrain.backends.cpu import decoder_parts
-from spikebrain.backends.cpu.decoder import PROJECTIONS
 from spikebrain.compiled import compiled
 from spikebrain.models.decoding import decoder_of
-from spikebrain.models.decoding.compiled import CompiledDecoder, _shares
+from spikebrain.models.decoding.compiled import CompiledDecoder
 from spikebrain.models.decoding.kv_room import room_of
+from spikebrain.models.decoding.tables import shares
 from spikebrain.models.layers.quantize import QuantizedWeight, dequantize
 from spikebrain.models.layers.spike_linear import observing
 from spikebrain.models.layers.stored import StoredWeight, note_stored
@@ -46,10 +48,10 @@ def test_integers_are_exact_and_logits_those_of_the_model(name, settings, thread
     cache = cache_of(plain_forward(model, input_ids=torch.randint(0, 300, (1, 7)), use_cache=True))
     theirs = copy.deepcopy(cache)
     decoder = decoder_of(model)
-    inputs = [np.zeros(row["num_inputs"], np.float32) for row in decoder._projections]
-    layers = list(layers_in_order(model))
+    inputs = [np.zeros(row["num_inputs"], np.float32) for row in decoder.tables.projections]
+    layers = decoder.tables.modules
     sums = [np.zeros((len(getattr(layer, "groups", [0])), len(layer.weight)), np.int32) for layer in layers]
-    for row, x, total in zip(decoder._projections, inputs, sums, strict=True):
+    for row, x, total in zip(decoder.tables.projections, inputs, sums, strict=True):
         row["seen_input"], row["seen_sums"] = x.ctypes.data, total.ctypes.data
     for position in range(7, 10):
         token = torch.randint(0, 300, (1, 1))
@@ -70,13 +72,6 @@ def test_integers_are_exact_and_logits_those_of_the_model(name, settings, thread
         for ours, other in zip(cache.layers, theirs.layers, strict=True):
             torch.testing.assert_close(ours.keys[:, :, :position], other.keys[:, :, :position], rtol=0, atol=2e-2)
         theirs = copy.deepcopy(cache)
-
-
-def layers_in_order(model):
-    for block in model.model.layers:
-        for name in PROJECTIONS:
-            yield getattr(block.self_attn, name, None) or getattr(block.mlp, name)
-    yield model.lm_head
 
 
 @pytest.fixture
@@ -184,11 +179,11 @@ def test_a_dense_layer_is_read_as_its_file_has_it(group_size):
     options = cache_option(cache_of(model(torch.tensor([[1, 2]]), use_cache=True)))
     theirs = cache_option(copy.deepcopy(next(iter(options.values()))))
     logits = model(input_ids=torch.tensor([[3]]), **options).logits
-    assert (decoder_of(model)._projections[-1]["scale"] != 0) == (group_size is not None)
+    assert (decoder_of(model).tables.projections[-1]["scale"] != 0) == (group_size is not None)
     expected = plain_forward(model, input_ids=torch.tensor([[3]]), **theirs).logits
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
     model.lm_head.weight.mul_(2)  # no longer what the file has
-    assert decoder_of(model)._projections[-1]["scale"] == 0
+    assert decoder_of(model).tables.projections[-1]["scale"] == 0
 
 
 @torch.inference_mode()
@@ -274,6 +269,37 @@ def test_it_says_why_not(change, message):
         raise AssertionError(describe_decoding(model))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_dtypes_take_the_models_own_code_and_say_so(dtype, calls):
+    model = spiking_model().to(dtype)
+    assert describe_decoding(model).endswith(f"is {dtype}, not float32; model.float() makes it so.")
+    ids = torch.randint(0, 300, (1, 5))
+    found = tokens_of(model, ids, 4)
+    assert calls == []
+    del model.forward
+    assert torch.equal(found, tokens_of(model, ids, 4))
+
+
+@torch.inference_mode()
+def test_the_caches_memory_is_freed_with_it():
+    model = spiking_model()
+    cache = cache_of(model(torch.tensor([[1, 2]]), use_cache=True))
+    model(input_ids=torch.tensor([[3]]), **cache_option(cache))
+    memory = weakref.ref(cache._kv_room.memory)
+    assert decoder_of(model)._memory_of_cache() is memory()
+    del cache
+    gc.collect()
+    assert memory() is None
+
+
+def test_a_projection_of_a_class_that_it_does_not_know():
+    model = spiking_model()
+    model.model.layers[2].mlp.down_proj = nn.Sequential(model.model.layers[2].mlp.down_proj)
+    assert "a projection of block 2 is a Sequential" in describe_decoding(model)
+    model.lm_head = nn.Sequential(model.lm_head)
+    assert "Sequential" in describe_decoding(model)
+
+
 def test_other_models_and_settings_say_why_not():
     assert "Linear is none of LlamaForCausalLM" in describe_decoding(nn.Linear(2, 2))
     assert "no layer of its blocks spikes" in describe_decoding(MODELS["llama"]())
@@ -324,10 +350,10 @@ def test_parts_between_projections():
 @pytest.mark.parametrize("num_shares", [1, 2, 3, 16])
 @pytest.mark.parametrize("unit", [16, 128])
 def test_shares_hold_every_output_once(widths, num_shares, unit):
-    shares = _shares(widths, num_shares, unit)
-    assert 1 <= len(shares) <= num_shares
-    assert all(share for share in shares)
+    found = shares(widths, num_shares, unit)
+    assert 1 <= len(found) <= num_shares
+    assert all(share for share in found)
     for which, width in enumerate(widths):
-        pieces = sorted((start, stop) for share in shares for w, start, stop in share if w == which)
+        pieces = sorted((start, stop) for share in found for w, start, stop in share if w == which)
         assert [n for start, stop in pieces for n in range(start, stop)] == list(range(width))
         assert all(start % unit == 0 for start, _ in pieces)
