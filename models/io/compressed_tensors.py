@@ -37,9 +37,7 @@ def compressed_config(model: PreTrainedModel) -> dict[str, Any]:
     """
     layers = spiking_layers(model, every_name=True)
     if not layers:
-        raise InputError(
-            f"{_WHERE}: expected a model that spikes, whose INT8 weights are written; call to_spiking first."
-        )
+        raise InputError(f"{_WHERE}: expected a model with INT8 weights, one that spikes. Call to_spiking first.")
     fields = plain_fields(model)
     if fields.get("spiking") is not None:  # attention of a SpikingBrain model, in floating point there
         fields |= {"spiking": None, "auto_map": AUTO_MAP}
@@ -72,10 +70,10 @@ def compressed_config(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def compressed_entries(model: PreTrainedModel) -> list[Entry]:
-    """Return the tensors of that folder: of a spiking layer packed integers, scales and the shape, else those it has."""
+    """Return the tensors of that folder: packed integers, scales and shape of a spiking layer, else what the layer has."""
     layers = spiking_layers(model, every_name=True)
     tied: Any = getattr(model, "all_tied_weights_keys", None) or {}
-    found = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items()}
+    found = model.state_dict(keep_vars=True)
     entries = []
     for name, tensor in found.items():
         owner, _, attribute = name.rpartition(".")

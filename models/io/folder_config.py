@@ -30,7 +30,7 @@ TABLE, METHOD = "quantization_config", "spikebrain"
 # Of a spiking folder. In format 1, of SpikingBrain models alone, weights were floats beside their scales.
 FORMAT = 2
 REMOTE_FILE = "spikebrain_model.py"
-REMOTE_CODE = '''"""Opens this folder in transformers. The model itself is in the package spikebrain; nothing else is done here."""
+REMOTE_CODE = '''"""Opens this folder in transformers: it imports the package spikebrain, and does nothing else."""
 
 try:
     from spikebrain.models.io import SpikebrainConfig, SpikebrainForCausalLM
@@ -44,8 +44,8 @@ AUTO_MAP = {
     "AutoConfig": f"{Path(REMOTE_FILE).stem}.SpikebrainConfig",
     "AutoModelForCausalLM": f"{Path(REMOTE_FILE).stem}.SpikebrainForCausalLM",
 }
-# transformers reads this name as that of the weights. A class that is named directly, such as LlamaForCausalLM, looks at
-# no model type: without spikebrain it stops at this name.
+# transformers takes this for the name of the weights. A class that is asked directly, such as LlamaForCausalLM, looks at
+# no model type: it stops at this name, as there is no such file.
 _NOT_THESE = {"transformers_weights": "open-this-folder-with-AutoModelForCausalLM-and-spikebrain.safetensors"}
 
 
@@ -136,7 +136,7 @@ def check_format(table: Any) -> None:
         )
     raise InputError(
         f"config.json: expected the table of spiking layers in format {FORMAT} under {TABLE!r}, got "
-        f"{'none' if found is None else f'format {found!r}'}. Use the version of spikebrain that wrote it, or a later one."
+        f"{'none' if found is None else f'format {found!r}'}. Use the version of spikebrain that wrote it, or later."
     )
 
 

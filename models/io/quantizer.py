@@ -185,8 +185,8 @@ def _put_layers(model: PreTrainedModel, table: LayerTable, shards: Shards) -> di
             setattr(model.get_submodule(parent), child, layer)
     except (InputError, AttributeError, KeyError, TypeError, IndexError) as error:
         raise CheckpointError(
-            f"{shards.path}: its spiking layers are not those of a {type(model).__name__}. Open the folder as the class "
-            f"that config.json names, with AutoModelForCausalLM or spikebrain.load; else it was changed. ({error})"
+            f"{shards.path}: its spiking layers are not those of a {type(model).__name__}. Open it as the class that "
+            f"config.json names, with AutoModelForCausalLM or spikebrain.load; else the folder was changed. ({error})"
         ) from error
     for module in model.modules():
         if isinstance(module, SpikeLinear | Experts):
