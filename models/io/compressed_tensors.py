@@ -70,7 +70,7 @@ def compressed_config(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def compressed_entries(model: PreTrainedModel) -> list[Entry]:
-    """Return the tensors of that folder: packed integers, scales and shape of a spiking layer, else what the layer has."""
+    """Return the tensors of that folder: packed integers, scales and shape of a spiking layer, others as they are."""
     layers = spiking_layers(model, every_name=True)
     tied: Any = getattr(model, "all_tied_weights_keys", None) or {}
     found = model.state_dict(keep_vars=True)

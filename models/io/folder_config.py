@@ -44,8 +44,8 @@ AUTO_MAP = {
     "AutoConfig": f"{Path(REMOTE_FILE).stem}.SpikebrainConfig",
     "AutoModelForCausalLM": f"{Path(REMOTE_FILE).stem}.SpikebrainForCausalLM",
 }
-# transformers takes this for the name of the weights. A class that is asked directly, such as LlamaForCausalLM, looks at
-# no model type: it stops at this name, as there is no such file.
+# transformers takes this for the name of the weights. A class asked directly, such as LlamaForCausalLM, looks at no
+# model type: it stops at this name, as there is no such file.
 _NOT_THESE = {"transformers_weights": "open-this-folder-with-AutoModelForCausalLM-and-spikebrain.safetensors"}
 
 
@@ -62,7 +62,8 @@ def own_config(model: PreTrainedModel) -> dict[str, Any]:
     table = {
         "quant_method": METHOD,
         "format": FORMAT,
-        "model_type": fields["model_type"],
+        # Not "model_type": a class asked directly would take the table for its configuration.
+        "base_type": fields["model_type"],
         "attention": model.config._attn_implementation,
         **layer_table(model),
     }
@@ -96,7 +97,7 @@ class SpikebrainConfig(PretrainedConfig):
             table = fields.get(TABLE)
             check_format(table)
             assert isinstance(table, dict)
-            fields["model_type"] = table.get("model_type")
+            fields["model_type"] = table.get("base_type")
             if "attn_implementation" not in kwargs:
                 fields["attn_implementation"] = installed_attention(table.get("attention"), CONFIG)
         kind = fields.get("model_type")
