@@ -38,7 +38,10 @@ def is_spikingbrain(path: Path) -> bool:
     Raises:
         CheckpointError: config.json is not JSON.
     """
-    return config_json(path).get("model_type") in (MODEL_TYPE, SpikingBrainPretrainedConfig.model_type)
+    fields = config_json(path)
+    table = fields.get(TABLE) if is_spiking(fields) else None
+    kind = table.get("base_type") if isinstance(table, dict) else fields.get("model_type")
+    return kind in (MODEL_TYPE, SpikingBrainPretrainedConfig.model_type)
 
 
 def names_quantization(path: Path) -> bool:

@@ -56,8 +56,8 @@ def load(
         name_or_path: `smollm2` (fetched into the user's cache once); a `.gguf` file, which is dequantised; a
             `.safetensors` file that `save` wrote; a folder that `save` wrote, or another Hugging Face folder with
             safetensors; or a hub id `owner/name`.
-        dtype: dtype of the float weights; None for float32, and for a spiking model the one that it was saved in, which
-            a file of `save` always keeps.
+        dtype: dtype of the float weights. None for the one that a spiking model was saved in, and for float32 if it is a
+            SpikingBrain model or does not spike; a `.safetensors` file of `save` always keeps its own.
         architecture: only for a file that `save` wrote for a model that is not from transformers; see `read_file`.
         say: called with a sentence that says what is downloaded; None for a line on standard error.
         bar: called with title, total and unit of each part of a download; returns a function that is told of progress.
@@ -121,7 +121,7 @@ def _load_folder(path: Path, dtype: torch.dtype | None, *, may_be_hub: bool) -> 
         found = f"only pickles ({', '.join(pickles)}), which are never opened"
         raise CheckpointError(f"{path}: expected safetensors weights, found {found}. {_CONVERT_IT}")
     shards = Shards(path)  # raises if files are missing, damaged or of several models
-    if is_spiking(config_json(path)):
+    if is_spiking(config_json(path)) and not is_spikingbrain(path):
         return Loaded(read_folder(path, dtype=dtype), tokenizer_beside(path), str(path))
     dtype = torch.float32 if dtype is None else dtype
     if is_spikingbrain(path):

@@ -35,7 +35,7 @@ def preview(name_or_path: str | Path) -> Preview | None:
         return None
     try:
         with quiet():
-            if is_spikingbrain(path):
+            if is_spikingbrain(path) and not is_spiking(config_json(path)):
                 model, spikes = without_weights(path)
                 return Preview(model, tokenizer_beside(path), spikes)
             config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
