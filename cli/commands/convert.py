@@ -46,8 +46,8 @@ def convert(
     """Convert a Transformer into a SpikingBrain model, on spikes or not.
 
     With --spiking it also puts a SpikingBrain model on spikes, for example one that was distilled; then only --k,
-    --weights and --format go with it. --calibrate-tokens, --fit and --device need --calibrate; --k, --weights and --format need
-    --spiking.
+    --weights and --format go with it. --calibrate-tokens, --fit and --device need --calibrate; --k, --weights and
+    --format need --spiking.
     """
     from ... import jobs
 

@@ -56,8 +56,8 @@ def load(
         name_or_path: `smollm2` (fetched into the user's cache once); a `.gguf` file, which is dequantised; a
             `.safetensors` file that `save` wrote; a folder that `save` wrote, or another Hugging Face folder with
             safetensors; or a hub id `owner/name`.
-        dtype: dtype of the float weights. None for the one that a spiking model was saved in, and for float32 if it is a
-            SpikingBrain model or does not spike; a `.safetensors` file of `save` always keeps its own.
+        dtype: dtype of the float weights. None for the one that a spiking model was saved in, and for float32 if it
+            is a SpikingBrain model or does not spike; a `.safetensors` file of `save` always keeps its own.
         architecture: only for a file that `save` wrote for a model that is not from transformers; see `read_file`.
         say: called with a sentence that says what is downloaded; None for a line on standard error.
         bar: called with title, total and unit of each part of a download; returns a function that is told of progress.
