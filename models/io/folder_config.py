@@ -45,8 +45,8 @@ AUTO_MAP = {
     "AutoModelForCausalLM": f"{Path(REMOTE_FILE).stem}.SpikebrainForCausalLM",
 }
 # transformers takes this for the name of the weights. A class asked directly, such as LlamaForCausalLM, looks at no
-# model type: it stops at this name, as there is no such file.
-_NOT_THESE = {"transformers_weights": "open-this-folder-with-AutoModelForCausalLM-and-spikebrain.safetensors"}
+# model type: without spikebrain it stops at this name, as there is no such file.
+NOT_THESE = {"transformers_weights": "open-this-folder-with-AutoModelForCausalLM-and-spikebrain.safetensors"}
 
 
 def own_config(model: PreTrainedModel) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def own_config(model: PreTrainedModel) -> dict[str, Any]:
         "attention": model.config._attn_implementation,
         **layer_table(model),
     }
-    return {**fields, **_NOT_THESE, "model_type": hugging_face.SPIKING, TABLE: table}
+    return {**fields, **NOT_THESE, "model_type": hugging_face.SPIKING, TABLE: table}
 
 
 def plain_fields(model: PreTrainedModel) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class SpikebrainConfig(PretrainedConfig):
         Raises:
             InputError: the folder is of another format, or its config.json was changed.
         """
-        fields = {name: value for name, value in config_dict.items() if name not in ("auto_map", *_NOT_THESE)}
+        fields = {name: value for name, value in config_dict.items() if name not in ("auto_map", *NOT_THESE)}
         if fields.get("model_type") == cls.model_type:
             table = fields.get(TABLE)
             check_format(table)

@@ -23,7 +23,7 @@ from ..layers.quantize import QuantizedWeight, groups_of, input_major
 from ..layers.spike_linear import SpikeLinear
 from . import int4
 from .checksums import check_files
-from .folder_config import METHOD, check_format
+from .folder_config import METHOD, NOT_THESE, check_format
 from .hub import DERIVED
 from .layer_table import LayerTable
 from .shards import INDEX, SUMS, Shards
@@ -70,6 +70,15 @@ class SpikebrainQuantizer(HfQuantizer):
         super().__init__(quantization_config, **kwargs)
         self._layers: dict[str, SpikeLinear] = {}
         self._kept: list[tuple[nn.Module, str]] = []
+
+    def update_attn_implementation(self, config: Any) -> Any:
+        """Return the configuration as `SpikebrainConfig` would, where a class is asked directly."""
+        for name in ("auto_map", "model_type", *NOT_THESE):
+            vars(config).pop(name, None)
+        return config
+
+    # In transformers 5.6 only this is called with the configuration.
+    update_tp_plan = update_attn_implementation
 
     def update_weight_conversions(self, weight_conversions: Any, model: Any) -> list[Any]:
         """Return none: the folder has the names that the modules have."""

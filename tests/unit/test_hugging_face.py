@@ -265,3 +265,14 @@ def test_compressed_tensors_of_a_spikingbrain_model(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     assert (config["model_type"], config["spiking"]) == ("spikingbrain", None)
     assert "AutoConfig" in config["auto_map"]
+
+
+def test_a_class_asked_directly(tmp_path):
+    """As `transformers serve` does."""
+    model = spiking_model()
+    model.save_pretrained(tmp_path)
+    opened = type(model).from_pretrained(tmp_path)
+    assert torch.equal(logits(opened), logits(model))
+    assert opened.config.model_type == "llama"
+    opened.save_pretrained(tmp_path / "again")
+    assert torch.equal(logits(spikebrain.load(tmp_path / "again").model), logits(model))
