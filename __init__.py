@@ -7,13 +7,15 @@ model on a simulated chip (`chip`), and `jobs` holds what the commands do. Each 
 
 from typing import TYPE_CHECKING
 
-from . import interrupt
+from . import hugging_face, interrupt
 from .errors import SpikebrainError
 from .lazy import exports
 from .version import __version__
 
 if interrupt.is_command():  # until the job begins, while imports take seconds
     interrupt.leave_on_interrupt()
+
+hugging_face.announce()
 
 if TYPE_CHECKING:
     from . import analysis as analysis

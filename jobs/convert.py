@@ -21,6 +21,8 @@ from .progress import SILENT, Progress
 
 # Tokens of a text that parameters are fitted to.
 _CONTEXT = 512
+# Settings that a SpikingBrain model takes, too.
+_OF_SPIKES = ("model", "spiking", "k", "weights", "format")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class ConvertSettings:
         spiking: None, "as-described" or "as-released".
         k: of `AdaptiveThreshold`, with `spiking`: mean |x| of a token divided by its threshold; None for 3.
         weights: with `spiking`: "int8", "int4", or "stored" for those of a GGUF file as they are; None for "int8".
+        format: with `spiking`: "spikebrain", or "compressed-tensors" for the same INT8 weights without spikes, for
+            tools that know only those; None for "spikebrain".
         device: where it is calibrated: "cpu", "cuda", or "auto" or None for a GPU if there is one.
         seed: random seed for new parameters of gates and routers; None for 0.
     Raises:
@@ -58,6 +62,7 @@ class ConvertSettings:
     spiking: str | None = None
     k: float | None = None
     weights: str | None = None
+    format: str | None = None
     device: str | None = None
     seed: int | None = None
 
@@ -67,7 +72,7 @@ class ConvertSettings:
         if self.calibrate is None:
             refuse(self, ("calibrate_tokens", "fit", "device"), "without a text to `calibrate` on")
         if self.spiking is None:
-            refuse(self, ("k", "weights"), "on a model that does not spike (`spiking`)")
+            refuse(self, ("k", "weights", "format"), "on a model that does not spike (`spiking`)")
 
 
 def convert(
@@ -111,13 +116,13 @@ def convert(
     if settings.spiking is not None:
         how = {"k": usual(settings.k, 3.0), "weights": usual(settings.weights, "int8")}
         student = to_spiking(student, spikingbrain_settings(settings.spiking, **how), inplace=True)
-    save(student, out, tokenizer)
+    save(student, out, tokenizer, format=usual(settings.format, "spikebrain"))
     return student
 
 
 def _check_for_spikingbrain(settings: ConvertSettings, source: str) -> None:
     """Raise an InputError unless a SpikingBrain model is to be put on spikes, and nothing else."""
-    names = [field.name for field in fields(settings) if field.name not in ("model", "spiking", "k", "weights")]
+    names = [field.name for field in fields(settings) if field.name not in _OF_SPIKES]
     given = [f"`{name}`" for name in names if getattr(settings, name) is not None]
     if settings.spiking is None or given:
         raise InputError(

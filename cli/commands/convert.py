@@ -30,6 +30,13 @@ def convert(
     spiking: Spiking = "none",
     k: K = None,
     weights: Weights = None,
+    format: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder: spikebrain, or compressed-tensors: INT8 weights without spikes, for other tools.",
+            show_default="spikebrain",
+        ),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="Where it is calibrated: cpu, cuda, or auto.", show_default="auto")
     ] = None,
@@ -38,8 +45,9 @@ def convert(
 ) -> None:
     """Convert a Transformer into a SpikingBrain model, on spikes or not.
 
-    With --spiking it also puts a SpikingBrain model on spikes, for example one that was distilled; then only --k and
-    --weights go with it. --calibrate-tokens, --fit and --device need --calibrate; --k and --weights need --spiking.
+    With --spiking it also puts a SpikingBrain model on spikes, for example one that was distilled; then only --k,
+    --weights and --format go with it. --calibrate-tokens, --fit and --device need --calibrate; --k, --weights and
+    --format need --spiking.
     """
     from ... import jobs
 
@@ -55,6 +63,7 @@ def convert(
         spiking=spiking_or_none(spiking),
         k=k,
         weights=weights,
+        format=format,
         device=device,
         seed=seed,
     )

@@ -1,7 +1,8 @@
-"""The tensors of a SpikingBrain model in the form that folders keep."""
+"""The tensors of a SpikingBrain model in the released layout, which knows floats beside scales."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -11,12 +12,21 @@ from ...errors import InputError
 from ..layers.quantize import check_finite, integers_of
 from ..layers.spike_linear import SpikeLinear, spiking_layers
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
+from .folder_entries import Entry
 
 SCALES = ".weight_quantizer.scales"
 MINIMA = ".weight_quantizer.minima"
 
 
-def stored_tensors(model: SpikingBrainForCausalLM) -> Iterator[tuple[str, nn.Module, str, int]]:
+def released_entries(model: SpikingBrainForCausalLM) -> list[Entry]:
+    """Return the tensors of a folder in the released layout."""
+    return [
+        Entry(name, num_bytes, functools.partial(_tensor_of, module, attribute, model.dtype, name))
+        for name, module, attribute, num_bytes in _stored_tensors(model)
+    ]
+
+
+def _stored_tensors(model: SpikingBrainForCausalLM) -> Iterator[tuple[str, nn.Module, str, int]]:
     """Yield name, owner, attribute and bytes of each tensor in the folder, without repeats."""
     seen: set[int] = set()
     element = torch.empty((), dtype=model.dtype).element_size()
@@ -32,7 +42,7 @@ def stored_tensors(model: SpikingBrainForCausalLM) -> Iterator[tuple[str, nn.Mod
                 yield f"{prefix}.{name}".lstrip("."), module, name, parameter.numel() * parameter.element_size()
 
 
-def tensor_of(module: nn.Module, attribute: str, dtype: torch.dtype, name: str) -> Tensor:
+def _tensor_of(module: nn.Module, attribute: str, dtype: torch.dtype, name: str) -> Tensor:
     """Return a tensor in the form that the folder stores."""
     tensor: Tensor = getattr(module, attribute)
     if isinstance(module, SpikeLinear) and attribute in ("scale", "minimum"):

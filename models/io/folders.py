@@ -1,43 +1,35 @@
-"""Folders of SpikingBrain models: the released layout and our own, read and written one tensor at a time.
+"""Read model folders: those of spiking models through transformers, those of SpikingBrain models tensor by tensor.
 
-Both hold config.json and safetensors shards with the same tensor names. The weights of a spiking layer are stored as
-floats, with their scales in `NAME.weight_quantizer.scales` and minima in `NAME.weight_quantizer.minima`; reading rounds
-them back to integers.
-Our own config.json also holds the settings of every spiking layer (`layer_table`), under "quantization_config".
+The released layout, and the folders of spikebrain 0.2, hold the weights of a spiking layer as floats, with their scales
+in `NAME.weight_quantizer.scales` and minima in `NAME.weight_quantizer.minima`; reading rounds them back to integers.
 """
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel
 
 from ...errors import CheckpointError, InputError
-from ...files import read_json, write_json, write_tensors
 from ..conversion.to_spiking import set_settings, spikingbrain_settings
 from ..layers.quantize import quantize, quantize_with
 from ..layers.settings import SpikeSettings
-from ..layers.spike_linear import SpikeLinear, spiking_layers
+from ..layers.spike_linear import SpikeLinear
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from ..spikingbrain.config import SpikingBrainConfig
 from ..spikingbrain.transformers_config import SpikingBrainPretrainedConfig
-from .checksums import check_files, of_files, of_tensor
-from .folder_tensors import MINIMA, SCALES, check_for_release, stored_tensors, tensor_of
-from .hub import DERIVED, GENERATION, generation_config_of
-from .layer_table import LayerTable, layer_table
-from .released import MODEL_TYPE, from_released, to_released
-from .replace_folder import CONFIG, interrupted, replaced
-from .shards import CHECKSUMS, INDEX, Shards, shard_name
-
-# Where config.json keeps the table of spiking layers, in the form that transformers uses for quantised models.
-_TABLE, _METHOD = "quantization_config", "spikebrain"
-# Where the index keeps the checksums of the other files.
-_SUMS = "sha256"
+from .folder_config import METHOD, TABLE, SpikebrainConfig, class_of, config_json, is_spiking
+from .folder_tensors import MINIMA, SCALES
+from .hub import DERIVED, fault, generation_config_of, quiet
+from .layer_table import LayerTable
+from .quantizer import check_sums
+from .released import MODEL_TYPE, from_released
+from .replace_folder import CONFIG
+from .shards import Shards
 
 
 def is_spikingbrain(path: Path) -> bool:
@@ -46,12 +38,15 @@ def is_spikingbrain(path: Path) -> bool:
     Raises:
         CheckpointError: config.json is not JSON.
     """
-    return _config_json(path).get("model_type") in (MODEL_TYPE, SpikingBrainPretrainedConfig.model_type)
+    fields = config_json(path)
+    table = fields.get(TABLE) if is_spiking(fields) else None
+    kind = table.get("base_type") if isinstance(table, dict) else fields.get("model_type")
+    return kind in (MODEL_TYPE, SpikingBrainPretrainedConfig.model_type)
 
 
 def names_quantization(path: Path) -> bool:
     """Return whether a folder's config.json says that its weights are quantised, which transformers then undoes."""
-    return bool(_config_json(path).get("quantization_config"))
+    return bool(config_json(path).get("quantization_config"))
 
 
 def read_folder(
@@ -60,15 +55,16 @@ def read_folder(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
     spiking: str | None = None,
-) -> SpikingBrainForCausalLM:
-    """Read a model with at most one extra tensor in memory at any time.
+) -> Any:
+    """Read a folder that `save` wrote, or a released one.
 
     Args:
         path: the folder.
         dtype: dtype of the float weights; None to keep that of the files.
         device: where each tensor of the model is put.
         spiking: how a spiking model runs, "as-described" or "as-released", with the default settings of that kind; None
-            to follow config.json. The released layout does not say: then None means "as-described".
+            to follow config.json. The released layout does not say: then None means "as-described". Only for folders
+            with weights as floats.
     Returns:
         The model, in evaluation mode; it spikes if the folder has weight scales or config.json says so.
     Raises:
@@ -76,7 +72,12 @@ def read_folder(
             shape or not finite; the message lists all of them.
         InputError: config.json does not describe a valid model.
     """
-    config, generation, reader = _prepare(Path(path), torch.device(device), dtype, spiking)
+    path = Path(path)
+    if is_spiking(config_json(path)):
+        if spiking is not None:
+            raise InputError(f"read_folder.spiking: {path} says itself how it spikes. Leave it out, got {spiking!r}.")
+        return _read_spiking(path, dtype, device)
+    config, generation, reader = _prepare(path, torch.device(device), dtype, spiking)
     reader.run()
     model = reader.model
     model.config = model.model.config = config
@@ -90,18 +91,40 @@ def read_folder(
     return model.eval()
 
 
+def _read_spiking(path: Path, dtype: torch.dtype | None, device: str | torch.device) -> PreTrainedModel:
+    """Read a spiking model of any class, as transformers' from_pretrained does."""
+    check_sums(Shards(path), whole=True)
+    generation_config_of(path)
+    try:
+        with quiet():
+            config = SpikebrainConfig.from_pretrained(path)
+            options = {"local_files_only": True, "use_safetensors": True}
+            where = {} if str(device) == "cpu" else {"device_map": device}
+            return class_of(config).from_pretrained(path, config=config, dtype=dtype or "auto", **options, **where)
+    except BaseException as error:
+        raise fault(error, path, "transformers cannot load it.") from error
+
+
+def read_empty(path: Path) -> None:
+    """Compare the names and shapes of a folder with weights as floats with those of its model.
+
+    Raises:
+        CheckpointError: they differ; the message lists all of them.
+        InputError: config.json does not describe a valid model.
+    """
+    *_, reader = _prepare(path, torch.device("cpu"), None, None)
+    reader.check()
+
+
 def _prepare(
     path: Path, device: torch.device, dtype: torch.dtype | None, spiking: str | None
 ) -> tuple[SpikingBrainPretrainedConfig, GenerationConfig | None, _Reader]:
     """Return the configurations of a folder, and what reads its tensors into an empty model."""
-    fields, shards = _config_json(path), Shards(path)
+    fields, shards = config_json(path), Shards(path)
     table = _table_of(fields) if spiking is None else None
     config = _read_config(fields, shards, spiking)
     generation = generation_config_of(path)
-    checksums = shards.metadata.get(_SUMS, {})
-    if not isinstance(checksums, dict):
-        raise CheckpointError(f"{path / INDEX}: expected checksums under {_SUMS!r}, got {checksums!r}. Fetch it again.")
-    check_files(path, checksums, INDEX)  # after their content, whose errors say more
+    check_sums(shards, whole=True)  # after their content, whose errors say more
     settings = config.settings
     # A spiking output head has its own INT8 weights, even if its float weights were tied to the embedding.
     is_tied = settings.tie_word_embeddings and (table is None or "lm_head" not in table.names)
@@ -121,7 +144,7 @@ def without_weights(path: Path) -> tuple[SpikingBrainForCausalLM, bool]:
         CheckpointError: as for `read_folder`, as far as config.json and the names of the tensors go.
         InputError: config.json does not describe a valid model.
     """
-    fields = _config_json(path)
+    fields = config_json(path)
     table = _table_of(fields)
     settings = _read_config(fields, Shards(path), None).settings
     with torch.device("meta"):
@@ -129,103 +152,24 @@ def without_weights(path: Path) -> tuple[SpikingBrainForCausalLM, bool]:
     return model, table is not None or settings.spiking is not None
 
 
-def write_folder(
-    model: SpikingBrainForCausalLM,
-    path: str | os.PathLike,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    *,
-    released: bool = False,
-    max_shard_bytes: int = 4 * 2**30,
-) -> None:
-    """Write a model, spiking or not, as config.json, safetensors shards and their index; `save` is the public verb.
-
-    Args:
-        model: a `SpikingBrainForCausalLM`.
-        path: the folder; made if it is missing.
-        tokenizer: saved in the same folder.
-        released: write the released config.json (model_type "gla_swa"), which can't say how a spiking model runs;
-            otherwise our own.
-        max_shard_bytes: maximum size of the tensors in a shard; a larger tensor gets a shard of its own.
-    Raises:
-        InputError: the released layout cannot describe this model, the model's dtype is too coarse for its spiking
-            weights, a weight is not finite, or a layer uses a class or a setting that a file cannot hold.
-        CheckpointError: the folder cannot be written.
-    """
-    path = Path(path)
-    if released:
-        check_for_release(model)
-    config = to_released(model.settings) if released else _own_config(model)
-    shards: list[list[tuple[str, nn.Module, str]]] = [[]]
-    size = 0
-    for name, module, attribute, num_bytes in stored_tensors(model):
-        if size + num_bytes > max_shard_bytes and shards[-1]:
-            shards.append([])
-            size = 0
-        shards[-1].append((name, module, attribute))
-        size += num_bytes
-    names = [shard_name(i, len(shards)) for i in range(1, len(shards) + 1)]
-    weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name, *_ in shard}
-    with replaced(path) as new:
-        for file, shard in zip(names, shards, strict=True):
-            tensors = {name: tensor_of(module, attribute, model.dtype, name) for name, module, attribute in shard}
-            checksums = json.dumps({name: of_tensor(tensor) for name, tensor in tensors.items()})
-            write_tensors(new / file, tensors, {"format": "pt", CHECKSUMS: checksums}, CheckpointError)
-        write_json(new / CONFIG, config, error=CheckpointError)
-        if model.generation_config is not None:
-            # Its own save_pretrained refuses settings that many models on the hub have, such as an unused temperature.
-            (new / GENERATION).write_text(model.generation_config.to_json_string(), encoding="utf-8")
-        if tokenizer is not None:
-            tokenizer.save_pretrained(new)
-        index = {"metadata": {_SUMS: of_files(new, ".safetensors")}, "weight_map": weight_map}
-        write_json(new / INDEX, index, error=CheckpointError)
-        _try_to_read(new)
-
-
-def _try_to_read(new: Path) -> None:
-    """Raise an InputError unless a folder describes a model with its tensors."""
-    try:
-        *_, reader = _prepare(new, torch.device("cpu"), None, None)
-        reader.check()
-    except (CheckpointError, InputError) as error:
-        raise InputError(f"save: the model could not be loaded again, so nothing was written. ({error})") from error
-
-
-def _own_config(model: SpikingBrainForCausalLM) -> dict[str, Any]:
-    """Return our config.json, with the table of spiking layers if there are any."""
-    config = json.loads(model.config.to_json_string(use_diff=False))
-    if spiking_layers(model):
-        config[_TABLE] = {"quant_method": _METHOD, **layer_table(model)}
-    return config
-
-
 def _table_of(fields: dict[str, Any]) -> LayerTable | None:
     """Remove the table of spiking layers from the fields of config.json and return it; None if there is none."""
-    content = fields.pop(_TABLE, None)
-    if not isinstance(content, dict) or content.get("quant_method") != _METHOD:
+    content = fields.pop(TABLE, None)
+    if not isinstance(content, dict) or content.get("quant_method") != METHOD:
         return None
     try:
         return LayerTable(content)
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
-            f"config.json: expected {_TABLE} as save wrote it; the file was changed. ({type(error).__name__}: {error})"
+            f"config.json: expected {TABLE} as save wrote it; the file was changed. ({type(error).__name__}: {error})"
         ) from error
-
-
-def _config_json(path: Path) -> dict[str, Any]:
-    file = path / CONFIG
-    if not file.exists():
-        raise CheckpointError(f"{path}: expected a model folder, but it has no config.json.{interrupted(path)}")
-    fields = read_json(file, CheckpointError)
-    if not isinstance(fields, dict):
-        raise CheckpointError(f"{file}: expected a JSON object, got {type(fields).__name__}. Fetch it again.")
-    return fields
 
 
 def _read_config(fields: dict[str, Any], shards: Shards, spiking: str | None) -> SpikingBrainPretrainedConfig:
     """Return the configuration; tensor names supply what the released layout does not say."""
     has_scales = any(name.endswith(SCALES) for name in shards.shapes)
     if fields.get("model_type") != MODEL_TYPE:
-        own = {k: v for k, v in fields.items() if k not in ("model_type", _TABLE)}
+        own = {k: v for k, v in fields.items() if k not in ("model_type", "auto_map", TABLE)}
         config = SpikingBrainPretrainedConfig(**own)
         if spiking is not None:
             config.spiking = spiking

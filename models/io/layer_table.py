@@ -82,6 +82,10 @@ class LayerTable:
         """Return the width of the integers of a layer, by the first of its names."""
         return self._of(name)["weight_bits"]
 
+    def group_size(self, name: str) -> int | None:
+        """Return the input channels that share a scale in a layer, by the first of its names; None for all."""
+        return self._of(name)["group_size"]
+
     def build(
         self, name: str, weight: Tensor, scale: Tensor, bias: Tensor | None, minimum: Tensor | None = None
     ) -> SpikeLinear:

@@ -15,6 +15,7 @@ from ...errors import CheckpointError
 from ..decoding import attach_decoder
 from ..layers import guard
 from . import smollm2
+from .folder_config import config_json, is_spiking
 from .folders import is_spikingbrain, names_quantization, read_folder
 from .gguf_file import is_gguf, read_gguf
 from .hub import check_finite, check_vocabulary, from_pretrained, tokenizer_beside
@@ -44,7 +45,7 @@ class Loaded(NamedTuple):
 def load(
     name_or_path: str | os.PathLike = "smollm2",
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     architecture: nn.Module | None = None,
     say: Callable[[str], None] | None = None,
     bar: Callable[[str, int, str], Callable[[int], None]] | None = None,
@@ -53,8 +54,10 @@ def load(
 
     Args:
         name_or_path: `smollm2` (fetched into the user's cache once); a `.gguf` file, which is dequantised; a
-            `.safetensors` file that `save` wrote; a Hugging Face folder with safetensors; or a hub id `owner/name`.
-        dtype: dtype of the float weights; the file of a spiking model keeps its own.
+            `.safetensors` file that `save` wrote; a folder that `save` wrote, or another Hugging Face folder with
+            safetensors; or a hub id `owner/name`.
+        dtype: dtype of the float weights. None for the one that a spiking model was saved in, and for float32 if it
+            is a SpikingBrain model or does not spike; a `.safetensors` file of `save` always keeps its own.
         architecture: only for a file that `save` wrote for a model that is not from transformers; see `read_file`.
         say: called with a sentence that says what is downloaded; None for a line on standard error.
         bar: called with title, total and unit of each part of a download; returns a function that is told of progress.
@@ -74,9 +77,9 @@ def load(
     if path.is_dir():
         loaded = _load_folder(path, dtype, may_be_hub=bool(_HUB_ID.fullmatch(name)))
     elif path.is_file():
-        loaded = _load_file(path, dtype, architecture)
+        loaded = _load_file(path, dtype or torch.float32, architecture)
     elif _HUB_ID.fullmatch(name) and path.suffix.lower() != ".gguf":
-        loaded = _load_hub(name, dtype)
+        loaded = _load_hub(name, dtype or torch.float32)
     else:
         raise CheckpointError(
             f"{name}: no such file or folder. Expected smollm2, a .gguf file, a model folder with safetensors, a file "
@@ -107,7 +110,7 @@ def _load_file(path: Path, dtype: torch.dtype, architecture: nn.Module | None) -
 _CONVERT_IT = "Convert it to safetensors first (model.save_pretrained of transformers writes them)."
 
 
-def _load_folder(path: Path, dtype: torch.dtype, *, may_be_hub: bool) -> Loaded:
+def _load_folder(path: Path, dtype: torch.dtype | None, *, may_be_hub: bool) -> Loaded:
     if not (path / "config.json").is_file():
         ggufs = sorted(p.name for p in path.iterdir() if p.suffix.lower() == ".gguf")
         hint = f" It holds GGUF files: name one of them, such as {ggufs[0]}." if ggufs else interrupted(path)
@@ -118,6 +121,9 @@ def _load_folder(path: Path, dtype: torch.dtype, *, may_be_hub: bool) -> Loaded:
         found = f"only pickles ({', '.join(pickles)}), which are never opened"
         raise CheckpointError(f"{path}: expected safetensors weights, found {found}. {_CONVERT_IT}")
     shards = Shards(path)  # raises if files are missing, damaged or of several models
+    if is_spiking(config_json(path)) and not is_spikingbrain(path):
+        return Loaded(read_folder(path, dtype=dtype), tokenizer_beside(path), str(path))
+    dtype = torch.float32 if dtype is None else dtype
     if is_spikingbrain(path):
         return Loaded(read_folder(path, dtype=dtype), tokenizer_beside(path), str(path))
     if not names_quantization(path):

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from .folder_config import config_json, is_spiking
 from .folders import is_spikingbrain, without_weights
 from .hub import quiet, tokenizer_beside
 
@@ -34,12 +35,12 @@ def preview(name_or_path: str | Path) -> Preview | None:
         return None
     try:
         with quiet():
-            if is_spikingbrain(path):
+            if is_spikingbrain(path) and not is_spiking(config_json(path)):
                 model, spikes = without_weights(path)
                 return Preview(model, tokenizer_beside(path), spikes)
             config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        return Preview(model, tokenizer_beside(path), spikes=False)
+        return Preview(model, tokenizer_beside(path), is_spiking(config_json(path)))
     except Exception:  # of many kinds: `load` meets the same, and says what is wrong
         return None

@@ -23,6 +23,8 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 # In the metadata of a shard: the checksum of each of its tensors, by name, as JSON.
 CHECKSUMS = "spikebrain-checksums"
+# In the metadata of the index: the checksums of the folder's other files.
+SUMS = "sha256"
 # safetensors' names of integer types.
 _INTEGERS = ("BOOL", "U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64")
 _NUMBERED = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")

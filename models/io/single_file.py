@@ -241,19 +241,21 @@ def _empty_model(header: dict[str, Any], path: Path) -> nn.Module:
         fields = {name: value for name, value in config.items() if name != "model_type"}
         built = AutoConfig.for_model(config["model_type"], **fields)
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(built, attn_implementation=_attention(header["attention"], path))
+            return AutoModelForCausalLM.from_config(
+                built, attn_implementation=installed_attention(header["attention"], path)
+            )
     except BaseException as error:
         raise fault(error, path, "transformers cannot build this model.") from error
 
 
-def _attention(name: Any, path: Path) -> str | None:
+def installed_attention(name: Any, where: str | Path) -> str | None:
     """Return the implementation of attention that a model was saved with, or None if it is not installed here."""
     if name in _ATTENTION:
         return name
     is_here = getattr(transformers.utils, f"is_{str(name).replace('attention', 'attn')}_available", lambda: False)
     if name is not None and not is_here():
         warnings.warn(
-            f"{path}: was saved with the attention {name!r}, which is not installed here. That of PyTorch is used, "
+            f"{where}: was saved with the attention {name!r}, which is not installed here. That of PyTorch is used, "
             "which rounds differently.",
             stacklevel=2,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from importlib import import_module
 from typing import Any
 
 from torch import nn
@@ -15,8 +16,8 @@ from .spike_linear import SpikeLinear, spiking_layers
 def guard(model: nn.Module) -> nn.Module:
     """Prepare a model for the spiking layers in it; `to_spiking` and `load` do so.
 
-    Its layers warn once together. What a transformers model cannot do with them (`save_pretrained`, and another size of
-    an output head that spikes) raises; `tie_weights` leaves spiking layers as they are.
+    Its layers warn once together. `save_pretrained` writes what `spikebrain.save` does; `tie_weights` leaves spiking
+    layers as they are; another size of an output head that spikes raises.
     """
     notices: set[str] = set()
     for layer in spiking_layers(model).values():
@@ -24,8 +25,7 @@ def guard(model: nn.Module) -> nn.Module:
     for part in model.modules():
         if isinstance(part, PreTrainedModel) and spiking_layers(part):
             _untie(part)
-            if type(part).save_pretrained is PreTrainedModel.save_pretrained:
-                vars(part)["save_pretrained"] = refuse_save_pretrained
+            vars(part)["save_pretrained"] = functools.partial(save_pretrained, part)
             if isinstance(part.get_output_embeddings(), SpikeLinear):
                 vars(part)["resize_token_embeddings"] = functools.partial(_resize, part)
     return model
@@ -38,16 +38,10 @@ def unguard(model: nn.Module) -> None:
             part.__dict__.pop(name, None)
 
 
-def refuse_save_pretrained(*arguments: Any, **settings: Any) -> None:
-    """Stand in for `save_pretrained` of a transformers model that spikes.
-
-    Raises:
-        InputError: always.
-    """
-    raise InputError(
-        "save_pretrained: expected a float model, got one that spikes: transformers would take its INT8 weights for "
-        "floats. Use spikebrain.save, or save_pretrained of spikebrain.to_dense(model)."
-    )
+def save_pretrained(model: PreTrainedModel, *arguments: Any, **options: Any) -> None:
+    """Stand in for `save_pretrained` of a transformers model that spikes: write it as `spikebrain.save` does."""
+    # Late, since `models.io` stands on this room.
+    import_module("..io", __package__).save_pretrained(model, *arguments, **options)
 
 
 def _untie(model: PreTrainedModel) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin
 
 from ...errors import InputError
+from ..layers.guards import save_pretrained
 from ..layers.spike_linear import spiking_layers
 from .cache import SpikingBrainCache, check_cache
 from .config import SpikingBrainConfig
@@ -40,26 +41,20 @@ class SpikingBrainForCausalLM(SpikingBrainPreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """Load a float model as transformers does; `spikebrain.load` also reads spiking models and released folders.
+        """Load a model as transformers does; `spikebrain.load` also reads released folders.
 
         Raises:
-            InputError: the folder holds a spiking model, whose layers transformers cannot build.
+            InputError: config.json says that the model spikes, but not how its layers do.
         """
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if model.settings.spiking is not None:
+        if model.settings.spiking is not None and not spiking_layers(model):
             raise InputError("SpikingBrainForCausalLM.from_pretrained: this is a spiking model. Use spikebrain.load.")
         return loaded
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Save a float model as transformers does; `spikebrain.save` saves every model.
-
-        Raises:
-            InputError: the model spikes.
-        """
-        if spiking_layers(self):
-            raise InputError("SpikingBrainForCausalLM.save_pretrained: the model spikes. Use spikebrain.save.")
-        super().save_pretrained(*args, **kwargs)
+        """Save a model as `spikebrain.save` does, float or spiking."""
+        save_pretrained(self, *args, **kwargs)
 
     @property
     def settings(self) -> SpikingBrainConfig:

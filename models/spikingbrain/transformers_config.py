@@ -16,7 +16,7 @@ _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _FIELDS = tuple(field.name for field in dataclasses.fields(SpikingBrainConfig))
 # Fields that transformers writes into any config.json, besides its own defaults.
 _GENERIC = {
-    *("model_type", "auto_map", "_name_or_path", "name_or_path", "torch_dtype", "use_cache", "num_labels"),
+    *("model_type", "_name_or_path", "name_or_path", "torch_dtype", "use_cache", "num_labels"),
     *("attn_implementation", "_attn_implementation", "bos_token_id", "eos_token_id", "pad_token_id", "_commit_hash"),
     *("output_attentions", "experts_implementation", "generation_config", "quantization_config"),
 }
@@ -50,6 +50,7 @@ class SpikingBrainPretrainedConfig(PretrainedConfig):
     attribute_map = {"num_attention_heads": "num_heads", "num_key_value_heads": "num_kv_heads"}  # noqa: RUF012
 
     def __init__(self, settings: SpikingBrainConfig | None = None, **kwargs: Any) -> None:
+        kwargs.pop("auto_map", None)  # of a folder, to find this class, which has been found
         ours = {name: kwargs.pop(name) for name in _FIELDS if name in kwargs}
         generic = {*PretrainedConfig().to_dict(), *GenerationConfig().to_dict(), *_GENERIC}
         unknown = sorted(kwargs.keys() - generic)

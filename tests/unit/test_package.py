@@ -34,6 +34,7 @@ OPTIONAL = {
 }
 FLOW = ["neuro", "coding", "chip", "backends", "models", "energy", "simulation", "analysis", "jobs", "cli"]
 UNDER_ALL = ["errors", "fingerprint", "registry", "paths", "files", "compiled", "interrupt", "lazy", "version"]
+UNDER_ALL += ["hugging_face"]
 MODEL_ROOMS = ["layers", "spikingbrain", "decoding", "conversion", "training", "recording", "io"]
 WALKED = (*FLOW, "registry", "files", "fingerprint")
 MODULES = sorted(

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from spikebrain import load, save, to_spiking
 from spikebrain.errors import CheckpointError, InputError
 from spikebrain.models.conversion import from_transformer
-from spikebrain.models.io import folders, replace_folder, single_file
+from spikebrain.models.io import folder_writer, replace_folder, single_file
 from spikebrain.models.spikingbrain import SpikingBrainForCausalLM, tiny_7b
 
 IDS = torch.arange(20)[None]
@@ -48,7 +48,7 @@ def killed_at(step, model, path):
 
         for name in ("replace", "unlink", "mkdir", "rmdir"):
             setattr(os, name, stepwise(getattr(os, name)))
-        folders.write_tensors = stepwise(folders.write_tensors)
+        folder_writer.write_tensors = stepwise(folder_writer.write_tensors)
         Path.write_text = stepwise(Path.write_text)
         save(model, path, max_shard_bytes=150_000)
         os._exit(0)
@@ -85,7 +85,7 @@ def test_a_save_that_fails_leaves_the_old_model(tmp_path, monkeypatch):
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(folders, "write_tensors", full)
+    monkeypatch.setattr(folder_writer, "write_tensors", full)
     with pytest.raises(CheckpointError, match=r"cannot be written.*No space left"):
         save(brain(2), tmp_path / "m")
     assert torch.equal(logits(load(tmp_path / "m").model), logits(old))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 import spikebrain
 from spikebrain import spikingbrain_settings
@@ -124,12 +125,12 @@ def test_all_that_is_wrong_is_told_at_once(folder):
 @pytest.mark.parametrize("name", ["model.layers.0.attn.k_proj", "model.layers.2.mlp.gate_proj"])
 def test_missing_and_wrong_scales(tmp_path, name):
     save(to_spiking(SpikingBrainForCausalLM(tiny_7b())), tmp_path)
-    rewrite(tmp_path, lambda tensors: tensors.pop(f"{name}.weight_quantizer.scales"))
-    with pytest.raises(CheckpointError, match=f"missing: {name}.weight_quantizer.scales"):
+    rewrite(tmp_path, lambda tensors: tensors.pop(f"{name}.scale"))
+    with pytest.raises(CheckpointError, match=f"missing: {name}.scale"):
         read_folder(tmp_path)
     save(to_spiking(SpikingBrainForCausalLM(tiny_7b())), tmp_path)
-    rewrite(tmp_path, lambda tensors: tensors[f"{name}.weight_quantizer.scales"].zero_())
-    with pytest.raises(CheckpointError, match=f"weight scales of {name}: expected finite numbers > 0"):
+    rewrite(tmp_path, lambda tensors: tensors[f"{name}.scale"].fill_(torch.nan))
+    with pytest.raises(CheckpointError, match=f"{name}: SpikeLinear.scale: expected finite"):
         read_folder(tmp_path)
 
 
@@ -173,20 +174,25 @@ def test_other_damage(folder):
         read_folder(folder)
 
 
-def test_transformers_alone_does_not_run_a_spiking_folder(tmp_path):
-    spiking = to_spiking(SpikingBrainForCausalLM(tiny_7b()))
-    with pytest.raises(InputError, match=r"Use spikebrain\.save"):
-        spiking.save_pretrained(tmp_path)
-    save(spiking, tmp_path)
-    with pytest.raises(InputError, match=r"Use spikebrain\.load"):
-        SpikingBrainForCausalLM.from_pretrained(tmp_path)
+@pytest.mark.parametrize("setting", [None, "as-described", "as-released"])
+def test_transformers_opens_a_folder(tmp_path, setting):
+    model = SpikingBrainForCausalLM(tiny_7b(initializer_range=0.1)).eval()
+    if setting is not None:
+        model = to_spiking(model, spikingbrain_settings(setting, group_size=16))
+    model.save_pretrained(tmp_path)
+    opened, ids = AutoModelForCausalLM.from_pretrained(tmp_path), torch.arange(20)[None]
+    with torch.no_grad():
+        assert torch.equal(opened(ids).logits, model(ids).logits)
+        assert torch.equal(spikebrain.load(tmp_path).model(ids).logits, model(ids).logits)
+    assert opened.settings == model.settings
+    assert getattr(opened, "conversion", None) == getattr(model, "conversion", None)
 
 
 def test_too_coarse_for_the_weights(tmp_path):
-    model = SpikingBrainForCausalLM(tiny_7b())
+    model = SpikingBrainForCausalLM(tiny_7b(gate="full"))
     model.model.layers[0].mlp.up_proj.weight.data *= 1e-6
     with pytest.raises(InputError, match=r"float16 is too coarse for the weights of model\.layers\.0\.mlp\.up_proj"):
-        save(to_spiking(model).half(), tmp_path)
+        save(to_spiking(model).half(), tmp_path, released=True)
 
 
 MEMORY = """
