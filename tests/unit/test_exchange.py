@@ -106,11 +106,12 @@ def test_a_package_that_is_not_there(tmp_path, recording, monkeypatch):
     def missing(name):
         raise ModuleNotFoundError(f"No module named {name!r}")
 
-    events, to_nir = sb.AEREvents.from_train(recording.trains["model.layers.0.mlp.up_proj"][0]), sb.to_nir
+    events = sb.AEREvents.from_train(recording.trains["model.layers.0.mlp.up_proj"][0])
+    export, to_nir = sb.export, sb.to_nir  # imported before
     monkeypatch.setattr(lazy, "import_module", missing)
     for call in (
-        lambda: sb.export(recording, tmp_path / "it.h5"),
-        lambda: sb.export(recording, tmp_path / "it.parquet"),
+        lambda: export(recording, tmp_path / "it.h5"),
+        lambda: export(recording, tmp_path / "it.parquet"),
         recording.to_pandas,
         events.to_pandas,
         lambda: to_nir([]),
