@@ -37,7 +37,7 @@ class Reader(gguf.GGUFReader):
     def data(self, mapped: np.ndarray) -> None:
         self._bytes = np.asarray(mapped)
 
-    def _get(self, offset: int, dtype: Any, count: int = 1, *order: Any, **options: Any) -> Any:
+    def _get(self, offset: Any, dtype: Any, count: Any = 1, *order: Any, **options: Any) -> Any:
         end = int(offset) + np.dtype(dtype).itemsize * int(count)
         if end > len(self._bytes):
             raise ValueError(f"something in its header ends at byte {end:,}, the file at byte {len(self._bytes):,}")

@@ -52,7 +52,7 @@ class Subject(NamedTuple):
     stop: int | None = None
 
 
-def mutated(content: bytes, rng: random.Random, stop: int | None = None) -> bytes:
+def mutated(content: bytes, rng: random.Random, stop: int | None = None) -> bytes:  # noqa: PLR0911 - a kind each
     """Return the bytes with one fault: bits, bytes, lines or values changed, lost, doubled, or huge numbers."""
     at = rng.randrange(stop or len(content))
     kind = rng.randrange(8)
