@@ -2,7 +2,8 @@
 
 Activations become spike counts (`neuro`), counts become spike trains (`coding`), layers run on the spikes (`backends`,
 `models`), and a recording of the run becomes energy (`energy`) and figures (`analysis`). `simulation` runs a whole
-model on a simulated chip (`chip`), and `jobs` holds what the commands do. Each is imported when it is asked for.
+model on a simulated chip (`chip`), `exchange` writes what other tools read, and `jobs` holds what the commands do.
+Each is imported when it is asked for.
 """
 
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from . import chip as chip
     from . import coding as coding
     from . import energy as energy
+    from . import exchange as exchange
     from . import jobs as jobs
     from . import models as models
     from . import neuro as neuro
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
         pack_activations,
     )
     from .energy import DigitalEnergy, PaperEnergy, SynopEnergy, count_operations, load_table
+    from .exchange import export, read_recording, to_nir
     from .models import (
         Conversion,
         DistillSettings,
@@ -113,6 +116,7 @@ __all__ = [
     "decode",
     "describe_decoding",
     "distill",
+    "export",
     "from_transformer",
     "load",
     "load_table",
@@ -120,6 +124,7 @@ __all__ = [
     "neuron_with_k",
     "pack_activations",
     "plot_raster",
+    "read_recording",
     "record",
     "save",
     "simulate_model",
@@ -127,6 +132,7 @@ __all__ = [
     "spike_statistics",
     "spikingbrain_settings",
     "to_dense",
+    "to_nir",
     "to_spiking",
 ]
 
@@ -150,6 +156,7 @@ _HOMES = {
         "pack_activations",
     ),
     "energy": ("DigitalEnergy", "PaperEnergy", "SynopEnergy", "count_operations", "load_table"),
+    "exchange": ("export", "read_recording", "to_nir"),
     "models": (
         "Conversion",
         "DistillSettings",
@@ -180,6 +187,6 @@ _HOMES = {
     ),
     "simulation": ("simulate_model",),
 }
-_ROOMS = ("analysis", "backends", "chip", "coding", "energy", "jobs", "models", "neuro", "simulation")
+_ROOMS = ("analysis", "backends", "chip", "coding", "energy", "exchange", "jobs", "models", "neuro", "simulation")
 
 __getattr__, __dir__ = exports(__name__, _HOMES, _ROOMS)

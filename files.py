@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
+import secrets
+import threading
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,7 +38,8 @@ def whole_file(path: Path, error: type[SpikebrainError] = InputError) -> Iterato
     Raises:
         SpikebrainError: of that class: the file cannot be written, for example because the disk is full.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    # Machines that share a disk may share a number of a process, too.
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
     try:
         yield partial
         with partial.open("rb+") as file:
@@ -79,6 +83,54 @@ def make_folder(path: Path, error: type[SpikebrainError] = InputError) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as reason:
         raise cannot_write(path, reason, error) from reason
+
+
+# Folders that a block of `only_writer` holds, by device and inode, and the thread of each.
+_HELD: dict[tuple[int, int], int] = {}
+
+
+@contextmanager
+def only_writer(folder: Path, error: type[SpikebrainError] = InputError) -> Iterator[None]:
+    """Keep other processes, and threads, of this package from writing into a folder while a `with` block runs.
+
+    A block inside of another one of the same thread is part of it. The lock is on the folder itself: it leaves no file,
+    and ends with its process, however that ends. Where folders cannot be locked (Windows, some network disks) nothing
+    is kept from anybody.
+
+    Args:
+        folder: made if it is missing.
+        error: class of the error.
+    Raises:
+        SpikebrainError: of that class: another one is writing there, or the folder cannot be made.
+    """
+    make_folder(folder, error)
+    try:
+        import fcntl  # noqa: PLC0415 - Windows has none
+
+        handle = os.open(folder, os.O_RDONLY)
+    except (ImportError, OSError):  # whoever writes there will say why that cannot be
+        yield
+        return
+    try:
+        found = os.fstat(handle)
+        key, me = (found.st_dev, found.st_ino), threading.get_ident()
+        if _HELD.get(key) == me:
+            yield
+            return
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as reason:
+            if reason.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise error(
+                    f"{folder}: another process is writing there. Wait until it has ended, or name another folder."
+                ) from reason
+        _HELD[key] = me
+        try:
+            yield
+        finally:
+            _HELD.pop(key, None)
+    finally:
+        os.close(handle)
 
 
 def _umask() -> int:

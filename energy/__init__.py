@@ -7,7 +7,7 @@ from .counts import LayerCounts, ModelCounts, OperationCounts
 from .digital import DigitalEnergy
 from .energy_report import EnergyReport
 from .measured import MeasuredEnergy, Meter, NvmlMeter, RaplMeter, measure_energy
-from .neurobench import NeuroBenchCounts, neurobench_counts
+from .neurobench import NeuroBenchCounts, neurobench_counts, neurobench_results
 from .paper import PaperEnergy, PaperReport
 from .recode import Recoded, as_run, recode
 from .sensitivity import Sensitivity, sensitivity
@@ -43,6 +43,7 @@ __all__ = [
     "load_table",
     "measure_energy",
     "neurobench_counts",
+    "neurobench_results",
     "recode",
     "sensitivity",
     "table_names",

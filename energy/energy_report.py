@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import InputError
+from ..lazy import optional
 from .counts import ModelCounts
 from .table import EnergyTable
 
@@ -150,12 +151,7 @@ class EnergyReport:
         Raises:
             InputError: pandas is not installed.
         """
-        try:
-            import pandas  # noqa: PLC0415  # pyright: ignore[reportMissingImports] - not a dependency
-        except ImportError as error:
-            raise InputError(
-                "EnergyReport.to_dataframe: needs pandas (pip install pandas); rows() does not."
-            ) from error
+        pandas = optional("pandas", "exchange", "EnergyReport.to_dataframe, which is rows() as a table,")
         return pandas.DataFrame(self.rows(), columns=["system", "layer", "part", "energy_pj"])
 
     def to_dict(self) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from ..errors import InputError
-from ..models import Recording, SpikeLinear
+from ..models import Recording, SpikeLinear, spiking_layers
 from ..models.recording.modules import UNCOUNTED
 
 
@@ -68,3 +69,54 @@ def neurobench_counts(model: nn.Module, recording: Recording) -> NeuroBenchCount
             macs += part.num_pairs
     sparsity = 1 - num_spikes / num_slots if num_slots else 0.0
     return NeuroBenchCounts(acs, macs, dense + macs, sparsity, updates)
+
+
+def neurobench_results(
+    model: nn.Module, recording: Recording, num_samples: int | None = None, sample: str = "token"
+) -> dict[str, Any]:
+    """Return the results of a recorded run as NeuroBench writes them: by the class of its metric, per sample.
+
+    Args:
+        model: that ran.
+        recording: of that model, with its trains: record(model, keep_trains=True).
+        num_samples: samples that ran; None for the tokens of the recording.
+        sample: what a sample is, in a word; it stands beside the results.
+    Returns:
+        Values of JSON: Footprint (bytes of all parameters and buffers), ConnectionSparsity (of linear layers),
+        ActivationSparsity (of all trains), SynapticOperations and MembraneUpdates (per sample), and Sample, which
+        NeuroBench does not have: what they were divided by.
+    Raises:
+        InputError: as for `neurobench_counts`, or nothing ran, or num_samples is given without `sample`.
+    Source:
+        NeuroBench 2.3, `Benchmark.save_benchmark_results`.
+    """
+    counts = neurobench_counts(model, recording)
+    if num_samples is not None and sample == "token":
+        raise InputError('neurobench_results.sample: expected what `num_samples` counts, such as "text".')
+    num = max((x.num_tokens for x in recording.layers.values()), default=0) if num_samples is None else num_samples
+    if num < 1:
+        raise InputError(f"neurobench_results.num_samples: expected a run of at least one sample, got {num}.")
+    return {
+        "Footprint": sum(x.numel() * x.element_size() for x in (*model.parameters(), *model.buffers())),
+        "ConnectionSparsity": _connection_sparsity(model),
+        "ActivationSparsity": counts.activation_sparsity,
+        "SynapticOperations": {
+            "Effective_MACs": counts.effective_macs / num,
+            "Effective_ACs": counts.effective_acs / num,
+            "Dense": counts.dense / num,
+        },
+        "MembraneUpdates": counts.membrane_updates / num,
+        "Sample": {"of": sample, "num_samples": num},
+    }
+
+
+def _connection_sparsity(model: nn.Module) -> float:
+    """Return the share of weights that are 0, in linear layers, spiking or not, in the four decimals of NeuroBench."""
+    weights = [layer.dequantized_weight for layer in spiking_layers(model).values()]
+    weights += [lambda m=m: m.weight for m in model.modules() if isinstance(m, nn.Linear)]
+    num_weights = num_zeros = 0
+    for read in weights:  # one at a time: a spiking layer makes its floats anew
+        weight = read()
+        num_weights += weight.numel()
+        num_zeros += weight.numel() - int(weight.count_nonzero())
+    return round(num_zeros / num_weights, 4)

@@ -7,6 +7,7 @@ from .convert import ConvertSettings, convert
 from .distill import Distilled, DistillRun, distill
 from .doctor import examine
 from .energy import EnergyEstimate, EnergySettings, energy, energy_model
+from .export import Exported, ExportSettings, export
 from .generate import Generated, GenerateSettings, SpikesWritten, generate
 from .progress import Progress, Silent
 from .report import ReportSettings, report
@@ -18,6 +19,8 @@ __all__ = [
     "Distilled",
     "EnergyEstimate",
     "EnergySettings",
+    "ExportSettings",
+    "Exported",
     "GenerateSettings",
     "Generated",
     "Progress",
@@ -31,6 +34,7 @@ __all__ = [
     "energy",
     "energy_model",
     "examine",
+    "export",
     "generate",
     "report",
     "simulate",

@@ -16,7 +16,7 @@ from ..models.io import load, save
 from ..models.layers.settings import ATTENTION
 from ..models.spikingbrain import LayerPlan, SpikingBrainForCausalLM, parse_layers
 from .given import refuse, usual
-from .inputs import read_text, require_new, require_tokenizer, token_ids
+from .inputs import alone, read_text, require_new, require_tokenizer, token_ids
 from .progress import SILENT, Progress
 
 # Tokens of a text that parameters are fitted to.
@@ -75,6 +75,7 @@ class ConvertSettings:
             refuse(self, ("k", "weights", "format"), "on a model that does not spike (`spiking`)")
 
 
+@alone
 def convert(
     settings: ConvertSettings, out: Path, progress: Progress = SILENT, *, force: bool = False
 ) -> SpikingBrainForCausalLM:

@@ -34,7 +34,7 @@ from ..models.training.distill import fingerprint
 from ..models.training.state import FILE_NAME as STATE
 from ..models.training.state import LOSSES
 from .given import refuse, usual
-from .inputs import check_length, load_spikingbrain, look_ahead, read_text, require_new, token_ids
+from .inputs import alone, check_length, load_spikingbrain, look_ahead, read_text, require_new, token_ids
 from .progress import SILENT, Progress
 
 MINUTES = 10.0
@@ -147,6 +147,7 @@ class Distilled:
     result: DistillResult
 
 
+@alone
 def distill(run: DistillRun, out: Path, progress: Progress = SILENT, *, force: bool = False) -> Distilled:
     """Train a converted model lightly, so that it recovers what it lost, and save it.
 

@@ -28,7 +28,7 @@ from ..files import read_json, write_json
 from ..models import SpikeSettings
 from ..models.recording import record
 from .given import SPIKES, refuse, spike_settings, usual
-from .inputs import load_spiking, require_writable
+from .inputs import alone, load_spiking, require_writable
 from .progress import SILENT, Progress
 
 # Tokens of a window.
@@ -113,6 +113,7 @@ class EnergyEstimate:
     files: tuple[str, ...]
 
 
+@alone
 def energy(settings: EnergySettings, out: Path | None = None, progress: Progress = SILENT) -> EnergyEstimate:
     """Estimate what a run on spikes costs beside dense INT8 and FP16.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import platform
 import pydoc_data.topics
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,14 @@ from transformers import PreTrainedModel
 
 from ..backends import Backend, device_of
 from ..errors import InputError
+from ..files import only_writer
 from ..models import Loaded, choose_layers, spiking_layers, to_spiking
 from ..models.io import Preview, load, preview
 from ..models.spikingbrain import SpikingBrainForCausalLM
 from .given import refuse_spikes
 from .progress import SILENT, Progress
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 # A text of so many characters a token of a window is not read by the tokenizer twice.
 _LONG = 32
@@ -72,6 +76,28 @@ def require_new(out: Path, *, sources: Iterable[str | Path] = (), known: Collect
             )
     except OSError as error:
         raise _cannot_write(out, error) from error
+
+
+def alone(job: F) -> F:
+    """Return a job that no other process of this package writes beside into the same folder `out`."""
+
+    @functools.wraps(job)
+    def run(settings: Any, out: Path | None = None, *args: Any, **kwargs: Any) -> Any:
+        if out is None or out.suffix == ".safetensors" or (out.exists() and not out.is_dir()):
+            return job(settings, out, *args, **kwargs)
+        is_new = not out.exists()
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError:
+            return job(settings, out, *args, **kwargs)  # which says why
+        with only_writer(out):
+            try:
+                return job(settings, out, *args, **kwargs)
+            finally:
+                if is_new and not any(out.iterdir()):
+                    out.rmdir()
+
+    return cast(F, run)
 
 
 def require_writable(out: Path) -> None:

@@ -23,6 +23,7 @@ from ..models.io import load
 from ..registry import describe, label
 from .given import refuse_spikes, spike_settings, usual
 from .inputs import (
+    alone,
     check_seed,
     check_windows,
     first_tokens,
@@ -88,6 +89,7 @@ class ReportSettings:
         return spike_settings(self)
 
 
+@alone
 def report(settings: ReportSettings, out: Path, progress: Progress = SILENT) -> dict[str, Any]:
     """Run a model in floating point, with INT8 weights and on spikes, and write what was found.
 

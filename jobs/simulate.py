@@ -21,7 +21,7 @@ from ..simulation.describe import describe_simulation
 from ..simulation.model import MODES, ModelOnChip, simulate_model
 from ..simulation.orders import learn_orders
 from .given import refuse, spike_settings, usual
-from .inputs import check_seed, load_spiking, require_writable
+from .inputs import alone, check_seed, load_spiking, require_writable
 from .progress import SILENT, Progress
 
 # Tokens from which an order of channels is learned.
@@ -97,6 +97,7 @@ class Simulated:
     files: tuple[str, ...]
 
 
+@alone
 def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT) -> Simulated:
     """Run a model on a simulated chip, event by event, and check its sums against the model's.
 

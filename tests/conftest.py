@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
-ROOMS = ("neuro", "coding", "chip", "backends", "models", "energy", "simulation", "analysis", "jobs")
+ROOMS = ("neuro", "coding", "chip", "backends", "models", "energy", "simulation", "analysis", "exchange", "jobs")
 
 
 def _modules_to_check() -> list[str]:

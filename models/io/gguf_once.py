@@ -22,7 +22,11 @@ _LOCK = threading.RLock()
 
 
 class Reader(gguf.GGUFReader):
-    """A reader whose slices are plain arrays: it makes 10^5, and those of a memory map cost several times as much."""
+    """A reader that reads nothing beyond the end of the file.
+
+    Its own class takes what is missing there for empty, so that an array that claims 10^18 numbers fills the memory.
+    Slices are plain arrays: it makes 10^5, and those of a memory map cost several times as much.
+    """
 
     @property
     def data(self) -> np.ndarray:  # pyright: ignore[reportIncompatibleVariableOverride] - an attribute there
@@ -32,6 +36,12 @@ class Reader(gguf.GGUFReader):
     @data.setter
     def data(self, mapped: np.ndarray) -> None:
         self._bytes = np.asarray(mapped)
+
+    def _get(self, offset: Any, dtype: Any, count: Any = 1, *order: Any, **options: Any) -> Any:
+        end = int(offset) + np.dtype(dtype).itemsize * int(count)
+        if end > len(self._bytes):
+            raise ValueError(f"something in its header ends at byte {end:,}, the file at byte {len(self._bytes):,}")
+        return super()._get(offset, dtype, count, *order, **options)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ...errors import CheckpointError
-from ...files import cannot_write
+from ...files import cannot_write, only_writer
 from .hub import TOKENIZER_FILES
 from .shards import INDEX, is_weight_file
 
@@ -29,11 +29,15 @@ def replaced(path: Path) -> Iterator[Path]:
     other files stay.
 
     Raises:
-        CheckpointError: the folder cannot be written.
+        CheckpointError: the folder cannot be written, or another process is writing there.
     """
+    with only_writer(path, CheckpointError):
+        yield from _replaced(path)
+
+
+def _replaced(path: Path) -> Iterator[Path]:
     new = path / f"{_UNFINISHED}{os.getpid()}"
     try:
-        path.mkdir(parents=True, exist_ok=True)
         for left in path.glob(f"{_UNFINISHED}*"):  # by a save that was killed
             shutil.rmtree(left)
         new.mkdir()

@@ -14,6 +14,7 @@ from torch import nn
 
 from ...coding import SpikeTrain
 from ...errors import InputError
+from ...lazy import optional
 from ..layers.settings import check_patterns
 from ..layers.spike_linear import SpikeLinear, Step, observing, spiking_layers
 from .layer_record import LayerRecord
@@ -56,6 +57,21 @@ class Recording:
             module.num_tokens, module.num_pairs = stored["num_tokens"], stored["num_pairs"]
             module.kind, module.sizes = stored["kind"], stored["sizes"]
         self.order = list(state.get("order", ()))
+
+    def to_pandas(self, table: str = "layers") -> Any:
+        """Return a table of the recording as a pandas DataFrame.
+
+        Args:
+            table: "layers", "histogram", "weight_reads", "trains", "weights", "spikes", "modules" or "run"; what their
+                columns are stands at the top of `models/recording/tables.py` and in docs/exchange.md.
+        Raises:
+            InputError: there is no such table, or pandas is not installed.
+        """
+        from .tables import COLUMNS, tables_of  # noqa: PLC0415 - it imports this module
+
+        if table not in COLUMNS:
+            raise InputError(f"Recording.to_pandas.table: expected one of {', '.join(COLUMNS)}; got {table!r}.")
+        return optional("pandas", "exchange", "Recording.to_pandas").DataFrame(tables_of(self)[table])
 
     def spikes_of(self, name: str) -> SpikeTrain:
         """Return the kept trains of a layer as one, tokens in order: [T, tokens, in_features].

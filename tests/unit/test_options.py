@@ -25,6 +25,7 @@ ALWAYS = {
     "distill": "teacher student out text sample context batch_size accumulation attention_steps logits_steps "
     "learning_rate spiking precision device seed force",
     "doctor": "as_json",
+    "export": "model out force",
 }
 # Where an option has no effect: arguments before the option and its value. DENSE, SPIKES and the like stand for files.
 CASES = {
@@ -40,6 +41,10 @@ CASES = {
         ),
         "token_s": ["DENSE"],
         "block_bytes": ["DENSE"],
+    },
+    "export": {
+        **dict.fromkeys(("text", "num_tokens", "trains", "device"), ("DENSE", "--out", "NIR")),
+        **dict.fromkeys(("k", "encoder", "layers", "skip", "weights"), ("SPIKES", "--out", "NPZ")),
     },
     "convert": {
         **dict.fromkeys(("calibrate_tokens", "fit", "device", "k", "weights"), ("DENSE",)),
@@ -73,6 +78,7 @@ VALUES = {
     **{"sums_in": "register", "sram_bytes": 32768, "on_chip_bytes": 9, "leakage_w": 0, "token_s": 0.1},
     **{"block_bytes": 64, "calibrate_tokens": 4096, "fit": "columns", "layout": "7b", "window": 4096, "num_sinks": 0},
     **{"num_experts": 4, "calibrate": "TEXT", "minutes": 10, "logits_rate": 0.1, "checkpointing": None},
+    "trains": None,
 }
 
 
@@ -83,6 +89,7 @@ def files(model_folder, text, tmp_path):
     jobs.convert(jobs.ConvertSettings(str(tmp_path / "float"), spiking="as-described"), tmp_path / "spikes")
     (tmp_path / "report.json").write_text("{}")
     names = {"DENSE": model_folder, "FLOAT": tmp_path / "float", "SPIKES": tmp_path / "spikes"}
+    names |= {"NIR": tmp_path / "it.nir", "NPZ": tmp_path / "it.npz"}
     return names | {"TEXT": text, "REPORT": tmp_path / "report.json"}
 
 
@@ -107,7 +114,7 @@ def test_options_in_vain_are_refused(command, run, files, tmp_path):
     names = option_names(function_of(command))
     for option, before in CASES[command].items():
         out = () if command == "generate" or option in ("block_bytes", "leakage_w") else ("--out", tmp_path / "out")
-        out = () if "loihi_14nm" in before else out
+        out = () if "loihi_14nm" in before or "--out" in before else out
         given = VALUES[option]
         value = () if given is None else (files.get(str(given), given),)
         typed = [command, *(files.get(word, word) for word in before), names[option], *value, *out]

@@ -32,7 +32,7 @@ OPTIONAL = {
     "spikebrain.backends.gpu.spike": "triton",
     "spikebrain.backends.gpu.count": "triton",
 }
-FLOW = ["neuro", "coding", "chip", "backends", "models", "energy", "simulation", "analysis", "jobs", "cli"]
+FLOW = ["neuro", "coding", "chip", "backends", "models", "energy", "simulation", "analysis", "exchange", "jobs", "cli"]
 UNDER_ALL = ["errors", "fingerprint", "registry", "paths", "files", "compiled", "interrupt", "lazy", "version"]
 UNDER_ALL += ["hugging_face"]
 MODEL_ROOMS = ["layers", "spikingbrain", "decoding", "conversion", "training", "recording", "io"]

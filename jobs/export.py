@@ -1,0 +1,144 @@
+"""A model as other tools read it: what its layers do on a text, or the layers themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ..analysis.perplexity import split_windows
+from ..coding import ENCODERS, Encoder
+from ..energy import neurobench_results
+from ..errors import InputError
+from ..exchange import RECORDING_SUFFIXES, check_suffix, to_nir
+from ..exchange import export as export_recording
+from ..files import write_json
+from ..models import Recording, SpikeSettings, record, spiking_layers, to_spiking
+from ..models.io import load
+from .given import refuse, refuse_spikes, spike_settings, usual
+from .inputs import is_spiking, load_spiking, require_writable
+from .progress import SILENT, Progress
+
+_CONTEXT = 512
+# Settings of a run, which a graph of layers does not need.
+_OF_A_RUN = ("text", "num_tokens", "device", "trains")
+_NIR, _NEUROBENCH = ".nir", ".json"
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """What is exported.
+
+    A setting that would have no effect is refused, so None stands for "not given".
+
+    Attributes:
+        model: anything that `load` takes.
+        text: a UTF-8 file; None for the text of the standard library's pydoc_data.topics.
+        num_tokens: tokens from the start of the text, in windows of 512; None for 512.
+        trains: keep every spike, which takes timesteps x tokens x channels bytes a layer; None for no.
+        k: of `AdaptiveThreshold`: mean |x| of a token divided by its threshold; None for 3.
+        encoder: turns counts into spikes, an object or a registered name; None for `BidirectionalBitwise`.
+        layers: pattern of the names of layers that spike; None for all.
+        skip: patterns of the names of layers that stay dense; None for none.
+        weights: "int8", "int4", or "stored" for those of a GGUF file as they are; None for "int8".
+        device: "cpu", "cuda", or "auto" or None for a GPU if there is one.
+    """
+
+    model: str = "smollm2"
+    text: Path | None = None
+    num_tokens: int | None = None
+    trains: bool | None = None
+    k: float | None = None
+    encoder: Encoder | str | None = None
+    layers: str | None = None
+    skip: tuple[str, ...] | None = None
+    weights: str | None = None
+    device: str | None = None
+
+    def __post_init__(self) -> None:
+        """Put objects in the place of names; raise an InputError if there is no such name."""
+        object.__setattr__(self, "encoder", ENCODERS.resolve(self.encoder, "encoder", None))
+
+    def spike_settings(self) -> SpikeSettings:
+        """Return which layers spike, and how."""
+        return spike_settings(self)
+
+
+class Exported(NamedTuple):
+    """What `export` wrote.
+
+    Attributes:
+        what: the file holds, in words.
+        num_layers: spiking layers in it.
+        num_tokens: that ran; 0 for a graph.
+        left_out: what the format cannot say, one sentence each.
+    """
+
+    what: str
+    num_layers: int
+    num_tokens: int = 0
+    left_out: tuple[str, ...] = ()
+
+
+def export(settings: ExportSettings, out: Path, progress: Progress = SILENT, *, force: bool = False) -> Exported:
+    """Write a file for other tools.
+
+    Args:
+        settings: what is exported.
+        out: the file; its suffix says what it holds: .parquet, .h5, .hdf5 or .npz a recording of the model on a text,
+            .json the results of that run as NeuroBench has them, per token, and .nir the layers as a graph of NIR.
+        progress: told what happens.
+        force: write over a file that is there.
+    Raises:
+        SpikebrainError: bad input; the message says which and what to do.
+    """
+    suffix = out.suffix.lower()
+    check_suffix(out, "out", (*RECORDING_SUFFIXES, _NEUROBENCH, _NIR))
+    if suffix == _NIR:
+        refuse(settings, _OF_A_RUN, f"on {out.name}, a graph of layers that do not run")
+    if suffix == _NEUROBENCH:
+        refuse(settings, ("trains",), f"on {out.name}, for which trains are always kept")
+    require_writable(out.parent)
+    if out.exists() and not force:
+        raise InputError(f"out {out}: is there already. Name another file, or pass force=True to write over it.")
+    if suffix == _NIR:
+        return _export_graph(settings, out, progress)
+    model, recording = _run(settings, suffix == _NEUROBENCH or bool(settings.trains), progress)
+    num_tokens = max(layer.num_tokens for layer in recording.layers.values())
+    if suffix == _NEUROBENCH:
+        write_json(out, neurobench_results(model, recording), indent=4)
+        return Exported("results as NeuroBench has them, per token", len(recording.layers), num_tokens)
+    export_recording(recording, out)
+    what = "recording with its trains" if settings.trains else "recording"
+    return Exported(what, len(recording.layers), num_tokens)
+
+
+def _run(settings: ExportSettings, trains: bool, progress: Progress) -> tuple[nn.Module, Recording]:
+    """Run a model on a text, one window after the other, so that trains have an order."""
+    num_tokens = usual(settings.num_tokens, _CONTEXT)
+    context = min(num_tokens, _CONTEXT)
+    inputs = {"num_tokens": num_tokens, "context": context, "device": usual(settings.device, "auto")}
+    model, ids, _, _ = load_spiking(settings.model, settings.text, settings, progress=progress, **inputs)
+    windows = split_windows(ids, context)
+    device = next(model.parameters()).device
+    done = progress.bar("spiking", sum(len(window) for window in windows), "tokens")
+    with record(model, keep_trains=trains) as recording, torch.inference_mode():
+        for window in windows:
+            model(input_ids=window[None].to(device), use_cache=False)
+            done(len(window))
+    return model, recording
+
+
+def _export_graph(settings: ExportSettings, out: Path, progress: Progress) -> Exported:
+    loaded = load(settings.model, say=progress.say, bar=progress.bar)
+    model = loaded.model
+    if is_spiking(model):
+        refuse_spikes(settings, loaded.source)
+    else:
+        model = to_spiking(model, settings.spike_settings(), inplace=True)
+    found = to_nir(model)
+    found.write(out)
+    return Exported("graph of NIR", len(spiking_layers(model)), left_out=found.left_out)
