@@ -7,6 +7,7 @@ from .convert import ConvertSettings, convert
 from .distill import Distilled, DistillRun, distill
 from .doctor import examine
 from .energy import EnergyEstimate, EnergySettings, energy, energy_model
+from .eval import EvalSettings, evaluate
 from .generate import Generated, GenerateSettings, SpikesWritten, generate
 from .progress import Progress, Silent
 from .report import ReportSettings, report
@@ -18,6 +19,7 @@ __all__ = [
     "Distilled",
     "EnergyEstimate",
     "EnergySettings",
+    "EvalSettings",
     "GenerateSettings",
     "Generated",
     "Progress",
@@ -30,6 +32,7 @@ __all__ = [
     "distill",
     "energy",
     "energy_model",
+    "evaluate",
     "examine",
     "generate",
     "report",
