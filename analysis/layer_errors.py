@@ -66,12 +66,12 @@ def layer_errors(model: nn.Module, spiking: nn.Module, ids: Tensor, names: Itera
             found = _log_probabilities(model, ids)
         finally:
             handle.remove()
-        kl = (expected.exp() * (expected - found)).sum(-1).double().mean()
-        yield LayerError(name, watch.sqnr_db(), max(float(kl), 0.0))  # rounding may leave it just below 0
+        kl = (expected.exp() * (expected - found)).sum(-1).mean()
+        yield LayerError(name, watch.sqnr_db(), max(float(kl), 0.0))
 
 
 def _log_probabilities(model: nn.Module, ids: Tensor) -> Tensor:
-    return model(input_ids=ids, use_cache=False).logits[0].float().log_softmax(-1)
+    return model(input_ids=ids, use_cache=False).logits[0].double().log_softmax(-1)
 
 
 class _Replace:
