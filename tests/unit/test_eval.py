@@ -159,8 +159,7 @@ def test_a_faulty_task_leaves_the_others(run, model_folder, data, tmp_path):
     assert found["tasks"].keys() == {"arc_easy"}
     assert found["faults"].keys() == {"piqa", "lambada"}
     labels.write_text(good)
-    command = ("eval", model_folder, "--tasks", "piqa,arc_easy", "--data", data, "--out", out, "--device", "cpu")
-    code, shown, err = run(*command)
+    code, shown, err = run("eval", model_folder, "--tasks", "piqa,arc_easy", *where)
     assert code == 0
     assert "Going on with the run that was interrupted: 3 parts were done" in err
     assert "piqa, acc_norm %" in shown
