@@ -12,7 +12,7 @@ import lm_eval.api.task
 import torch
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate
-from lm_eval.models.huggingface import HFLM
+from lm_eval.models.huggingface import HFLM  # pyright cannot follow its base class: hence the remarks in _Model
 from torch import nn
 
 from ..errors import ActivationError, InputError
@@ -89,11 +89,12 @@ class _Model(HFLM):
     """lm-eval's model, which refuses what it would cut short, and shows no bars."""
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        return super().loglikelihood(list(requests), disable_tqdm=True)
+        return super().loglikelihood(list(requests), disable_tqdm=True)  # pyright: ignore[reportCallIssue]
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Any], disable_tqdm: bool = True, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
+        longest: int = self.max_length  # pyright: ignore[reportAttributeAccessIssue]
         for (context, answer), context_ids, answer_ids in requests:
             if not answer_ids:
                 raise InputError(
@@ -101,13 +102,14 @@ class _Model(HFLM):
                     "the model's own tokenizer, or leave the document out."
                 )
             num_tokens = len(context_ids) + len(answer_ids)
-            if num_tokens > self.max_length + 1:  # the last token is only predicted
+            if num_tokens > longest + 1:  # the last token is only predicted
                 raise InputError(
-                    f"The document {context[:40]!r}...: expected at most the model's {self.max_length:,} positions, "
+                    f"The document {context[:40]!r}...: expected at most the model's {longest:,} positions, "
                     f"got {num_tokens - 1:,} tokens. Leave the document out, or use a model with more positions."
                 )
         with torch.inference_mode():
-            return super()._loglikelihood_tokens(list(requests), disable_tqdm=True, override_bs=override_bs)
+            run = super()._loglikelihood_tokens  # pyright: ignore[reportAttributeAccessIssue]
+            return run(list(requests), disable_tqdm=True, override_bs=override_bs)
 
 
 @contextmanager

@@ -190,8 +190,8 @@ def test_scoring_leaves_the_model_as_it_is(tiny_llama, tokenizer):
 
 
 def test_a_spiking_model_is_compared_with_its_own_weights(tiny_llama, tokenizer, text, tmp_path):
-    save(to_spiking(tiny_llama), tmp_path / "spikes", tokenizer=tokenizer)
-    found = jobs.evaluate(settings(tmp_path / "spikes", text=(text,), context=16), tmp_path / "out")
+    save(to_spiking(tiny_llama), tmp_path / "spikes.safetensors", tokenizer=tokenizer)
+    found = jobs.evaluate(settings(tmp_path / "spikes.safetensors", text=(text,), context=16), tmp_path / "out")
     assert list(found["stages"]) == ["int8", "spiking"]
     assert "difference" in found["texts"][str(text)]["perplexity"]["spiking"]
 
