@@ -139,19 +139,8 @@ def test_a_faulty_task_leaves_the_others(run, model_folder, data, tmp_path):
     labels.write_text(good.replace("1", "7", 1))
     (data / "lambada" / "lambada_openai.jsonl").write_text('{"context": "' + "x" * 80 + '", "continuation": "a"}\n')
     out = tmp_path / "out"
-    command = (
-        "eval",
-        model_folder,
-        "--tasks",
-        "piqa,arc_easy,lambada",
-        "--data",
-        data,
-        "--out",
-        out,
-        "--device",
-        "cpu",
-    )
-    code, _, err = run(*command)
+    where = ("--data", data, "--out", out, "--device", "cpu")
+    code, _, err = run("eval", model_folder, "--tasks", "piqa,arc_easy,lambada", *where)
     assert code == 2
     assert "valid-labels.lst, line 2: this line: expected a label from 0 to 1, got 7" in err
     assert "expected at most the model's 64 positions, got 81 tokens" in err
