@@ -104,7 +104,9 @@ def eval(
     )
     with on_screen() as progress:
         found = jobs.evaluate(settings, out, progress)
-    _print(Console(highlight=False, markup=False), found)
+    # Figures of many stages are wider than a narrow console, which may wrap a line but must not cut it.
+    width = max(Console().width, 30 + 20 * len(found["stages"]))
+    _print(Console(highlight=False, markup=False, width=width), found)
     print(f"Written to {out}: eval.json ({found['seconds']['total']:.0f} s)")
 
 
