@@ -44,7 +44,11 @@ def measure_perplexity(model: nn.Module, windows: Sequence[Tensor]) -> float:
 
 def perplexity_of(nlls: Sequence[float], windows: Sequence[Tensor]) -> float:
     """Return exp of the mean negative log-likelihood, in nats, over the tokens that the windows predict."""
-    mean = math.fsum(nlls) / sum(len(window) - 1 for window in windows)
+    return exp_of_mean(math.fsum(nlls) / sum(len(window) - 1 for window in windows))
+
+
+def exp_of_mean(mean: float) -> float:
+    """Return the perplexity of a mean negative log-likelihood, in nats."""
     if mean > _LARGEST_NLL:
         raise ActivationError(
             f"perplexity: expected a mean negative log-likelihood up to {_LARGEST_NLL:.0f} nats, got {mean:.4g}: the "

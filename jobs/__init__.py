@@ -8,6 +8,7 @@ from .distill import Distilled, DistillRun, distill
 from .doctor import examine
 from .energy import EnergyEstimate, EnergySettings, energy, energy_model
 from .export import Exported, ExportSettings, export
+from .eval import EvalSettings, evaluate
 from .generate import Generated, GenerateSettings, SpikesWritten, generate
 from .progress import Progress, Silent
 from .report import ReportSettings, report
@@ -19,6 +20,7 @@ __all__ = [
     "Distilled",
     "EnergyEstimate",
     "EnergySettings",
+    "EvalSettings",
     "ExportSettings",
     "Exported",
     "GenerateSettings",
@@ -33,6 +35,7 @@ __all__ = [
     "distill",
     "energy",
     "energy_model",
+    "evaluate",
     "examine",
     "export",
     "generate",

@@ -43,11 +43,17 @@ def refuse_spikes(settings: Any, source: str) -> None:
     refuse(settings, SPIKES, f"on {source}, which spikes already and keeps its own settings")
 
 
-def spike_settings(settings: Any) -> SpikeSettings:
-    """Return which layers spike, and how, from the settings of a job; what is not given is as in `SpikeSettings`."""
+def spike_settings(settings: Any, k: float | None = None) -> SpikeSettings:
+    """Return which layers spike, and how, from the settings of a job; what is not given is as in `SpikeSettings`.
+
+    Args:
+        settings: of a job.
+        k: in the place of `settings.k`, for a job that has several.
+    """
     fields = {name: getattr(settings, name, None) for name in ("encoder", "backend", "weights", "group_size", "skip")}
-    if settings.k is not None:
-        fields["neuron"] = AdaptiveThreshold(settings.k)
+    k = settings.k if k is None else k
+    if k is not None:
+        fields["neuron"] = AdaptiveThreshold(k)
     if getattr(settings, "layers", None) is not None:
         fields["layers"] = (settings.layers,)
     return SpikeSettings(**{name: value for name, value in fields.items() if value is not None})

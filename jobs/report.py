@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import time
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,7 +36,7 @@ from .inputs import (
 from .measure import Measured, measure, weights_in_words
 from .progress import SILENT, Progress
 from .report_files import WRITTEN, describe_environment, write_files
-from .resume import FILE_NAME, Unfinished
+from .resume import FILE_NAME, Unfinished, describe_source
 
 # Raised when an older unfinished report could not go on.
 _FORMAT = 3
@@ -190,10 +189,7 @@ def _layer_row(layer: LayerRecord) -> dict[str, Any]:
 
 
 def _job(settings: ReportSettings, loaded: Loaded, text: str) -> dict[str, Any]:
-    """Return all that the figures depend on; a model file counts by its name, size and time of change."""
-    source = Path(loaded.source)
-    files = [source] if source.is_file() else sorted(source.glob("*")) if source.is_dir() else []
-    versions = [version(package) for package in ("spikebrain", "torch", "transformers", "numba", "numpy")]
+    """Return all that the figures depend on."""
     return {
         "format": _FORMAT,
         "settings": {
@@ -201,15 +197,7 @@ def _job(settings: ReportSettings, loaded: Loaded, text: str) -> dict[str, Any]:
             for name, value in vars(settings).items()
         },
         "text": _sha256(text),
-        "source": loaded.source,
-        "commit": getattr(getattr(loaded.model, "config", None), "_commit_hash", None),
-        # Not what a report itself writes, in case it goes into the model's folder.
-        "files": [
-            (file.name, file.stat().st_size, file.stat().st_mtime_ns)
-            for file in files
-            if file.is_file() and file.name not in WRITTEN and not file.name.startswith(Path(FILE_NAME).stem)
-        ],
-        "versions": versions,
+        **describe_source(loaded, WRITTEN, FILE_NAME),
     }
 
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from ..analysis.exactness import ExactnessCheck
 from ..errors import InputError
 from ..files import parse_json, read_json, remove, write_json
-from ..models import Recording
+from ..models import Loaded, Recording
 
 FILE_NAME = "unfinished.json"
 
@@ -78,6 +79,30 @@ class Unfinished:
     def remove(self) -> None:
         """Delete the file: the job is done."""
         remove(self.path)
+
+
+def describe_source(loaded: Loaded, written: Collection[str], unfinished: str) -> dict[str, Any]:
+    """Return, as JSON values, the model and the versions that figures depend on.
+
+    A model file counts by its name, size and time of change.
+
+    Args:
+        loaded: the model.
+        written: names of files that the job itself writes, perhaps into the model's folder.
+        unfinished: name of the file of its progress.
+    """
+    source = Path(loaded.source)
+    files = [source] if source.is_file() else sorted(source.glob("*")) if source.is_dir() else []
+    return {
+        "source": loaded.source,
+        "commit": getattr(getattr(loaded.model, "config", None), "_commit_hash", None),
+        "files": [
+            (file.name, file.stat().st_size, file.stat().st_mtime_ns)
+            for file in files
+            if file.is_file() and file.name not in written and Path(unfinished).stem not in file.name
+        ],
+        "versions": [version(package) for package in ("spikebrain", "torch", "transformers", "numba", "numpy")],
+    }
 
 
 def _sha256(text: str) -> str:

@@ -20,6 +20,7 @@ ALWAYS = {
     "report": "model text num_tokens context out seed device",
     "energy": "source table out assumptions",
     "simulate": "model chip text num_tokens mode mapping order stream jitter critical_path timeline out",
+    "eval": "model tasks text out device",
     "generate": "model prompt max_new_tokens temperature device",
     "convert": "model out spiking force",
     "distill": "teacher student out text sample context batch_size accumulation attention_steps logits_steps "
@@ -30,6 +31,14 @@ ALWAYS = {
 # Where an option has no effect: arguments before the option and its value. DENSE, SPIKES and the like stand for files.
 CASES = {
     "report": {name: ["SPIKES"] for name in ("k", "encoder", "backend", "layers", "skip", "weights", "group_size")},
+    "eval": {
+        **{
+            name: ["SPIKES", "--text", "TEXT", "--context", "16"]
+            for name in ("k", "encoder", "backend", "layers", "skip", "weights", "group_size")
+        },
+        **dict.fromkeys(("data", "limit", "batch_size"), ("DENSE", "--text", "TEXT")),
+        **dict.fromkeys(("num_tokens", "context", "layer_tokens"), ("DENSE", "--tasks", "piqa", "--data", "TEXT")),
+    },
     "simulate": {**{name: ["SPIKES"] for name in ("k", "encoder", "layers", "skip")}, "seed": ["DENSE"]},
     "generate": {"seed": ["FLOAT", "A neuron"]},
     "energy": {
@@ -77,6 +86,7 @@ VALUES = {
     **{"num_tokens": 512, "device": "auto", "shared_tokens": 1, "reads_per": "channel", "shifts_per": "timestep"},
     **{"sums_in": "register", "sram_bytes": 32768, "on_chip_bytes": 9, "leakage_w": 0, "token_s": 0.1},
     **{"block_bytes": 64, "calibrate_tokens": 4096, "fit": "columns", "layout": "7b", "window": 4096, "num_sinks": 0},
+    **{"data": "TEXT", "limit": 1, "batch_size": 1, "context": 16, "layer_tokens": 8},
     **{"num_experts": 4, "calibrate": "TEXT", "minutes": 10, "logits_rate": 0.1, "checkpointing": None},
     "trains": None,
 }

@@ -31,6 +31,7 @@ OPTIONAL = {
     "spikebrain.backends.gpu.list": "triton",
     "spikebrain.backends.gpu.spike": "triton",
     "spikebrain.backends.gpu.count": "triton",
+    "spikebrain.jobs.eval_scoring": "lm_eval",
 }
 FLOW = ["neuro", "coding", "chip", "backends", "models", "energy", "simulation", "analysis", "exchange", "jobs", "cli"]
 UNDER_ALL = ["errors", "fingerprint", "registry", "paths", "files", "compiled", "interrupt", "lazy", "version"]

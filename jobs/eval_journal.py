@@ -1,0 +1,95 @@
+"""What an evaluation has finished, on disk part by part: an interrupted one goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..files import cannot_write, parse_json, remove
+
+FILE_NAME = "unfinished.jsonl"
+_DIGITS = 16
+
+
+@dataclass
+class Journal:
+    """Finished parts of a job, a line each, which is written when the part is done.
+
+    A line begins with a checksum of the rest, so a line that a killed process left half written is passed over.
+
+    Attributes:
+        path: the file.
+        key: identifies the job.
+        parts: what was found, by part.
+        replaces: whether the file holds parts of another job, which will be lost.
+    """
+
+    path: Path
+    key: str
+    parts: dict[tuple[str | int, ...], Any] = field(default_factory=dict)
+    replaces: bool = False
+
+    @classmethod
+    def of_job(cls, folder: Path, job: Mapping[str, Any]) -> Journal:
+        """Return what an earlier run of the same job left in the folder, if anything.
+
+        Args:
+            folder: folder of the results.
+            job: everything that all parts depend on, as JSON values.
+        """
+        journal = cls(folder / FILE_NAME, digest(job))
+        try:
+            lines = journal.path.read_bytes().split(b"\n")
+        except OSError:
+            return journal
+        for line in lines:
+            checksum, _, content = line.decode("utf-8", "replace").partition(" ")
+            if checksum != _checksum(content):
+                continue
+            entry = parse_json(content, str(journal.path))
+            if entry["job"] == journal.key:
+                journal.parts[tuple(entry["part"])] = entry["found"]
+            else:
+                journal.replaces = True
+        return journal
+
+    def add(self, *parts: tuple[tuple[str | int, ...], Any]) -> None:
+        """Keep finished parts, in memory and on disk.
+
+        Args:
+            *parts: (part, what was found, as JSON values) each.
+        """
+        if self.replaces:
+            remove(self.path)
+            self.replaces = False
+        text = ""
+        for part, found in parts:
+            content = json.dumps({"job": self.key, "part": part, "found": found})
+            text += f"\n{_checksum(content)} {content}"  # the line break comes first: what was cut off ends there
+        try:
+            with self.path.open("ab") as file:
+                file.write(text.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as reason:
+            raise cannot_write(self.path, reason, InputError) from reason
+        self.parts.update(parts)
+
+    def remove(self) -> None:
+        """Delete the file: the job is done."""
+        remove(self.path)
+
+
+def digest(values: Any) -> str:
+    """Return what identifies JSON values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _checksum(content: str) -> str:
+    return hashlib.sha256(content.encode()).hexdigest()[:_DIGITS]
