@@ -1,4 +1,7 @@
-"""Packages that import their parts when they are asked for: PyTorch takes seconds, which `--help` should not."""
+"""Packages that import their parts when they are asked for: PyTorch takes seconds, which `--help` should not.
+
+And packages of other people that only some users have.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,8 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from typing import Any
+
+from .errors import InputError
 
 
 def exports(
@@ -36,3 +41,21 @@ def exports(
         return sorted({*vars(sys.modules[package]), *home_of, *modules})
 
     return get, names
+
+
+def optional(package: str, extra: str, where: str) -> Any:
+    """Import a package of an extra, which not every installation has.
+
+    Args:
+        package: its name.
+        extra: of this project's that installs it.
+        where: what needs it, for the message.
+    Raises:
+        InputError: it is not installed, or cannot be imported.
+    """
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise InputError(
+            f"{where}: needs {package}, which cannot be imported ({error}). Run pip install 'spikebrain[{extra}]'."
+        ) from error
