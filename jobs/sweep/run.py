@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Mapping
@@ -264,13 +265,12 @@ def _worker(
     report: Connection, workers: int, settings: SweepSettings, storage: str | None, study: str, out: Path
 ) -> None:
     """Do the work of one process; the processors are shared with the others."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     _end_with_parent()
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     try:
         bench, _, _ = _prepare(settings)
         work(Study(settings, storage, study, out), bench)
-    except KeyboardInterrupt:
-        sys.exit(1)
     except SpikebrainError as error:
         report.send(str(error))
         sys.exit(1)

@@ -1,7 +1,9 @@
 """A sweep in one process: its figures, its files, and that each run is made once, whatever ended the one before."""
 
 import csv
+import errno
 import json
+import os
 import sys
 
 import pytest
@@ -20,7 +22,7 @@ from spikebrain.jobs.sweep.study import Study
 
 optuna = pytest.importorskip("optuna", reason="needs the extra sweep")
 parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra sweep")
-run_module = sys.modules["spikebrain.jobs.sweep.run"]
+run_module, study_module = (sys.modules[f"spikebrain.jobs.sweep.{name}"] for name in ("run", "study"))
 
 GRID = {"k": [2.0, 3.0], "encoder": ["binary", "ternary"]}
 DEAD = {**this_process(), "started": "0"}
@@ -138,7 +140,7 @@ def test_what_a_dead_process_left_is_taken_up_once(settings, tmp_path, monkeypat
     study, _, identity = study_of(settings(), out)
     study.begin(identity)
     with monkeypatch.context() as patch:
-        patch.setattr("spikebrain.jobs.sweep.study.this_process", lambda: DEAD)
+        patch.setattr(study_module, "this_process", lambda: DEAD)
         lost = study.take()
     done = study_of(settings(), out)[0].take()  # of a process that lives: this one
     counted.clear()
@@ -160,12 +162,14 @@ def test_figures_that_were_written_are_not_lost(settings, tmp_path, monkeypatch,
     whole = sweep(settings(), tmp_path / "whole")
     study, bench, identity = study_of(settings(), out)
     study.begin(identity)
-    monkeypatch.setattr("spikebrain.jobs.sweep.study.this_process", lambda: DEAD)
-    lost = study.take()
+    with monkeypatch.context() as patch:
+        patch.setattr(study_module, "this_process", lambda: DEAD)
+        lost = study.take()
     study._storage.set_trial_user_attr(lost.trial_id, "result", run_module.measure(bench.run(lost.values), settings()))
-    monkeypatch.undo()
+    counted.clear()
     assert figures(sweep(settings(), out)) == figures(whole)
     assert states(out) == ["COMPLETE"] * 4
+    assert len(counted) == 3
 
 
 def test_a_point_that_stands_twice_in_the_queue_runs_once(settings, tmp_path, counted):
@@ -202,27 +206,25 @@ def test_who_lives(changed, expected):
 
 
 def test_a_failure_is_kept_and_the_others_too(settings, tmp_path, counted):
-    options = {"group_size": [8, 16, None]}
-    many = settings({**options, "k": [3.0]}, objectives=("perplexity",))
-    bench, _, _ = run_module._prepare(many)
+    many = settings({"group_size": [8, 4, "all"], "k": [3.0]}, objectives=("perplexity",))
 
     def broken(run, given):
-        if run._point.get("group_size") == 16:
-            raise ValueError("no groups of 16")
+        if run._point.get("group_size") == 4:
+            raise ValueError("no groups of 4")
         return real(run, given)
 
     real = run_module.measure
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_module, "measure", broken)
         found = sweep(many, tmp_path / "s")
-    assert [row.error for row in found.rows] == [None, "ValueError: no groups of 16", None]
+    assert [row.error for row in found.rows] == [None, "ValueError: no groups of 4", None]
     assert found.num_failed == 1
     assert parquet.read_table(tmp_path / "s" / "results.parquet")["error"].to_pylist()[1] == found.rows[1].error
     counted.clear()
     assert sweep(many, tmp_path / "s").num_failed == 1  # nor is it run again
     assert not counted
     again = sweep(many, tmp_path / "s", retry_failed=True)
-    assert [run["group_size"] for run in counted] == [16]
+    assert [run["group_size"] for run in counted] == [4]
     assert again.num_failed == 0
 
 
@@ -234,7 +236,7 @@ def test_another_model_text_or_spec_is_refused(settings, tmp_path, tiny_llama, m
         ({"text": tmp_path / "other.txt"}, r"text: \"\w+\" there, \"\w+\" here"),
         (
             {"options": {"k": [2.0, 4.0]}},
-            r"spec.k: \[2.0, 3.0\] there, \[2.0, 4.0\] here\n  spec.encoder: .* nothing here",
+            r"spec.k: \[2.0, 3.0\] there, \[2.0, 4.0\] here\n  spec.enc.* nothing here",
         ),
         ({"objectives": ("spikes",)}, r"spec.objectives: \[\"perplexity\", \"spikes\"\] there"),
         ({"context": 48}, "spec.context: 24 there, 48 here"),
@@ -262,8 +264,8 @@ def test_an_edited_table_makes_another_study(settings, tmp_path):
 
 
 def test_a_search_makes_as_many_runs_as_asked_for(settings, tmp_path, counted):
-    options = {"k": Range(1.5, 6.0), "encoder": ["ternary", "signed-digit"], "chip": "ideal-45nm", "chip_tokens": 2}
-    given = {"method": "search", "trials": 6, "seed": 1, "objectives": ("perplexity", "chip_latency_us")}
+    options = {"k": Range(1.5, 6.0), "encoder": ["ternary", "signed-digit"], "table": "jouppi_7nm"}
+    given = {"method": "search", "trials": 6, "seed": 1, "objectives": ("perplexity", "energy_digital")}
     found = sweep(settings(options, **given), tmp_path / "s")
     assert len(found.rows) == len(counted) == 6
     assert all(1.5 <= row.settings["k"] <= 6.0 for row in found.rows)
@@ -271,6 +273,50 @@ def test_a_search_makes_as_many_runs_as_asked_for(settings, tmp_path, counted):
     assert figures(sweep(settings(options, **given), tmp_path / "s")) == figures(found)
     assert figures(sweep(settings(options, **given), tmp_path / "again")) == figures(found)
     assert len(counted) == 12
+
+
+@pytest.mark.slow
+def test_latency_and_energy_on_a_chip(settings, tmp_path):
+    options = {"chip": ["ideal-45nm", "async-45nm"], "chip_tokens": 2}
+    found = sweep(settings(options, objectives=("chip_latency_us", "chip_energy_nj", "spikes")), tmp_path / "s")
+    ideal, real = (row.figures for row in found.rows)
+    assert ideal["spikes"] == real["spikes"]
+    assert 0 < ideal["chip_latency_us"] != real["chip_latency_us"]
+    assert 0 < ideal["chip_energy_nj"] < real["chip_energy_nj"]
+
+
+def test_a_database_instead_of_the_journal(settings, tmp_path, counted):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    found = sweep(settings(), tmp_path / "s", storage=url)
+    assert len(counted) == 4
+    assert figures(sweep(settings(), tmp_path / "other machine", storage=url)) == figures(found)
+    assert len(counted) == 4
+    assert figures(sweep(settings(), tmp_path / "journal")) == figures(found)
+    assert not (tmp_path / "s" / JOURNAL).exists()
+
+
+def test_a_full_disk_and_what_is_left_of_a_record(settings, tmp_path, monkeypatch):
+    out = tmp_path / "s"
+    whole = sweep(settings(), tmp_path / "whole")
+    study, bench, identity = study_of(settings(), out)
+    study.begin(identity)
+    attempt = study.take()
+    study.complete(attempt, run_module.measure(bench.run(attempt.values), settings()))
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(InputError, match=r"study.journal: cannot be written: No space left on device"):
+            sweep(settings(), out)
+    with (out / JOURNAL).open("ab") as journal:
+        journal.write(b'{"op_code": 6, "tri')
+    assert figures(sweep(settings(), out)) == figures(whole)
+    assert not list(out.glob("*.partial"))
+    (out / JOURNAL).write_text("something else\n" * 3)
+    with pytest.raises(InputError, match=r"study.journal: cannot be read as a study: JSONDecodeError"):
+        sweep(settings(), out)
 
 
 def test_neurons_by_layer():
