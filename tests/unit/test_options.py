@@ -25,7 +25,8 @@ ALWAYS = {
     "distill": "teacher student out text sample context batch_size accumulation attention_steps logits_steps "
     "learning_rate spiking precision device seed force",
     "doctor": "as_json",
-    "sweep": "spec options model text num_tokens context objectives method workers storage study retry_failed out device",
+    "sweep": "spec options model text num_tokens context objectives method workers storage study retry_failed out "
+    "device",
 }
 # Where an option has no effect: arguments before the option and its value. DENSE, SPIKES and the like stand for files.
 CASES = {

@@ -100,7 +100,7 @@ def test_options_on_the_line():
     assert read_options(["k=1:8:log"]) == {"k": Range(1.0, 8.0, None, True)}
     assert SweepSettings(read_options(["k=2:3:0.25"])).swept == {"k": [2.0, 2.25, 2.5, 2.75, 3.0]}
     assert SweepSettings(read_options(["k=1:8"]), method="search").swept == {"k": Range(1.0, 8.0)}
-    with pytest.raises(InputError, match="k: is given twice. Give all its values at once: k=A,B,C"):
+    with pytest.raises(InputError, match=r"k: is given twice\. Give all its values at once: k=A,B,C"):
         read_options(["k=2", "k=3"])
 
 
