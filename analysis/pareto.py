@@ -11,7 +11,7 @@ def pareto_front(costs: Sequence[Sequence[float]]) -> list[bool]:
     Args:
         costs: of each point, in any number of objectives.
 
-    >>> pareto_front([(1, 3), (2, 2), (2, 3), (3, 1)])
+    >>> pareto_front([(1.0, 3.0), (2.0, 2.0), (2.0, 3.0), (3.0, 1.0)])
     [True, True, False, True]
     """
     return [not any(_beats(other, one) for other in costs) for one in costs]

@@ -125,7 +125,9 @@ def _print(found: Swept, settings: SweepSettings, out: Path) -> None:
     for sentence in found.died:
         console.print(sentence)
     if found.num_open:
-        console.print(f"{found.num_open} runs are not done: others are at them. The same command goes on.")
+        console.print(
+            f"{found.num_open} runs are not done: other processes are at them, or died. The same command goes on."
+        )
     console.print(f"Written to {out}: {', '.join(found.files)}")
 
 

@@ -18,6 +18,7 @@ import torch
 from ...analysis.perplexity import split_windows
 from ...errors import InputError, SpikebrainError
 from ...files import locked
+from ...lazy import optional
 from ...models import choose_layers
 from ...models.io import load
 from ..given import refuse_spikes
@@ -94,6 +95,7 @@ def sweep(
     if workers < 1:
         raise InputError(f"workers: expected an integer >= 1, got {workers}.")
     optuna()
+    optional("pyarrow", "sweep", "sweep")  # now, not after the last run
     require_writable(out)
     bench, identity, title = _prepare(settings, progress)
     settings = replace(settings, device=identity["device"])

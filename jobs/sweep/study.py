@@ -214,11 +214,13 @@ class Study:
     def settled(self) -> list[Settled]:
         """Return how each point ended that has; of a grid in the order of its keys and values, else by number."""
         with quiet(), speaks_of(self.where):
-            trials = [t for t in self._trials() if t.state.name in ("COMPLETE", "FAIL") and _counts(t)]
-        last = {_point(t): t for t in sorted(trials, key=lambda t: (t.state.name == "COMPLETE", t.number))}
+            attempts = [t for t in self._trials() if _counts(t)]
+        # Of several attempts the complete one stands, else the last: what failed may be in the queue again.
+        last = {_point(t): t for t in sorted(attempts, key=lambda t: (t.state.name == "COMPLETE", t.number))}
         found = [
             Settled(point, {key: t.params[key] for key in self.settings.swept}, t.user_attrs.get("result"), _error(t))
             for point, t in sorted(last.items())
+            if t.state.is_finished()
         ]
         if self.settings.method == "grid":
             found.sort(key=lambda one: [self._space[key].index(one.values[key]) for key in self._space])

@@ -332,5 +332,5 @@ def test_neurons_by_layer():
 
 def test_front():
     # (2, 3) is beaten by (2, 2), equal points do not beat each other.
-    assert pareto_front([(1, 3), (2, 2), (2, 3), (2, 2), (3, 1)]) == [True, True, False, True, True]
+    assert pareto_front([(1.0, 3.0), (2.0, 2.0), (2.0, 3.0), (2.0, 2.0), (3.0, 1.0)]) == [True, True, False, True, True]
     assert pareto_front([]) == []
