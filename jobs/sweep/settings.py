@@ -38,9 +38,9 @@ class Range:
         log: a search draws their logarithms evenly.
     """
 
-    low: float
-    high: float
-    step: float | None = None
+    low: int | float
+    high: int | float
+    step: int | float | None = None
     log: bool = False
 
     def values(self) -> list[float]:
@@ -217,14 +217,15 @@ def _read(name: str, value: Any) -> Any:
     if isinstance(value, Range):
         if key.kind not in (int, float):
             raise InputError(f"{name}: expected a list of values, got the range {value}.")
-        for part in ("low", "high"):
-            key.read(_whole(getattr(value, part)) if key.kind is int else getattr(value, part), name)
+        low, high = (key.read(_whole(end) if key.kind is int else end, name) for end in (value.low, value.high))
+        if key.kind is int and value.step is not None:
+            key.read(_whole(value.step), f"{name}: step")
         rises = value.low < value.high and (value.step is None or (value.step > 0 and not value.log))
         if not rises or (value.log and value.low <= 0):
             raise InputError(
                 f"{name}: expected LOW < HIGH with a step above 0, or with log and LOW above 0; got {value}."
             )
-        return value
+        return Range(low, high, value.step, value.log)
     if not isinstance(value, list | tuple):
         return key.read(value, name)
     read = [key.read(v, name) for v in value]

@@ -47,6 +47,7 @@ def test_every_objective_stands_in_the_help():
         ({"k": 3}, "^options: expected at least one key with values to sweep"),
         ({"k": Range(2.0, 4.0)}, "^k: expected a range with a step in a grid"),
         ({"k": Range(4.0, 2.0, 1.0)}, "^k: expected LOW < HIGH"),
+        ({"group_size": Range(8, 16, 0.5)}, "^group_size: step: expected an integer or 'all', got 0.5"),
         ({"encoder": Range(1.0, 2.0, 1.0)}, "^encoder: expected a list of values, got the range"),
         ({"k": Range(1.0, 2.0, 1e-6)}, "^k: expected at most 100,000 values"),
         ({"k": Range(1.0, 9.0, 0.01), "k.*up": Range(1.0, 9.0, 0.01)}, "at most 100,000 combinations, got 641,601"),
@@ -100,6 +101,8 @@ def test_options_on_the_line():
     assert read_options(["k=1:8:log"]) == {"k": Range(1.0, 8.0, None, True)}
     assert SweepSettings(read_options(["k=2:3:0.25"])).swept == {"k": [2.0, 2.25, 2.5, 2.75, 3.0]}
     assert SweepSettings(read_options(["k=1:8"]), method="search").swept == {"k": Range(1.0, 8.0)}
+    # Whole numbers of a file are numbers where numbers are meant.
+    assert type(SweepSettings({"k": Range(1, 8)}, method="search").swept["k"].low) is float
     with pytest.raises(InputError, match=r"k: is given twice\. Give all its values at once: k=A,B,C"):
         read_options(["k=2", "k=3"])
 
