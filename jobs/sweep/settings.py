@@ -237,5 +237,5 @@ def _read(name: str, value: Any) -> Any:
     return read
 
 
-def _whole(value: float) -> float | int:
+def _whole(value: int | float) -> float | int:
     return int(value) if isinstance(value, float) and value.is_integer() else value
