@@ -20,6 +20,11 @@ from torch import Tensor
 
 from .errors import InputError, SpikebrainError
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such lock
+    fcntl = None
+
 # No file of ours or of transformers nests deeper; a deeper one would exhaust Python's stack in whoever reads it.
 _DEEPEST = 64
 _LARGEST_FLOAT_BITS = 1023
@@ -287,3 +292,22 @@ def check_faults(faults: Sequence[str], where: str) -> None:
     """Raise an InputError that lists all faults of a file, if there are any."""
     if faults:
         raise InputError(f"{where}: {len(faults)} fault(s):\n  " + "\n  ".join(faults))
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Wait for a file or folder, and let no other process have it inside a `with` block.
+
+    The lock ends with the process, however that ends. It binds only those who ask for it.
+
+    Raises:
+        InputError: the system has no such locks.
+    """
+    if fcntl is None:
+        raise InputError(f"{path}: expected a system that can lock files, such as Linux or macOS.")
+    held = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)

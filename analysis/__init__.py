@@ -12,8 +12,10 @@ if TYPE_CHECKING:
     from .energy_plots import plot_break_even, plot_waterfall
     from .histogram import plot_histogram
     from .losses import plot_losses
+    from .pareto_plot import plot_pareto
     from .raster import plot_raster
 from .exactness import ExactnessCheck
+from .pareto import pareto_front
 from .perplexity import measure_perplexity, split_windows, window_nlls
 from .stats import DEFINITIONS, CodeStatistics, SpikeStatistics, code_statistics, merged_histogram, spike_statistics
 
@@ -25,12 +27,14 @@ __all__ = [
     "code_statistics",
     "measure_perplexity",
     "merged_histogram",
+    "pareto_front",
     "plot_break_even",
     "plot_chip_energy",
     "plot_chip_time",
     "plot_histogram",
     "plot_losses",
     "plot_mesh",
+    "plot_pareto",
     "plot_raster",
     "plot_waterfall",
     "spike_statistics",
@@ -43,6 +47,7 @@ _PLOTS = {
     "energy_plots": ("plot_break_even", "plot_waterfall"),
     "histogram": ("plot_histogram",),
     "losses": ("plot_losses",),
+    "pareto_plot": ("plot_pareto",),
     "raster": ("plot_raster",),
 }
 

@@ -13,6 +13,7 @@ from .generate import Generated, GenerateSettings, SpikesWritten, generate
 from .progress import Progress, Silent
 from .report import ReportSettings, report
 from .simulate import Simulated, SimulateSettings, simulate
+from .sweep import SweepSettings, Swept, sweep
 
 __all__ = [
     "ConvertSettings",
@@ -31,6 +32,8 @@ __all__ = [
     "SimulateSettings",
     "Simulated",
     "SpikesWritten",
+    "SweepSettings",
+    "Swept",
     "convert",
     "distill",
     "energy",
@@ -41,4 +44,5 @@ __all__ = [
     "generate",
     "report",
     "simulate",
+    "sweep",
 ]

@@ -27,6 +27,8 @@ ALWAYS = {
     "learning_rate spiking precision device seed force",
     "doctor": "as_json",
     "export": "model out force",
+    "sweep": "spec options model text num_tokens context objectives method workers storage study retry_failed out "
+    "device",
 }
 # Where an option has no effect: arguments before the option and its value. DENSE, SPIKES and the like stand for files.
 CASES = {
@@ -64,6 +66,7 @@ CASES = {
         "calibrate": ["DENSE", "--layout", "swa,full"],
         "seed": ["DENSE", "--layout", "swa,full"],
     },
+    "sweep": dict.fromkeys(("trials", "seed"), ("-o", "k=2,3")),
     "distill": {
         "minutes": ["DENSE", "FLOAT", "--text", "TEXT", "--attention-steps", "1", "--logits-steps", "1"],
         "logits_rate": ["DENSE", "FLOAT", "--text", "TEXT", "--logits-steps", "0"],
@@ -87,8 +90,8 @@ VALUES = {
     **{"sums_in": "register", "sram_bytes": 32768, "on_chip_bytes": 9, "leakage_w": 0, "token_s": 0.1},
     **{"block_bytes": 64, "calibrate_tokens": 4096, "fit": "columns", "layout": "7b", "window": 4096, "num_sinks": 0},
     **{"data": "TEXT", "limit": 1, "batch_size": 1, "context": 16, "layer_tokens": 8},
-    **{"num_experts": 4, "calibrate": "TEXT", "minutes": 10, "logits_rate": 0.1, "checkpointing": None},
     "trains": None,
+    **{"num_experts": 4, "trials": 5, "calibrate": "TEXT", "minutes": 10, "logits_rate": 0.1, "checkpointing": None},
 }
 
 

@@ -1,0 +1,201 @@
+"""One loaded model, and what is asked of it with one setting after the other."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ...analysis.perplexity import perplexity_of, window_nlls
+from ...analysis.stats import SpikeStatistics, spike_statistics
+from ...chip import load_description
+from ...energy import EnergyReport, ModelCounts, PaperEnergy, PaperReport, count_operations, load_table
+from ...models import SpikeSettings, to_spiking
+from ...models.recording import record
+from ...neuro import NEURONS, Neuron
+from ...registry import describe
+from ...simulation.model import ModelOnChip, simulate_model
+from ..energy import energy_model
+from ..given import SPIKES, spike_settings, usual
+from .keys import KEYS, split_key
+
+T = TypeVar("T")
+CHIP_TOKENS = 16
+# Runs whose figures are kept; they are small, without spikes and without the model.
+_KEPT = 64
+_ENERGY = ("reads_per", "shifts_per", "sums_in", "sram_bytes", "on_chip_bytes", "leakage_w", "token_s")
+
+Point = Mapping[str, Any]
+
+
+def settings_of(point: Point) -> SpikeSettings:
+    """Return which layers spike, and how, at a point of a sweep.
+
+    Args:
+        point: values by key; what is not given is as in `SpikeSettings`.
+    """
+    given = {name: point.get(name) for name in SPIKES if name != "k"}
+    given["skip"] = tuple(given["skip"].split()) if given["skip"] else None
+    found = spike_settings(SimpleNamespace(k=None, **given))
+    neuron = _neuron_of(point)
+    return found if neuron is None else SpikeSettings(**{**vars(found), "neuron": neuron})
+
+
+def _neuron_of(point: Point) -> Neuron | dict[str, Neuron] | None:
+    """Return the neuron at a point, or neurons by pattern of layers; None if nothing is said of it."""
+    own = {key: value for key, value in point.items() if split_key(key)[0] in ("neuron", "k")}
+    if not own:
+        return None
+
+    def made(pattern: str | None) -> Neuron:
+        def value(key: str) -> Any:
+            return own.get(f"{key}.{pattern}", own.get(key))
+
+        cls, k = NEURONS.get(usual(value("neuron"), "adaptive-threshold")), value("k")
+        return cls() if k is None else cls(k=k)  # pyright: ignore[reportCallIssue] - settings ask for `takes_k`
+
+    patterns = dict.fromkeys(pattern for key in own if (pattern := split_key(key)[1]) is not None)
+    if not patterns:
+        return made(None)
+    return {pattern: made(pattern) for pattern in patterns} | ({} if "*" in patterns else {"*": made(None)})
+
+
+def energy_of(point: Point) -> Any:
+    """Return the energy model at a point of a sweep."""
+    options = {key: point[key] for key in _ENERGY if point.get(key) is not None}
+    return energy_model(load_table(usual(point.get("table"), "horowitz_45nm")), **options)
+
+
+class Bench:
+    """A model and a text, on which runs are made; no run changes the model.
+
+    Args:
+        model: as it was loaded.
+        windows: token ids, each [L].
+        spikes: whether the model spikes already, so that it runs as it is.
+    """
+
+    def __init__(self, model: nn.Module, windows: list[Tensor], spikes: bool) -> None:
+        self.model, self.windows, self.spikes = model, windows, spikes
+        self._kept: OrderedDict[Hashable, Any] = OrderedDict()
+
+    def run(self, point: Point) -> Run:
+        """Return the run with the settings of a point; it runs when it is asked for a figure."""
+        return Run(self, {name: value for name, value in point.items() if value is not None})
+
+    @cached_property
+    def float_perplexity(self) -> float:
+        """Perplexity of the model as it was loaded."""
+        return perplexity_of(self.nlls(self.model), self.windows)
+
+    def nlls(self, model: nn.Module) -> list[float]:
+        """Return the negative log-likelihood of each window, which are run a few at a time."""
+        at_once = torch.get_num_threads()
+        parts = [self.windows[first : first + at_once] for first in range(0, len(self.windows), at_once)]
+        return [nll for part in parts for nll in window_nlls(model, part)]
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what was made for a key lately, or make it."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        self._kept.move_to_end(key)
+        while len(self._kept) > _KEPT:
+            self._kept.popitem(last=False)
+        return self._kept[key]
+
+
+class Run:
+    """A model with the settings of one point; each figure is made when it is asked for, and once.
+
+    Args:
+        bench: model and text.
+        point: values by key.
+    """
+
+    def __init__(self, bench: Bench, point: Point) -> None:
+        self._bench, self._point = bench, point
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The model on spikes: a copy, so that nothing of this run is left in the next."""
+        return self._bench.model if self._bench.spikes else to_spiking(self._bench.model, self._settings)
+
+    @cached_property
+    def _settings(self) -> SpikeSettings:
+        return settings_of(self._point)
+
+    @property
+    def _key(self) -> str:
+        return "" if self._bench.spikes else describe(self._settings)
+
+    @cached_property
+    def _recorded(self) -> tuple[float, SpikeStatistics, ModelCounts]:
+        block_bytes, shared_tokens = self._point.get("block_bytes", 64), self._point.get("shared_tokens", 1)
+
+        def make() -> tuple[float, SpikeStatistics, ModelCounts]:
+            with record(self.model, block_bytes=(block_bytes,), shared_tokens=(shared_tokens,)) as recording:
+                perplexity = perplexity_of(self._bench.nlls(self.model), self._bench.windows)
+            layers = [layer for layer in recording.layers.values() if layer.num_tokens]  # an expert may be silent
+            counts = count_operations(recording, block_bytes=block_bytes, shared_tokens=shared_tokens)
+            return perplexity, spike_statistics(layers), counts.grouped()
+
+        return self._bench.once(("recorded", self._key, block_bytes, shared_tokens), make)
+
+    @property
+    def perplexity(self) -> float:
+        """Perplexity on the text."""
+        return self._recorded[0]
+
+    @property
+    def statistics(self) -> SpikeStatistics:
+        """Statistics of all spikes."""
+        return self._recorded[1]
+
+    @property
+    def known_statistics(self) -> SpikeStatistics | None:
+        """Statistics of all spikes, if a figure that was asked for needed them."""
+        return self._recorded[1] if "_recorded" in vars(self) else None
+
+    @property
+    def counts(self) -> ModelCounts:
+        """Operations and bytes, of like layers together."""
+        return self._recorded[2]
+
+    @property
+    def weight_bytes(self) -> float:
+        """Bytes of weights, scales and biases that are read a token."""
+        total = self.counts.total("spiking")
+        spiking = getattr(total, f"weight_{self._point.get('reads_per', 'channel')}_bytes")
+        return (spiking + total.weight_bytes + total.parameter_bytes) / self.counts.num_tokens
+
+    @cached_property
+    def energy(self) -> EnergyReport:
+        """Energy of the run by the table and options of the point."""
+        return energy_of(self._point).estimate(self.counts)
+
+    @cached_property
+    def paper(self) -> PaperReport:
+        """Eq. 24 with the table of the point."""
+        return PaperEnergy(energy_of({"table": self._point.get("table")}).table).estimate(self.counts)
+
+    @cached_property
+    def simulated(self) -> ModelOnChip:
+        """The first tokens of the text on the chip of the point."""
+        given = {name: value for name, value in self._point.items() if KEYS[split_key(name)[0]].effect == "chip"}
+        num_tokens = given.pop("chip_tokens", CHIP_TOKENS)
+        chip = load_description(given.pop("chip", "async-45nm"))
+        return simulate_model(self.model, self._bench.windows[0][:num_tokens], chip, **given)
+
+    @cached_property
+    def tokens_per_s(self) -> float:
+        """Tokens a second, of whole windows, while nobody records; the first window runs once before."""
+        window_nlls(self.model, self._bench.windows[:1])
+        began = time.perf_counter()
+        self._bench.nlls(self.model)
+        return sum(len(window) for window in self._bench.windows) / (time.perf_counter() - began)

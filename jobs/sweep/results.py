@@ -1,0 +1,144 @@
+"""What came of a sweep: rows, files, the best of them, and what to try next."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ... import analysis
+from ...analysis.stats import SpikeStatistics
+from ...files import whole_file, write_whole
+from ...lazy import optional
+from .keys import KEYS, split_key
+from .settings import Range, SweepSettings
+from .study import Settled
+
+FILES = ("results.parquet", "results.csv", "pareto.png")
+_STATISTICS = tuple(SpikeStatistics.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One point of a sweep.
+
+    Attributes:
+        settings: values of the keys that were swept.
+        figures: objectives and statistics by name; empty if the run failed.
+        error: why it failed; None if it did not.
+        on_front: whether no other row is at least as good in all objectives and better in one.
+    """
+
+    settings: dict[str, Any]
+    figures: dict[str, float]
+    error: str | None
+    on_front: bool
+
+
+def rows_of(settings: SweepSettings, settled: Sequence[Settled]) -> list[Row]:
+    """Return the rows of all points that are settled, in their order."""
+    done = [one.result for one in settled if one.result is not None]
+    signs = [1.0 if objective.better == "lower" else -1.0 for objective in settings.chosen.values()]
+    costs = [[sign * one[name] for sign, name in zip(signs, settings.objectives, strict=True)] for one in done]
+    front = iter(analysis.pareto_front(costs))
+    return [Row(one.values, one.result or {}, one.error, one.result is not None and next(front)) for one in settled]
+
+
+def best_rows(rows: Sequence[Row], settings: SweepSettings) -> dict[str, Row]:
+    """Return the best row for each objective; none where all runs failed."""
+    done = [row for row in rows if row.error is None]
+    if not done:
+        return {}
+    choose = {"lower": min, "higher": max}
+    return {
+        name: choose[objective.better](done, key=lambda row: row.figures[name])
+        for name, objective in settings.chosen.items()
+    }
+
+
+def next_steps(rows: Sequence[Row], settings: SweepSettings) -> list[str]:
+    """Return what to try next, in sentences: beyond an end at which a best row is, or between the values around it."""
+    found: list[str] = []
+    for objective, row in best_rows(rows, settings).items():
+        for name in settings.swept:
+            tried = sorted({other.settings[name] for other in rows if isinstance(other.settings[name], int | float)})
+            value = row.settings[name]
+            if isinstance(value, bool) or value not in tried or len(tried) < 2:
+                continue
+            found.append(f"{objective}: {_next_values(name, value, tried, settings)}")
+    return found
+
+
+def _next_values(name: str, value: float, tried: list[float], settings: SweepSettings) -> str:
+    key, place = KEYS[split_key(name)[0]], tried.index(value)
+    whole = key.kind is int
+    if 0 < place < len(tried) - 1:
+        between = [(tried[i] + tried[i + 1]) / 2 for i in (place - 1, place)]
+        values = [value for value in ([round(b) for b in between] if whole else between) if value not in tried]
+        where = "is best between others"
+    else:
+        other = tried[1] if place == 0 else tried[-2]
+        ends = settings.swept[name]
+        at_end = not isinstance(ends, Range) or value in (ends.low, ends.high)
+        beyond = value * value / other if value * other > 0 else 2 * value - other
+        values = [round(beyond) if whole else float(f"{beyond:.3g}")] if at_end else []
+        where = f"is best at its {'least' if place == 0 else 'largest'}, {key.shown(value)}"
+    values = [v for v in values if v > 0]
+    if not values:
+        return f"{name} {where}."
+    return f"{name} {where}: try -o {name}={','.join(key.shown(v) for v in sorted([value, *values]))}"
+
+
+def write_results(
+    rows: Sequence[Row],
+    settings: SweepSettings,
+    identity: Mapping[str, Any],
+    float_perplexity: float | None,
+    title: str,
+    out: Path,
+) -> None:
+    """Write results.parquet, results.csv and pareto.png.
+
+    The Parquet file has a type for each column, and in its metadata, under "spikebrain", what the study is of.
+    """
+    table = [_flat(row, settings) for row in rows]
+    names = _columns(settings)
+    pyarrow, parquet = optional("pyarrow", "sweep", "sweep"), optional("pyarrow.parquet", "sweep", "sweep")
+    kinds = {float: pyarrow.float64(), int: pyarrow.int64(), str: pyarrow.string(), bool: pyarrow.bool_()}
+    about = json.dumps({"study": identity, "float_perplexity": float_perplexity, "title": title})
+    schema = pyarrow.schema([(name, kinds[kind]) for name, kind in names.items()], {"spikebrain": about})
+    with whole_file(out / FILES[0]) as partial:
+        parquet.write_table(pyarrow.Table.from_pylist(table, schema=schema), str(partial))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, [*names], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    write_whole(out / FILES[1], text.getvalue())
+    done = [row for row in rows if row.error is None]
+    if len(settings.objectives) > 1 and done:
+        meanings = {name: (objective.meaning, objective.better) for name, objective in settings.chosen.items()}
+        figures = {name: [row.figures[name] for row in done] for name in meanings}
+        labels = [" ".join(KEYS[split_key(k)[0]].shown(v) for k, v in row.settings.items()) for row in done]
+        keys = ", ".join(settings.swept)
+        analysis.plot_pareto(figures, meanings, labels, f"{title}; labels: {keys}", out / FILES[2])
+
+
+def _columns(settings: SweepSettings) -> dict[str, type]:
+    """Return the names and types of all columns."""
+    counted = {"max_count": int, "num_timesteps": int}
+    return {
+        **{name: KEYS[split_key(name)[0]].kind for name in settings.swept},
+        **dict.fromkeys(settings.objectives, float),
+        **{name: counted.get(name, float) for name in _STATISTICS},
+        "on_front": bool,
+        "error": str,
+    }
+
+
+def _flat(row: Row, settings: SweepSettings) -> dict[str, Any]:
+    figures = {name: row.figures.get(name) for name in (*settings.objectives, *_STATISTICS)}
+    return {**row.settings, **figures, "on_front": row.on_front, "error": row.error}
