@@ -28,7 +28,8 @@ def uniforms(count: Tensor, num_timesteps: int, seed: int) -> Iterator[Tensor]:
     Source:
         Steele, Lea, Flood, Fast splittable pseudorandom number generators, OOPSLA 2014 (splitmix64).
     """
-    rows = count.reshape(-1, count.shape[-1] if count.ndim else 1).to(torch.int64)
+    rows = (count if count.ndim else count[None]).to(torch.int64)
+    rows = rows.reshape(rows.shape[:-1].numel(), rows.shape[-1])
     channel = _mixed((torch.arange(rows.shape[1], device=count.device) + 1) * _GOLDEN)
     token = _mixed((rows * channel).sum(1, keepdim=True) + seed)
     place = _mixed(token + channel)

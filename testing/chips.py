@@ -114,7 +114,7 @@ def exact(spikes: np.ndarray, timestep_weight: np.ndarray, weight: np.ndarray) -
     return np.einsum("t,tln,nm->lm", timestep_weight, spikes.astype(np.int64), weight.astype(np.int64))
 
 
-def check_simulation(job: tuple[tuple[Any, ...], dict[str, Any]], *, compare: bool = False) -> None:
+def check_simulation(job: tuple[tuple[Any, ...], dict[str, Any]], *, compare: bool) -> None:
     """Check all that must hold for a simulated layer.
 
     Args:

@@ -101,7 +101,7 @@ def test_both_implementations_agree_event_for_event(job):
 # CHIP_EXAMPLES=10000 tries as many chips and layers.
 @pytest.mark.slow
 def test_exact_and_accounted_for():
-    try_law(check_simulation, int(os.environ.get("CHIP_EXAMPLES", "300")), job=jobs())
+    try_law(lambda job: check_simulation(job, compare=False), int(os.environ.get("CHIP_EXAMPLES", "300")), job=jobs())
 
 
 @pytest.mark.slow

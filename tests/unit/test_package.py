@@ -32,8 +32,19 @@ OPTIONAL = {
     "spikebrain.backends.gpu.spike": "triton",
     "spikebrain.backends.gpu.count": "triton",
 }
-FLOW = ["neuro", "coding", "chip", "backends", "models", "energy", "simulation", "analysis", "jobs", "cli"]
-UNDER_ALL = ["errors", "fingerprint", "registry", "paths", "files", "compiled", "interrupt", "lazy", "version"]
+FLOW = ["neuro", "coding", "chip", "backends", "models", "energy", "simulation", "analysis", "jobs", "cli", "testing"]
+UNDER_ALL = [
+    "errors",
+    "fingerprint",
+    "plugins",
+    "registry",
+    "paths",
+    "files",
+    "compiled",
+    "interrupt",
+    "lazy",
+    "version",
+]
 MODEL_ROOMS = ["layers", "spikingbrain", "decoding", "conversion", "training", "recording", "io"]
 WALKED = (*FLOW, "registry", "files", "fingerprint")
 MODULES = sorted(
