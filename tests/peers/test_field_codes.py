@@ -42,7 +42,8 @@ def test_rates_are_those_of_snntorch():
     assert ((ours - theirs).abs() <= 6 * spread).all()
 
 
-@pytest.mark.parametrize("step", [1, 2, 3])
+# With step 2 half of the counts lie between two timesteps, where the rounding of 1 - x in theirs decides.
+@pytest.mark.parametrize("step", [1, 3, 5])
 def test_latency_linear(step):
     code, num_timesteps = Latency(step).fitted(-24, 24)
     x = COUNT.abs().double() / (step * (num_timesteps - 1))
