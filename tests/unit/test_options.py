@@ -28,11 +28,13 @@ ALWAYS = {
 }
 # Where an option has no effect: arguments before the option and its value. DENSE, SPIKES and the like stand for files.
 CASES = {
-    "report": {name: ["SPIKES"] for name in ("k", "encoder", "backend", "layers", "skip", "weights", "group_size")},
-    "simulate": {**{name: ["SPIKES"] for name in ("k", "encoder", "layers", "skip")}, "seed": ["DENSE"]},
+    "report": {
+        name: ["SPIKES"] for name in ("neuron", "k", "encoder", "backend", "layers", "skip", "weights", "group_size")
+    },
+    "simulate": {**{name: ["SPIKES"] for name in ("neuron", "k", "encoder", "layers", "skip")}, "seed": ["DENSE"]},
     "generate": {"seed": ["FLOAT", "A neuron"]},
     "energy": {
-        **dict.fromkeys(("k", "encoder", "weights"), ("SPIKES",)),
+        **dict.fromkeys(("neuron", "k", "encoder", "weights"), ("SPIKES",)),
         **dict.fromkeys(("text", "num_tokens", "device", "shared_tokens"), ("REPORT",)),
         **dict.fromkeys(
             ("reads_per", "shifts_per", "sums_in", "sram_bytes", "on_chip_bytes", "leakage_w"),
@@ -59,6 +61,7 @@ CASES = {
 # Mostly the usual values: typed, they are as much in vain as others.
 VALUES = {
     **{
+        "neuron": "adaptive-threshold",
         "k": 3,
         "encoder": "ternary",
         "backend": "cpu",
