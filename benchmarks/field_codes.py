@@ -80,12 +80,13 @@ def main() -> None:
 
 
 def record_layers(model: torch.nn.Module, ids: Tensor, k: float, blocks: list[int]) -> Recorded:
-    """Return the chosen layers with what they computed for the tokens."""
-    spiking = sb.to_spiking(model, sb.SpikeSettings(neuron=sb.AdaptiveThreshold(k=k)))
-    names = {f"layers.{block}.{part}.{kind}" for block in blocks for part in ("self_attn", "mlp") for kind in KINDS}
-    chosen = [layer for name, layer in spiking_layers(spiking).items() if name.partition("model.")[2] in names]
+    """Return the chosen layers with what they computed for the tokens; all other layers run in floating point."""
+    names = tuple(f"*layers.{block}.*{kind}" for block in blocks for kind in KINDS)
+    settings = sb.SpikeSettings(layers=names, neuron=sb.AdaptiveThreshold(k=k), backend=sb.Reference())
+    spiking = sb.to_spiking(model, settings)
     recorded: Recorded = []
-    with observing(chosen, lambda layer, step: recorded.append((layer, step))), torch.no_grad():
+    watched = spiking_layers(spiking).values()
+    with observing(watched, lambda layer, step: recorded.append((layer, step))), torch.no_grad():
         spiking(ids[None])
     return recorded
 
