@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from . import models as models
     from . import neuro as neuro
     from . import simulation as simulation
+    from . import testing as testing
     from .analysis import measure_perplexity, plot_raster, spike_statistics
     from .backends import Chip, Cpu, Reference, Triton
     from .coding import (
@@ -187,6 +188,6 @@ _HOMES = {
     ),
     "simulation": ("simulate_model",),
 }
-_ROOMS = ("analysis", "backends", "chip", "coding", "energy", "exchange", "jobs", "models", "neuro", "simulation")
+_ROOMS = ("analysis", "backends", "chip", "coding", "energy", "exchange", "jobs", "models", "neuro", "simulation") + ("testing",)
 
 __getattr__, __dir__ = exports(__name__, _HOMES, _ROOMS)

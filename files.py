@@ -235,22 +235,28 @@ def remove(path: Path) -> None:
         file.unlink(missing_ok=True)
 
 
-def read_toml(name_or_path: str | os.PathLike, folder: Path, what: str) -> tuple[Path, dict[str, Any]]:
+def read_toml(
+    name_or_path: str | os.PathLike, folder: Path, what: str, names: Callable[[], Sequence[str]]
+) -> tuple[Path, dict[str, Any]]:
     """Read a TOML file that comes with the package, by name, or another one, by path (*.toml).
 
     Args:
         name_or_path: name without ending, or path.
         folder: of the files that come with the package.
         what: the file describes, for messages.
+        names: returns all names that can be asked for, for messages.
     Returns:
         The path that was read, and its content.
     Raises:
         InputError: there is no such file, or it is not a TOML file.
     """
-    known = ", ".join(sorted(p.stem for p in folder.glob("*.toml")))
-    expected = f"{what}: expected one of {known}, or the path of a .toml file"
+
+    def wrong() -> InputError:
+        return InputError(f"{what}: expected one of {', '.join(names())}, or the path of a .toml file; got {given!r}.")
+
+    given = name_or_path
     if not isinstance(name_or_path, str | os.PathLike):
-        raise InputError(f"{expected}; got {name_or_path!r}.")
+        raise wrong()
     given = os.fspath(name_or_path)
     path = Path(given) if given.endswith(".toml") else folder / f"{given}.toml"
     try:
@@ -258,7 +264,7 @@ def read_toml(name_or_path: str | os.PathLike, folder: Path, what: str) -> tuple
     except (OSError, ValueError):  # too long a name, or one with a zero byte
         is_there = False
     if not is_there or (path.parent == folder and not path.is_file()):
-        raise InputError(f"{expected}; got {given!r}.")
+        raise wrong()
     return path, _parsed(tomllib.loads, read_whole(path), str(path), "a TOML file", InputError)
 
 

@@ -1,18 +1,21 @@
 """Plug-ins by name, and settings as JSON.
 
-There is one registry for each kind of plug-in. Shared tests run over it, the command line looks names up in it, and a
-saved model stores the names of its neuron, encoder and backend.
+There is one registry for each kind of plug-in. It holds the classes that registered themselves and, where other
+packages can bring some, those that they announce (`plugins`). Shared tests run over it, the command line looks names up
+in it, and a saved model stores the names of its neuron, encoder and backend.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from typing import Any, Generic, TypeVar
 
-from .errors import InputError
+from .errors import InputError, SpikebrainError
 from .fingerprint import fingerprint, state_of
+from .plugins import Announced, PlugIns
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -20,19 +23,21 @@ C = TypeVar("C", bound=type)
 _REGISTRIES: dict[str, Registry] = {}
 
 
-class Registry(Collection[str], Generic[T]):
-    """Classes by name, in the order in which they were registered.
+class Registry(PlugIns[type[T]], Collection[str], Generic[T]):
+    """Classes by name: first those that registered themselves, in that order, then those of other packages.
 
     Every function takes objects, so a class works without being registered. It needs a name to be saved with a model
-    and to be chosen on the command line.
+    and to be chosen on the command line. Only names that can be used are listed; to list them imports all plug-ins.
 
     Args:
         kind: the kind of plug-in, such as "encoder", for messages and saved settings.
         contract: the base class of all of them.
+        group: of the entry points by which other packages bring some; None if they cannot.
     """
 
-    def __init__(self, kind: str, contract: type[T]) -> None:
-        self.kind, self.contract = kind, contract
+    def __init__(self, kind: str, contract: type[T], group: str | None = None) -> None:
+        super().__init__(kind, group)
+        self.contract = contract
         self._classes: dict[str, type[T]] = {}
         _REGISTRIES[kind] = self
 
@@ -47,7 +52,10 @@ class Registry(Collection[str], Generic[T]):
             known = self._classes.get(name)
             # The same class may come again when a module is executed twice (a notebook cell, a reload).
             if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
-                raise InputError(f"{self.kind} name {name!r}: already taken by {known.__qualname__}. Use another name.")
+                raise InputError(
+                    f"{self.kind} name {name!r}: already taken by {known.__qualname__} of {known.__module__}. Use "
+                    f"another name for that of {cls.__module__}."
+                )
             self._classes[name] = cls  # pyright: ignore[reportArgumentType]
             return cls
 
@@ -57,23 +65,50 @@ class Registry(Collection[str], Generic[T]):
         """Return an object of the class of that name, with default settings.
 
         Raises:
-            InputError: no such name; the message lists the registered ones.
+            InputError: as `get`; or the class has settings without a default.
         """
-        return self.get(name)()
+        cls = self.get(name)
+        try:
+            return cls()
+        except SpikebrainError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"{self.kind} {name!r}: {cls.__qualname__}() of {cls.__module__} failed: {type(error).__name__}: "
+                f"{error}. Give each of its settings a default, or pass an object."
+            ) from error
 
     def get(self, name: str) -> type[T]:
         """Return the class of that name.
 
         Raises:
-            InputError: no such name; the message lists the registered ones.
+            InputError: no such name, and the message lists those there are; or the plug-in of that name cannot be used.
         """
+        if self.announced(name):
+            return self.load_announced(name)
         if name not in self._classes:
-            raise InputError(f"{self.kind}: expected one of {', '.join(self._classes)}; got {name!r}.")
+            raise InputError(f"{self.kind}: expected one of {', '.join(self)}; got {name!r}.")
         return self._classes[name]
 
+    @property
+    def registered(self) -> dict[str, type[T]]:
+        """The classes that registered themselves, by name."""
+        return dict(self._classes)
+
+    def own(self) -> list[str]:
+        """Return the names of the classes that registered themselves."""
+        return list(self._classes)
+
     def name_of(self, value: T) -> str | None:
-        """Return the name under which the class of `value` is registered, or None."""
-        return next((name for name, cls in self._classes.items() if type(value) is cls), None)
+        """Return the name of the class of `value`, or None."""
+        for name, cls in self._classes.items():
+            if type(value) is cls:
+                return name
+        if not isinstance(value, self.contract):
+            return None
+        package = _package_of(type(value))
+        names = [p.name for p in self.announced() if p.top == package]
+        return next((n for n in names if self.fault(n) is None and self.get(n) is type(value)), None)
 
     def resolve(self, value: Any, where: str, *words: str | None) -> Any:
         """Return `value`, or an object with default settings if `value` is a registered name.
@@ -87,7 +122,7 @@ class Registry(Collection[str], Generic[T]):
         """
         if isinstance(value, self.contract) or (isinstance(value, str | None) and value in words):
             return value
-        if isinstance(value, str) and value in self._classes:
+        if isinstance(value, str) and self.knows(value):
             return self.create(value)
         example = next(iter(self._classes.values())).__name__
         got = repr(value)
@@ -95,17 +130,36 @@ class Registry(Collection[str], Generic[T]):
             example, got = value.__name__, f"the class {value.__name__}"
         raise InputError(
             f"{where}: expected an object such as {example}(), or one of the names "
-            f"{', '.join([*(word for word in words if word), *self._classes])}; got {got}."
+            f"{', '.join([*(word for word in words if word), *self])}; got {got}."
         )
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._classes
-
     def __iter__(self) -> Iterator[str]:
-        return iter(self._classes)
+        return iter(self.names())
 
     def __len__(self) -> int:
-        return len(self._classes)
+        return len(self.names())
+
+    def read(self, name: str, value: Any) -> type[T]:
+        """Return what an entry point names, if it is a class of this kind."""
+        if not isinstance(value, type) or not issubclass(value, self.contract):
+            raise InputError(f"expected a class derived from {self.contract.__name__}, got {value!r}")
+        if inspect.isabstract(value):
+            lacks = ", ".join(sorted(value.__abstractmethods__))
+            raise InputError(
+                f"expected a class with all methods of {self.contract.__name__}; {value.__name__} lacks {lacks}"
+            )
+        return value
+
+    def owner(self, plugin: Announced) -> str | None:
+        """Return who has registered another class under the name of a plug-in of a package."""
+        known = self._classes.get(plugin.name)
+        if known is None or _package_of(known) == plugin.top:
+            return None
+        return f"{_package_of(known)} ({known.__module__}:{known.__qualname__})"
+
+
+def _package_of(cls: type) -> str:
+    return cls.__module__.partition(".")[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +188,7 @@ def to_dict(value: Any) -> dict[str, Any]:
         kind = next((r.kind for r in _REGISTRIES.values() if isinstance(value, r.contract)), "class")
         raise InputError(
             f"save: {kind} {type(value).__name__} has no name by which load could find it. Decorate the class with "
-            f"@{kind.upper()}S.register(...)."
+            f"@{kind.upper()}S.register(...), or announce it as an entry point of its package."
         )
     registry, name = found
     content = {"kind": registry.kind, "name": name, "version": getattr(value, "settings_version", 1)}
@@ -232,12 +286,14 @@ def describe(value: Any) -> str:
     """Return a settings object as one line of text with every setting, the same in every process.
 
     It is JSON if a file can hold the object; else the name of its class, its plain fields, and a checksum of all of
-    them and of the code of the class (`fingerprint`). So two different settings never have the same text.
+    them and of the code of the class (`fingerprint`), which also follows the JSON of a class of another package. So two
+    different settings never have the same text.
     """
     try:
-        return json.dumps(to_dict(value), sort_keys=True)
+        text = json.dumps(to_dict(value), sort_keys=True)
     except InputError:
         return _with_fingerprint(value)
+    return text if _package_of(type(value)) == __name__.partition(".")[0] else f"{text} #{fingerprint(value)}"
 
 
 def label(value: Any) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..coding import SpikeTrain, decode
 from ..models import SpikeLinear, spiking_layers
 from ..models.layers.spike_linear import Step, observing
 
@@ -42,10 +43,13 @@ class Comparison:
 
 
 class ExactnessCheck:
-    """Two checks of every step that a model's spiking layers run.
+    """Two checks of every step that a model's spiking layers run, and for lossy codes a third.
 
     *Sums.* Sampled sums are computed again as integer products of count and weight, without spikes. The sample depends
-    on the seed, the layer and the counts, not on the order in which layers run.
+    on the seed, the layer and the counts, not on the order in which layers run. The train of a lossy code carries other
+    numbers than the counts: there the product is that of these numbers.
+
+    *Code.* For a lossy code the same sums are also compared with those of the counts. They may differ.
 
     *Fused layers.* An observed layer runs step by step, so that its spikes can be recorded. Unobserved, it runs in one
     fused kernel. That kernel runs here on the same activations: once with the backend that the whole call would get,
@@ -60,6 +64,7 @@ class ExactnessCheck:
 
     Attributes:
         sums: recorded sums against integer products.
+        code: recorded sums of lossy codes against those of the counts.
         fused: outputs of fused layers against the recorded sums.
     """
 
@@ -68,6 +73,7 @@ class ExactnessCheck:
         self.num_per_step = num_per_step
         self.num_alone = num_alone
         self.sums = Comparison()
+        self.code = Comparison()
         self.fused = Comparison()
         self._lock = threading.Lock()
 
@@ -79,12 +85,12 @@ class ExactnessCheck:
 
     def state(self) -> dict[str, Any]:
         """Return what has been found so far, as JSON values."""
-        return {**asdict(self.sums), "fused": asdict(self.fused)}
+        return {**asdict(self.sums), "code": asdict(self.code), "fused": asdict(self.fused)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
-        self.fused = Comparison(**state["fused"])
-        self.sums = Comparison(**{name: value for name, value in state.items() if name != "fused"})
+        self.code, self.fused = Comparison(**state["code"]), Comparison(**state["fused"])
+        self.sums = Comparison(**{name: value for name, value in state.items() if name not in ("code", "fused")})
 
     def _check(self, layer: SpikeLinear, step: Step) -> None:
         rng = np.random.default_rng([self.seed, zlib.crc32(layer.name.encode()), int(step.count.abs().sum())])
@@ -97,13 +103,20 @@ class ExactnessCheck:
         outputs = rng.integers(layer.out_features, size=self.num_per_step)
         for token, g, output in zip(tokens.tolist(), groups.tolist(), outputs.tolist(), strict=True):
             channels = layer.groups[g]
-            count = step.count[token, channels].cpu().numpy().astype(np.int64)
-            weight = layer.weight[output, channels].cpu().numpy().astype(np.int64)
-            expected, found = int(count @ weight), int(step.accumulation[token, g, output])
+            weight = layer.weight[output, channels].to(torch.int64)
+            found = int(step.accumulation[token, g, output])
             where = f"{layer.name}, token {step.first_token + token}, output {output}"
-            mismatch = None if expected == found else f"{where}: expected {expected}, got {found}"
-            with self._lock:
-                self.sums.add(1, int(mismatch is not None), mismatch)
+            count = step.count[token, channels]
+            if layer.encoder.lossy:
+                self._add(self.code, int((count * weight).sum()), found, where)
+                train = step.train
+                count = decode(SpikeTrain(train.spikes[:, token, channels], train.timestep_weight, train.zero_point))
+            self._add(self.sums, int((count * weight).sum()), found, where)
+
+    def _add(self, comparison: Comparison, expected: int, found: int, where: str) -> None:
+        mismatch = None if expected == found else f"{where}: expected {expected}, got {found}"
+        with self._lock:
+            comparison.add(1, int(mismatch is not None), mismatch)
 
     def _check_fused(self, layer: SpikeLinear, step: Step, rng: np.random.Generator) -> None:
         num_tokens, first = len(step.count), step.first_token

@@ -131,7 +131,7 @@ class Backend(ABC):
         """
 
 
-BACKENDS: Registry[Backend] = Registry("backend", Backend)
+BACKENDS: Registry[Backend] = Registry("backend", Backend, "spikebrain.backends")
 
 
 def check_backend(backend: object, where: str) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..coding import SpikeTrain
-from ..neuro.checks import Untouched, checks_all, describe_tensor, needs_check, refuse
+from ..neuro.checks import Untouched, asking, checks_all, describe_tensor, needs_check, refuse
 from .base import Backend
 
 # Tokens of which a sum is compared.
@@ -28,7 +28,8 @@ def sums_of(backend: Backend, train: SpikeTrain, weight: Tensor) -> Tensor:
     if not needs_check(backend):
         return backend.accumulate(train, weight)
     untouched = [(name, Untouched(given)) for name, given in (("weights", weight), ("spikes", train.spikes))]
-    sums = backend.accumulate(train, weight)
+    with asking(backend, "accumulate"):
+        sums = backend.accumulate(train, weight)
     expected = (*train.spikes.shape[1:-1], len(weight))
     if not isinstance(sums, Tensor) or sums.dtype != torch.int32 or sums.shape != expected:
         raise refuse(backend, "accumulate", f"int32 sums of shape {expected}", describe_tensor(sums))

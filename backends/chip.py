@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..chip import Description, InOrder, LayerSimulation, load_description, simulate_layer
 from ..chip import Mapping as ChipMapping
+from ..chip.checks import placed
 from ..chip.layer import IMPLEMENTATIONS, check_jitter
 from ..chip.mapping import MAPPINGS, Placement
 from ..chip.network import Network, build_network
@@ -33,7 +34,7 @@ class Chip(Backend):
     with a model, whole; only `on_simulation` cannot be.
 
     Attributes:
-        description: a preset by name (ideal-45nm, async-45nm, loihi), the path of a .toml file, or a `Description`.
+        description: a name of `chip_names()`, the path of a .toml file, or a `Description`.
         mapping: cuts layers into cores and places them, an object or a registered name.
         stream: weights stream from DRAM, so that layers larger than the chip fit.
         overlap: tokens of a call overlap, as in prefill; else each begins when the one before has ended.
@@ -119,7 +120,7 @@ class Chip(Backend):
         shape = (in_features, out_features)
         if shape not in self._placed:
             assert isinstance(self.mapping, ChipMapping)
-            placement = self.mapping.place(*shape, self.chip, streamed=self.stream)
+            placement = placed(self.mapping, *shape, self.chip, streamed=self.stream)
             self._placed[shape] = placement, build_network(placement, self.chip)
         return self._placed[shape]
 

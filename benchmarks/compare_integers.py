@@ -75,7 +75,13 @@ def one_round(rng: random.Random, device: str, drawn: Layer) -> tuple[int, int]:
     if layer.bias is not None:
         expected = expected + layer.bias
     low, high = (int(v) for v in spikes.count.aminmax())
-    name = rng.choice([name for name in ENCODERS if name not in ("binary", "ternary") or high - low < 64])
+    name = rng.choice(
+        [
+            name
+            for name in ENCODERS
+            if (ENCODERS.get(name).lossless and name not in ("binary", "ternary")) or high - low < 64
+        ]
+    )
     encoder, num_timesteps = ENCODERS.create(name).fitted(low, high)
     compared = differing = 0
     for backend in BACKENDS[device]:

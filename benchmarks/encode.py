@@ -137,7 +137,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--shape", nargs=2, type=int, action="append", metavar=("TOKENS", "CHANNELS"))
     parser.add_argument("--k", type=float, default=3.0)
-    parser.add_argument("--code", default="bitwise-bidirectional", choices=list(ENCODERS))
+    parser.add_argument(
+        "--code", default="bitwise-bidirectional", choices=[name for name in ENCODERS if ENCODERS.get(name).has_kernels]
+    )
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
     torch.manual_seed(0)

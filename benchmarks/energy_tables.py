@@ -64,7 +64,7 @@ def codes(recordings: dict[float, Recording]) -> None:
     print("| k | code | additions a MAC | eq. 24 | 45 nm, all | 45 nm, all, DRAM | 7 nm, all | nJ a token, 45 nm |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for k, recording in recordings.items():
-        for name in ENCODERS:
+        for name in (name for name in ENCODERS if not ENCODERS.get(name).lossy):
             counts = count_operations(recording, encoder=ENCODERS.create(name))
             done = counts.total("spiking", kind="projection")
             macs = counts.total("int8", kind="projection").num_macs

@@ -2,9 +2,10 @@
 
 from .activity import Activity
 from .components import COMPONENTS, Component
-from .description import Description, load_description
+from .description import Description, chip_names, load_description
+from .floor_plan import plan
 from .layer import LayerSimulation, simulate_layer
-from .mapping import MAPPINGS, CoreTile, InOrder, Mapping, MinimalTraffic, Placement, num_packet_hops, plan
+from .mapping import MAPPINGS, CoreTile, InOrder, Mapping, MinimalTraffic, Placement, num_packet_hops
 from .ordering import ORDERS, AsGiven, ByRate, ChannelOrder, Together
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "MinimalTraffic",
     "Placement",
     "Together",
+    "chip_names",
     "load_description",
     "num_packet_hops",
     "plan",

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..files import check_faults, check_format, read_toml
+from ..files import check_faults, check_format
+from ..plugins import NamedFiles
 from .parts import Barrier, Core, DigitalUnit, Dram, EncoderUnit, Handshake, Link, Mesh, Packet
 
 # Version of the keys of a chip's file. Raise it when a key is added, removed, or changes its meaning.
@@ -110,18 +111,25 @@ PARTS: dict[str, type] = {
 
 
 def load_description(name_or_path: str | os.PathLike | Description) -> Description:
-    """Read a chip that comes with the package, by name, or one of your own, by path (*.toml).
+    """Read a chip of this package or of another installed one, by name, or one of your own, by path (*.toml).
 
-    A description is returned as it is.
+    A description made in Python is checked and returned.
 
     Raises:
         InputError: there is no such chip; its file has another format version; keys are missing, unknown or in another
             unit; numbers are negative, too large or without a source. All faults are listed.
     """
-    if isinstance(name_or_path, Description):
-        return name_or_path
-    path, content = read_toml(name_or_path, _FOLDER, "chip")
-    return parse_description(content, path.stem, str(path))
+    return CHIPS.load(name_or_path)
+
+
+def chip_names() -> tuple[str, ...]:
+    """Return the names of the chips of this package, and of those that other installed packages bring."""
+    return tuple(CHIPS.names())
+
+
+def check_description(chip: Description) -> None:
+    """Raise an InputError unless a description that was made in Python has what its file must have."""
+    Description.from_dict(chip.to_dict())
 
 
 def parse_description(content: Mapping[str, Any], name: str, where: str) -> Description:
@@ -152,6 +160,9 @@ def parse_description(content: Mapping[str, Any], name: str, where: str) -> Desc
         faults = _contradictions(parts)
     check_faults(faults, where)
     return Description(name, str(process), **{p: PARTS[p](**v) for p, v in parts.items()}, sources=sources)
+
+
+CHIPS = NamedFiles("chip", "spikebrain.chips", _FOLDER, Description, parse_description, check_description)
 
 
 def _read_part(part, kind, section, process, sources, faults) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping as MappingOf
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -145,7 +144,7 @@ class Mapping(ABC):
         return replace(placement, home=self.home(placement))
 
 
-MAPPINGS: Registry[Mapping] = Registry("mapping", Mapping)
+MAPPINGS: Registry[Mapping] = Registry("mapping", Mapping, "spikebrain.mappings")
 
 
 @MAPPINGS.register("in-order")
@@ -203,53 +202,6 @@ def num_packet_hops(placement: Placement) -> int:
         hops = sum(len(route(core.tile, reducer)) for core in partial) + len(route(reducer, placement.home))
         total += len(outputs) * hops
     return total
-
-
-def plan(
-    layers: MappingOf[str, tuple[int, int]], chip: Description, mapping: Mapping, *, stream: bool = False
-) -> dict[str, Placement]:
-    """Place every layer of a model on a rectangle of its own; streamed layers take turns on the whole mesh.
-
-    Args:
-        layers: (in_features, out_features) of each layer, in order.
-        chip: the chip.
-        mapping: cuts layers.
-        stream: weights stream from DRAM.
-    Raises:
-        InputError: the model does not fit; the message gives the number of cores it needs.
-    """
-    if stream:
-        return {n: mapping.place(*shape, chip, height=chip.mesh.rows, streamed=True) for n, shape in layers.items()}
-    placed: dict[str, Placement] = {}
-    heights = dict.fromkeys(h for h in (4, 8, 2, 6, 3, 5, 12, 16, 1, 32) if h <= chip.mesh.rows)
-    for height in heights:
-        placed = {name: mapping.place(*shape, chip, height=height) for name, shape in layers.items()}
-        planned = _shelves(placed, chip, height)
-        if planned is not None:
-            return planned
-    needed = sum(len(p.cores) for p in placed.values())
-    raise InputError(
-        f"{chip.name}: {len(layers)} layers need {needed:,} cores of {chip.core.sram_bytes:,} bytes and whole "
-        f"rectangles of tiles; the chip has {chip.num_cores:,} cores. Enlarge [mesh] or sram_bytes, take fewer layers, "
-        "or stream weights from DRAM (stream=True)."
-    )
-
-
-def _shelves(placed: MappingOf[str, Placement], chip: Description, height: int) -> dict[str, Placement] | None:
-    """Put rectangles side by side on shelves of one height; narrow ones share a column. None if they do not fit."""
-    planned, x, y, shelf, width = {}, 0, 0, 0, 0
-    for name, p in placed.items():
-        if not (p.columns == width == 1 and y + p.rows <= height):
-            x, y, width = x + width, 0, p.columns
-        if x + p.columns > chip.mesh.columns:
-            x, y, shelf, width = 0, 0, shelf + height, p.columns
-        if shelf + y + p.rows > chip.mesh.rows:
-            return None
-        planned[name] = moved(p, (x, shelf + y))
-        y += p.rows
-        if p.rows > height:
-            x, y, shelf, width = 0, 0, shelf + p.rows, 0
-    return planned
 
 
 def moved(placement: Placement, origin: Tile) -> Placement:

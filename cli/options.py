@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -11,7 +11,6 @@ from rich.table import Table
 from ..errors import InputError
 
 if TYPE_CHECKING:
-    from ..backends import Backend
     from ..registry import Registry
 
 MODEL = "smollm2, a .gguf file, a model folder, a file saved by spikebrain, or a hub id."
@@ -23,7 +22,9 @@ K = Annotated[
     float | None,
     typer.Option(help="Mean |x| of a token divided by its threshold: larger k, more spikes.", show_default="3.0"),
 ]
-EncoderName = Annotated[str | None, typer.Option(help="Spike code.", show_default="bitwise-bidirectional")]
+LISTED = "spikebrain doctor lists them, those of other packages too."
+NeuronName = Annotated[str | None, typer.Option(help=f"Neuron; {LISTED}", show_default="adaptive-threshold")]
+EncoderName = Annotated[str | None, typer.Option(help=f"Spike code; {LISTED}", show_default="bitwise-bidirectional")]
 BackendName = Annotated[
     str | None,
     typer.Option(help="Backend that computes the integer sums; auto picks the fastest.", show_default="auto"),
@@ -58,24 +59,17 @@ def folder_for(what: str) -> Any:
     return typer.Option(help=f"Folder for {what}.")
 
 
-def named(registry: Registry[Any], option: str, name: str | None) -> Any:
-    """Return the plug-in of that name, or None for None; raise an InputError that names the option if there is none."""
-    if name is None:
-        return None
-    if name not in registry:
-        raise InputError(f"{option}: expected one of {', '.join(registry)}; got {name!r}.")
-    return registry.create(name)
+def named(registry: Registry[Any], name: str | None, *words: str) -> Any:
+    """Return the plug-in of that name; None and other words that are allowed there as they are.
 
-
-def backend_named(name: str | None) -> Backend | Literal["auto"] | None:
-    """Return the backend of that name, or "auto" or None."""
-    if name is None or name == "auto":
+    Raises:
+        InputError: there is none, or it cannot be used; the message begins with its kind, which is the option's name.
+    """
+    if name is None or name in words:
         return name
-    from ..backends import BACKENDS
-
-    if name not in BACKENDS:
-        raise InputError(f"backend: expected one of auto, {', '.join(BACKENDS)}; got {name!r}.")
-    return BACKENDS.create(name)
+    if words and not registry.knows(name):
+        raise InputError(f"{registry.kind}: expected one of {', '.join((*words, *registry))}; got {name!r}.")
+    return registry.create(name)
 
 
 def spiking_or_none(spiking: str) -> str | None:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Integer
 from torch import Tensor
 
-from ..errors import EncodingError
+from ..errors import EncodingError, InputError
 from ..neuro.base import overrides
 from ..registry import Registry
 from .kernels import kernels_for
@@ -24,8 +24,8 @@ class Encoder(ABC):
 
     An encoder keeps nothing of its input: the number of timesteps comes with each call, and a count that does not
     fit raises. To add a code, write `encode` and `timesteps_for`; decode(encode(c)) == c must hold for every count
-    that fits (tests/property runs over all registered encoders). A code that says it is `lossless` may run in the
-    kernels of whole layers, one with an `unrolling` also in those that pack.
+    that fits, unless the class says that it is `lossy` (`spikebrain.testing.check_encoder` tries it). A code that says
+    it is `lossless` may run in the kernels of whole layers, one with an `unrolling` also in those that pack.
     """
 
     @abstractmethod
@@ -61,6 +61,9 @@ class Encoder(ABC):
     # Whether decode(encode(c)) == c for every |c| <= MAX_LOSSLESS_COUNT with the encoder that `fitted` returns. Then
     # backends may add up the counts themselves, without unrolling them. A class says so in its own body.
     lossless: ClassVar[bool] = False
+    # Whether decode(encode(c)) may be another number than c. Then sums are those of the train, not of the counts; it is
+    # said wherever they are compared, and refused where counts have to be exact.
+    lossy: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options) -> None:
         """Let no class inherit what its parent says about methods that it has overridden."""
@@ -68,6 +71,8 @@ class Encoder(ABC):
         cls.has_kernels = cls.unrolling is not Encoder.unrolling and not overrides(cls, "unrolling", ("encode",))
         if overrides(cls, "lossless", ("encode", "fitted", "timesteps_for")):
             cls.lossless = False
+        if cls.lossy and cls.lossless:
+            raise InputError(f"{cls.__name__}: expected lossless or lossy, or neither of them; both are set.")
 
     def unrolling(self, num_timesteps: int) -> Unrolling:
         """Return this code in the form that kernels run; only a code that defines it beside `encode` has one.
@@ -114,7 +119,7 @@ class Encoder(ABC):
         return train
 
 
-ENCODERS: Registry[Encoder] = Registry("encoder", Encoder)
+ENCODERS: Registry[Encoder] = Registry("encoder", Encoder, "spikebrain.encoders")
 
 
 def decode(train: SpikeTrain) -> Integer[Tensor, "*shape"]:
@@ -183,6 +188,12 @@ def checked_counts(encoder: Encoder, count: Tensor, num_timesteps: int, low: int
         f"{where}: expected {low} <= count <= {high} for num_timesteps = {num_timesteps}, got {int(count[index])} at "
         f"index {index}. {remedy}, or a higher threshold."
     )
+
+
+def require_exact(encoder: Encoder, where: str, why: str) -> None:
+    """Raise an InputError if a code is lossy where counts have to be exact; `why` goes on from "since"."""
+    if encoder.lossy:
+        raise InputError(f"{where}: expected an exact code, since {why}; got the lossy {encoder!r}. Take another code.")
 
 
 @functools.lru_cache(maxsize=64)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from ..coding import Encoder
+from ..coding.base import require_exact
 from ..coding.checks import fitted_to, train_of
 from ..models import LayerRecord
 
@@ -53,7 +54,13 @@ def recode(layer: LayerRecord, encoder: Encoder) -> Recoded | None:
 
     The code is fitted to the layer once: its timesteps (and zero point) hold all counts of the recording. None if
     that takes a train of more than 65,536 timesteps, as rate codes of counts in the millions do.
+
+    Raises:
+        InputError: the code is lossy.
     """
+    require_exact(
+        encoder, "encoder", "recorded counts say nothing of the spikes of another; run the model in that code"
+    )
     if not layer.count_histogram:
         return Recoded(0, 0, 0, 0, 0, 0)
     counts = torch.tensor(sorted(layer.count_histogram), dtype=torch.int32)

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..files import check_faults, check_format, read_toml
+from ..files import check_faults, check_format
+from ..plugins import NamedFiles
 
 # Version of the keys of a table's file. Raise it when a key is added, removed, or changes its meaning.
 FORMAT = 1
@@ -115,26 +116,36 @@ class EnergyTable:
 
 
 def table_names() -> tuple[str, ...]:
-    """Return the names of the tables that come with the package."""
-    return tuple(sorted(path.stem for path in _FOLDER.glob("*.toml")))
+    """Return the names of the tables of this package, and of those that other installed packages bring."""
+    return tuple(TABLES.names())
 
 
 def load_table(name_or_path: str | os.PathLike | EnergyTable = "horowitz_45nm") -> EnergyTable:
-    """Read a table that comes with the package, by name, or one of your own, by path (*.toml).
+    """Read a table of this package or of another installed one, by name, or one of your own, by path (*.toml).
 
-    A table is returned as it is. A file holds `format = 1`, the texts process, source, version and convention, a table
-    [sources] of publications by short name, and a table [entries.NAME] for each energy: pj (a number from 0 to 1e12),
-    bits (an integer >= 1), node (a text), source (a short name), and optionally verified (true or false),
-    capacity_bytes (an integer, needed for SRAM) and note (a text).
+    A table made in Python is checked and returned. A file holds `format = 1`, the texts process, source, version and
+    convention, a table [sources] of publications by short name, and a table [entries.NAME] for each energy: pj (a
+    number from 0 to 1e12), bits (an integer >= 1), node (a text), source (a short name), and optionally verified (true
+    or false), capacity_bytes (an integer, needed for SRAM) and note (a text).
 
     Raises:
         InputError: there is no such table, its file has another format version, or something in it is missing or wrong.
             All faults are listed.
     """
-    if isinstance(name_or_path, EnergyTable):
-        return name_or_path
-    path, content = read_toml(name_or_path, _FOLDER, "energy table")
-    check_format(content, FORMAT, str(path), str(_FOLDER / "horowitz_45nm.toml"))
+    return TABLES.load(name_or_path)
+
+
+def parse_table(content: Mapping[str, Any], name: str, where: str) -> EnergyTable:
+    """Build a table from the content of its file.
+
+    Args:
+        content: of the file.
+        name: of the table.
+        where: the file, for messages.
+    Raises:
+        InputError: as `load_table`.
+    """
+    check_format(content, FORMAT, where, str(_FOLDER / "horowitz_45nm.toml"))
     faults: list[str] = []
     for key in _TEXTS:
         _expect(faults, key, _is_text(content.get(key)), "a text", content.get(key))
@@ -142,12 +153,23 @@ def load_table(name_or_path: str | os.PathLike | EnergyTable = "horowitz_45nm") 
     faults += [f"{key}: unknown; expected one of {', '.join(known)}" for key in content if key not in known]
     sources = _section(faults, content, "sources", "[sources] with publications by short name")
     entries = _section(faults, content, "entries", "a table [entries.NAME] for each energy")
-    for name, text in sources.items():
-        _expect(faults, f"sources.{name}", _is_text(text), "a text", text)
-    read = {name: _entry(faults, f"entries.{name}", entry, sources) for name, entry in entries.items()}
-    check_faults(faults, str(path))
-    found = {name: entry for name, entry in read.items() if entry is not None}
-    return EnergyTable(path.stem, *(content[key] for key in _TEXTS), entries=found)
+    for key, text in sources.items():
+        _expect(faults, f"sources.{key}", _is_text(text), "a text", text)
+    read = {key: _entry(faults, f"entries.{key}", entry, sources) for key, entry in entries.items()}
+    check_faults(faults, where)
+    found = {key: entry for key, entry in read.items() if entry is not None}
+    return EnergyTable(name, *(content[key] for key in _TEXTS), entries=found)
+
+
+def check_table(table: EnergyTable) -> None:
+    """Raise an InputError unless a table that was made in Python has what its file must have."""
+    entries = {key: vars(entry) if isinstance(entry, TableEntry) else entry for key, entry in table.entries.items()}
+    sources = {entry["source"]: entry["source"] for entry in entries.values() if isinstance(entry, dict)}
+    content = {"format": FORMAT, **{key: getattr(table, key) for key in _TEXTS}, "sources": sources, "entries": entries}
+    parse_table(content, table.name, f"energy table {table.name!r}")
+
+
+TABLES = NamedFiles("energy table", "spikebrain.energy_tables", _FOLDER, EnergyTable, parse_table, check_table)
 
 
 def _section(faults: list[str], content: Mapping[str, Any], key: str, expected: str) -> dict[str, Any]:

@@ -17,7 +17,9 @@ from ..backends import BACKENDS
 from ..coding.kernels import why_plain
 from ..errors import InputError
 from ..models.io import smollm2
+from ..neuro.checks import asking
 from ..paths import cache_dir
+from ..plugins import GROUPS, PREFIX, announced
 
 PACKAGES = ("spikebrain", "torch", "numba", "triton", "transformers")
 # Flags of /proc/cpuinfo for each instruction set; one of them is enough.
@@ -41,6 +43,8 @@ def examine() -> dict[str, Any]:
         "cpu": examine_cpu(_cpu_info()),
         "gpus": _gpus(),
         "devices": {str(device): examine_device(device) for device in _devices()},
+        "names": {group.removeprefix(PREFIX): plugins.own() for group, plugins in GROUPS.items()},
+        "plug_ins": _plug_ins(),
         "model_cache": _model_cache(),
         "extras": _extras(),
     }
@@ -65,10 +69,32 @@ def examine_cpu(info: str) -> dict[str, Any]:
 def examine_device(device: torch.device) -> dict[str, Any]:
     """Return why each backend cannot run on a device (None if it can), and which one "auto" picks there."""
     return {
-        "backends": {name: BACKENDS.create(name).why_unavailable(device) for name in BACKENDS},
+        "backends": {name: _why_unavailable(name, device) for name in BACKENDS},
         "auto": {str(n): BACKENDS.name_of(backends.auto(device, n, LAYER)) for n in (FEW, MANY)},
         "packing_without_kernels": why_plain(device),
     }
+
+
+def _why_unavailable(name: str, device: torch.device) -> str | None:
+    try:
+        backend = BACKENDS.create(name)
+        with asking(backend, "why_unavailable"):
+            return backend.why_unavailable(device)
+    except InputError as error:
+        return str(error)
+
+
+def _plug_ins() -> list[dict[str, Any]]:
+    """Return what other packages bring, and why it cannot be used (None if it can); imports all of it."""
+    found, damaged = announced()
+    rows = []
+    for plugin in found:
+        group = GROUPS.get(plugin.group)
+        unknown = f"expected an entry point of one of the groups {', '.join(GROUPS)}; got {plugin.group}."
+        row = {"kind": plugin.group.removeprefix(PREFIX), "name": plugin.name, "package": plugin.package}
+        fault = unknown if group is None else group.fault(plugin.name)
+        rows.append({**row, "object": plugin.entry.value, "fault": fault})
+    return rows + [{"kind": "", "name": "", "package": p, "object": "", "fault": fault} for p, fault in damaged]
 
 
 def advise(findings: dict[str, Any]) -> list[str]:

@@ -27,6 +27,7 @@ from ..errors import InputError
 from ..files import read_json, write_json
 from ..models import SpikeSettings
 from ..models.recording import record
+from ..neuro import NEURONS, Neuron
 from .given import SPIKES, refuse, spike_settings, usual
 from .inputs import alone, load_spiking, require_writable
 from .progress import SILENT, Progress
@@ -51,7 +52,8 @@ class EnergySettings:
             of a published chip's synaptic operation.
         block_bytes: size of a memory block, where weights are read per block; None for 64.
         shared_tokens: consecutive tokens that share a read of weights; None for 1.
-        k: of `AdaptiveThreshold`: mean |x| of a token divided by its threshold; None for 3.
+        neuron: turns activations into counts, an object or a registered name; None for `AdaptiveThreshold`.
+        k: of the neuron, if it has one: mean |x| of a token divided by its threshold; None for its own.
         encoder: turns counts into spikes, an object or a registered name; None for `BidirectionalBitwise`.
         backend: computes the integer sums, an object or a registered name; "auto" or None picks the fastest.
         weights: "int8", "int4", or "stored" for those of a GGUF file as they are; None for "int8".
@@ -64,6 +66,7 @@ class EnergySettings:
     energy: DigitalEnergy | SynopEnergy = field(default_factory=DigitalEnergy)
     block_bytes: int | None = None
     shared_tokens: int | None = None
+    neuron: Neuron | str | None = None
     k: float | None = None
     encoder: Encoder | str | None = None
     backend: Backend | Literal["auto"] | str | None = None
@@ -78,6 +81,7 @@ class EnergySettings:
 
     def __post_init__(self) -> None:
         """Put objects in the place of names; raise an InputError if there is no such name."""
+        object.__setattr__(self, "neuron", NEURONS.resolve(self.neuron, "neuron", None))
         object.__setattr__(self, "encoder", ENCODERS.resolve(self.encoder, "encoder", None))
         object.__setattr__(self, "backend", BACKENDS.resolve(self.backend, "backend", "auto", None))
 

@@ -5,17 +5,18 @@ None stands for the usual value. A setting that is given and would have no effec
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from ..errors import InputError
 from ..models import SpikeSettings
-from ..neuro import AdaptiveThreshold
+from ..neuro import AdaptiveThreshold, Neuron
 
 T = TypeVar("T")
 
 # Settings of a model that is put on spikes. One that spikes already keeps its own.
-SPIKES = ("k", "encoder", "backend", "layers", "skip", "weights", "group_size")
+SPIKES = ("neuron", "k", "encoder", "backend", "layers", "skip", "weights", "group_size")
 
 
 def usual(value: T | None, default: T) -> T:
@@ -43,6 +44,20 @@ def refuse_spikes(settings: Any, source: str) -> None:
     refuse(settings, SPIKES, f"on {source}, which spikes already and keeps its own settings")
 
 
+def _neuron(neuron: Neuron | None, k: float | None) -> Neuron | None:
+    """Return the neuron of a job with its k: that of `AdaptiveThreshold`, or of another neuron that has one."""
+    if k is None or neuron is None:
+        return neuron if k is None else AdaptiveThreshold(k)
+    own = (
+        {field.name: field.default for field in dataclasses.fields(neuron)} if dataclasses.is_dataclass(neuron) else {}
+    )
+    if "k" not in own:
+        raise InputError(f"k: has no effect on `neuron` {neuron!r}, which has none. Leave out `k`.")
+    if own["k"] != getattr(neuron, "k"):  # noqa: B009 - a field of the user's class
+        raise InputError(f"k: expected one k, got {k} beside `neuron` {neuron!r}. Leave out one of both.")
+    return dataclasses.replace(neuron, k=k)  # pyright: ignore[reportCallIssue]
+
+
 def spike_settings(settings: Any, k: float | None = None) -> SpikeSettings:
     """Return which layers spike, and how, from the settings of a job; what is not given is as in `SpikeSettings`.
 
@@ -51,9 +66,7 @@ def spike_settings(settings: Any, k: float | None = None) -> SpikeSettings:
         k: in the place of `settings.k`, for a job that has several.
     """
     fields = {name: getattr(settings, name, None) for name in ("encoder", "backend", "weights", "group_size", "skip")}
-    k = settings.k if k is None else k
-    if k is not None:
-        fields["neuron"] = AdaptiveThreshold(k)
+    fields["neuron"] = _neuron(getattr(settings, "neuron", None), settings.k if k is None else k)
     if getattr(settings, "layers", None) is not None:
         fields["layers"] = (settings.layers,)
     return SpikeSettings(**{name: value for name, value in fields.items() if value is not None})

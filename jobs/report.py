@@ -19,6 +19,7 @@ from ..coding import ENCODERS, Encoder
 from ..energy import DigitalEnergy, ModelCounts, count_operations
 from ..models import LayerRecord, Loaded, SpikeSettings, choose_layers, spiking_layers
 from ..models.io import load
+from ..neuro import NEURONS, Neuron
 from ..registry import describe, label
 from .given import refuse_spikes, spike_settings, usual
 from .inputs import (
@@ -39,7 +40,7 @@ from .report_files import WRITTEN, describe_environment, write_files
 from .resume import FILE_NAME, Unfinished, describe_source
 
 # Raised when an older unfinished report could not go on.
-_FORMAT = 3
+_FORMAT = 4
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,8 @@ class ReportSettings:
         text: a UTF-8 file, or None for the text of the standard library's pydoc_data.topics.
         num_tokens: tokens from the start of the text; a shorter text is used whole.
         context: tokens per window.
-        k: of `AdaptiveThreshold`: mean |x| of a token divided by its threshold; None for 3.
+        neuron: turns activations into counts, an object or a registered name; None for `AdaptiveThreshold`.
+        k: of the neuron, if it has one: mean |x| of a token divided by its threshold; None for its own.
         encoder: turns counts into spikes, an object or a registered name; None for `BidirectionalBitwise`.
         backend: computes the integer sums, an object or a registered name; "auto" or None picks the fastest.
         layers: pattern of the names of layers that spike; None for all.
@@ -68,6 +70,7 @@ class ReportSettings:
     text: Path | None = None
     num_tokens: int = 2048
     context: int = 512
+    neuron: Neuron | str | None = None
     k: float | None = None
     encoder: Encoder | str | None = None
     backend: Backend | Literal["auto"] | str | None = None
@@ -80,6 +83,7 @@ class ReportSettings:
 
     def __post_init__(self) -> None:
         """Put objects in the place of names; raise an InputError if there is no such name."""
+        object.__setattr__(self, "neuron", NEURONS.resolve(self.neuron, "neuron", None))
         object.__setattr__(self, "encoder", ENCODERS.resolve(self.encoder, "encoder", None))
         object.__setattr__(self, "backend", BACKENDS.resolve(self.backend, "backend", "auto", None))
 
@@ -159,6 +163,7 @@ def _describe_settings(settings: ReportSettings, model: nn.Module, converted: bo
         "context": settings.context,
         "k": getattr(layer.neuron, "k", None),
         "neuron": label(layer.neuron),
+        "lossy_code": layer.encoder.lossy,
         "encoder": ENCODERS.name_of(layer.encoder) or label(layer.encoder),
         "backend": "auto" if layer.backend == "auto" else BACKENDS.name_of(layer.backend) or label(layer.backend),
         "layers": "as converted" if converted else usual(settings.layers, "*"),
@@ -172,7 +177,8 @@ def _describe_settings(settings: ReportSettings, model: nn.Module, converted: bo
 
 def _figures(run: Measured, records: list[LayerRecord], counts: ModelCounts) -> dict[str, Any]:
     """Return what was measured, counted, modelled and checked, as JSON values."""
-    codes = {name: code_statistics(records, ENCODERS.create(name)) for name in ENCODERS}
+    exact = {name: cls() for name, cls in ENCODERS.registered.items() if not cls.lossy}
+    codes = {name: code_statistics(records, encoder) for name, encoder in exact.items()}
     return {
         "perplexity": run.perplexity,
         "spikes": dataclasses.asdict(spike_statistics(records)),
@@ -193,7 +199,7 @@ def _job(settings: ReportSettings, loaded: Loaded, text: str) -> dict[str, Any]:
     return {
         "format": _FORMAT,
         "settings": {
-            name: describe(value) if name in ("encoder", "backend") else repr(value)
+            name: describe(value) if name in ("neuron", "encoder", "backend") else repr(value)
             for name, value in vars(settings).items()
         },
         "text": _sha256(text),

@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..files import write_json
 from ..models import SpikeSettings, spiking_layers
 from ..models.layers import patterns_of
+from ..neuro import NEURONS, Neuron
 from ..registry import label
 from ..simulation.describe import describe_simulation
 from ..simulation.model import MODES, ModelOnChip, simulate_model
@@ -36,14 +37,15 @@ class SimulateSettings:
 
     Attributes:
         model: anything that `load` takes.
-        chip: a preset by name (ideal-45nm, async-45nm, loihi), the path of a .toml file, or a `Description`.
+        chip: a name of `chip_names()`, the path of a .toml file, or a `Description`.
         text: a UTF-8 file, or None for the text of the standard library's pydoc_data.topics.
         num_tokens: tokens from the start of the text, as one window.
         mode: "decode": token after token; "prefill": tokens follow each other through the layers.
         mapping: cuts layers into cores.
         order: learns from the 128 tokens that follow in which order channels lie in memory; None to leave them.
         stream: weights stream from DRAM, so that the model need not fit.
-        k: of `AdaptiveThreshold`: mean |x| of a token divided by its threshold; None for 3.
+        neuron: turns activations into counts, an object or a registered name; None for `AdaptiveThreshold`.
+        k: of the neuron, if it has one: mean |x| of a token divided by its threshold; None for its own.
         encoder: turns counts into spikes, an object or a registered name, as mapping and order; None for
             `BidirectionalBitwise`.
         layers: pattern of the names of layers that spike; None for all.
@@ -62,6 +64,7 @@ class SimulateSettings:
     mapping: Mapping | str = field(default_factory=InOrder)
     order: ChannelOrder | str | None = None
     stream: bool = False
+    neuron: Neuron | str | None = None
     k: float | None = None
     encoder: Encoder | str | None = None
     layers: str | None = None
@@ -75,6 +78,7 @@ class SimulateSettings:
         """Put objects in the place of names; raise an InputError if there is no such name."""
         object.__setattr__(self, "mapping", MAPPINGS.resolve(self.mapping, "mapping"))
         object.__setattr__(self, "order", ORDERS.resolve(self.order, "order", None))
+        object.__setattr__(self, "neuron", NEURONS.resolve(self.neuron, "neuron", None))
         object.__setattr__(self, "encoder", ENCODERS.resolve(self.encoder, "encoder", None))
 
     def spike_settings(self) -> SpikeSettings:

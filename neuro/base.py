@@ -135,7 +135,7 @@ class Neuron(ABC, Generic[State]):
         return SpikeCount(count, threshold), state
 
 
-NEURONS: Registry[Neuron] = Registry("neuron", Neuron)
+NEURONS: Registry[Neuron] = Registry("neuron", Neuron, "spikebrain.neurons")
 
 
 def overrides(cls: type, declaration: str, methods: Iterable[str]) -> bool:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, SpikebrainError
 from .base import Neuron
 from .once import Once
 from .spike_count import SpikeCount
@@ -62,9 +62,20 @@ def needs_check(plugin: object) -> bool:
 
 def refuse(plugin: object, method: str, expected: str, got: str) -> InputError:
     """Return the error that says what a method of a plug-in should have returned."""
-    return InputError(
-        f"{type(plugin).__name__}.{method}: expected {expected}, got {got}. Correct the class {type(plugin).__name__}."
-    )
+    cls = type(plugin)
+    remedy = f"Correct the class {cls.__name__} of {cls.__module__}."
+    return InputError(f"{cls.__name__}.{method}: expected {expected}, got {got}. {remedy}")
+
+
+@contextmanager
+def asking(plugin: object, method: str) -> Iterator[None]:
+    """Name a plug-in in what it raises inside a `with` block, unless it is an error of this package or full memory."""
+    try:
+        yield
+    except (SpikebrainError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise refuse(plugin, method, "a result", f"{type(error).__name__}: {error}".rstrip(".")) from error
 
 
 def describe_tensor(value: object) -> str:
@@ -112,7 +123,8 @@ def spikes_of(neuron: Neuron, x: Tensor) -> SpikeCount:
             return neuron(x)
         return _counted.get(x, neuron, lambda: neuron(x))
     untouched = Untouched(x)
-    spikes = neuron(x)
+    with asking(neuron, "step"):
+        spikes = neuron(x)
     if not isinstance(spikes, SpikeCount):
         raise refuse(neuron, "step", "a SpikeCount and the next state", describe_tensor(spikes))
     count, threshold, source = spikes.count, spikes.threshold, spikes.source

@@ -43,6 +43,7 @@ def _print(found: dict[str, Any]) -> None:
             table.add_row(name, device, f"{tokens} token(s)" if tokens else "", f"no: {reason}" if reason else "yes")
     console.print(table, "")
 
+    _print_plug_ins(console, found)
     console.print(
         f"Default model: {'in the cache' if cache['present'] else 'not fetched yet'} ({cache['path'] or 'no folder'})"
     )
@@ -53,3 +54,18 @@ def _print(found: dict[str, Any]) -> None:
     console.print()
     for sentence in found["advice"]:
         console.print(f"- {sentence}")
+
+
+def _print_plug_ins(console: Console, found: dict[str, Any]) -> None:
+    """Print what can be named in commands, and what other packages bring."""
+    for kind, names in found["names"].items():
+        console.print(f"{kind.replace('_', ' ').capitalize()}: {', '.join(names)}")
+    console.print()
+    if found["plug_ins"]:
+        table = table_of("Plug-in", "kind", "package", "can it be used?", text_columns=(0, 1, 2, 3))
+        for row in found["plug_ins"]:
+            fault = row["fault"]
+            table.add_row(
+                row["name"], row["kind"].replace("_", " "), row["package"], f"no: {fault}" if fault else "yes"
+            )
+        console.print(table, "")

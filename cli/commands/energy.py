@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from ..options import DEVICES, MODEL, EncoderName, K, TextFile, Weights, folder_for, named, table_of
+from ..options import DEVICES, MODEL, EncoderName, K, NeuronName, TextFile, Weights, folder_for, named, table_of
 from ..progress import on_screen
 
 if TYPE_CHECKING:
@@ -19,7 +19,9 @@ def energy(
     source: Annotated[
         str, typer.Argument(help=f"A report.json or its folder, which is read; or a model, which is run: {MODEL}")
     ] = "smollm2",
-    table: Annotated[str, typer.Option(help="Energy table: a name, or the path of a .toml file.")] = "horowitz_45nm",
+    table: Annotated[
+        str, typer.Option(help="Energy table: a name (spikebrain doctor lists them), or the path of a .toml file.")
+    ] = "horowitz_45nm",
     reads_per: Annotated[
         str | None, typer.Option(help="Weights are read per spike, channel or block.", show_default="channel")
     ] = None,
@@ -45,6 +47,7 @@ def energy(
     shared_tokens: Annotated[
         int | None, typer.Option(help="Tokens that share a read of weights.", show_default="1")
     ] = None,
+    neuron: NeuronName = None,
     k: K = None,
     encoder: EncoderName = None,
     weights: Weights = None,
@@ -58,11 +61,11 @@ def energy(
 ) -> None:
     """Say what a run on spikes costs beside dense INT8 and FP16: modelled, with every cost that is counted.
 
-    A report has been run already: --block-bytes, --shared-tokens, --k, --encoder, --weights, --text, --num-tokens and
-    --device are for a model. The table of a chip has whole energies, so the options from --reads-per to --shared-tokens
-    are for other tables.
+    A report has been run already: --block-bytes, --shared-tokens, --neuron, --k, --encoder, --weights, --text,
+    --num-tokens and --device are for a model. The table of a chip has whole energies, so the options from --reads-per
+    to --shared-tokens are for other tables.
     """
-    from ... import coding, jobs
+    from ... import coding, jobs, neuro
     from ...energy import load_table
 
     options: dict[str, Any] = {"reads_per": reads_per, "shifts_per": shifts_per, "sums_in": sums_in}
@@ -73,8 +76,9 @@ def energy(
         energy=jobs.energy_model(load_table(table), **options),
         block_bytes=block_bytes,
         shared_tokens=shared_tokens,
+        neuron=named(neuro.NEURONS, neuron),
         k=k,
-        encoder=named(coding.ENCODERS, "encoder", encoder),
+        encoder=named(coding.ENCODERS, encoder),
         weights=weights,
         text=text,
         num_tokens=num_tokens,

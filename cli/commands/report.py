@@ -15,11 +15,11 @@ from ..options import (
     K,
     Layers,
     Model,
+    NeuronName,
     NumTokens,
     Skip,
     TextFile,
     Weights,
-    backend_named,
     folder_for,
     named,
     seed_for,
@@ -47,6 +47,7 @@ def report(
     text: TextFile = None,
     num_tokens: NumTokens = 2048,
     context: Annotated[int, typer.Option(help="Tokens per window; windows do not overlap.")] = 512,
+    neuron: NeuronName = None,
     k: K = None,
     encoder: EncoderName = None,
     backend: BackendName = None,
@@ -63,19 +64,20 @@ def report(
 ) -> None:
     """Run a model in float, with INT8 weights, and on spikes; report accuracy, spikes, energy and exactness.
 
-    A model that spikes already runs as it is: --k, --encoder, --backend, --layers, --weights and --group-size are for
-    others.
+    A model that spikes already runs as it is: --neuron, --k, --encoder, --backend, --layers, --weights and --group-size
+    are for others.
     """
-    from ... import coding, jobs
+    from ... import backends, coding, jobs, neuro
 
     settings = jobs.ReportSettings(
         model=model,
         text=text,
         num_tokens=num_tokens,
         context=context,
+        neuron=named(neuro.NEURONS, neuron),
         k=k,
-        encoder=named(coding.ENCODERS, "encoder", encoder),
-        backend=backend_named(backend),
+        encoder=named(coding.ENCODERS, encoder),
+        backend=named(backends.BACKENDS, backend, "auto"),
         layers=layers,
         skip=tuple(skip) if skip else None,
         weights=weights,
@@ -95,6 +97,7 @@ def _print(found: dict[str, Any], context: int, out: Path) -> None:
     console.print(
         f"\n{model['source']}: {model['num_spiking_layers']} layers on spikes, "
         f"{found['settings']['neuron']}, code {found['settings']['encoder']}"
+        + (" (lossy)" if found["settings"]["lossy_code"] else "")
     )
     console.print(f"{text['num_tokens']:,} tokens of {text['source']}, windows of {context}\n")
     _print_perplexity(console, found["perplexity"], found["settings"]["weights"])
@@ -183,7 +186,12 @@ def _print_exactness(console: Console, exact: dict[str, Any]) -> None:
         f"Exactness: {exact['num_mismatches']:,} of {exact['num_checked']:,} sampled outputs differ from the exact "
         f"integer product{': ' + exact['first_mismatch'] if exact['first_mismatch'] else '.'}"
     )
-    fused = exact["fused"]
+    fused, code = exact["fused"], exact["code"]
+    if code["num_checked"]:
+        console.print(
+            f"Lossy code: {code['num_mismatches']:,} of {code['num_checked']:,} sampled outputs differ from those of "
+            "the counts. The products above are those of what the trains carry."
+        )
     if not fused["num_checked"]:
         console.print("Fused layers: these layers have no fused kernel, so there is nothing to compare.")
         return

@@ -13,6 +13,7 @@ from ..options import (
     K,
     Layers,
     Model,
+    NeuronName,
     NumTokens,
     Skip,
     TextFile,
@@ -30,18 +31,19 @@ if TYPE_CHECKING:
 def simulate(
     model: Model = "smollm2",
     chip: Annotated[
-        str, typer.Option(help="ideal-45nm, async-45nm, loihi, or the path of a .toml file.")
+        str, typer.Option(help="A name (spikebrain doctor lists them), or the path of a .toml file.")
     ] = "async-45nm",
     text: TextFile = None,
     num_tokens: NumTokens = 16,
     mode: Annotated[str, typer.Option(help="decode: token after token; prefill: tokens follow each other.")] = "decode",
-    mapping: Annotated[str, typer.Option(help="How layers are cut into cores: in-order or minimal-traffic.")] = (
-        "in-order"
-    ),
+    mapping: Annotated[
+        str, typer.Option(help="How layers are cut into cores: in-order, minimal-traffic or a plug-in.")
+    ] = ("in-order"),
     order: Annotated[
         str, typer.Option(help="Order of the channels in memory: as-given, by-rate or together; see above.")
     ] = "as-given",
     stream: Annotated[bool, typer.Option("--stream", help="Weights stream from DRAM: the model need not fit.")] = False,
+    neuron: NeuronName = None,
     k: K = None,
     encoder: EncoderName = None,
     layers: Layers = None,
@@ -55,10 +57,10 @@ def simulate(
     """Run a model on a simulated asynchronous chip, event by event: exact sums, time, energy and bottlenecks.
 
     The order of channels (--order) is learned from the 128 tokens of the text that follow those simulated. A model that
-    spikes already runs as it is: --k, --encoder and --layers are for others.
+    spikes already runs as it is: --neuron, --k, --encoder and --layers are for others.
     """
     from ... import chip as chips
-    from ... import coding, jobs
+    from ... import coding, jobs, neuro
 
     settings = jobs.SimulateSettings(
         model=model,
@@ -66,11 +68,12 @@ def simulate(
         text=text,
         num_tokens=num_tokens,
         mode=mode,
-        mapping=named(chips.MAPPINGS, "mapping", mapping),
-        order=None if order == "as-given" else named(chips.ORDERS, "order", order),
+        mapping=named(chips.MAPPINGS, mapping),
+        order=None if order == "as-given" else named(chips.ORDERS, order),
         stream=stream,
+        neuron=named(neuro.NEURONS, neuron),
         k=k,
-        encoder=named(coding.ENCODERS, "encoder", encoder),
+        encoder=named(coding.ENCODERS, encoder),
         layers=layers,
         skip=tuple(skip) if skip else None,
         jitter=jitter,

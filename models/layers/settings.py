@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ...backends import BACKENDS, Backend
 from ...coding import ENCODERS, BidirectionalBitwise, Encoder
+from ...coding.base import require_exact
 from ...errors import InputError
 from ...neuro import NEURONS, AdaptiveThreshold, Neuron
 from ...registry import Registry
@@ -75,6 +76,9 @@ class SpikeSettings:
         check_weights(self.weights, self.group_size)
         if self.attention not in (None, *ATTENTION):
             raise InputError(f"SpikeSettings.attention: expected None or one of {ATTENTION}, got {self.attention!r}.")
+        if self.attention is not None:
+            assert not isinstance(self.encoder, str)
+            require_exact(self.encoder, "SpikeSettings.encoder", "spiking attention takes the counts themselves")
 
     def to_fields(self) -> dict[str, Any]:
         """Return the settings for `registry.to_dict`: "int8" weights are left out, as older files have none."""

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ...coding.base import require_exact
 from ...errors import InputError
 from ...neuro import Neuron
 from ...neuro.checks import spikes_of
@@ -65,9 +66,10 @@ def spike_aware(model: nn.Module, settings: SpikeSettings) -> Iterator[None]:
 
     Args:
         model: a float model.
-        settings: as for `to_spiking`; encoder and backend do not matter here, since they are exact.
+        settings: as for `to_spiking`; the backend does not matter here, nor does the encoder, which must be exact.
     Raises:
-        InputError: no layer matches, one is not an `nn.Linear` of its own (fused experts are not), or stored weights.
+        InputError: no layer matches, one is not an `nn.Linear` of its own (fused experts are not), stored weights, or
+            a lossy code.
     """
     if not isinstance(settings, SpikeSettings):
         raise InputError(f"spike_aware: expected SpikeSettings(...) as settings, got {settings!r}.")
@@ -76,6 +78,8 @@ def spike_aware(model: nn.Module, settings: SpikeSettings) -> Iterator[None]:
             'spike_aware.settings: expected weights="int8" or "int4", got "stored": training changes the weights, so '
             "that the file's integers would no longer be theirs."
         )
+    assert not isinstance(settings.encoder, str)
+    require_exact(settings.encoder, "spike_aware.settings", "the layers train with the counts themselves")
     bits = 4 if settings.weights == "int4" else 8
     linears, _ = choose_layers(model, settings)
     fused = [name for name, module in model.named_modules() if is_fused(module)]

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from ... import backends
 from ...backends import BACKENDS, Backend
 from ...backends.checks import checked_outputs, sums_of
-from ...coding import ENCODERS, BidirectionalBitwise, Encoder, SpikeTrain
+from ...coding import ENCODERS, BidirectionalBitwise, Encoder, SpikeTrain, decode
 from ...coding.checks import fitted_to, train_of
 from ...errors import InputError, SpikebrainError
 from ...neuro import NEURONS, AdaptiveThreshold, Neuron, SpikeCount
-from ...neuro.checks import checks_all, spikes_of
+from ...neuro.checks import asking, checks_all, needs_check, spikes_of
 from .dense_gradient import DenseGradient
 from .graphs import graph_settings, in_graph, uncompiled
 from .quantize import QuantizedWeight, copy_bias, dequantize, groups_of, input_major, quantize_to, why_not_loadable
@@ -289,7 +289,13 @@ class SpikeLinear(nn.Module):
         backend = self._backend_for(x, num_tokens)
         is_plain = minimum is None and self.group_size is None
         groups = {} if is_plain else {"minimum": minimum, "group_size": self.group_size}
-        y = backend.fused(x, weight, scale, bias, self.neuron, self.encoder, **groups)
+        try:
+            y = backend.fused(x, weight, scale, bias, self.neuron, self.encoder, **groups)
+        except Exception:
+            if not needs_check(backend):
+                raise
+            with asking(backend, "fused"):
+                raise
         return checked_outputs(backend, y, x, num_outputs)
 
     def _backend_for(self, x: Tensor, num_tokens: int | None = None, *, events_only: bool = False) -> Backend:
@@ -319,11 +325,12 @@ class SpikeLinear(nn.Module):
             last = first + len(part)
             for observer in self.observers:
                 observer(self, Step(part, train, accumulation, first, len(count), x, threshold[first:last]))
-            y[first:last] = self.rescaled(accumulation, part, threshold[first:last])
+            carried = decode(train) if self.encoder.lossy and self.minimum is not None else part
+            y[first:last] = self.rescaled(accumulation, carried, threshold[first:last])
         return y.reshape(*tokens, self.out_features)
 
     def rescaled(self, accumulation: Tensor, count: Tensor, threshold: Tensor) -> Tensor:
-        """Return outputs before the bias, [tokens, out_features], from what a `Step` holds."""
+        """Return outputs before the bias, [tokens, out_features], from sums and the counts that the trains carry."""
         of_group = None if self.minimum is None else group_counts(count, self.group_size)
         return rescale(accumulation, self.scale, threshold, self.minimum, of_group)
 

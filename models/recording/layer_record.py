@@ -82,7 +82,7 @@ class LayerRecord:
             has_bias=layer.bias is not None,
             mean_count_bound=None if bounds is None else bounds.mean,
             neuron=label(layer.neuron),
-            encoder=label(layer.encoder),
+            encoder=label(layer.encoder) + (", lossy" if layer.encoder.lossy else ""),
         )
 
     def add(self, step: Step) -> None:

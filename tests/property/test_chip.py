@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import os
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,80 +12,17 @@ from hypothesis import strategies as st
 
 from spikebrain.backends import Reference
 from spikebrain.backends.chip import Chip
-from spikebrain.chip import MAPPINGS, ORDERS, load_description, num_packet_hops, simulate_layer
+from spikebrain.chip import MAPPINGS, ORDERS, chip_names, load_description, num_packet_hops, simulate_layer
 from spikebrain.chip.mapping import CoreTile, Placement
-from spikebrain.chip.network import LINK, build_network
+from spikebrain.chip.network import build_network
 from spikebrain.chip.parts import to_ps
 from spikebrain.chip.traffic import build_traffic
 from spikebrain.coding import ENCODERS
+from spikebrain.testing import check_chip, check_mapping
+from spikebrain.testing.chips import changed, check_simulation, exact, jobs
+from spikebrain.testing.laws import try_law
 
-PRESETS = {name: load_description(name) for name in ("ideal-45nm", "async-45nm", "loihi")}
-
-
-def changed(chip, **parts):
-    """Return a chip with some values of its parts replaced: core={"lanes": 1}, say."""
-    return replace(chip, **{part: replace(getattr(chip, part), **values) for part, values in parts.items()})
-
-
-@st.composite
-def chips(draw):
-    """Small chips of every kind: tiny queues, little memory, several cores a tile, times that tie."""
-    chip = draw(st.sampled_from(list(PRESETS.values())))
-    depth = st.integers(1, 3)
-    time = st.sampled_from([0.0, 0.001, 0.5, 1.0, 3.7])
-    chip = changed(
-        chip,
-        mesh={"cores_per_tile": draw(st.integers(1, 3)), "columns": 16, "rows": 16},
-        packet={"multicast": draw(st.booleans())},
-        link={
-            "queue_packets": draw(depth),
-            "bandwidth_bits_per_ns": draw(st.sampled_from([0.0, 16.0])),
-            "east_west_ns": draw(time),
-        },
-        core={
-            "sram_bytes": draw(st.sampled_from([100, 200, 500, 10_000])),
-            "block_bytes": draw(st.sampled_from([1, 4, 64])),
-            "queue_packets": draw(depth),
-            "accumulator_banks": draw(st.integers(1, 3)),
-            "lanes": draw(st.integers(1, 8)),
-            "add_ns": draw(time),
-            "access_ns": draw(time),
-            "sums_travel": draw(st.booleans()),
-        },
-        encoder={"lanes": draw(st.integers(1, 4)), "round_ns": draw(time)},
-        digital={"queue_packets": draw(depth)},
-    )
-    return chip
-
-
-@st.composite
-def jobs(draw):
-    """A layer, placed, its train and weights."""
-    chip = draw(chips())
-    num_inputs, num_outputs = draw(st.integers(1, 12)), draw(st.integers(1, 12))
-    mapping = MAPPINGS.create(draw(st.sampled_from(list(MAPPINGS))))
-    placement = mapping.place(num_inputs, num_outputs, chip, height=draw(st.integers(1, 4)))
-    if draw(st.booleans()) and num_inputs > 1:  # two senders, on different tiles
-        cut = draw(st.integers(1, num_inputs - 1))
-        other = (placement.columns - 1, placement.rows - 1)
-        placement = replace(placement, sources=((placement.home, range(cut)), (other, range(cut, num_inputs))))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    spikes = rng.choice(
-        np.array([-1, 0, 0, 1], np.int8), (draw(st.integers(1, 3)), draw(st.integers(1, 4)), num_inputs)
-    )
-    timestep_weight = rng.choice([1, 1, 2, 3, 4, -4], len(spikes))
-    weight = rng.integers(-128, 128, (num_inputs, num_outputs)).astype(np.int8)
-    options = {
-        "overlap": draw(st.booleans()),
-        "jitter": draw(st.sampled_from([0.0, 0.0, 0.3, 2.0])),
-        "seed": draw(st.integers(0, 2**64 - 1)),
-        "arrival_ps": np.sort(rng.integers(0, 20_000, spikes.shape[1])) if draw(st.booleans()) else None,
-    }
-    return (spikes, timestep_weight, weight, chip, placement), options
-
-
-def exact(spikes, timestep_weight, weight):
-    return np.einsum("t,tln,nm->lm", timestep_weight, spikes.astype(np.int64), weight.astype(np.int64))
+PRESETS = {name: load_description(name) for name in chip_names()}
 
 
 def services(trace, num_stations):
@@ -164,45 +100,20 @@ def test_both_implementations_agree_event_for_event(job):
 
 # CHIP_EXAMPLES=10000 tries as many chips and layers.
 @pytest.mark.slow
-@settings(max_examples=int(os.environ.get("CHIP_EXAMPLES", "300")), deadline=None)
-@given(jobs())
-def test_exact_and_accounted_for(job):
-    arguments, options = job
-    spikes, timestep_weight, weight, chip, _placement = arguments
-    found = simulate_layer(*arguments, **options, trace=True)
-    np.testing.assert_array_equal(found.sums, exact(spikes, timestep_weight, weight))
-    outcome, network = found.outcome, found.network
-    # Nothing is lost or made: every spike's additions reach every output once.
-    ones = np.array([abs(int(w)).bit_count() for w in timestep_weight])
-    assert outcome.num_synops.sum() == int(ones @ np.abs(spikes).sum((1, 2))) * weight.shape[1]
-    # Queues never hold more than fits, no station is busy longer than the simulation lasts.
-    assert (outcome.queue_most <= network.depth).all()
-    duration = int(outcome.end_ps.max())
-    assert (outcome.busy_ps + outcome.blocked_ps <= duration).all()
-    assert (outcome.queue_ps <= network.depth * duration).all()
-    # A link leads to the next tile, and links of a route hang together; everything else stays where it is.
-    for station, (start, end) in enumerate(network.tiles):
-        assert abs(start[0] - end[0]) + abs(start[1] - end[1]) == (network.kind[station] == LINK)
-        for r in range(network.next_num.shape[1]):
-            at = network.next_first[station, r]
-            for following in network.next_station[at : at + network.next_num[station, r]]:
-                assert network.tiles[following][0] == end
-    # A token begins when its input is there, and tokens end in order; without overlap one after the other.
-    assert (np.diff(outcome.end_ps) >= 0).all()
-    assert (outcome.end_ps >= outcome.begin_ps).all()
-    if options["arrival_ps"] is not None and not chip.barrier.tiles:
-        assert (found.begin_ps >= options["arrival_ps"]).all()
-    if not options["overlap"]:
-        assert (outcome.begin_ps[1:] >= outcome.end_ps[:-1]).all()
-    # The critical path is a chain of services and wires without gaps.
-    assert sum(found.critical_path_ps().values()) == duration
-    # Twice the energies, twice the energy.
-    doubled = {}
-    for part in (f.name for f in dataclasses.fields(chip) if dataclasses.is_dataclass(getattr(chip, f.name))):
-        values = vars(getattr(chip, part))
-        doubled[part] = {k: 2 * v for k, v in values.items() if k.endswith(("_pj", "_mw"))}
-    twice = found.activity.energy_pj(changed(chip, **doubled))
-    assert twice == {name: 2 * value for name, value in found.energy_pj.items()}
+def test_exact_and_accounted_for():
+    try_law(lambda job: check_simulation(job, compare=False), int(os.environ.get("CHIP_EXAMPLES", "300")), job=jobs())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", list(PRESETS))
+def test_every_preset(preset):
+    check_chip(preset, examples=20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mapping", list(MAPPINGS))
+def test_every_mapping(mapping):
+    check_mapping(mapping, examples=20)
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_codes import EXACT
 
 from spikebrain import AdaptiveThreshold, Reference, SpikeLinear
 from spikebrain.analysis.exactness import ExactnessCheck
@@ -47,7 +48,7 @@ def emulated(weight, scale, minimum, bias, size, x):
     return y
 
 
-@pytest.mark.parametrize("encoder", ENCODERS)
+@pytest.mark.parametrize("encoder", EXACT)
 @settings(deadline=None, max_examples=40)
 @given(case=layers())
 @torch.no_grad()

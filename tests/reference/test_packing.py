@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from made_codes import EXACT
 
 from spikebrain import AdaptiveThreshold, ChannelEvents, PackedTrain, SpikeTrain, pack_activations
 from spikebrain.coding import ENCODERS, activations, kernels
@@ -60,7 +61,7 @@ def check_events(packed, expected):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", EXACT)
 @pytest.mark.parametrize("shape", [(1, 1), (31,), (2, 1, 33), (1, 63), (2, 100), (1, 1100), (0, 5), (3, 0)], ids=str)
 def test_pack(device, name, shape):
     count = (torch.randn(shape) * 3).round().int()
@@ -74,7 +75,7 @@ def test_pack(device, name, shape):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", [name for name in ENCODERS if name not in ("binary", "ternary")])
+@pytest.mark.parametrize("name", [name for name in EXACT if name not in ("binary", "ternary")])
 @pytest.mark.parametrize("largest", [3570, 2**15, 2**20, 2**30 - 1, 2**31 - 1])
 def test_extreme_counts(device, name, largest):
     count = torch.tensor([[largest, -largest, 0], [1, -1, largest - 1]])
@@ -84,7 +85,7 @@ def test_extreme_counts(device, name, largest):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", EXACT)
 def test_a_count_that_does_not_fit_raises(device, name):
     count = torch.zeros(2, 3, dtype=torch.int32)
     count[1, 2] = 100

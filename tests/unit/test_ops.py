@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from made_codes import EXACT
 from torch import nn
 from torch._dynamo.exc import Unsupported
 from torch._functorch.aot_autograd import aot_function
@@ -18,7 +19,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, CompileConfig
 
 import spikebrain as sb
 from spikebrain import AdaptiveThreshold, SpikeLinear, SpikeSettings, record, to_spiking
-from spikebrain.coding import ENCODERS
 from spikebrain.errors import ActivationError, InputError
 from spikebrain.neuro import NEURONS
 
@@ -55,7 +55,7 @@ def layers(device):
     linear = nn.Linear(16, 8, device=device)
     yield SpikeLinear.from_linear(linear)
     yield SpikeLinear.from_linear(nn.Linear(16, 8, bias=False, device=device), group_size=5, encoder="ternary")
-    for name in ENCODERS:
+    for name in EXACT:
         yield SpikeLinear.from_linear(linear, encoder=name)
     for name in NEURONS:
         yield SpikeLinear.from_linear(linear, neuron=name, backend="reference")

@@ -32,7 +32,9 @@ ALWAYS = {
 }
 # Where an option has no effect: arguments before the option and its value. DENSE, SPIKES and the like stand for files.
 CASES = {
-    "report": {name: ["SPIKES"] for name in ("k", "encoder", "backend", "layers", "skip", "weights", "group_size")},
+    "report": {
+        name: ["SPIKES"] for name in ("neuron", "k", "encoder", "backend", "layers", "skip", "weights", "group_size")
+    },
     "eval": {
         **{
             name: ["SPIKES", "--text", "TEXT", "--context", "16"]
@@ -41,10 +43,10 @@ CASES = {
         **dict.fromkeys(("data", "limit", "batch_size"), ("DENSE", "--text", "TEXT")),
         **dict.fromkeys(("num_tokens", "context", "layer_tokens"), ("DENSE", "--tasks", "piqa", "--data", "TEXT")),
     },
-    "simulate": {**{name: ["SPIKES"] for name in ("k", "encoder", "layers", "skip")}, "seed": ["DENSE"]},
+    "simulate": {**{name: ["SPIKES"] for name in ("neuron", "k", "encoder", "layers", "skip")}, "seed": ["DENSE"]},
     "generate": {"seed": ["FLOAT", "A neuron"]},
     "energy": {
-        **dict.fromkeys(("k", "encoder", "weights"), ("SPIKES",)),
+        **dict.fromkeys(("neuron", "k", "encoder", "weights"), ("SPIKES",)),
         **dict.fromkeys(("text", "num_tokens", "device", "shared_tokens"), ("REPORT",)),
         **dict.fromkeys(
             ("reads_per", "shifts_per", "sums_in", "sram_bytes", "on_chip_bytes", "leakage_w"),
@@ -76,6 +78,7 @@ CASES = {
 # Mostly the usual values: typed, they are as much in vain as others.
 VALUES = {
     **{
+        "neuron": "adaptive-threshold",
         "k": 3,
         "encoder": "ternary",
         "backend": "cpu",

@@ -34,7 +34,8 @@ OPTIONAL = {
     "spikebrain.jobs.eval_scoring": "lm_eval",
 }
 FLOW = ["neuro", "coding", "chip", "backends", "models", "energy", "simulation", "analysis", "exchange", "jobs", "cli"]
-UNDER_ALL = ["errors", "fingerprint", "registry", "paths", "files", "compiled", "interrupt", "lazy", "version"]
+FLOW += ["testing"]
+UNDER_ALL = ["errors", "fingerprint", "plugins", "registry", "paths", "files", "compiled", "interrupt", "lazy", "version"]
 UNDER_ALL += ["hugging_face"]
 MODEL_ROOMS = ["layers", "spikingbrain", "decoding", "conversion", "training", "recording", "io"]
 WALKED = (*FLOW, "registry", "files", "fingerprint")

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from made_codes import EXACT
 
 from spikebrain import (
     AdaptiveThreshold,
@@ -110,7 +111,7 @@ def test_a_channel_axis_is_needed(as_users):
         Ternary().pack(torch.tensor(1), 1)
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", EXACT)
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int32, torch.int64, torch.uint32])
 def test_a_count_that_does_not_fit_raises_as_encode_does(name, dtype, as_users):
     encoder = ENCODERS.create(name)
@@ -156,7 +157,7 @@ def test_codes_of_users(encoder, num_timesteps):
     assert packed.to_train().spikes.tolist() == encoder.encode(count, num_timesteps).spikes.tolist()
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", EXACT)
 def test_without_kernels(name, monkeypatch):
     count = torch.randint(-9, 10, (3, 33))
     encoder, num_timesteps = ENCODERS.create(name).fitted(-9, 9)

@@ -1,0 +1,57 @@
+"""Where on the mesh each layer of a model lies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping as MappingOf
+
+from ..errors import InputError
+from .checks import placed
+from .description import Description
+from .mapping import Mapping, Placement, moved
+
+
+def plan(
+    layers: MappingOf[str, tuple[int, int]], chip: Description, mapping: Mapping, *, stream: bool = False
+) -> dict[str, Placement]:
+    """Place every layer of a model on a rectangle of its own; streamed layers take turns on the whole mesh.
+
+    Args:
+        layers: (in_features, out_features) of each layer, in order.
+        chip: the chip.
+        mapping: cuts layers.
+        stream: weights stream from DRAM.
+    Raises:
+        InputError: the model does not fit; the message gives the number of cores it needs.
+    """
+    if stream:
+        return {n: placed(mapping, *shape, chip, height=chip.mesh.rows, streamed=True) for n, shape in layers.items()}
+    found: dict[str, Placement] = {}
+    heights = dict.fromkeys(h for h in (4, 8, 2, 6, 3, 5, 12, 16, 1, 32) if h <= chip.mesh.rows)
+    for height in heights:
+        found = {name: placed(mapping, *shape, chip, height=height) for name, shape in layers.items()}
+        planned = _shelves(found, chip, height)
+        if planned is not None:
+            return planned
+    needed = sum(len(p.cores) for p in found.values())
+    raise InputError(
+        f"{chip.name}: {len(layers)} layers need {needed:,} cores of {chip.core.sram_bytes:,} bytes and whole "
+        f"rectangles of tiles; the chip has {chip.num_cores:,} cores. Enlarge [mesh] or sram_bytes, take fewer layers, "
+        "or stream weights from DRAM (stream=True)."
+    )
+
+
+def _shelves(rectangles: MappingOf[str, Placement], chip: Description, height: int) -> dict[str, Placement] | None:
+    """Put rectangles side by side on shelves of one height; narrow ones share a column. None if they do not fit."""
+    planned, x, y, shelf, width = {}, 0, 0, 0, 0
+    for name, p in rectangles.items():
+        if not (p.columns == width == 1 and y + p.rows <= height):
+            x, y, width = x + width, 0, p.columns
+        if x + p.columns > chip.mesh.columns:
+            x, y, shelf, width = 0, 0, shelf + height, p.columns
+        if shelf + y + p.rows > chip.mesh.rows:
+            return None
+        planned[name] = moved(p, (x, shelf + y))
+        y += p.rows
+        if p.rows > height:
+            x, y, shelf, width = 0, 0, shelf + p.rows, 0
+    return planned

@@ -1,0 +1,175 @@
+"""What must hold for the description of a chip, and for every layer that is simulated on one."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ..chip import MAPPINGS, Description, LayerSimulation, Mapping, chip_names, load_description, simulate_layer
+from ..chip.checks import placed
+from ..chip.network import LINK
+from ..errors import InputError
+from .laws import strategies, try_law
+
+
+def check_chip(chip: Description | str | os.PathLike, *, examples: int = 50) -> None:
+    """Check the description of a chip: every number in range and with its source, and layers that run on it.
+
+    Random layers are simulated by both implementations. Their sums are exact, no spike is lost or made, queues never
+    hold more than fits, and twice the energies cost twice the energy.
+
+    Args:
+        chip: an object, a name or the path of a .toml file.
+        examples: random layers.
+    Raises:
+        InputError: something is missing or wrong; the message names the chip.
+    """
+    found = load_description(chip)
+    if Description.from_dict(found.to_dict()) != found:
+        raise InputError(f"chip {found.name!r}: expected a description that its file gives back, equal to itself.")
+    try_law(lambda job: check_simulation(job, compare=True), examples, job=jobs(found))
+
+
+def changed(chip: Description, **parts: dict[str, Any]) -> Description:
+    """Return a chip with some values of its parts replaced: core={"lanes": 1}, say."""
+    return replace(chip, **{part: replace(getattr(chip, part), **values) for part, values in parts.items()})
+
+
+def chips() -> Any:
+    """Return a strategy of small chips of every kind: tiny queues, little memory, several cores a tile, equal times."""
+    st = strategies()
+    presets = [load_description(name) for name in chip_names()]
+    depth, time = st.integers(1, 3), st.sampled_from([0.0, 0.001, 0.5, 1.0, 3.7])
+
+    @st.composite
+    def small(draw: Any) -> Description:
+        return changed(
+            draw(st.sampled_from(presets)),
+            mesh={"cores_per_tile": draw(st.integers(1, 3)), "columns": 16, "rows": 16},
+            packet={"multicast": draw(st.booleans())},
+            link={
+                "queue_packets": draw(depth),
+                "bandwidth_bits_per_ns": draw(st.sampled_from([0.0, 16.0])),
+                "east_west_ns": draw(time),
+            },
+            core={
+                "sram_bytes": draw(st.sampled_from([100, 200, 500, 10_000])),
+                "block_bytes": draw(st.sampled_from([1, 4, 64])),
+                "queue_packets": draw(depth),
+                "accumulator_banks": draw(st.integers(1, 3)),
+                "lanes": draw(st.integers(1, 8)),
+                "add_ns": draw(time),
+                "access_ns": draw(time),
+                "sums_travel": draw(st.booleans()),
+            },
+            encoder={"lanes": draw(st.integers(1, 4)), "round_ns": draw(time)},
+            digital={"queue_packets": draw(depth)},
+        )
+
+    return small()
+
+
+def jobs(chip: Description | None = None, mapping: Mapping | None = None) -> Any:
+    """Return a strategy of layers, each placed, with its train and weights: the arguments of `simulate_layer`.
+
+    Args:
+        chip: on which they are placed; None for small ones of every kind.
+        mapping: that places them; None for any.
+    """
+    st = strategies()
+
+    @st.composite
+    def layers(draw: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        on = draw(chips()) if chip is None else chip
+        num_inputs, num_outputs = draw(st.integers(1, 12)), draw(st.integers(1, 12))
+        cutting = MAPPINGS.create(draw(st.sampled_from(MAPPINGS.own()))) if mapping is None else mapping
+        height = draw(st.integers(1, 4))
+        placement = placed(cutting, num_inputs, num_outputs, on, height=height)
+        if draw(st.booleans()) and num_inputs > 1 and not placement.sources:  # two senders, on different tiles
+            cut = draw(st.integers(1, num_inputs - 1))
+            other = (placement.columns - 1, placement.rows - 1)
+            placement = replace(placement, sources=((placement.home, range(cut)), (other, range(cut, num_inputs))))
+        rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+        spikes = rng.choice(
+            np.array([-1, 0, 0, 1], np.int8), (draw(st.integers(1, 3)), draw(st.integers(1, 4)), num_inputs)
+        )
+        timestep_weight = rng.choice([1, 1, 2, 3, 4, -4], len(spikes))
+        weight = rng.integers(-128, 128, (num_inputs, num_outputs)).astype(np.int8)
+        options = {
+            "overlap": draw(st.booleans()),
+            "jitter": draw(st.sampled_from([0.0, 0.0, 0.3, 2.0])),
+            "seed": draw(st.integers(0, 2**64 - 1)),
+            "arrival_ps": np.sort(rng.integers(0, 20_000, spikes.shape[1])) if draw(st.booleans()) else None,
+        }
+        return (spikes, timestep_weight, weight, on, placement), options
+
+    return layers()
+
+
+def exact(spikes: np.ndarray, timestep_weight: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Return the sums of a train, [tokens, out_features], without a chip."""
+    return np.einsum("t,tln,nm->lm", timestep_weight, spikes.astype(np.int64), weight.astype(np.int64))
+
+
+def check_simulation(job: tuple[tuple[Any, ...], dict[str, Any]], *, compare: bool) -> None:
+    """Check all that must hold for a simulated layer.
+
+    Args:
+        job: of `jobs`.
+        compare: whether both implementations must agree on times and queues, which takes longer.
+    Raises:
+        InputError: something does not hold; the message names the chip.
+    """
+    arguments, options = job
+    spikes, timestep_weight, weight, chip, _ = arguments
+    found = simulate_layer(*arguments, **options, trace=True)
+
+    def require(holds: Any, what: str) -> None:
+        if not bool(holds):
+            raise InputError(f"chip {chip.name!r}: expected {what} of a simulated layer, found otherwise.")
+
+    require(np.array_equal(found.sums, exact(spikes, timestep_weight, weight)), "exact sums")
+    outcome, network = found.outcome, found.network
+    ones = np.array([abs(int(w)).bit_count() for w in timestep_weight])
+    additions = int(ones @ np.abs(spikes).sum((1, 2))) * weight.shape[1]
+    require(outcome.num_synops.sum() == additions, "every spike's additions at every output once")
+    duration = int(outcome.end_ps.max())
+    require((outcome.queue_most <= network.depth).all(), "queues that hold no more than fits")
+    require((outcome.busy_ps + outcome.blocked_ps <= duration).all(), "stations that are busy while it lasts")
+    require((outcome.queue_ps <= network.depth * duration).all(), "queues that are filled while it lasts")
+    _check_routes(found, require)
+    require((np.diff(outcome.end_ps) >= 0).all(), "tokens that end in order")
+    require((outcome.end_ps >= outcome.begin_ps).all(), "tokens that end after they began")
+    if options["arrival_ps"] is not None and not chip.barrier.tiles:
+        require((found.begin_ps >= options["arrival_ps"]).all(), "tokens that begin when their input is there")
+    if not options["overlap"]:
+        require((outcome.begin_ps[1:] >= outcome.end_ps[:-1]).all(), "tokens one after the other")
+    require(sum(found.critical_path_ps().values()) == duration, "a critical path without gaps")
+    doubled = {}
+    for part in (f.name for f in fields(chip) if is_dataclass(getattr(chip, f.name))):
+        values = vars(getattr(chip, part))
+        doubled[part] = {k: 2 * v for k, v in values.items() if k.endswith(("_pj", "_mw"))}
+    twice = found.activity.energy_pj(changed(chip, **doubled))
+    require(
+        twice == {name: 2 * value for name, value in found.energy_pj.items()}, "twice the energy of twice the energies"
+    )
+    if compare:
+        plain = simulate_layer(*arguments, **options, trace=True, implementation="simpy").outcome
+        for field in fields(outcome):
+            same = field.name == "trace" or np.array_equal(getattr(outcome, field.name), getattr(plain, field.name))
+            require(same, f"the {field.name} of its twin on SimPy")
+
+
+def _check_routes(found: LayerSimulation, require: Any) -> None:
+    """Check that a link leads to the next tile, and that links of a route hang together; all else stays in its tile."""
+    network = found.network
+    for station, (start, end) in enumerate(network.tiles):
+        steps = abs(start[0] - end[0]) + abs(start[1] - end[1])
+        require(steps == (network.kind[station] == LINK), "links between neighbouring tiles")
+        for r in range(network.next_num.shape[1]):
+            at = network.next_first[station, r]
+            for following in network.next_station[at : at + network.next_num[station, r]]:
+                require(network.tiles[following][0] == end, "routes that hang together")
