@@ -188,6 +188,8 @@ _HOMES = {
     ),
     "simulation": ("simulate_model",),
 }
-_ROOMS = ("analysis", "backends", "chip", "coding", "energy", "exchange", "jobs", "models", "neuro", "simulation") + ("testing",)
+_ROOMS = ("analysis", "backends", "chip", "coding", "energy", "exchange", "jobs", "models", "neuro", "simulation") + (
+    "testing",
+)
 
 __getattr__, __dir__ = exports(__name__, _HOMES, _ROOMS)

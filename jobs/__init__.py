@@ -7,8 +7,8 @@ from .convert import ConvertSettings, convert
 from .distill import Distilled, DistillRun, distill
 from .doctor import examine
 from .energy import EnergyEstimate, EnergySettings, energy, energy_model
-from .export import Exported, ExportSettings, export
 from .eval import EvalSettings, evaluate
+from .export import Exported, ExportSettings, export
 from .generate import Generated, GenerateSettings, SpikesWritten, generate
 from .progress import Progress, Silent
 from .report import ReportSettings, report

@@ -35,7 +35,18 @@ OPTIONAL = {
 }
 FLOW = ["neuro", "coding", "chip", "backends", "models", "energy", "simulation", "analysis", "exchange", "jobs", "cli"]
 FLOW += ["testing"]
-UNDER_ALL = ["errors", "fingerprint", "plugins", "registry", "paths", "files", "compiled", "interrupt", "lazy", "version"]
+UNDER_ALL = [
+    "errors",
+    "fingerprint",
+    "plugins",
+    "registry",
+    "paths",
+    "files",
+    "compiled",
+    "interrupt",
+    "lazy",
+    "version",
+]
 UNDER_ALL += ["hugging_face"]
 MODEL_ROOMS = ["layers", "spikingbrain", "decoding", "conversion", "training", "recording", "io"]
 WALKED = (*FLOW, "registry", "files", "fingerprint")
