@@ -188,7 +188,17 @@ _HOMES = {
     ),
     "simulation": ("simulate_model",),
 }
-_ROOMS = ("analysis", "backends", "chip", "coding", "energy", "exchange", "jobs", "models", "neuro", "simulation") + (
+_ROOMS = (
+    "analysis",
+    "backends",
+    "chip",
+    "coding",
+    "energy",
+    "exchange",
+    "jobs",
+    "models",
+    "neuro",
+    "simulation",
     "testing",
 )
 

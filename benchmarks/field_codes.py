@@ -145,8 +145,8 @@ def print_perplexity(model: torch.nn.Module, ids: Tensor) -> None:
     print(f"\n| code, k = 3 | perplexity of {len(ids)} tokens |\n| --- | --- |")
     for name, code in CODES.items():
         spiking = sb.to_spiking(model, sb.SpikeSettings(encoder=code))
-        nlls = window_nlls(spiking, split_windows(ids, min(512, len(ids))), lambda _: None)
-        print(f"| {name} | {perplexity_of(nlls):.2f} |")
+        windows = split_windows(ids, min(512, len(ids)))
+        print(f"| {name} | {perplexity_of(window_nlls(spiking, windows), windows):.2f} |")
 
 
 if __name__ == "__main__":

@@ -49,7 +49,9 @@ def _neuron(neuron: Neuron | None, k: float | None) -> Neuron | None:
     if k is None or neuron is None:
         return neuron if k is None else AdaptiveThreshold(k)
     own = (
-        {field.name: field.default for field in dataclasses.fields(neuron)} if dataclasses.is_dataclass(neuron) else {}
+        {field.name: field.default for field in dataclasses.fields(type(neuron))}
+        if dataclasses.is_dataclass(type(neuron))
+        else {}
     )
     if "k" not in own:
         raise InputError(f"k: has no effect on `neuron` {neuron!r}, which has none. Leave out `k`.")

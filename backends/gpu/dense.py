@@ -4,7 +4,8 @@ A product of cuBLAS would do as well, but not in a CUDA graph that is kept: its 
 frees it when anything in the process is compiled with CUDA graphs, and the next replay ends in a launch failure.
 """
 
-# pyright: reportArgumentType=false, reportIndexIssue=false, reportOperatorIssue=false, reportAttributeAccessIssue=false
+# pyright: reportCallIssue=false, reportArgumentType=false, reportIndexIssue=false
+# pyright: reportOperatorIssue=false, reportAttributeAccessIssue=false
 
 from __future__ import annotations
 

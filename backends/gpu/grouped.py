@@ -12,7 +12,7 @@ result may differ from the plain rule's (`models/layers/rescale.py`), which has 
 
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 # pyright: reportIndexIssue=false, reportAttributeAccessIssue=false, reportCallIssue=false
-# pyright: reportPossiblyUnboundVariable=false
+# pyright: reportPossiblyUnboundVariable=false, reportAssignmentType=false
 
 from __future__ import annotations
 

@@ -18,7 +18,6 @@ from ..options import (
     Model,
     Skip,
     Weights,
-    backend_named,
     folder_for,
     named,
     table_of,
@@ -81,7 +80,7 @@ def eval(
     --batch-size are for tasks; --num-tokens, --context and --layer-tokens for texts. A model that spikes already runs
     as it is: --k, --encoder, --backend, --layers, --skip, --weights and --group-size are for others.
     """
-    from ... import coding, jobs
+    from ... import backends, coding, jobs
 
     settings = jobs.EvalSettings(
         model=model,
@@ -94,8 +93,8 @@ def eval(
         context=context,
         layer_tokens=layer_tokens,
         k=None if k is None else tuple(_number(value) for value in _listed(k)),
-        encoder=named(coding.ENCODERS, "encoder", encoder),
-        backend=backend_named(backend),
+        encoder=named(coding.ENCODERS, encoder),
+        backend=named(backends.BACKENDS, backend, "auto"),
         layers=layers,
         skip=tuple(skip) if skip else None,
         weights=weights,

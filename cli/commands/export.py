@@ -41,7 +41,7 @@ def export(
         num_tokens=num_tokens,
         trains=trains or None,
         k=k,
-        encoder=named(coding.ENCODERS, "encoder", encoder),
+        encoder=named(coding.ENCODERS, encoder),
         layers=layers,
         skip=tuple(skip) if skip else None,
         weights=weights,

@@ -39,7 +39,9 @@ def read_spec(path: Path) -> dict[str, Any]:
     Raises:
         InputError: it cannot be read, or holds something else; the message says where.
     """
-    path, content = read_toml(path, path.parent, "spec of a sweep")
+    path, content = read_toml(
+        path, path.parent, "spec of a sweep", lambda: sorted(file.stem for file in path.parent.glob("*.toml"))
+    )
     check_format(content, FORMAT, str(path), _EXAMPLE)
     found: dict[str, Any] = {}
     for name, value in content.items():

@@ -325,7 +325,7 @@ class GraphDecoder:
 
     def _queue(self, slot: int, memory: Tensor, length: int, versions: list[int] | None) -> _Token:
         """Queue a token whose state is there; its results go to a slot."""
-        if self._graph is None:
+        if self._graph is None or self._stream is None:
             self._launch()
         else:
             memory.record_stream(self._stream)  # it may be freed while a guess runs

@@ -47,7 +47,7 @@ def _projections(block: Any) -> list[list[nn.Module]]:
     """Return the projections of a block, those that read the same input together, in the order they run."""
     attention, mlp = block.attn, block.mlp
     first, *rest = _gate(attention)
-    groups: list[list[Any]] = [
+    groups: list[list[nn.Module]] = [
         [attention.q_proj, attention.k_proj, attention.v_proj, *first],
         *rest,
         [attention.o_proj],

@@ -101,7 +101,7 @@ class SpikebrainConfig(PretrainedConfig):
             if "attn_implementation" not in kwargs:
                 fields["attn_implementation"] = installed_attention(table.get("attention"), CONFIG)
         kind = fields.get("model_type")
-        if kind not in CONFIG_MAPPING or kind == cls.model_type:
+        if not isinstance(kind, str) or kind not in CONFIG_MAPPING or kind == cls.model_type:
             raise InputError(
                 f"{CONFIG}: expected a model type that transformers {transformers.__version__} knows, got {kind!r}. "
                 "Use the version of transformers that the model was saved with, or a later one."

@@ -98,8 +98,8 @@ def _read_spiking(path: Path, dtype: torch.dtype | None, device: str | torch.dev
     try:
         with quiet():
             config = SpikebrainConfig.from_pretrained(path)
-            options = {"local_files_only": True, "use_safetensors": True}
-            where = {} if str(device) == "cpu" else {"device_map": device}
+            options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
+            where: dict[str, Any] = {} if str(device) == "cpu" else {"device_map": device}
             return class_of(config).from_pretrained(path, config=config, dtype=dtype or "auto", **options, **where)
     except BaseException as error:
         raise fault(error, path, "transformers cannot load it.") from error

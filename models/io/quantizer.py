@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ...errors import CheckpointError, InputError
@@ -84,12 +85,12 @@ class SpikebrainQuantizer(HfQuantizer):
         """Return none: the folder has the names that the modules have."""
         return []
 
-    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:
+    def is_serializable(self, *args: Any, **kwargs: Any) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return that the model can be saved; `save_pretrained` writes it as `spikebrain.save` does."""
         return True
 
     @property
-    def is_trainable(self) -> bool:
+    def is_trainable(self) -> bool:  # pyright: ignore
         """Whether its integers learn: they do not."""
         return False
 
@@ -99,7 +100,8 @@ class SpikebrainQuantizer(HfQuantizer):
         if not checkpoint_files:
             raise InputError("from_pretrained: expected a folder with a spiking model, got none. Name the folder.")
         folder = Path(checkpoint_files[0]).parent
-        table, shards = table_of(self.quantization_config.content, folder), Shards(folder)
+        content = self.quantization_config.content  # pyright: ignore[reportAttributeAccessIssue]
+        table, shards = table_of(content, folder), Shards(folder)
         check_sums(shards, whole=False)
         for name in shards.shapes:  # read to compare its checksum
             shards.read(name, torch.device("cpu"))

@@ -122,4 +122,4 @@ def save_pretrained(
     write_folder(model, save_directory, max_shard_bytes=num_bytes, tensors=state_dict)
     if push_to_hub:
         name = repo_id or Path(save_directory).absolute().name
-        model.push_to_hub(name, token=token, max_shard_size=max_shard_size, **others)
+        model.push_to_hub(name, token=token, max_shard_size=max_shard_size, **others)  # pyright: ignore
