@@ -144,7 +144,7 @@ class Registry(PlugIns[type[T]], Collection[str], Generic[T]):
         if not isinstance(value, type) or not issubclass(value, self.contract):
             raise InputError(f"expected a class derived from {self.contract.__name__}, got {value!r}")
         if inspect.isabstract(value):
-            lacks = ", ".join(sorted(value.__abstractmethods__))
+            lacks = ", ".join(sorted(value.__abstractmethods__))  # pyright: ignore[reportAttributeAccessIssue]
             raise InputError(
                 f"expected a class with all methods of {self.contract.__name__}; {value.__name__} lacks {lacks}"
             )

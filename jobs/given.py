@@ -49,15 +49,15 @@ def _neuron(neuron: Neuron | None, k: float | None) -> Neuron | None:
     if k is None or neuron is None:
         return neuron if k is None else AdaptiveThreshold(k)
     own = (
-        {field.name: field.default for field in dataclasses.fields(type(neuron))}
-        if dataclasses.is_dataclass(type(neuron))
+        {field.name: field.default for field in dataclasses.fields(neuron)}  # pyright: ignore[reportArgumentType]
+        if dataclasses.is_dataclass(neuron)
         else {}
     )
     if "k" not in own:
         raise InputError(f"k: has no effect on `neuron` {neuron!r}, which has none. Leave out `k`.")
     if own["k"] != getattr(neuron, "k"):  # noqa: B009 - a field of the user's class
         raise InputError(f"k: expected one k, got {k} beside `neuron` {neuron!r}. Leave out one of both.")
-    return dataclasses.replace(neuron, k=k)  # pyright: ignore[reportCallIssue]
+    return dataclasses.replace(neuron, k=k)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def spike_settings(settings: Any, k: float | None = None) -> SpikeSettings:

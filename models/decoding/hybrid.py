@@ -54,7 +54,7 @@ def _projections(block: Any) -> list[list[nn.Module]]:
     ]
     if not isinstance(mlp, MixtureOfExperts):
         return [*groups, [mlp.gate_proj, mlp.up_proj], [mlp.down_proj]]
-    experts = [*mlp.experts, *mlp.shared]
+    experts: list[Any] = [*mlp.experts, *mlp.shared]
     inner = [part for expert in experts for part in (expert.gate_proj, expert.up_proj)]
     groups += [[mlp.router], inner, [expert.down_proj for expert in mlp.experts]]
     return [*groups, *([expert.down_proj] for expert in mlp.shared)]
