@@ -47,7 +47,7 @@ def _projections(block: Any) -> list[list[nn.Module]]:
     """Return the projections of a block, those that read the same input together, in the order they run."""
     attention, mlp = block.attn, block.mlp
     first, *rest = _gate(attention)
-    groups: list[list[nn.Module]] = [
+    groups: list[list[Any]] = [
         [attention.q_proj, attention.k_proj, attention.v_proj, *first],
         *rest,
         [attention.o_proj],
@@ -57,7 +57,8 @@ def _projections(block: Any) -> list[list[nn.Module]]:
     experts: list[Any] = [*mlp.experts, *mlp.shared]
     inner = [part for expert in experts for part in (expert.gate_proj, expert.up_proj)]
     groups += [[mlp.router], inner, [expert.down_proj for expert in mlp.experts]]
-    return [*groups, *([expert.down_proj] for expert in mlp.shared)]
+    groups += [[expert.down_proj] for expert in mlp.shared]
+    return groups
 
 
 def _gate(attention: Any) -> list[list[nn.Module]]:
