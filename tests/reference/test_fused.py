@@ -77,7 +77,7 @@ def test_wide_layers(backend, num_inputs, num_outputs, num_tokens):
 
 
 @pytest.mark.parametrize("backend", MODES, ids=str)
-@pytest.mark.parametrize("code", list(ENCODERS))
+@pytest.mark.parametrize("code", [name for name in ENCODERS if ENCODERS.create(name).lossless])
 def test_every_code(backend, code):
     layer = make_layer(100, 63, backend=backend, encoder=ENCODERS.create(code))
     assert_same(layer, torch.randn(5, 100))

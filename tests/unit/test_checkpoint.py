@@ -251,8 +251,6 @@ def test_a_folder_keeps_a_head_that_spikes(tmp_path, tied):
     assert torch.equal(logits(again), logits(model))
 
 
-def test_only_spikingbrain_models_are_folders(tmp_path, tiny_llama):
-    with pytest.raises(InputError, match=r"ends in \.safetensors for a LlamaForCausalLM"):
-        save(to_spiking(tiny_llama), tmp_path / "folder")
+def test_the_released_layout_is_for_folders(tmp_path, tiny_llama):
     with pytest.raises(InputError, match="no single files"):
         save(to_spiking(tiny_llama), tmp_path / "m.safetensors", released=True)

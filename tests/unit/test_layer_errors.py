@@ -27,7 +27,7 @@ def test_error_of_each_layer(tiny_llama):
         with torch.inference_mode():
             p = tiny_llama(IDS[None]).logits[0].double().softmax(-1)
             handle.remove()
-            y = layer(inputs[0])
+            y = tiny_llama.get_submodule(name)(inputs[0])
             noise = spiking.get_submodule(name)(inputs[0]) - y
             alone = to_spiking(tiny_llama, SpikeSettings(layers=(name,), neuron=AdaptiveThreshold(2.0)))
             q = alone(IDS[None]).logits[0].double().softmax(-1)

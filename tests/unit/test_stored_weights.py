@@ -212,11 +212,11 @@ def test_int4_in_a_folder_and_a_lost_minimum(tmp_path, tokenizer):
             assert torch.equal(getattr(layer, tensor), getattr(spiking.get_submodule(name), tensor)), (name, tensor)
     file = next((tmp_path / "folder").glob("*.safetensors"))
     tensors = load_file(file)
-    tensors.pop("model.layers.0.attn.q_proj.weight_quantizer.minima")
+    tensors.pop("model.layers.0.attn.q_proj.minimum")
     save_file(tensors, file, {"format": "pt"})
     (tmp_path / "folder" / "model.safetensors.index.json").unlink()
     file.rename(tmp_path / "folder" / "model.safetensors")
-    with pytest.raises(CheckpointError, match=r"missing: model\.layers\.0\.attn\.q_proj\.weight_quantizer\.minima"):
+    with pytest.raises(CheckpointError, match=r"missing: model\.layers\.0\.attn\.q_proj\.minimum"):
         sb.load(tmp_path / "folder")
 
 

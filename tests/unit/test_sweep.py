@@ -281,7 +281,7 @@ def test_latency_and_energy_on_a_chip(settings, tmp_path):
     found = sweep(settings(options, objectives=("chip_latency_us", "chip_energy_nj", "spikes")), tmp_path / "s")
     ideal, real = (row.figures for row in found.rows)
     assert ideal["spikes"] == real["spikes"]
-    assert 0 < ideal["chip_latency_us"] != real["chip_latency_us"]
+    assert ideal["chip_latency_us"] == 0 < real["chip_latency_us"]  # an ideal chip takes no time
     assert 0 < ideal["chip_energy_nj"] < real["chip_energy_nj"]
 
 

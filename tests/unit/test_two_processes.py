@@ -42,8 +42,7 @@ for _ in range(6):
         print("refused", flush=True)
 """
 COMPILE = """
-import numpy as np
-from spikebrain.chip import load_description
+import torch
 from spikebrain.coding import Ternary
 print(Ternary().pack(torch.tensor([[1, -2, 0]], dtype=torch.int32), 2).to_train().spikes.tolist())
 """
