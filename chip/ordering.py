@@ -24,7 +24,7 @@ class ChannelOrder(ABC):
         """
 
 
-ORDERS: Registry[ChannelOrder] = Registry("channel order", ChannelOrder)
+ORDERS: Registry[ChannelOrder] = Registry("order", ChannelOrder)
 
 
 @ORDERS.register("as-given")

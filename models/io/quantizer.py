@@ -12,7 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZATION_CONFIG_MAPPING,
+    AUTO_QUANTIZER_MAPPING,
+    register_quantization_config,
+    register_quantizer,
+)
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
@@ -32,6 +37,11 @@ from .shards import INDEX, SUMS, Shards
 # What transformers must not touch any more: set on a module or tensor, it is not initialised.
 _DONE = "_is_hf_initialized"
 _FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+# A module that is imported anew, as a reload does, takes the place of its former self.
+AUTO_QUANTIZATION_CONFIG_MAPPING.pop(METHOD, None)
+AUTO_QUANTIZER_MAPPING.pop(METHOD, None)
 
 
 @register_quantization_config(METHOD)

@@ -60,7 +60,7 @@ CASES = {
         **dict.fromkeys(("k", "encoder", "layers", "skip", "weights"), ("SPIKES", "--out", "NPZ")),
     },
     "convert": {
-        **dict.fromkeys(("calibrate_tokens", "fit", "device", "k", "weights"), ("DENSE",)),
+        **dict.fromkeys(("calibrate_tokens", "fit", "device", "k", "weights", "format"), ("DENSE",)),
         "layout": ["FLOAT", "--spiking", "as-described"],
         "window": ["DENSE", "--layout", "gla,full"],
         "num_sinks": ["FLOAT", "--spiking", "as-described"],
@@ -94,6 +94,7 @@ VALUES = {
     **{"block_bytes": 64, "calibrate_tokens": 4096, "fit": "columns", "layout": "7b", "window": 4096, "num_sinks": 0},
     **{"data": "TEXT", "limit": 1, "batch_size": 1, "context": 16, "layer_tokens": 8},
     "trains": None,
+    "format": "compressed-tensors",
     **{"num_experts": 4, "trials": 5, "calibrate": "TEXT", "minutes": 10, "logits_rate": 0.1, "checkpointing": None},
 }
 

@@ -103,7 +103,7 @@ def test_commands_list_and_use_them(tiny, run, model_folder, text, tmp_path, mon
     code, shown, err = run("simulate", model_folder, "--text", text, "--encoder", "tiny-code", *chip)
     assert code == 0, err
     assert "0 of" in shown
-    code, _, err = run("report", model_folder, *short, "--k", 2, "--out", out)
+    code, _, err = run("report", model_folder, *short, "--context", 8, "--k", 2, "--out", out)
     assert code == 2
     assert "--k: has no effect on --neuron LargestOverSteps(steps=7), which has none" in err
 

@@ -16,7 +16,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "sweep.toml"
 
 def test_keys_are_called_as_the_options_of_other_commands():
     named = {name for cls in (ReportSettings, EnergySettings, DigitalEnergy, SimulateSettings) for name in vars(cls())}
-    assert KEYS.keys() - named == {"neuron", "chip_tokens"}
+    assert KEYS.keys() - named == {"chip_tokens"}
     known = {effect for objective in OBJECTIVES.values() for effect in objective.effects}
     assert {key.effect for key in KEYS.values()} <= known
 
@@ -200,8 +200,8 @@ def test_the_command_and_its_exit_codes(run, model_folder, text, tmp_path):
     assert "another folder (--out), or another --study of the database" in err
     here = ("--model", model_folder, "--text", text)
     mixed = ("-o", "weights=int8,int4", "-o", "group_size=all,7", "--objective", "perplexity")
-    code, shown, _ = run("sweep", *mixed, *here, *short, tmp_path / "t")
-    assert code == 1
+    code, shown, err = run("sweep", *mixed, *here, *short, tmp_path / "t")
+    assert code == 1, err
     assert shown.count("Failed: ") == 2
     assert "Failed: weights=int8 group_size=7: " in shown
     for typed, said in [
