@@ -45,6 +45,8 @@ class Key:
         """Return a value as it is kept; raise an InputError if it has another type or cannot be."""
         if isinstance(value, str) and value in self.words:
             return self.words[value]
+        if any(value is meant for meant in self.words.values()):  # from the line, where it was read before
+            return value
         if self.kind is float and type(value) is int:
             value = float(value)
         if type(value) is not self.kind or (isinstance(value, float) and not math.isfinite(value)):
