@@ -199,11 +199,11 @@ def test_the_command_and_its_exit_codes(run, model_folder, text, tmp_path):
     assert 'spec.encoder: "ternary" there, "binary" here' in err
     assert "another folder (--out), or another --study of the database" in err
     here = ("--model", model_folder, "--text", text)
-    mixed = ("-o", "weights=int8,int4", "-o", "group_size=all,7", "--objective", "perplexity")
+    mixed = ("-o", "weights=int8,stored", "-o", "group_size=all,7", "--objective", "perplexity")
     code, shown, err = run("sweep", *mixed, *here, *short, tmp_path / "t")
     assert code == 1, err
     assert shown.count("Failed: ") == 2
-    assert "Failed: weights=int8 group_size=7: " in shown
+    assert "Failed: weights=stored group_size=7: " in shown
     for typed, said in [
         (("-o", "k.*nothing=2,3"), "nothing"),
         (
