@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import multiprocessing
 import os
 import signal
@@ -157,10 +158,11 @@ def _check_patterns(model: torch.nn.Module, settings: SweepSettings) -> None:
     layers, _ = choose_layers(model, chosen)
     if not isinstance(chosen.neuron, Mapping):
         return
-    taken = {id(chosen.neuron_of(name)) for name in layers}
-    for pattern, neuron in chosen.neuron.items():
+    patterns = list(chosen.neuron)
+    taken = {next((p for p in patterns if fnmatch.fnmatchcase(name, p)), None) for name in layers}
+    for pattern in patterns:
         given = [name for name in settings.options if split_key(name)[1] == pattern]
-        if id(neuron) not in taken and given:
+        if pattern not in taken and given:
             raise InputError(
                 f"{given[0]}: has no effect, since earlier patterns match all of its layers. Name it first."
             )
