@@ -40,7 +40,7 @@ def settings_of(point: Point) -> SpikeSettings:
     Args:
         point: values by key; what is not given is as in `SpikeSettings`.
     """
-    given = {name: point.get(name) for name in SPIKES if name != "k"}
+    given = {name: point.get(name) for name in SPIKES if name not in ("neuron", "k")}
     given["skip"] = tuple(given["skip"].split()) if given["skip"] else None
     found = spike_settings(SimpleNamespace(k=None, **given))
     neuron = _neuron_of(point)

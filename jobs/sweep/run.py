@@ -153,8 +153,7 @@ def _backend_of(settings: SweepSettings) -> str:
 
 def _check_patterns(model: torch.nn.Module, settings: SweepSettings) -> None:
     """Raise an InputError if a pattern matches no layer, or if others before it match all of its layers."""
-    point = next(iter(settings.grid()))
-    chosen = settings_of(point)
+    chosen = settings_of({**settings.fixed, **next(iter(settings.grid()))})
     layers, _ = choose_layers(model, chosen)
     if not isinstance(chosen.neuron, Mapping):
         return
