@@ -153,7 +153,7 @@ def _backend_of(settings: SweepSettings) -> str:
 
 def _check_patterns(model: torch.nn.Module, settings: SweepSettings) -> None:
     """Raise an InputError if a pattern matches no layer, or if others before it match all of its layers."""
-    chosen = settings_of({**settings.fixed, **next(iter(settings.grid()))})
+    chosen = settings_of(next(iter(settings.grid())))
     layers, _ = choose_layers(model, chosen)
     if not isinstance(chosen.neuron, Mapping):
         return
@@ -172,7 +172,7 @@ def work(queue: Study, bench: Bench, told: _Told | None = None) -> None:
     while (attempt := queue.take()) is not None:
         with queue.at_work(attempt):
             try:
-                result = measure(bench.run({**queue.settings.fixed, **attempt.values}), queue.settings)
+                result = measure(bench.run(queue.settings.point(attempt.values)), queue.settings)
             except Exception as error:
                 queue.fail(attempt, _message(error))
             else:

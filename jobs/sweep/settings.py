@@ -146,7 +146,12 @@ class SweepSettings:
         """Yield all points of a grid, the last key varying fastest; of a search those at the ends of its ranges."""
         lists = [[v.low, v.high] if isinstance(v, Range) else v for v in self.swept.values()]
         for values in itertools.product(*lists):
-            yield {**self.fixed, **dict(zip(self.swept, values, strict=True))}
+            yield self.point(dict(zip(self.swept, values, strict=True)))
+
+    def point(self, swept: Point) -> Point:
+        """Return values of the keys that vary with those that do not, in the order given: patterns count in it."""
+        values = {**self.fixed, **swept}
+        return {name: values[name] for name in self.options}
 
     @cached_property
     def key_names(self) -> list[str]:
