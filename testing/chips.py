@@ -10,7 +10,7 @@ import numpy as np
 
 from ..chip import MAPPINGS, Description, LayerSimulation, Mapping, chip_names, load_description, simulate_layer
 from ..chip.checks import placed
-from ..chip.network import LINK
+from ..chip.network import COLLECT, LINK
 from ..errors import InputError
 from .laws import strategies, try_law
 
@@ -140,7 +140,7 @@ def check_simulation(job: tuple[tuple[Any, ...], dict[str, Any]], *, compare: bo
     require((outcome.queue_most <= network.depth).all(), "queues that hold no more than fits")
     require((outcome.busy_ps + outcome.blocked_ps <= duration).all(), "stations that are busy while it lasts")
     require((outcome.queue_ps <= network.depth * duration).all(), "queues that are filled while it lasts")
-    _check_routes(found, require)
+    _check_routes(found, require, travel=chip.core.sums_travel)
     require((np.diff(outcome.end_ps) >= 0).all(), "tokens that end in order")
     require((outcome.end_ps >= outcome.begin_ps).all(), "tokens that end after they began")
     if options["arrival_ps"] is not None and not chip.barrier.tiles:
@@ -163,8 +163,11 @@ def check_simulation(job: tuple[tuple[Any, ...], dict[str, Any]], *, compare: bo
             require(same, f"the {field.name} of its twin on SimPy")
 
 
-def _check_routes(found: LayerSimulation, require: Any) -> None:
-    """Check that a link leads to the next tile, and that links of a route hang together; all else stays in its tile."""
+def _check_routes(found: LayerSimulation, require: Any, *, travel: bool) -> None:
+    """Check that a link leads to the next tile, and that links of a route hang together; all else stays in its tile.
+
+    Sums that do not travel are collected where they are, without a route.
+    """
     network = found.network
     for station, (start, end) in enumerate(network.tiles):
         steps = abs(start[0] - end[0]) + abs(start[1] - end[1])
@@ -172,4 +175,5 @@ def _check_routes(found: LayerSimulation, require: Any) -> None:
         for r in range(network.next_num.shape[1]):
             at = network.next_first[station, r]
             for following in network.next_station[at : at + network.next_num[station, r]]:
-                require(network.tiles[following][0] == end, "routes that hang together")
+                joined = network.tiles[following][0] == end or (network.kind[following] == COLLECT and not travel)
+                require(joined, "routes that hang together")

@@ -52,7 +52,7 @@ def test_there_and_back(model, tmp_path, setting, group_size, dtype):
     if setting is not None:
         model = to_spiking(model, spikingbrain_settings(setting, group_size=group_size, k=2.0))
     model = model.to(dtype)
-    save(model, tmp_path, max_shard_bytes=100_000)
+    save(model, tmp_path, max_shard_bytes=50_000)
     read = read_folder(tmp_path)
     assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) >= 3
     assert read.settings == model.settings
