@@ -110,10 +110,10 @@ def only_writer(folder: Path, error: type[SpikebrainError] = InputError) -> Iter
     """
     make_folder(folder, error)
     try:
-        import fcntl  # noqa: PLC0415 - Windows has none
-
-        handle = os.open(folder, os.O_RDONLY)
-    except (ImportError, OSError):  # whoever writes there will say why that cannot be
+        handle = None if fcntl is None else os.open(folder, os.O_RDONLY)
+    except OSError:  # whoever writes there will say why that cannot be
+        handle = None
+    if fcntl is None or handle is None:
         yield
         return
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -67,15 +69,19 @@ def _compare(backend: Backend, sums: Tensor, train: SpikeTrain, weight: Tensor) 
             )
 
 
-def checked_outputs(backend: Backend, y: Tensor | None, x: Tensor, num_outputs: int) -> Tensor | None:
-    """Return what `backend.fused` gave, checked if the backend is not of this package.
+def outputs_of(backend: Backend, x: Tensor, weight: Tensor, *others: Any, **groups: Any) -> Tensor | None:
+    """Return `backend.fused(x, weight, ...)`, checked if the backend is not of this package.
 
     Raises:
-        InputError: it is neither None nor outputs of the right shape, dtype and device.
+        InputError: the backend returned neither None nor outputs of the right shape, dtype and device.
     """
-    if y is None or not needs_check(backend):
-        return y
-    expected = (*x.shape[:-1], num_outputs)
+    if not needs_check(backend):
+        return backend.fused(x, weight, *others, **groups)
+    with asking(backend, "fused"):
+        y = backend.fused(x, weight, *others, **groups)
+    if y is None:
+        return None
+    expected = (*x.shape[:-1], len(weight))
     if not isinstance(y, Tensor) or y.shape != expected or y.dtype != x.dtype or y.device != x.device:
         wanted = f"None, or outputs {x.dtype} of shape {expected} on {x.device}"
         raise refuse(backend, "fused", wanted, describe_tensor(y))

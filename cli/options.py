@@ -43,6 +43,10 @@ Weights = Annotated[
         show_default="int8",
     ),
 ]
+GroupSize = Annotated[
+    int | None,
+    typer.Option(help="Input channels that share a weight scale; not with --weights stored.", show_default="all"),
+]
 DEVICES = "cpu, cuda, or auto: a GPU if there is one."
 Device = Annotated[str, typer.Option(help=DEVICES)]
 Force = Annotated[bool, typer.Option("--force", help="Write over what the folder holds.")]

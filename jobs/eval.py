@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import importlib
 import json
 import time
@@ -19,6 +18,7 @@ from ..errors import InputError
 from ..files import write_whole
 from ..models import Loaded, SpikeSettings, choose_layers, to_dense, to_spiking
 from ..models.io import load
+from ..models.io.checksums import of_text
 from ..neuro import AdaptiveThreshold
 from ..registry import describe, label
 from .eval_figures import PUBLISHED, average_figures, task_figures, text_figures
@@ -27,6 +27,7 @@ from .eval_run import Run, Stage, Text
 from .eval_tasks import TASKS, Documents, read_task
 from .given import refuse, refuse_spikes, spike_settings, usual
 from .inputs import (
+    alone,
     first_tokens,
     is_spiking,
     look_ahead,
@@ -125,6 +126,7 @@ class EvalSettings:
         return spike_settings(self, usual(self.k, (3.0,))[0] if k is None else k)
 
 
+@alone
 def evaluate(settings: EvalSettings, out: Path, progress: Progress = SILENT) -> dict[str, Any]:
     """Measure perplexities, score tasks and find the worst layers, in float, with integer weights and on spikes.
 
@@ -312,7 +314,7 @@ def _figures(run: Run, contents: Sequence[tuple[str, str]]) -> dict[str, Any]:
     for text, (content, _) in zip(run.texts, contents, strict=True):
         sizes = [len(window) - 1 for window in text.windows]
         texts[text.name] = {
-            "sha256": hashlib.sha256(content.encode()).hexdigest(),
+            "sha256": of_text(content),
             "num_tokens": sum(map(len, text.windows)),
             "perplexity": text_figures(run.nlls[text.name], sizes),
         }

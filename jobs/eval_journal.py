@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -12,6 +11,8 @@ from typing import Any
 
 from ..errors import InputError
 from ..files import cannot_write, parse_json, remove
+from ..models.io.checksums import of_text
+from .resume import digest
 
 FILE_NAME = "unfinished.jsonl"
 _DIGITS = 16
@@ -86,10 +87,5 @@ class Journal:
         remove(self.path)
 
 
-def digest(values: Any) -> str:
-    """Return what identifies JSON values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
 def _checksum(content: str) -> str:
-    return hashlib.sha256(content.encode()).hexdigest()[:_DIGITS]
+    return of_text(content)[:_DIGITS]

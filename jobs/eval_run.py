@@ -15,9 +15,10 @@ from ..analysis.layer_errors import LayerError, comparable_layers, layer_errors
 from ..analysis.perplexity import window_nlls
 from ..errors import SpikebrainError
 from ..models import Loaded
-from .eval_journal import Journal, digest
+from .eval_journal import Journal
 from .eval_tasks import Documents
 from .progress import Progress
+from .resume import digest
 
 # Finished parts are kept after so many: documents of a task, windows of a text.
 _DOCUMENTS = 128

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..coding import ENCODERS, Encoder
 from ..energy import DigitalEnergy, ModelCounts, count_operations
 from ..models import LayerRecord, Loaded, SpikeSettings, choose_layers, spiking_layers
 from ..models.io import load
+from ..models.io.checksums import of_text
 from ..neuro import NEURONS, Neuron
 from ..registry import describe, label
 from .given import refuse_spikes, spike_settings, usual
@@ -144,7 +144,7 @@ def report(settings: ReportSettings, out: Path, progress: Progress = SILENT) -> 
             "num_spiking_layers": len(run.recording.layers),
         },
         "settings": _describe_settings(settings, run.model, spikes_already),
-        "text": {"source": text_source, "sha256": _sha256(text), "num_tokens": num_tokens},
+        "text": {"source": text_source, "sha256": of_text(text), "num_tokens": num_tokens},
         **_figures(run, records, counts),
         "environment": describe_environment(device),
         "seconds": {"load": loading_s, **run.seconds},
@@ -202,10 +202,6 @@ def _job(settings: ReportSettings, loaded: Loaded, text: str) -> dict[str, Any]:
             name: describe(value) if name in ("neuron", "encoder", "backend") else repr(value)
             for name, value in vars(settings).items()
         },
-        "text": _sha256(text),
+        "text": of_text(text),
         **describe_source(loaded, WRITTEN, FILE_NAME),
     }
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

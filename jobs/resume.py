@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from ..analysis.exactness import ExactnessCheck
 from ..errors import InputError
 from ..files import parse_json, read_json, remove, write_json
 from ..models import Loaded, Recording
+from ..models.io.checksums import of_text
 
 FILE_NAME = "unfinished.json"
 
@@ -47,10 +47,10 @@ class Unfinished:
             job: everything that its figures depend on, as JSON values.
         """
         path = folder / FILE_NAME
-        key = _sha256(json.dumps(job, sort_keys=True))
+        key = digest(job)
         try:
             stored = read_json(path)
-            if stored["key"] == key and stored["sha256"] == _sha256(stored["state"]):
+            if stored["key"] == key and stored["sha256"] == of_text(stored["state"]):
                 state = parse_json(stored["state"], str(path))
                 return cls(path, key, state["nlls"], state["recorded"], state["checked"])
         except (InputError, KeyError, TypeError, AttributeError):
@@ -68,7 +68,7 @@ class Unfinished:
             self.recorded = recording.state()
             self.checked = check.state()
         state = json.dumps({"nlls": self.nlls, "recorded": self.recorded, "checked": self.checked})
-        write_json(self.path, {"key": self.key, "sha256": _sha256(state), "state": state}, indent=None)
+        write_json(self.path, {"key": self.key, "sha256": of_text(state), "state": state}, indent=None)
 
     def restore(self, recording: Recording, check: ExactnessCheck) -> None:
         """Copy the stored state into a recording and a check."""
@@ -105,5 +105,6 @@ def describe_source(loaded: Loaded, written: Collection[str], unfinished: str) -
     }
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def digest(values: Any) -> str:
+    """Return what identifies JSON values."""
+    return of_text(json.dumps(values, sort_keys=True))

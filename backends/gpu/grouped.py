@@ -19,8 +19,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ...neuro.threshold_triton import add_lanes, count_of, lanes_statistic, threshold_of
-from .list import NORM, input_at, inverse_rms
+from ...neuro.threshold_triton import count_of
+from .list import GATED, NORM, input_at, inverse_rms, token_threshold
 
 # Groups that a program adds up at a time, one for each of its warps.
 PARALLEL = tl.constexpr(4)
@@ -51,15 +51,11 @@ def count_channels(
     """Count CHANNELS channels of a token; grid [tokens, shares of the channels]."""
     token = tl.program_id(0).to(tl.int64)
     program = tl.program_id(1)
-    x_row = x_ptr + token * num_inputs * (2 if SOURCE == 2 else 1)
+    x_row = x_ptr + token * num_inputs * (2 if SOURCE == GATED else 1)
     inverse = 1.0
     if SOURCE == NORM:
         inverse = inverse_rms(x_row, num_inputs, eps, BLOCK, BLOCKS)
-    lanes = tl.zeros([BLOCK], tl.float64)
-    for block in tl.static_range(BLOCKS):
-        every = block * BLOCK + tl.arange(0, BLOCK)
-        lanes = add_lanes(lanes, input_at(x_row, norm_ptr, every, num_inputs, inverse, SOURCE), RULE)
-    threshold, fits, _ = threshold_of(lanes_statistic(lanes, RULE), num_inputs, a, b, c, RULE)
+    threshold, fits = token_threshold(x_row, norm_ptr, num_inputs, inverse, a, b, c, RULE, SOURCE, BLOCK, BLOCKS)
     channel = program * CHANNELS + tl.arange(0, CHANNELS)
     x = input_at(x_row, norm_ptr, channel, num_inputs, inverse, SOURCE)
     count = tl.where(fits, count_of(x, threshold, SMALL=True, FMA=False), 0)

@@ -85,6 +85,20 @@ def inverse_rms(x_row, num_inputs, eps, BLOCK: tl.constexpr, BLOCKS: tl.constexp
 
 
 @triton.jit
+def token_threshold(
+    x_row, norm_ptr, num_inputs, inverse, a, b, c,
+    RULE: tl.constexpr, SOURCE: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """Return the threshold of a token's input, read as by `input_at`, and whether its counts are sure to fit."""
+    part = tl.zeros([BLOCK], tl.float64)
+    for block in tl.static_range(BLOCKS):  # so that all loads are under way at once
+        channel = block * BLOCK + tl.arange(0, BLOCK)
+        part = add_lanes(part, input_at(x_row, norm_ptr, channel, num_inputs, inverse, SOURCE), RULE)
+    threshold, fits, _ = threshold_of(lanes_statistic(part, RULE), num_inputs, a, b, c, RULE)
+    return threshold, fits
+
+
+@triton.jit
 def list_events(
     x_ptr,  # activations or int32 counts, [tokens, inputs], or twice as many where SOURCE is GATED
     norm_ptr,  # where SOURCE is NORM: weight of the norm, [inputs]
@@ -138,11 +152,7 @@ def list_events(
     if RULE == COUNTED:
         count = x
     else:
-        part = tl.zeros([BLOCK], tl.float64)
-        for block in tl.static_range(BLOCKS):  # so that all loads are under way at once
-            every = block * BLOCK + tl.arange(0, BLOCK)
-            part = add_lanes(part, input_at(x_row, norm_ptr, every, num_inputs, inverse, SOURCE), RULE)
-        threshold, fits, _ = threshold_of(lanes_statistic(part, RULE), num_inputs, a, b, c, RULE)
+        threshold, fits = token_threshold(x_row, norm_ptr, num_inputs, inverse, a, b, c, RULE, SOURCE, BLOCK, BLOCKS)
         count = tl.where(fits, count_of(x, threshold, SMALL=True, FMA=False), 0)
         if program == 0:
             tl.store(threshold_ptr + token, tl.where(fits, threshold, float("nan")))

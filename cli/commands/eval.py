@@ -14,6 +14,7 @@ from ..options import (
     BackendName,
     Device,
     EncoderName,
+    GroupSize,
     Layers,
     Model,
     Skip,
@@ -67,10 +68,7 @@ def eval(
     layers: Layers = None,
     skip: Skip = None,
     weights: Weights = None,
-    group_size: Annotated[
-        int | None,
-        typer.Option(help="Input channels that share a weight scale; not with --weights stored.", show_default="all"),
-    ] = None,
+    group_size: GroupSize = None,
     out: Annotated[Path, folder_for("eval.json")] = Path("spikebrain-eval"),
     device: Device = "auto",
 ) -> None:

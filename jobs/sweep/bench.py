@@ -9,7 +9,6 @@ from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from ...analysis.perplexity import perplexity_of, window_nlls
@@ -95,10 +94,8 @@ class Bench:
         return perplexity_of(self.nlls(self.model), self.windows)
 
     def nlls(self, model: nn.Module) -> list[float]:
-        """Return the negative log-likelihood of each window, which are run a few at a time."""
-        at_once = torch.get_num_threads()
-        parts = [self.windows[first : first + at_once] for first in range(0, len(self.windows), at_once)]
-        return [nll for part in parts for nll in window_nlls(model, part)]
+        """Return the negative log-likelihood of each window."""
+        return window_nlls(model, self.windows)
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """Return what was made for a key lately, or make it."""

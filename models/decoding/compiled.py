@@ -13,11 +13,9 @@ from torch import Tensor, nn
 from ...backends.cpu.backend import Cpu
 from ...backends.cpu.decoder import LAYER, Kind
 from ..layers.spike_linear import SpikeLinear
+from .angles import Angles
 from .fits import STEADY_ROPE, Target, projections, why_not
 from .tables import HEAD_PARTS, Output, Tables
-
-# Positions whose angles are kept ready.
-POSITIONS_AHEAD = 256
 
 
 def why_not_compiled(model: nn.Module) -> str | None:
@@ -62,9 +60,10 @@ class CompiledDecoder:
         self.num_key_heads = config.num_key_value_heads
         self._found: Tensor | None = None
         self._memory_of_cache: weakref.ref[Tensor] | None = None
-        self._cos_sin: tuple[Tensor, ...] = (torch.empty(1, 0, 0),)
-        self._first_position = 0
-        self._embed, self._rotary = inner.embed_tokens, inner.rotary_emb
+        rotary, like = inner.rotary_emb, inner.norm.weight
+        steady = getattr(rotary, "rope_type", None) in STEADY_ROPE
+        self._angles = Angles(lambda positions: rotary(like, positions), steady=steady)
+        self._embed = inner.embed_tokens
         self._layers = np.zeros(self.num_layers, LAYER)
         for record, layer in zip(self._layers, inner.layers, strict=True):
             if hasattr(layer.self_attn, "q_norm"):
@@ -119,29 +118,14 @@ class CompiledDecoder:
                 filled.
             length: tokens before this one.
         """
-        embedded = self._embed(ids)
-        self._hidden.copy_(embedded[0, 0])
+        self._hidden.copy_(self._embed(ids)[0, 0])
         if self._memory_of_cache is None or self._memory_of_cache() is not memory:
             self._memory_of_cache = weakref.ref(memory)  # the cache alone decides how long its memory lives
             stride = memory.stride(0) * memory.element_size()
             first = memory.data_ptr() + 2 * stride * np.arange(self.num_layers)
             self._layers["keys"], self._layers["values"] = first, first + stride
             self._layers["capacity"] = memory.shape[3]
-        self._found = self.tables.run(self._angles(embedded, positions), length)
-
-    def _angles(self, embedded: Tensor, positions: Tensor) -> tuple[int, int]:
-        """Return the addresses of the cosines and sines of a position, float32 [head_dim]."""
-        if getattr(self._rotary, "rope_type", None) not in STEADY_ROPE:
-            self._cos_sin = tuple(part.contiguous() for part in self._rotary(embedded, positions))
-            return self._cos_sin[0].data_ptr(), self._cos_sin[1].data_ptr()
-        position = int(positions)
-        row = position - self._first_position
-        if not 0 <= row < self._cos_sin[0].shape[1]:
-            self._first_position, row = position, 0
-            ahead = torch.arange(position, position + POSITIONS_AHEAD)[None]
-            self._cos_sin = tuple(part.contiguous() for part in self._rotary(embedded, ahead))
-        cos, sin = self._cos_sin
-        return cos.data_ptr() + 4 * cos.shape[2] * row, sin.data_ptr() + 4 * sin.shape[2] * row
+        self._found = self.tables.run(self._angles.at(int(positions)), length)
 
     def finish(self) -> Tensor | None:
         """Return the logits of the token, float32 [1, 1, vocabulary].

@@ -16,7 +16,8 @@ from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from ..spikingbrain.model import SpikingBrainOutput
 from ..spikingbrain.moe import MixtureOfExperts
 from ..spikingbrain.rope import rotary_angles
-from .compiled import CPU, POSITIONS_AHEAD
+from .angles import Angles
+from .compiled import CPU
 from .fits import obstacles
 from .state_room import Group, Layout, state_room_of
 from .tables import HEAD_PARTS, Output, Tables
@@ -84,7 +85,7 @@ class HybridDecoder:
         inner = model.model
         settings = self._settings = inner.settings
         self._embed: nn.Module = inner.embeddings
-        self._first_position, self._cos_sin = 0, (torch.empty(1, 0), torch.empty(1, 0))
+        self._angles = Angles(lambda at: rotary_angles(at, settings.dim, settings.rope_theta, torch.float32))
         self.tables = Tables(torch.get_num_threads())
         self._layers = np.zeros(settings.num_layers, MIXER)
         routed = sum(isinstance(block.mlp, MixtureOfExperts) for block in inner.layers)
@@ -208,7 +209,7 @@ class HybridDecoder:
         self._hidden.copy_(self._embed(ids)[0, 0])
         position = cache.num_valid if positions is None else positions
         most = max((group.length for group in room.groups), default=0)
-        logits = self.tables.run(self._angles(max(int(position), 0)), most)
+        logits = self.tables.run(self._angles.at(max(int(position), 0)), most)
         if logits is None:
             return None
         room.advance(cache, after)
@@ -227,16 +228,6 @@ class HybridDecoder:
             record[name][layers] = group.addresses(part)
         record["capacity"][layers] = group.memory[0].shape[3]
         record["num_visible"][layers] = max(group.length, rows[0] + 1)
-
-    def _angles(self, position: int) -> tuple[int, int]:
-        row = position - self._first_position
-        if not 0 <= row < self._cos_sin[0].shape[1]:
-            self._first_position, row = position, 0
-            ahead = torch.arange(position, position + POSITIONS_AHEAD)[None]
-            settings = self._settings
-            self._cos_sin = rotary_angles(ahead, settings.dim, settings.rope_theta, torch.float32)
-        cos, sin = self._cos_sin
-        return cos[0, row].data_ptr(), sin[0, row].data_ptr()
 
 
 def _columns(settings: Any, spikes: bool) -> list[tuple[int, int, torch.dtype]]:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-# Rows of a first room beyond those that are filled; a full room is replaced by one of twice the rows.
-_SPARE_ROWS = 256
+# Rows of a first memory beyond those that are filled; a full memory is replaced by one of twice the rows.
+SPARE_ROWS = 256
 _CPU = torch.device("cpu")
 
 
@@ -25,7 +25,7 @@ class KvRoom:
 
     def __init__(self, layers: list[Any]) -> None:
         length = layers[0].keys.shape[2]
-        self.memory = _with_spare_rows([part for layer in layers for part in (layer.keys, layer.values)], length)
+        self.memory = with_spare_rows([part for layer in layers for part in (layer.keys, layer.values)], length)
         self.show(layers, self.views(length))
 
     def holds(self, layers: list[Any]) -> bool:
@@ -42,7 +42,7 @@ class KvRoom:
 
     def grow(self, length: int) -> None:
         """Move to a memory of twice the rows, of which `length` are filled."""
-        self.memory = _with_spare_rows(list(self.memory.unbind(0)), length)
+        self.memory = with_spare_rows(list(self.memory.unbind(0)), length)
 
     def views(self, length: int) -> list[tuple[Tensor, Tensor]]:
         """Return keys and values of each layer, the first `length` rows."""
@@ -90,11 +90,20 @@ def room_of(
     return cache._kv_room
 
 
-def _with_spare_rows(parts: list[Tensor], length: int) -> Tensor:
+def with_spare_rows(parts: list[Tensor], length: int, most: int | None = None) -> Tensor:
+    """Return the parts in one tensor with spare rows, [parts, batch, heads, rows, .].
+
+    Args:
+        parts: each [batch, heads, rows, .].
+        length: rows of each that are copied.
+        most: rows that are ever needed.
+    """
     batch, heads, _, dim = parts[0].shape
-    with torch.inference_mode(False):  # so that changes are counted
-        size = (len(parts), batch, heads, 2 * length + _SPARE_ROWS, dim)
-        memory = torch.zeros(size, dtype=parts[0].dtype, device=parts[0].device)
+    num_rows = 2 * length + SPARE_ROWS
+    with torch.inference_mode(False):  # so that changes are counted, and may be made in any mode
+        size = (len(parts), batch, heads, num_rows if most is None else min(most, num_rows), dim)
+        # Ones, since where columns have a flag it says that the row is text.
+        memory = torch.ones(size, dtype=parts[0].dtype, device=parts[0].device)
     for target, part in zip(memory, parts, strict=True):
         target[:, :, :length] = part[:, :, :length]
     return memory

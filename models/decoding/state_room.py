@@ -15,9 +15,7 @@ import torch
 from torch import Tensor
 
 from ..spikingbrain.cache import Columns, SpikingBrainCache
-
-# Rows of a first memory beyond those that are filled; a full memory is replaced by one of twice the rows.
-_SPARE_ROWS = 256
+from .kv_room import with_spare_rows
 
 
 class Layout(NamedTuple):
@@ -46,7 +44,7 @@ class Group:
         self.layers, self._columns = np.array(layers), columns
         length = self.length
         self.memory = [
-            _with_spare_rows([one.tensors[part] for one in columns], length, self._num_rows(length))
+            with_spare_rows([one.tensors[part] for one in columns], length, self._most_rows())
             for part in range(len(columns[0].tensors))
         ]
         self._show(length)
@@ -65,8 +63,7 @@ class Group:
         length = self.length
         rows = [one.next_row() for one in self._columns]
         if max(rows) == self.memory[0].shape[3]:
-            num_rows = self._num_rows(length)
-            self.memory = [_with_spare_rows(list(part.unbind(0)), length, num_rows) for part in self.memory]
+            self.memory = [with_spare_rows(list(part.unbind(0)), length, self._most_rows()) for part in self.memory]
         return rows
 
     def addresses(self, part: int) -> np.ndarray:
@@ -88,10 +85,9 @@ class Group:
         for one, tensors in zip(self._columns, self._shown, strict=True):
             one.tensors = tensors
 
-    def _num_rows(self, length: int) -> int:
+    def _most_rows(self) -> int | None:
         columns = self._columns[0]
-        most = 2 * length + _SPARE_ROWS
-        return most if columns.limit is None else min(most, columns.num_pinned + columns.limit)
+        return None if columns.limit is None else columns.num_pinned + columns.limit
 
 
 class StateRoom:
@@ -178,12 +174,3 @@ def _fits(cache: SpikingBrainCache, layout: Layout) -> bool:
 
 def _is(tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> bool:
     return tensor.shape == shape and tensor.dtype == dtype and tensor.device.type == "cpu"
-
-
-def _with_spare_rows(parts: list[Tensor], length: int, num_rows: int) -> Tensor:
-    _, heads, _, dim = parts[0].shape
-    with torch.inference_mode(False):  # so that a window may be written in any mode
-        memory = torch.ones(len(parts), 1, heads, num_rows, dim, dtype=parts[0].dtype)
-    for target, part in zip(memory, parts, strict=True):
-        target[:, :, :length] = part[:, :, :length]
-    return memory

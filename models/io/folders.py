@@ -24,7 +24,7 @@ from ..spikingbrain.config import SpikingBrainConfig
 from ..spikingbrain.transformers_config import SpikingBrainPretrainedConfig
 from .folder_config import METHOD, TABLE, SpikebrainConfig, class_of, config_json, is_spiking
 from .folder_tensors import MINIMA, SCALES
-from .hub import DERIVED, fault, generation_config_of, quiet
+from .hub import fault, generation_config_of, quiet
 from .layer_table import LayerTable
 from .quantizer import check_sums
 from .released import MODEL_TYPE, from_released
@@ -224,7 +224,7 @@ class _Reader:
                 continue
             for key, tensor in tensors.items():
                 module.register_parameter(key.rpartition(".")[2], nn.Parameter(tensor))
-        self._refuse({**wrong, "not of floats": self.not_floats, "not finite": sorted(self.not_finite)})
+        self.shards.refuse({**wrong, "not of floats": self.not_floats, "not finite": sorted(self.not_finite)})
 
     def check(self) -> None:
         """Compare names and shapes only.
@@ -232,12 +232,7 @@ class _Reader:
         Raises:
             CheckpointError: tensors are wrong; the message lists all of them.
         """
-        self._refuse(self._compare())
-
-    def _refuse(self, listed: dict[str, list[str]]) -> None:
-        if any(listed.values()):
-            details = "; ".join(f"{what}: {', '.join(names)}" for what, names in listed.items() if names)
-            raise CheckpointError(f"{self.shards.path}: its tensors do not match the model. {details}. Fetch it again.")
+        self.shards.refuse(self._compare())
 
     def _compare(self) -> dict[str, list[str]]:
         """Return the names of tensors that are wrong according to the shards' headers."""
@@ -254,15 +249,8 @@ class _Reader:
         needed = {scale for scale, name in scales.items() if rounded.matches(name)} if has_scales else set()
         if self.table is not None:
             needed = set(optional)
-        return {
-            "missing": sorted((wanted.keys() | (needed & optional)) - shapes.keys()),
-            "unexpected": sorted(n for n in shapes.keys() - wanted.keys() - optional if not DERIVED.search(n)),
-            "of another shape": [
-                f"{name} {shapes[name]} instead of {shape}"
-                for name, shape in sorted(wanted.items())
-                if name in shapes and shapes[name] != shape
-            ],
-        }
+        missing = (wanted.keys() | (needed & optional)) - shapes.keys()
+        return self.shards.misfits(wanted, missing, optional)
 
     def _spikes(self, name: str, module: nn.Module) -> bool:
         if type(module) is not nn.Linear:

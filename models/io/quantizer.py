@@ -30,7 +30,6 @@ from ..layers.spike_linear import SpikeLinear
 from . import int4
 from .checksums import check_files
 from .folder_config import METHOD, NOT_THESE, check_format
-from .hub import DERIVED
 from .layer_table import LayerTable
 from .shards import INDEX, SUMS, Shards
 
@@ -260,19 +259,8 @@ def _check_names(model: PreTrainedModel, shards: Shards) -> None:
     """Raise a CheckpointError that lists all tensors of a folder that are missing, unexpected or of another shape."""
     tied: Any = getattr(model, "all_tied_weights_keys", None) or {}
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = shards.shapes
-    wrong = {
-        "missing": [name for name in wanted if name not in found and tied.get(name) not in found],
-        "unexpected": [name for name in found if name not in wanted and not DERIVED.search(name)],
-        "of another shape": [
-            f"{name} {found[name]} instead of {shape}"
-            for name, shape in wanted.items()
-            if name in found and found[name] != shape
-        ],
-    }
-    if any(wrong.values()):
-        listed = "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in wrong.items() if names)
-        raise CheckpointError(f"{shards.path}: its tensors do not match the model. {listed}. Fetch it again.")
+    missing = [name for name in wanted if name not in shards.shapes and tied.get(name) not in shards.shapes]
+    shards.refuse(shards.misfits(wanted, missing))
 
 
 def _fill(layer: SpikeLinear, name: str, folder: Path) -> None:

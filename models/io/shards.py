@@ -7,6 +7,7 @@ not read: the state of a training, an adapter, or what an interrupted download l
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from ...errors import CheckpointError
 from ...files import parse_json, read_json
 from .checksums import check_tensor
+from .hub import DERIVED
 from .single_file import check_safetensors
 
 INDEX = "model.safetensors.index.json"
@@ -167,6 +169,33 @@ class Shards:
                 f"{self.path}: {len(wrong)} tensors are not where {INDEX} says: {details}"
                 f"{', ...' if len(wrong) > 4 else ''}. Fetch it again."
             )
+
+    def misfits(
+        self, wanted: Mapping[str, tuple[int, ...]], missing: Iterable[str], optional: Set[str] = frozenset()
+    ) -> dict[str, list[str]]:
+        """Return, by what is wrong, which tensors are not those of a model.
+
+        Args:
+            wanted: shapes of the model's tensors, by name.
+            missing: names that should be here and are not.
+            optional: names that may be here besides.
+        """
+        unexpected = self.shapes.keys() - wanted.keys() - optional
+        return {
+            "missing": sorted(missing),
+            "unexpected": sorted(name for name in unexpected if not DERIVED.search(name)),
+            "of another shape": [
+                f"{name} {self.shapes[name]} instead of {shape}"
+                for name, shape in sorted(wanted.items())
+                if self.shapes.get(name, shape) != shape
+            ],
+        }
+
+    def refuse(self, wrong: Mapping[str, Sequence[str]]) -> None:
+        """Raise a CheckpointError that lists what is wrong with which tensors, if anything is."""
+        listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in wrong.items() if names)
+        if listed:
+            raise CheckpointError(f"{self.path}: its tensors do not match the model. {listed}. Fetch it again.")
 
     def read(self, name: str, device: torch.device) -> Tensor:
         """Return a tensor as a copy, not as a view of the file.

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from ... import backends
 from ...backends import BACKENDS, Backend
-from ...backends.checks import checked_outputs, sums_of
+from ...backends.checks import outputs_of, sums_of
 from ...coding import ENCODERS, BidirectionalBitwise, Encoder, SpikeTrain, decode
 from ...coding.checks import fitted_to, train_of
 from ...errors import InputError, SpikebrainError
 from ...neuro import NEURONS, AdaptiveThreshold, Neuron, SpikeCount
-from ...neuro.checks import asking, checks_all, needs_check, spikes_of
+from ...neuro.checks import checks_all, spikes_of
 from .dense_gradient import DenseGradient
 from .graphs import graph_settings, in_graph, uncompiled
 from .quantize import QuantizedWeight, copy_bias, dequantize, groups_of, input_major, quantize_to, why_not_loadable
@@ -287,16 +287,9 @@ class SpikeLinear(nn.Module):
         if bias is not None and bias.shape != (num_outputs,):
             raise InputError(f"bias: expected {num_outputs} numbers, got shape {tuple(bias.shape)}.")
         backend = self._backend_for(x, num_tokens)
-        is_plain = minimum is None and self.group_size is None
-        groups = {} if is_plain else {"minimum": minimum, "group_size": self.group_size}
-        try:
-            y = backend.fused(x, weight, scale, bias, self.neuron, self.encoder, **groups)
-        except Exception:
-            if not needs_check(backend):
-                raise
-            with asking(backend, "fused"):
-                raise
-        return checked_outputs(backend, y, x, num_outputs)
+        has_groups = minimum is not None or self.group_size is not None
+        groups = {"minimum": minimum, "group_size": self.group_size} if has_groups else {}
+        return outputs_of(backend, x, weight, scale, bias, self.neuron, self.encoder, **groups)
 
     def _backend_for(self, x: Tensor, num_tokens: int | None = None, *, events_only: bool = False) -> Backend:
         if self.backend != "auto":

@@ -80,11 +80,11 @@ def test_a_folder_that_another_process_holds(held, tiny_llama):
     assert sb.load(folder)
 
 
-@pytest.mark.parametrize("command", ["report", "convert", "simulate", "energy"])
+@pytest.mark.parametrize("command", ["report", "convert", "simulate", "energy", "eval"])
 def test_commands_into_a_folder_that_another_process_holds(held, run, model_folder, text, command):
     folder, _ = held
     options = () if command == "convert" else ("--text", text, "--num-tokens", 16)
-    options += ("--context", 8) if command == "report" else ()
+    options += ("--context", 8) if command in ("report", "eval") else ()
     where = (model_folder,) if command != "simulate" else (model_folder, "--chip", "ideal-45nm")
     code, _, err = run(command, *where, "--out", folder, *options)
     assert code == 2
