@@ -32,14 +32,6 @@ from spikebrain.models.layers.spike_linear import observing
 from spikebrain.models.layers.stored import StoredWeight, note_stored
 
 
-@pytest.fixture(params=[1, 3])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("name", list(MODELS))
 @pytest.mark.parametrize("settings", list(SETTINGS))
 @torch.inference_mode()

@@ -83,14 +83,6 @@ def assert_same(ours, theirs):
             torch.testing.assert_close(part.float(), expected.float(), rtol=2e-5, atol=tolerance)
 
 
-@pytest.fixture(params=[1, 3])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def calls(monkeypatch):
     """Lengths of the text before each token that the decoder has done."""

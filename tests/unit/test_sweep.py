@@ -134,14 +134,19 @@ def test_optuna_sees_its_grid_as_exhausted(settings, tmp_path):
     assert study._study.sampler.is_exhausted(study._study)
 
 
-def test_what_a_dead_process_left_is_taken_up_once(settings, tmp_path, monkeypatch, counted):
-    out = tmp_path / "s"
-    whole = sweep(settings(), tmp_path / "whole")
-    study, _, identity = study_of(settings(), out)
+def begun_by_a_dead_process(settings, out, monkeypatch):
+    """Return a new study, its bench, and the attempt that was running when its process died."""
+    study, bench, identity = study_of(settings, out)
     study.begin(identity)
     with monkeypatch.context() as patch:
         patch.setattr(study_module, "this_process", lambda: DEAD)
-        lost = study.take()
+        return study, bench, study.take()
+
+
+def test_what_a_dead_process_left_is_taken_up_once(settings, tmp_path, monkeypatch, counted):
+    out = tmp_path / "s"
+    whole = sweep(settings(), tmp_path / "whole")
+    study, _, lost = begun_by_a_dead_process(settings(), out, monkeypatch)
     done = study_of(settings(), out)[0].take()  # of a process that lives: this one
     counted.clear()
     found = sweep(settings(), out)
@@ -160,11 +165,7 @@ def test_figures_that_were_written_are_not_lost(settings, tmp_path, monkeypatch,
     """A process that died between its figures and the end of its trial."""
     out = tmp_path / "s"
     whole = sweep(settings(), tmp_path / "whole")
-    study, bench, identity = study_of(settings(), out)
-    study.begin(identity)
-    with monkeypatch.context() as patch:
-        patch.setattr(study_module, "this_process", lambda: DEAD)
-        lost = study.take()
+    study, bench, lost = begun_by_a_dead_process(settings(), out, monkeypatch)
     study._storage.set_trial_user_attr(lost.trial_id, "result", run_module.measure(bench.run(lost.values), settings()))
     counted.clear()
     assert figures(sweep(settings(), out)) == figures(whole)
