@@ -1,12 +1,15 @@
 """Compare what the stages of the graph decoder compute with exact products until a number of outputs has been compared.
 
-    python benchmarks/compare_decoder_gpu.py [--number 1e9] [--seed S] [--models N] [--out FILE]
+    python benchmarks/compare_decoder_gpu.py [--weights int8|int4|int4-minimum] [--number 1e9] [--models N] [--out FILE]
 
-Each round draws a Llama-type model of one block (sizes, data type, bias, k) with random INT8 weights (-128 to 127) and
-tunes nothing: launch settings are drawn. Each stage (norm, counting, listing, adding for q, k and v; the output
-projection with its residual; gate and up; SiLU, down with its residual; the head) gets activations of
-`compare_integers.py`. Its outputs are compared, bit for bit, with float64 products of the integers, exact below 2^53,
-that are rescaled in float32.
+Each round draws a Llama-type model of one block (sizes, data type, bias, k) with random weights: INT8 rows (-128 to
+127), or 4 bits in groups of 32 inputs without or with minima. Launch settings of INT8 rows are drawn, not tuned. Scales
+of groups are 1 and 2 and minima are whole numbers, so that their sums are exact in float32, too, in any order; tokens
+where they might not be (2^24 and more) are left out.
+
+Each stage (norm, counting, listing, adding for q, k and v; the output projection with its residual; gate and up; SiLU,
+down with its residual; the head) gets activations of `compare_integers.py`. Its outputs are compared, bit for bit, with
+float64 products of the integers, exact below 2^53, that are rescaled in float32.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from spikebrain.models.decoding.graph import GraphDecoder
 _TOKENS = 256
 
 
-def draw_model(rng: random.Random) -> Any:
+def draw_model(rng: random.Random, weights: str) -> Any:
     heads, dim = rng.choice([4, 8, 12]), rng.choice([32, 64, 80, 128])
     config = LlamaConfig(
         hidden_size=16 * rng.randrange(8, 256),
@@ -49,11 +52,18 @@ def draw_model(rng: random.Random) -> Any:
     for parameter in model.parameters():
         parameter.add_(0.1 * torch.randn_like(parameter))
     neuron = sb.AdaptiveThreshold(k=rng.choice([0.3, 1.0, 3.0, 3.0, 8.0, 30.0]))
-    spiking = sb.to_spiking(model, sb.SpikeSettings(include_head=True, neuron=neuron), inplace=True)
+    kind: Any = "int8" if weights == "int8" else "int4"
+    settings = sb.SpikeSettings(include_head=True, neuron=neuron, weights=kind)
+    spiking = sb.to_spiking(model, settings, inplace=True)
+    low, high = {"int8": (-128, 128), "int4": (-8, 8), "int4-minimum": (0, 16)}[weights]
     for layer in spiking.modules():
         if isinstance(layer, sb.SpikeLinear):
             shape = (layer.in_features, layer.out_features)
-            layer.weight = torch.randint(-128, 128, shape, dtype=torch.int8, device="cuda").t()
+            layer.weight = torch.randint(low, high, shape, dtype=torch.int8, device="cuda").t()
+            if weights != "int8":
+                layer.scale = torch.randint(1, 3, layer.scale.shape, device="cuda").float()
+                minimum = torch.randint(-8, 9, layer.scale.shape, device="cuda").float()
+                layer.minimum = minimum if weights == "int4-minimum" else None
     return spiking
 
 
@@ -78,21 +88,33 @@ def compare_stage(rng: random.Random, decoder: Any, plan: Any, group: list[Any])
         fits = fits & (stage.failed == 0)
     assert bool(fits)
     spikes = group[0].neuron(torch.cat(inputs))
-    expected = [exact_output(layer, spikes.count, spikes.threshold).to(decoder.dtype) for layer in group]
-    whole = torch.cat(expected, 1)
+    expected = [exact_output(layer, spikes.count, spikes.threshold) for layer in group]
+    whole = torch.cat([y for y, _ in expected], 1).to(decoder.dtype)
     whole = torch.cat(before) + whole if stage.residual else whole
-    return whole.numel(), int((whole != torch.cat(outputs)).sum())
+    surely = torch.cat([exact.expand_as(y) for y, exact in expected], 1)
+    return int(surely.sum()), int(((whole != torch.cat(outputs)) & surely).sum())
 
 
-def exact_output(layer: Any, count: Tensor, threshold: Tensor) -> Tensor:
-    sums = count.double() @ layer.weight.double().t()
-    y = sums.to(torch.float32) * layer.scale.t() * threshold
-    return y if layer.bias is None else y + layer.bias.float()
+def exact_output(layer: Any, count: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the outputs of a layer, and for which tokens they must be equal to the last bit."""
+    integers, scale, surely = layer.weight.double(), layer.scale, torch.ones_like(threshold, dtype=torch.bool)
+    if layer.group_size is not None:
+        spread = [part.double().repeat_interleave(layer.group_size, 1)[:, : layer.in_features]
+                  for part in (layer.scale, layer.minimum) if part is not None]  # fmt: skip
+        integers = integers * spread[0]
+        largest = integers.abs()
+        if len(spread) > 1:
+            integers, largest = integers + spread[1], largest + spread[1].abs()
+        surely = (count.double().abs() @ largest.t()).amax(1, keepdim=True) < 2**24
+        scale = torch.ones(1, 1, device="cuda")
+    y = (count.double() @ integers.t()).to(torch.float32) * scale.t() * threshold
+    return y if layer.bias is None else y + layer.bias.float(), surely
 
 
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", default="int8", choices=["int8", "int4", "int4-minimum"])
     parser.add_argument("--number", type=float, default=1e9)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--models", type=int, default=6, help="models to draw: kernels are compiled for each")
@@ -103,7 +125,7 @@ def main() -> None:
     setattr(triton_spike, "tuned", lambda stage: rng.choice(triton_spike.settings_for(1)))  # noqa: B010
     start, compared, differing = time.perf_counter(), 0, 0
     for number in range(options.models):
-        model = draw_model(rng)
+        model = draw_model(rng, options.weights)
         decoder: Any = GraphDecoder(model)
         groups = [*projections(model.model.layers[0]), [model.lm_head]]
         until = options.number * (number + 1) / options.models
@@ -112,7 +134,7 @@ def main() -> None:
                 more, wrong = compare_stage(rng, decoder, plan, group)
                 compared, differing = compared + more, differing + wrong
         print(f"{compared:,} outputs compared, {differing:,} differ, {time.perf_counter() - start:.0f} s", flush=True)
-    row = {"compared": compared, "differing": differing, "models": options.models, "seed": options.seed}
+    row = {"compared": compared, "differing": differing, **vars(options), "out": str(options.out)}
     write_json(options.out, [row], gpu=torch.cuda.get_device_name(), environment_of_run=environment())
     if differing:
         raise SystemExit(1)

@@ -4,7 +4,8 @@
 
 `7b` and `135m` have the shapes of Qwen2.5-7B and SmolLM2-135M, and random weights. The systems are `generate` of
 transformers in BF16, the same with `cache_implementation="static"` (transformers compiles the model), one step of it in
-a CUDA graph, `generate` of the spiking model, its graph alone, and the spiking model layer by layer. Tokens after the
+a CUDA graph, INT8 weight-only products of torchao (compiled in the same way; left out if torchao is not installed),
+`generate` of the spiking model, its graph alone, and the spiking model layer by layer. Tokens after the
 first are timed. The floor is the time in which the bytes that the spiking model must read (rows of channels that fire,
 and the dense head) are read at the copying speed measured in the same run. Joules need nvidia-ml-py
 (pip install 'spikebrain[measure]').
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import importlib
 import statistics
 import time
 from collections.abc import Callable
@@ -31,11 +33,12 @@ import spikebrain as sb
 from spikebrain.errors import SpikebrainError
 from spikebrain.models.decoding import decoder_of
 
-SYSTEMS = ("bf16", "bf16_static", "bf16_graph", "spiking", "spiking_graph", "int4", "int4_graph", "layers")
+SYSTEMS = ("bf16", "bf16_static", "bf16_graph", "torchao", "spiking", "spiking_graph", "int4", "int4_graph", "layers")
 NAMES = {
     "bf16": "BF16, generate",
     "bf16_static": "BF16, generate, static cache, compiled by transformers",
     "bf16_graph": "BF16, one step in a CUDA graph",
+    "torchao": "INT8 weights of torchao, generate, static cache, compiled by transformers",
     "spiking": "spiking, generate",
     "spiking_graph": "spiking, its graph alone",
     "int4": "spiking, 4-bit groups of 32, generate",
@@ -113,6 +116,18 @@ class Replay:
         return start.elapsed_time(stop) / 1e3 / num
 
 
+def with_int8_weights(dense: Any) -> Any:
+    """Return a copy of a model whose linear layers have INT8 weights of torchao; None if that is not installed."""
+    try:
+        quantization = importlib.import_module("torchao.quantization")
+    except ImportError as error:
+        print(f"no INT8 weights of torchao: {error}")
+        return None
+    model = copy.deepcopy(dense)
+    quantization.quantize_(model.model, quantization.Int8WeightOnlyConfig())  # the head stays as it is, as ours does
+    return model
+
+
 def step_in_graph(model: Any, ids: Tensor) -> Replay:
     """Return a graph of one step after a prompt with a static cache."""
     cache = StaticCache(config=model.config, max_cache_len=256)
@@ -161,11 +176,13 @@ def bytes_read(model: Any, ids: Tensor) -> int:
     return int(total)
 
 
-def joules(call: Callable[[], None], seconds_per_call: float) -> dict[str, float] | None:
+def joules(call: Callable[[], Any], num_tokens: int) -> dict[str, float] | None:
     """Return joules of a token, of the whole board and without its idle power; None without a meter."""
     try:
         meter = sb.energy.NvmlMeter()
-        found = sb.energy.measure_energy(call, 1, meter, seconds=2.0, repetitions=3, synchronize=torch.cuda.synchronize)
+        found = sb.energy.measure_energy(
+            call, num_tokens, meter, seconds=2.0, repetitions=3, synchronize=torch.cuda.synchronize
+        )
     except (SpikebrainError, ImportError) as error:
         print(f"no joules: {error}")
         return None
@@ -173,15 +190,17 @@ def joules(call: Callable[[], None], seconds_per_call: float) -> dict[str, float
     return {"joules_above_idle": found.measured_median_j, "joules_whole": whole}
 
 
-def row_of(name: str, seconds: dict[str, list[float]], graph: Replay | None) -> dict[str, Any]:
+def row_of(
+    name: str, seconds: dict[str, list[float]], call: Callable[[], Any] | None, num_tokens: int
+) -> dict[str, Any]:
     """Return what was measured of a system, and print it."""
     found = seconds[name]
     median = statistics.median(found)
     row = {"name": NAMES[name], "ms": 1e3 * median, "low": 1e3 * min(found), "high": 1e3 * max(found)}
     peers = {peer: round(statistics.median(seconds[peer]) / median, 3) for peer in SYSTEMS[:3] if peer in seconds}
     print(f"{NAMES[name]:56} {row['ms']:7.3f} ms ({row['low']:.3f} to {row['high']:.3f})", peers)
-    if graph is not None:
-        row |= joules(graph, median) or {}
+    if call is not None:
+        row |= joules(call, num_tokens) or {}
     if "joules_whole" in row:
         print(f"  {row['joules_whole']:.3f} J a token of the whole board, {row['joules_above_idle']:.3f} above idle")
     return row | {f"speed_up_vs_{peer}": ratio for peer, ratio in peers.items()}
@@ -205,12 +224,16 @@ def main() -> None:
     plain = copy.copy(spiking)
     plain.__dict__ = {name: value for name, value in vars(spiking).items() if name != "forward"}
     models: dict[str, Any] = {"spiking": spiking, "layers": plain}
+    if "torchao" in options.systems and (weight_only := with_int8_weights(dense)) is not None:
+        models["torchao"] = weight_only
     if any(name.startswith("int4") for name in options.systems):
         models["int4"] = sb.to_spiking(dense, sb.SpikeSettings(weights="int4"))
     print(sb.describe_decoding(spiking))
     calls: dict[str, Callable[[], float]] = {}
     graphs: dict[str, Replay] = {}
     for name in options.systems:
+        if name == "torchao" and name not in models:
+            continue
         start = time.perf_counter()
         if name == "bf16_graph":
             graphs[name] = step_in_graph(dense, ids)
@@ -220,7 +243,7 @@ def main() -> None:
             calls[name] = lambda name=name: graphs[name].seconds(options.tokens)
         else:
             model = models.get(name, dense)
-            more = {"cache_implementation": "static"} if name == "bf16_static" else {}
+            more = {"cache_implementation": "static"} if name in ("bf16_static", "torchao") else {}
             calls[name] = lambda model=model, more=more: generate(model, ids, options.tokens, **more)
         calls[name]()
         calls[name]()
@@ -234,7 +257,12 @@ def main() -> None:
     print(
         f"copying: {bandwidth / 1e12:.2f} TB/s; so fast, the spiking model's weights are read in {1e3 * floor:.2f} ms"
     )
-    rows = [row_of(name, seconds, graphs.get(name) if options.joules else None) for name in seconds]
+    rows = []
+    for name in seconds:
+        measured = None
+        if options.joules and (name in graphs or name == "torchao"):
+            measured = graphs.get(name, calls[name])
+        rows.append(row_of(name, seconds, measured, 1 if name in graphs else options.tokens))
     write_json(options.out, rows, bandwidth=bandwidth, floor_ms=1e3 * floor, model=options.model, **conditions)
 
 

@@ -1,13 +1,15 @@
 """Triton kernels for weights whose groups of input channels have scales, and minima, of their own.
 
-`count_channels` counts, `add_groups` adds up: only rows of channels that fire are read, and they are added, never
-multiplied. A word of a row holds eight integers of 4 bits or four of 8, all made positive. It is split into lanes of
-twice the width (bytes for 4 bits), which one addition of words adds up at once, for each binary digit of |count|; where
-the count is negative, the integers' complements are added, and what they are too much is taken off at the end.
+`count_channels` counts, `add_groups` adds up, `add_shares` finishes: only rows of channels that fire are read, and they
+are added, never multiplied. A word of a row holds eight integers of 4 bits or four of 8, all made positive. It is split
+into lanes of twice the width (bytes for 4 bits), which one addition of words adds up at once, for each binary digit of
+|count|. Where the count is negative, the integers' complements are added, and what they are too much is taken off at
+the end.
 
-A program takes some outputs and a share of the groups, PARALLEL of them at a time. Within a group everything is an
-integer; then the sum is rescaled once. The shares depend on the layer's shape alone and are added in a fixed order; the
-result may differ from the plain rule's (`models/layers/rescale.py`), which has no shares, by float32's rounding.
+A program of `add_groups` is one warp. It takes some outputs and a share of the groups, one after the other, so that a
+channel's count is the same for the whole warp. Within a group everything is an integer; then the sum is rescaled once.
+The shares depend on the layer's shape alone and are added in a fixed order; the result may differ from the plain rule's
+(`models/layers/rescale.py`), which has no shares, by float32's rounding.
 """
 
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
@@ -22,10 +24,10 @@ import triton.language as tl
 from ...neuro.threshold_triton import count_of
 from .list import GATED, NORM, input_at, inverse_rms, token_threshold
 
-# Groups that a program adds up at a time, one for each of its warps.
-PARALLEL = tl.constexpr(4)
-# Rows whose lanes are added up before they could overflow: 16 * 15 < 2^8, 16 * 255 < 2^16.
+# Rows whose lanes are added up before they could overflow: 16 * 15 < 2^8.
 ROWS = tl.constexpr(16)
+# Rows whose sums lanes of 16 bits hold: 256 * 15 * 15 < 2^16.
+MOST_ROWS = tl.constexpr(256)
 
 
 @triton.jit
@@ -33,10 +35,11 @@ def count_channels(
     x_ptr,  # as in `list_events`
     norm_ptr,
     seen_ptr,
-    count_ptr,  # int32, [tokens, inputs]
+    count_ptr,  # int32, [tokens, count_stride]
     threshold_ptr,  # float32, [tokens]
     failed_ptr,  # int32, [tokens]
     num_inputs,
+    count_stride,
     eps,
     a,
     b,
@@ -59,7 +62,7 @@ def count_channels(
     channel = program * CHANNELS + tl.arange(0, CHANNELS)
     x = input_at(x_row, norm_ptr, channel, num_inputs, inverse, SOURCE)
     count = tl.where(fits, count_of(x, threshold, SMALL=True, FMA=False), 0)
-    tl.store(count_ptr + token * num_inputs + channel, count, mask=channel < num_inputs)
+    tl.store(count_ptr + token * count_stride + channel, count, mask=channel < num_inputs)
     if SEEN:
         tl.store(seen_ptr + token * num_inputs + channel, x, mask=channel < num_inputs)
     if program == 0:
@@ -68,214 +71,216 @@ def count_channels(
 
 
 @triton.jit
-def row_of(count_row, rows_ptr, group, end, local, num_inputs, row_words, word, SIZE: tl.constexpr):
-    """Load the count of channel `local` of each group, and the words of its row where it fires."""
-    channel = group * SIZE + local
-    is_channel = (local < SIZE) & (group < end) & (channel < num_inputs)
-    count = tl.load(count_row + channel, mask=is_channel, other=0)
-    here = rows_ptr + channel.to(tl.int64)[:, None] * row_words + word[None, :]
-    return count, tl.load(here, mask=(count != 0)[:, None], other=0)
-
-
-@triton.jit
 def lanes_of(count, w, BITS: tl.constexpr):
     """Return the integers of words in lanes of twice the width, complements where count < 0; even and odd ones."""
     LANES: tl.constexpr = 0x0F0F0F0F if BITS == 4 else 0x00FF00FF
-    flip = ((count >> 31) & LANES)[:, None]
+    flip = (count >> 31) & LANES
     return (w & LANES) ^ flip, (w >> BITS & LANES) ^ flip
 
 
 @triton.jit
-def add_digit(sums, even, odd, digit, BITS: tl.constexpr):
-    """Add lanes, shifted by the place of their digit, to the sums of the fields of a word, lowest field first."""
+def fold(folded, even, odd, digit: tl.constexpr, BITS: tl.constexpr):
+    """Add lanes, shifted by the place of their digit, to lanes of twice their width."""
+    LANES: tl.constexpr = 0x00FF00FF if BITS == 4 else 0x0000FFFF
+    even_low, even_high, odd_low, odd_high = folded
+    even_low += (even & LANES) << digit
+    even_high += (even >> 2 * BITS & LANES) << digit
+    odd_low += (odd & LANES) << digit
+    odd_high += (odd >> 2 * BITS & LANES) << digit
+    return even_low, even_high, odd_low, odd_high
+
+
+@triton.jit
+def unfold(sums, folded, digit, BITS: tl.constexpr):
+    """Add folded lanes, shifted by the place of their first digit, to the fields of a word, the lowest field first."""
     sum0, sum1, sum2, sum3, sum4, sum5, sum6, sum7 = sums
+    even_low, even_high, odd_low, odd_high = folded
     if BITS == 4:
-        sum0 += (even & 255) << digit
-        sum2 += (even >> 8 & 255) << digit
-        sum4 += (even >> 16 & 255) << digit
-        sum6 += (even >> 24 & 255) << digit
-        sum1 += (odd & 255) << digit
-        sum3 += (odd >> 8 & 255) << digit
-        sum5 += (odd >> 16 & 255) << digit
-        sum7 += (odd >> 24 & 255) << digit
+        sum0 += (even_low & 65535) << digit
+        sum1 += (odd_low & 65535) << digit
+        sum2 += (even_high & 65535) << digit
+        sum3 += (odd_high & 65535) << digit
+        sum4 += (even_low >> 16 & 65535) << digit
+        sum5 += (odd_low >> 16 & 65535) << digit
+        sum6 += (even_high >> 16 & 65535) << digit
+        sum7 += (odd_high >> 16 & 65535) << digit
     else:
-        sum0 += (even & 65535) << digit
-        sum2 += (even >> 16 & 65535) << digit
-        sum1 += (odd & 65535) << digit
-        sum3 += (odd >> 16 & 65535) << digit
+        sum0 += even_low << digit
+        sum1 += odd_low << digit
+        sum2 += even_high << digit
+        sum3 += odd_high << digit
     return sum0, sum1, sum2, sum3, sum4, sum5, sum6, sum7
 
 
 @triton.jit
-def group_sums(
-    count_row, rows_ptr, group, end, num_inputs, row_words, word,
-    SIZE: tl.constexpr, PADDED_SIZE: tl.constexpr, BITS: tl.constexpr, WORDS: tl.constexpr,
+def add_rows(
+    folded, counts_ptr, rows_ptr, end, digit,
+    RAGGED: tl.constexpr, ROW_WORDS: tl.constexpr, BITS: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
-    """Return for PARALLEL groups the sums of the fields of words, of counts, and of |count| where it is negative."""
-    nothing = tl.zeros([PARALLEL, WORDS], tl.int32)
-    sums = nothing, nothing, nothing, nothing, nothing, nothing, nothing, nothing
-    local = tl.arange(0, PADDED_SIZE)[None, :]
-    channel = group[:, None] * SIZE + local
-    is_channel = (local < SIZE) & (group < end)[:, None] & (channel < num_inputs)
-    every = tl.load(count_row + channel, mask=is_channel, other=0)
-    total, negative = tl.sum(every, 1), tl.sum(tl.maximum(-every, 0), 1)
-    above = tl.max(tl.max(tl.abs(every), 1), 0) >> 3
-    for start in range(0, SIZE, ROWS):
-        even0, even1, even2, odd0, odd1, odd2 = nothing, nothing, nothing, nothing, nothing, nothing
-        counts, rows = (), ()
-        for row in tl.static_range(ROWS):  # so that all loads are under way at once
-            count, w = row_of(count_row, rows_ptr, group, end, start + row, num_inputs, row_words, word, SIZE)
-            counts, rows = counts + (count,), rows + (w,)  # noqa: RUF005 - Triton unpacks no tuples
-        for row in tl.static_range(ROWS):
-            count = counts[row]
-            even, odd = lanes_of(count, rows[row], BITS)
-            magnitude = tl.abs(count)
-            fires = (0 - (magnitude & 1))[:, None]
-            even0 += even & fires
-            odd0 += odd & fires
-            fires = (0 - (magnitude >> 1 & 1))[:, None]
-            even1 += even & fires
-            odd1 += odd & fires
-            fires = (0 - (magnitude >> 2 & 1))[:, None]
-            even2 += even & fires
-            odd2 += odd & fires
-        sums = add_digit(sums, even0, odd0, 0, BITS)
-        sums = add_digit(sums, even1, odd1, 1, BITS)
-        sums = add_digit(sums, even2, odd2, 2, BITS)
-        # Counts of 8 and more are rare.
-        most, digit = above, 3
-        while most > 0:
-            even0, odd0 = nothing, nothing
-            for number in range(start, start + ROWS):
-                count, w = row_of(count_row, rows_ptr, group, end, number, num_inputs, row_words, word, SIZE)
-                even, odd = lanes_of(count, w, BITS)
-                fires = (0 - (tl.abs(count) >> digit & 1))[:, None]
-                even0 += even & fires
-                odd0 += odd & fires
-            sums = add_digit(sums, even0, odd0, digit, BITS)
-            most, digit = most >> 1, digit + 1
-    return sums, total, negative
+    """Add four digits, from `digit` on, of the rows of ROWS channels, of which `end` are of this group."""
+    nothing = tl.zeros([WORDS], tl.int32)
+    even0, even1, even2, even3 = nothing, nothing, nothing, nothing
+    odd0, odd1, odd2, odd3 = nothing, nothing, nothing, nothing
+    counts, rows = (), ()
+    for row in tl.static_range(ROWS):
+        if RAGGED:
+            count = tl.load(counts_ptr + row, mask=row < end, other=0)
+        else:
+            count = tl.load(counts_ptr + row)
+        counts = counts + (count,)  # noqa: RUF005 - Triton unpacks no tuples
+    for row in tl.static_range(ROWS):
+        w = tl.load(rows_ptr + row * ROW_WORDS, mask=tl.abs(counts[row]) >> digit != 0, other=0)
+        rows = rows + (w,)  # noqa: RUF005
+    for row in tl.static_range(ROWS):
+        even, odd = lanes_of(counts[row], rows[row], BITS)
+        digits = tl.abs(counts[row]) >> digit
+        if digits & 1 != 0:
+            even0 += even
+            odd0 += odd
+        if digits & 2 != 0:
+            even1 += even
+            odd1 += odd
+        if digits & 4 != 0:
+            even2 += even
+            odd2 += odd
+        if digits & 8 != 0:
+            even3 += even
+            odd3 += odd
+    folded = fold(folded, even0, odd0, 0, BITS)
+    folded = fold(folded, even1, odd1, 1, BITS)
+    folded = fold(folded, even2, odd2, 2, BITS)
+    return fold(folded, even3, odd3, 3, BITS)
+
+
+@triton.jit
+def add_group(
+    sums, counts_ptr, rows_ptr, size, most,
+    SIZE: tl.constexpr, RAGGED: tl.constexpr, ROW_WORDS: tl.constexpr, BITS: tl.constexpr, WORDS: tl.constexpr,
+):  # fmt: skip
+    """Add the rows of a group's channels, whose largest |count| is `most`."""
+    nothing = tl.zeros([WORDS], tl.int32)
+    for start in tl.static_range(0, SIZE, MOST_ROWS):
+        digit = 0
+        while most >> digit > 0:  # more than four digits are rare
+            folded = nothing, nothing, nothing, nothing
+            for row in range(start, min(start + MOST_ROWS, SIZE), ROWS):
+                folded = add_rows(
+                    folded, counts_ptr + row, rows_ptr + row * ROW_WORDS, size - row, digit,
+                    RAGGED, ROW_WORDS, BITS, WORDS,
+                )  # fmt: skip
+            sums = unfold(sums, folded, digit, BITS)
+            digit += 4
+    return sums
 
 
 @triton.jit
 def add_groups(
-    count_ptr,  # int32, [tokens, inputs]
-    threshold_ptr,  # float32, [tokens]
-    rows_ptr,  # int32 words, [inputs, row_words]
+    count_ptr,  # int32, [tokens, inputs, and zeros up to whole groups]
+    rows_ptr,  # int32 words, [inputs, ROW_WORDS]
     scale_ptr,  # [groups, padded outputs]
     minimum_ptr,  # the same, if MINIMUM
-    bias_ptr,  # [outputs], if BIAS
-    first_ptr,  # int32, [tiles]: the first output of each tile in y
-    end_ptr,  # int32, [tiles]: the output after the last one of its matrix
-    y_ptr,  # [tokens, outputs]
-    partial_ptr,  # float32, [tokens, splits, padded outputs]
-    arrived_ptr,  # int32, [tokens, tiles], zeros before and after
+    partial_ptr,  # float32, [tokens, shares, padded outputs]
     num_inputs,
-    row_words,
+    count_stride,
     scale_stride,
-    num_outputs,
+    padded_outputs,
     num_groups,
-    per_split,
+    per_share,
     BITS: tl.constexpr,
     LIFT: tl.constexpr,  # what the packed integers are too much
     MINIMUM: tl.constexpr,
-    BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
     SIZE: tl.constexpr,  # channels of a group
     PADDED_SIZE: tl.constexpr,  # the same, padded to a power of two
+    RAGGED: tl.constexpr,  # whether a group does not divide into portions of ROWS
+    ROW_WORDS: tl.constexpr,  # so that rows are loaded without arithmetic for their addresses
     WORDS: tl.constexpr,
-    SPLITS: tl.constexpr,  # shares, padded to a power of two
 ):
     """Add the rows of a share of the groups, 32 / BITS * WORDS outputs of them; grid [tiles, shares, tokens]."""
-    tile, split, token = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    tiles, splits = tl.num_programs(0), tl.num_programs(1)
+    tile, share, token = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     FIELDS: tl.constexpr = 32 // BITS
     lane = tl.arange(0, WORDS)
-    nothing = tl.zeros([PARALLEL, WORDS], tl.float32)
-    parts = nothing, nothing, nothing, nothing, nothing, nothing, nothing, nothing
-    end = tl.minimum((split + 1) * per_split, num_groups)
-    for start in range(split * per_split, end, PARALLEL):
-        group = start + tl.arange(0, PARALLEL)
-        sums, total, negative = group_sums(
-            count_ptr + token * num_inputs, rows_ptr, group, end, num_inputs, row_words, tile * WORDS + lane,
-            SIZE, PADDED_SIZE, BITS, WORDS,
+    count_ptr += token * count_stride
+    rows_ptr += tile * WORDS + lane
+    none, whole, wide = tl.zeros([WORDS], tl.float32), tl.zeros([WORDS], tl.int32), tl.full([], 0, tl.int64)
+    parts = none, none, none, none, none, none, none, none
+    for group in range(share * per_share, min((share + 1) * per_share, num_groups)):
+        first = wide + group * SIZE
+        local = tl.arange(0, PADDED_SIZE)
+        counts = tl.load(count_ptr + first + local, mask=local < SIZE, other=0)
+        total, negative = tl.sum(counts), tl.sum(tl.maximum(-counts, 0))
+        sums = whole, whole, whole, whole, whole, whole, whole, whole
+        sums = add_group(
+            sums, count_ptr + first, rows_ptr + first * ROW_WORDS, min(num_inputs - first, SIZE),
+            tl.max(tl.abs(counts)), SIZE, RAGGED, ROW_WORDS, BITS, WORDS,
         )  # fmt: skip
         # A complement is 2^BITS - 1 too much.
-        too_much = ((negative << BITS) - negative + LIFT * total)[:, None]
-        at = group.to(tl.int64)[:, None] * scale_stride + (tile * FIELDS * WORDS + lane)[None, :]
-        parts = add_terms(parts, sums, total, too_much, scale_ptr, minimum_ptr, at, group < end, MINIMUM, BITS, WORDS)
-    first = tl.load(first_ptr + tile)
-    store_outputs(
-        parts, partial_ptr + token * splits * tiles * FIELDS * WORDS, arrived_ptr + token * tiles + tile, tile, split,
-        splits, tiles * FIELDS * WORDS, tl.load(threshold_ptr + token), bias_ptr, y_ptr + token * num_outputs, first,
-        tl.load(end_ptr + tile), BIAS, RESIDUAL, BITS, WORDS, SPLITS,
-    )  # fmt: skip
+        too_much = (negative << BITS) - negative + LIFT * total
+        at = (wide + group) * scale_stride + tile * FIELDS * WORDS + lane
+        parts = add_terms(parts, sums, total, too_much, scale_ptr, minimum_ptr, at, MINIMUM, BITS, WORDS)
+    mine = partial_ptr + (token * tl.num_programs(1) + share) * padded_outputs + tile * FIELDS * WORDS + lane
+    for field in tl.static_range(FIELDS):
+        tl.store(mine + field * WORDS, parts[field])
 
 
 @triton.jit
 def add_terms(
-    parts, sums, total, too_much, scale_ptr, minimum_ptr, at, is_group,
+    parts, sums, total, too_much, scale_ptr, minimum_ptr, at,
     MINIMUM: tl.constexpr, BITS: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
-    """Add scale * sum + minimum * total of the groups to each field's part, as the plain rule rounds it."""
+    """Add scale * sum + minimum * total of a group to each field's part, as the plain rule rounds it."""
     part0, part1, part2, part3, part4, part5, part6, part7 = parts
     sum0, sum1, sum2, sum3, sum4, sum5, sum6, sum7 = sums
-    part0 += term(sum0, total, too_much, scale_ptr, minimum_ptr, at, is_group, MINIMUM)
-    part1 += term(sum1, total, too_much, scale_ptr, minimum_ptr, at + WORDS, is_group, MINIMUM)
-    part2 += term(sum2, total, too_much, scale_ptr, minimum_ptr, at + 2 * WORDS, is_group, MINIMUM)
-    part3 += term(sum3, total, too_much, scale_ptr, minimum_ptr, at + 3 * WORDS, is_group, MINIMUM)
+    part0 += term(sum0, total, too_much, scale_ptr, minimum_ptr, at, MINIMUM)
+    part1 += term(sum1, total, too_much, scale_ptr, minimum_ptr, at + WORDS, MINIMUM)
+    part2 += term(sum2, total, too_much, scale_ptr, minimum_ptr, at + 2 * WORDS, MINIMUM)
+    part3 += term(sum3, total, too_much, scale_ptr, minimum_ptr, at + 3 * WORDS, MINIMUM)
     if BITS == 4:
-        part4 += term(sum4, total, too_much, scale_ptr, minimum_ptr, at + 4 * WORDS, is_group, MINIMUM)
-        part5 += term(sum5, total, too_much, scale_ptr, minimum_ptr, at + 5 * WORDS, is_group, MINIMUM)
-        part6 += term(sum6, total, too_much, scale_ptr, minimum_ptr, at + 6 * WORDS, is_group, MINIMUM)
-        part7 += term(sum7, total, too_much, scale_ptr, minimum_ptr, at + 7 * WORDS, is_group, MINIMUM)
+        part4 += term(sum4, total, too_much, scale_ptr, minimum_ptr, at + 4 * WORDS, MINIMUM)
+        part5 += term(sum5, total, too_much, scale_ptr, minimum_ptr, at + 5 * WORDS, MINIMUM)
+        part6 += term(sum6, total, too_much, scale_ptr, minimum_ptr, at + 6 * WORDS, MINIMUM)
+        part7 += term(sum7, total, too_much, scale_ptr, minimum_ptr, at + 7 * WORDS, MINIMUM)
     return part0, part1, part2, part3, part4, part5, part6, part7
 
 
 @triton.jit
-def term(sums, total, too_much, scale_ptr, minimum_ptr, at, is_group, MINIMUM: tl.constexpr):
-    """Return scale * sum + minimum * total of the groups, 0 where there is none."""
-    found = (sums - too_much).to(tl.float32) * tl.load(scale_ptr + at, mask=is_group[:, None], other=0).to(tl.float32)
+def term(sums, total, too_much, scale_ptr, minimum_ptr, at, MINIMUM: tl.constexpr):
+    """Return scale * sum + minimum * total of a group."""
+    found = (sums - too_much).to(tl.float32) * tl.load(scale_ptr + at).to(tl.float32)
     if MINIMUM:
-        minimum = tl.load(minimum_ptr + at, mask=is_group[:, None], other=0).to(tl.float32)
-        found += total.to(tl.float32)[:, None] * minimum
+        found += total.to(tl.float32) * tl.load(minimum_ptr + at).to(tl.float32)
     return found
 
 
 @triton.jit
-def store_outputs(
-    parts, partial_ptr, arrived_ptr, tile, split, splits, padded, threshold, bias_ptr, y_ptr, first, end,
-    BIAS: tl.constexpr, RESIDUAL: tl.constexpr, BITS: tl.constexpr, WORDS: tl.constexpr, SPLITS: tl.constexpr,
-):  # fmt: skip
-    """Leave this share's parts; the last program of a tile adds all shares, rescales, and fills y."""
-    part0, part1, part2, part3, part4, part5, part6, part7 = parts
-    lane = tl.arange(0, WORDS)
-    place = tile * (32 // BITS) * WORDS + lane
-    mine = partial_ptr + split * padded + place
-    tl.store(mine, tl.sum(part0, 0))
-    tl.store(mine + WORDS, tl.sum(part1, 0))
-    tl.store(mine + 2 * WORDS, tl.sum(part2, 0))
-    tl.store(mine + 3 * WORDS, tl.sum(part3, 0))
-    if BITS == 4:
-        tl.store(mine + 4 * WORDS, tl.sum(part4, 0))
-        tl.store(mine + 5 * WORDS, tl.sum(part5, 0))
-        tl.store(mine + 6 * WORDS, tl.sum(part6, 0))
-        tl.store(mine + 7 * WORDS, tl.sum(part7, 0))
-    tl.debug_barrier()  # all threads have stored before one says so
-    number = tl.atomic_add(arrived_ptr, 1, sem="acq_rel")
-    tl.store(arrived_ptr, 0, mask=number == splits - 1)
-    if number < splits - 1:
-        return
-    share = tl.arange(0, SPLITS)
-    for field in tl.static_range(32 // BITS):
-        here = partial_ptr + share[:, None] * padded + (place + field * WORDS)[None, :]
-        shares = tl.load(here, mask=(share < splits)[:, None], other=0, cache_modifier=".cg")
-        output = first + field * WORDS + lane
-        is_output = output < end
-        y = tl.sum(shares, 0) * threshold
-        if BIAS:
-            y += tl.load(bias_ptr + output, mask=is_output, other=0).to(tl.float32)
-        if RESIDUAL:
-            before = tl.load(y_ptr + output, mask=is_output, other=0).to(tl.float32)
-            y = before + y.to(y_ptr.dtype.element_ty).to(tl.float32)
-        tl.store(y_ptr + output, y.to(y_ptr.dtype.element_ty), mask=is_output)
+def add_shares(
+    partial_ptr,  # float32, [tokens, shares, padded outputs]
+    threshold_ptr,  # float32, [tokens]
+    bias_ptr,  # [outputs], if BIAS
+    first_ptr,  # int32, [tiles]: the first output of each tile in y
+    end_ptr,  # int32, [tiles]: the output after the last one of its matrix
+    y_ptr,  # [tokens, outputs]
+    shares,
+    padded_outputs,
+    num_outputs,
+    BIAS: tl.constexpr,
+    RESIDUAL: tl.constexpr,
+    TILE: tl.constexpr,  # outputs of a tile
+    BLOCK: tl.constexpr,  # outputs of a program: a part of a tile
+    SHARES: tl.constexpr,  # shares, padded to a power of two
+):
+    """Add the shares of BLOCK outputs, rescale, and fill y; grid [blocks, tokens]."""
+    block, token = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    lane = tl.arange(0, BLOCK)
+    share = tl.arange(0, SHARES)
+    here = partial_ptr + (token * shares + share[:, None]) * padded_outputs + (block * BLOCK + lane)[None, :]
+    parts = tl.load(here, mask=(share < shares)[:, None], other=0)
+    tile = block // (TILE // BLOCK)
+    output = tl.load(first_ptr + tile) + block % (TILE // BLOCK) * BLOCK + lane
+    is_output = output < tl.load(end_ptr + tile)
+    y = tl.sum(parts, 0) * tl.load(threshold_ptr + token)
+    if BIAS:
+        y += tl.load(bias_ptr + output, mask=is_output, other=0).to(tl.float32)
+    here = y_ptr + token * num_outputs + output
+    if RESIDUAL:
+        y = tl.load(here, mask=is_output, other=0).to(tl.float32) + y.to(y_ptr.dtype.element_ty).to(tl.float32)
+    tl.store(here, y.to(y_ptr.dtype.element_ty), mask=is_output)

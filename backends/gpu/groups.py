@@ -12,14 +12,16 @@ from torch.nn import functional as F
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...coding.kernels import interpreting
-from .grouped import PARALLEL, add_groups, count_channels
+from .grouped import ROWS, add_groups, add_shares, count_channels
 from .job import Matrix, cdiv, power_of_two
 from .spike import Stage
 
-# Words of a row that a program reads; more where there are many.
-_WORDS, _WIDE_WORDS, _WIDE = 64, 128, 8192
+# Words of a row that a program of `add_groups` reads.
+_WORDS = 128
 # Programs of `add_groups` that fill a large GPU, and most shares that the groups are divided into.
-_PROGRAMS, _MOST_SHARES = 512, 128
+_PROGRAMS, _MOST_SHARES = 1584, 256
+# Outputs of a program of `add_shares`.
+_BLOCK = 32
 _CHANNELS = 1024
 # Tokens at a time: their shares take memory.
 _PORTION = 64
@@ -34,7 +36,6 @@ class Packed(NamedTuple):
         minimum: the same, or None.
         bits: of an integer.
         lift: what the packed integers are too much.
-        words: of a tile.
     """
 
     rows: Tensor
@@ -42,7 +43,6 @@ class Packed(NamedTuple):
     minimum: Tensor | None
     bits: int
     lift: int
-    words: int
 
 
 # By weight: the versions of what it was made of, and the packed weights.
@@ -61,21 +61,20 @@ def packed_of(matrices: tuple[Matrix, ...]) -> Packed:
     formats = [_format(matrix) for matrix in matrices]
     bits = max(bits for bits, _ in formats)
     lift = 128 if bits == 8 else max(lift for _, lift in formats)
-    words = _WIDE_WORDS if sum(len(matrix.weight) for matrix in matrices) >= _WIDE else _WORDS
     halves = all(_is_half(part) for matrix in matrices for part in (matrix.scale, matrix.minimum))
-    parts = [_pack(matrix, bits, lift, words, torch.float16 if halves else torch.float32) for matrix in matrices]
+    parts = [_pack(matrix, bits, lift, torch.float16 if halves else torch.float32) for matrix in matrices]
     rows, scale = (torch.cat([part[i] for part in parts], 1) for i in (0, 1))
     minimum = None
     if any(matrix.minimum is not None for matrix in matrices):
         minimum = torch.cat([torch.zeros_like(part[1]) if part[2] is None else part[2] for part in parts], 1)
-    whole = Packed(rows, scale, minimum, bits, lift, words)
+    whole = Packed(rows, scale, minimum, bits, lift)
     if not (rows.is_cuda and torch.cuda.is_current_stream_capturing()):
         first = 0
         for matrix, state in zip(matrices, states, strict=True):
-            wide = slice(first, first + cdiv(len(matrix.weight), 32 // bits * words) * words)
+            wide = slice(first, first + cdiv(len(matrix.weight), 32 // bits * _WORDS) * _WORDS)
             outputs = slice(32 // bits * wide.start, 32 // bits * wide.stop)
             part = Packed(
-                rows[:, wide], scale[:, outputs], None if minimum is None else minimum[:, outputs], bits, lift, words
+                rows[:, wide], scale[:, outputs], None if minimum is None else minimum[:, outputs], bits, lift
             )
             _packed[matrix.weight] = state, part
             first = wide.stop
@@ -99,14 +98,14 @@ def _is_half(part: Tensor | None) -> bool:
     return part is None or bool((part.to(torch.float16).to(torch.float32) == part).all())
 
 
-def _pack(matrix: Matrix, bits: int, lift: int, words: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return rows, scale and minimum; word i of a tile holds its outputs i, i + words, ..., the lowest bits first."""
+def _pack(matrix: Matrix, bits: int, lift: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return rows, scale and minimum; word i of a tile holds its outputs i, i + _WORDS, ..., the lowest bits first."""
     assert matrix.scale is not None
     fields, (num_out, num_in) = 32 // bits, matrix.weight.shape
-    tiles = cdiv(num_out, fields * words)
-    spare = tiles * fields * words - num_out
-    integers = F.pad(matrix.weight.t().to(torch.int32) + lift, (0, spare)).reshape(num_in, tiles, fields, words)
-    rows = torch.zeros(num_in, tiles, words, dtype=torch.int32, device=integers.device)
+    tiles = cdiv(num_out, fields * _WORDS)
+    spare = tiles * fields * _WORDS - num_out
+    integers = F.pad(matrix.weight.t().to(torch.int32) + lift, (0, spare)).reshape(num_in, tiles, fields, _WORDS)
+    rows = torch.zeros(num_in, tiles, _WORDS, dtype=torch.int32, device=integers.device)
     for field in range(fields):
         rows |= integers[:, :, field] << bits * field
     scale, minimum = (
@@ -123,13 +122,13 @@ class GroupPlan(NamedTuple):
     packed: Packed
     size: int  # input channels of a group
     bias: Tensor | None  # of all matrices
-    first: Tensor  # as of `add_groups`
+    first: Tensor  # as of `add_shares`
     end: Tensor
     counts: Tensor
     threshold: Tensor
     partial: Tensor
-    arrived: Tensor
-    per_split: int
+    failed: Tensor
+    per_share: int
 
     def run(self) -> None:
         """Count, add, rescale, and fill the stage's y."""
@@ -141,29 +140,28 @@ def plan_groups(stage: Stage) -> GroupPlan:
     """Divide the work of a stage whose matrices have groups of one size, and allocate memory."""
     (num_tokens, _), device = stage.x.shape, stage.x.device
     packed = packed_of(stage.matrices)
-    num_inputs, wide = len(packed.rows), 32 // packed.bits * packed.words
+    num_inputs, wide = len(packed.rows), 32 // packed.bits * _WORDS
+    size = stage.matrices[0].group_size or num_inputs
     first, end, before = [], [], 0
     for matrix in stage.matrices:
         first += range(before, before + len(matrix.weight), wide)
         before += len(matrix.weight)
         end += [before] * cdiv(len(matrix.weight), wide)
-    at_once = cdiv(len(packed.scale), PARALLEL.value)
     wanted = max(min(_PROGRAMS // len(first), _MOST_SHARES), 1)
-    per_split = PARALLEL.value * cdiv(at_once, wanted)
-    shares = cdiv(len(packed.scale), per_split)
+    per_share = cdiv(len(packed.scale), wanted)
     biases = [matrix.bias for matrix in stage.matrices if matrix.bias is not None]
     return GroupPlan(
         stage,
         packed,
-        stage.matrices[0].group_size or num_inputs,
+        size,
         torch.cat(biases) if biases else None,
         torch.tensor(first, dtype=torch.int32, device=device),
         torch.tensor(end, dtype=torch.int32, device=device),
-        torch.empty(num_tokens, num_inputs, dtype=torch.int32, device=device),
+        torch.zeros(num_tokens, len(packed.scale) * size, dtype=torch.int32, device=device),
         torch.empty(num_tokens, dtype=torch.float32, device=device),
-        torch.empty(num_tokens, shares, len(first) * wide, device=device),
-        torch.zeros(num_tokens, len(first), dtype=torch.int32, device=device),
-        per_split,
+        torch.empty(num_tokens, cdiv(len(packed.scale), per_share), len(first) * wide, device=device),
+        torch.empty(num_tokens, dtype=torch.int32, device=device) if stage.failed is None else stage.failed,
+        per_share,
     )
 
 
@@ -177,7 +175,7 @@ def run(stage: Stage) -> None:
 
 
 def _count(plan: GroupPlan) -> None:
-    stage, (num_tokens, num_inputs) = plan.stage, plan.counts.shape
+    stage, (num_tokens, num_inputs) = plan.stage, (len(plan.counts), len(plan.packed.rows))
     block = min(power_of_two(num_inputs), 4096)
     norm, eps = stage.norm or (stage.x, 0.0)
     count_channels[num_tokens, cdiv(num_inputs, _CHANNELS)](
@@ -186,8 +184,9 @@ def _count(plan: GroupPlan) -> None:
         stage.x if stage.seen is None else stage.seen,
         plan.counts,
         plan.threshold,
-        plan.arrived if stage.failed is None else stage.failed,
+        plan.failed,
         num_inputs,
+        plan.counts.shape[1],
         eps,
         *stage.rule.parameters,
         RULE=stage.rule.number,
@@ -203,34 +202,45 @@ def _count(plan: GroupPlan) -> None:
 
 def _add(plan: GroupPlan) -> None:
     stage, packed = plan.stage, plan.packed
-    num_tokens, shares = plan.partial.shape[:2]
-    add_groups[plan.arrived.shape[1], shares, num_tokens](
+    num_tokens, shares, padded_outputs = plan.partial.shape
+    add_groups[len(plan.first), shares, num_tokens](
         plan.counts,
-        plan.threshold,
         packed.rows,
         packed.scale,
         packed.scale if packed.minimum is None else packed.minimum,
+        plan.partial,
+        len(packed.rows),
+        plan.counts.shape[1],
+        packed.scale.stride(0),
+        padded_outputs,
+        len(packed.scale),
+        plan.per_share,
+        BITS=packed.bits,
+        LIFT=packed.lift,
+        MINIMUM=packed.minimum is not None,
+        SIZE=plan.size,
+        PADDED_SIZE=power_of_two(plan.size),
+        RAGGED=plan.size % ROWS.value != 0,
+        ROW_WORDS=packed.rows.stride(0),
+        WORDS=_WORDS,
+        num_warps=1,
+        enable_fp_fusion=False,
+    )
+    add_shares[padded_outputs // _BLOCK, num_tokens](
+        plan.partial,
+        plan.threshold,
         plan.threshold if plan.bias is None else plan.bias,
         plan.first,
         plan.end,
         stage.y,
-        plan.partial,
-        plan.arrived,
-        plan.counts.shape[1],
-        packed.rows.stride(0),
-        packed.scale.stride(0),
+        shares,
+        padded_outputs,
         stage.y.shape[1],
-        len(packed.scale),
-        plan.per_split,
-        BITS=packed.bits,
-        LIFT=packed.lift,
-        MINIMUM=packed.minimum is not None,
         BIAS=plan.bias is not None,
         RESIDUAL=stage.residual,
-        SIZE=plan.size,
-        PADDED_SIZE=power_of_two(plan.size),
-        WORDS=packed.words,
-        SPLITS=power_of_two(shares),
-        num_warps=PARALLEL.value,
+        TILE=padded_outputs // len(plan.first),
+        BLOCK=_BLOCK,
+        SHARES=power_of_two(shares),
+        num_warps=4,
         enable_fp_fusion=False,
     )

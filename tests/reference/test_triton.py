@@ -186,7 +186,8 @@ def test_groups(device, mode):
     with torch.no_grad():
         found = layer(x)
         layer.backend = Reference()
-        assert torch.equal(found, layer(x))
+        # The sums of groups are exact (test_weight_groups); as floats they are added in another order.
+        torch.testing.assert_close(found, layer(x), rtol=2e-6, atol=2e-6)
 
 
 @pytest.mark.parametrize("device", DEVICES)
