@@ -180,8 +180,11 @@ def evaluate(settings: EvalSettings, out: Path, progress: Progress = SILENT) -> 
     ]
     texts = [Text(str(path), split_windows(x, context)) for path, x in zip(settings.text, ids, strict=True)]
     journal = Journal.of_job(out, _job(settings, loaded, device))
-    if journal.replaces:
-        progress.say(f"{journal.path} is of another model, version or settings: this evaluation starts anew.")
+    if journal.others:
+        progress.say(
+            f"{journal.path} has {len(journal.others)} parts of another model, version or settings, which do not count "
+            "here. They stay for an evaluation that they belong to."
+        )
     if journal.parts:
         progress.say(f"Going on with the run that was interrupted: {len(journal.parts)} parts were done.")
     layer_ids = ids[0][: settings.layer_tokens] if settings.layer_tokens else None

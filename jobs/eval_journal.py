@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..files import cannot_write, parse_json, remove
+from ..files import cannot_write, parse_json, remove, write_whole
 from ..models.io.checksums import of_text
 from .resume import digest
 
@@ -22,19 +22,20 @@ _DIGITS = 16
 class Journal:
     """Finished parts of a job, a line each, which is written when the part is done.
 
-    A line begins with a checksum of the rest, so a line that a killed process left half written is passed over.
+    A line begins with a checksum of the rest, so a line that a killed process left half written is passed over. Parts of
+    other jobs in the same file, such as another model's or setting's, stay there for those.
 
     Attributes:
         path: the file.
         key: identifies the job.
         parts: what was found, by part.
-        replaces: whether the file holds parts of another job, which will be lost.
+        others: what the file holds of other jobs, line by line.
     """
 
     path: Path
     key: str
     parts: dict[tuple[str | int, ...], Any] = field(default_factory=dict)
-    replaces: bool = False
+    others: list[str] = field(default_factory=list)
 
     @classmethod
     def of_job(cls, folder: Path, job: Mapping[str, Any]) -> Journal:
@@ -57,7 +58,7 @@ class Journal:
             if entry["job"] == journal.key:
                 journal.parts[tuple(entry["part"])] = entry["found"]
             else:
-                journal.replaces = True
+                journal.others.append(line.decode())
         return journal
 
     def add(self, *parts: tuple[tuple[str | int, ...], Any]) -> None:
@@ -66,9 +67,6 @@ class Journal:
         Args:
             *parts: (part, what was found, as JSON values) each.
         """
-        if self.replaces:
-            remove(self.path)
-            self.replaces = False
         text = ""
         for part, found in parts:
             content = json.dumps({"job": self.key, "part": part, "found": found})
@@ -83,8 +81,11 @@ class Journal:
         self.parts.update(parts)
 
     def remove(self) -> None:
-        """Delete the file: the job is done."""
-        remove(self.path)
+        """Delete what the file holds of this job, which is done; with it the file, if nothing else is there."""
+        if self.others:
+            write_whole(self.path, "\n" + "\n".join(self.others))
+        else:
+            remove(self.path)
 
 
 def _checksum(content: str) -> str:

@@ -13,6 +13,7 @@ from spikebrain import SpikeSettings, jobs, measure_perplexity, save, to_spiking
 from spikebrain.analysis.perplexity import split_windows
 from spikebrain.errors import ActivationError, InputError
 from spikebrain.jobs import eval_run
+from spikebrain.jobs.eval_journal import Journal
 
 needs_lm_eval = pytest.mark.skipif("not __import__('importlib').util.find_spec('lm_eval')", reason="lm-eval is absent")
 
@@ -129,6 +130,19 @@ def test_a_killed_run_goes_on_where_it_stopped(model_folder, data, text, tmp_pat
     for name in ("texts", "tasks", "average", "layers", "samples", "window_nlls"):
         assert found[name] == expected[name]
     assert not journal.exists()
+
+
+def test_parts_of_another_job_stay(tmp_path):
+    (first := Journal.of_job(tmp_path, {"k": 2})).add((("piqa", 0), [1.5]), (("piqa", 1), [2.5]))
+    second = Journal.of_job(tmp_path, {"k": 3})
+    assert (second.parts, len(second.others)) == ({}, 2)
+    second.add((("piqa", 0), [7.0]))
+    assert Journal.of_job(tmp_path, {"k": 3}).parts == {("piqa", 0): [7.0]}
+    second.remove()
+    again = Journal.of_job(tmp_path, {"k": 2})
+    assert (again.parts, again.others) == (first.parts, [])
+    again.remove()
+    assert not again.path.exists()
 
 
 @pytest.mark.slow
