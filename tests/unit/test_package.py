@@ -45,6 +45,7 @@ UNDER_ALL = [
     "compiled",
     "interrupt",
     "lazy",
+    "text_table",
     "version",
 ]
 UNDER_ALL += ["hugging_face"]
