@@ -118,19 +118,10 @@ def test_models_and_layers_are_completed_from_files(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_shell_is_told_words():
-    environment = {
-        "_SPIKEBRAIN_COMPLETE": "complete_bash",
-        "COMP_WORDS": "spikebrain energy --table jou",
-        "COMP_CWORD": "3",
-    }
+    asked = {"_SPIKEBRAIN_COMPLETE": "complete_bash", "COMP_WORDS": "spikebrain energy --table jou", "COMP_CWORD": "3"}
     code = "import sys; sys.argv = ['spikebrain']; from spikebrain.cli import main; main()"
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**__import__("os").environ, **environment},
-    )
+    words = [sys.executable, "-c", code]
+    run = subprocess.run(words, capture_output=True, text=True, check=False, env={**os.environ, **asked})
     assert run.stdout.split() == ["jouppi_7nm"]
 
 
