@@ -47,6 +47,7 @@ class Swept:
         float_perplexity: of the model as it was loaded; None if it is no objective or the model spikes already.
         best: the best row for each objective, if any.
         next_steps: what to try next, in sentences.
+        next_options: the same as KEY=VALUES, where there are values to try.
         num_open: points that are not settled, since others are at them or a worker died.
         died: workers that died, in sentences.
         files: names of the files that were written.
@@ -57,6 +58,7 @@ class Swept:
     float_perplexity: float | None
     best: dict[str, Row]
     next_steps: list[str]
+    next_options: list[str]
     num_open: int
     died: list[str]
     files: tuple[str, ...]
@@ -122,7 +124,9 @@ def sweep(
         write_results(rows, settings, identity, base, title, out)
     files = FILES if len(settings.objectives) > 1 and any(row.error is None for row in rows) else FILES[:-1]
     num_open = settings.num_points - len(rows)
-    return Swept(title, rows, base, best_rows(rows, settings), next_steps(rows, settings), num_open, died, files)
+    steps = next_steps(rows, settings)
+    sentences, options = [said for said, _ in steps], [option for _, option in steps if option is not None]
+    return Swept(title, rows, base, best_rows(rows, settings), sentences, options, num_open, died, files)
 
 
 def _prepare(settings: SweepSettings, progress: Progress = SILENT) -> tuple[Bench, dict[str, Any], str]:
