@@ -27,7 +27,7 @@ from .rasters import Panel, Raster, raster, visible
 from .style import NEGATIVE, NEUTRAL, POSITIVE, plain, save_figure
 
 # Pixels of a place from which on single spikes are drawn.
-_HIGH, _WIDE = 6.0, 1.0
+_HIGH, _WIDE = 9.0, 1.0
 _DPI = 150
 # Inches: margins of the figure, spikes per timestep above a panel, rates to its right, potential below it, gaps.
 _LEFT, _RIGHT, _TOP, _ABOVE, _RATES, _POTENTIAL, _GAP, _BETWEEN = 0.85, 0.15, 0.75, 0.4, 0.55, 0.8, 0.1, 0.8
@@ -42,7 +42,7 @@ def plot_raster(
     tokens: Sequence[str] | None = None,
     num_neurons: int = 64,
     layers: tuple[str, ...] = ("*",),
-    encoders: Sequence[Encoder | str] | None = None,
+    encoders: Sequence[Encoder | str | None] | None = None,
     num_timesteps: int | None = None,
 ) -> None:
     """Draw the spikes of successive tokens on one time axis, with rates and spikes per timestep in the margins.
@@ -72,15 +72,14 @@ def _figure(drawn: Raster) -> Figure:
     columns = drawn.num_columns
     rows = [drawn.panels[i : i + columns] for i in range(0, len(drawn.panels), columns)]
     width = _WIDTHS.get(columns, 3.6)
-    most = 5.0 if len(rows) == 1 else 3.0
-    heights = [min(most, max(0.5, 0.075 * len(row[0].neurons))) for row in rows]
+    heights = [min(5.0, max(0.5, 0.075 * len(row[0].neurons))) for row in rows]
     potentials = [any(panel.potential for panel in row) for row in rows]
     labels = 0.0 if drawn.tokens is None else 0.55
     whole_width = _LEFT + columns * (width + _RATES + _GAP) + (columns - 1) * _BETWEEN + _RIGHT
     notes = [line for note in drawn.notes for line in textwrap.wrap(note, int(whole_width * 14))]
     below = 0.1 + 0.17 * len(notes)
     row_heights = [
-        0.3 + labels + _ABOVE + _GAP + h + p * (_POTENTIAL + _GAP) + 0.65
+        0.4 + labels + _ABOVE + _GAP + h + p * (_POTENTIAL + _GAP) + 0.65
         for h, p in zip(heights, potentials, strict=True)
     ]
     whole_height = _TOP + sum(row_heights) + below
@@ -96,7 +95,7 @@ def _figure(drawn: Raster) -> Figure:
     for row, height, used in zip(rows, heights, row_heights, strict=True):
         for column, panel in enumerate(row):
             left = _LEFT + column * (width + _RATES + _GAP + _BETWEEN)
-            y = top + 0.3 + labels
+            y = top + 0.4 + labels
             above = place(left, y, width, _ABOVE)
             main = place(left, y + _ABOVE + _GAP, width, height)
             rates = place(left + width + _GAP, y + _ABOVE + _GAP, _RATES, height)
@@ -104,8 +103,11 @@ def _figure(drawn: Raster) -> Figure:
             _draw_time_margin(panel, above)
             _draw_rates(panel, rates)
             _label_tokens(drawn, panel, above, width)
-            head = " · ".join(part for part in (panel.layer, panel.code) if part)
+            head = " · ".join(part for part in (panel.layer if column == 0 else "", panel.code) if part)
+            plus, minus = panel.num_spikes
+            numbers = f"{plus:,} of +1" + (f", {minus:,} of −1" if minus else "")
             figure.text(left / whole_width, 1 - (top + 0.12) / whole_height, plain(head), fontsize=9.5, weight="bold")
+            figure.text(left / whole_width, 1 - (top + 0.29) / whole_height, f"spikes: {numbers}", fontsize=8)
             lowest = main
             if panel.potential is not None:
                 lowest = place(left, y + _ABOVE + 2 * _GAP + height, width, _POTENTIAL)
@@ -118,7 +120,7 @@ def _figure(drawn: Raster) -> Figure:
                 main.set_ylabel("neuron", fontsize=8.5)
         top += used
     figure.text(0.12 / whole_width, 1 - 0.3 / whole_height, plain(drawn.title), fontsize=11.5)
-    _legend(figure, drawn, whole_height, has_spikes=not all(maps), has_maps=any(maps))
+    _legend(figure, drawn, whole_height, maps)
     for i, note in enumerate(notes):
         figure.text(
             0.12 / whole_width,
@@ -130,18 +132,19 @@ def _figure(drawn: Raster) -> Figure:
     return figure
 
 
-def _legend(figure: Figure, drawn: Raster, height: float, *, has_spikes: bool, has_maps: bool) -> None:
-    is_signed = any((panel.spikes < 0).any() for panel in drawn.panels)
-    where = {1: [], -1: []}
-    if has_spikes:
-        where[1].append("above its neuron's line")
-        where[-1].append("below it")
-    if has_maps:
-        where[1].append("the upper map" if is_signed else "")
-        where[-1].append("the lower map")
-    handles = [Patch(facecolor=POSITIVE, label=f"spike +1: {', or '.join(where[1])}".removesuffix(": "))]
-    if is_signed:
-        handles.append(Patch(facecolor="white", edgecolor=NEGATIVE, label=f"spike −1: {', or '.join(where[-1])}"))
+def _legend(figure: Figure, drawn: Raster, height: float, maps: Sequence[bool]) -> None:
+    """Say what the two signs look like: in panels with spikes, and in those with two maps."""
+    plus, minus = [], []
+    is_signed = [bool((panel.spikes < 0).any()) for panel in drawn.panels]
+    if not all(maps):
+        plus.append("above its neuron's line")
+        minus.append("below it")
+    if any(has_maps and signed for has_maps, signed in zip(maps, is_signed, strict=True)):
+        plus.append("the upper map")
+        minus.append("the lower map")
+    handles = [Patch(facecolor=POSITIVE, label=f"spike +1: {', or '.join(plus)}".removesuffix(": "))]
+    if any(is_signed):
+        handles.append(Patch(facecolor="white", edgecolor=NEGATIVE, label=f"spike −1: {', or '.join(minus)}"))
     options = {"loc": "upper left", "bbox_to_anchor": (0.0, 1 - 0.36 / height), "ncols": 2, "frameon": False}
     figure.legend(handles=handles, fontsize=8.5, **options)
 
@@ -156,7 +159,7 @@ def _draw_panel(panel: Panel, axes: Axes, width: float, height: float) -> bool:
     axes.set_xlim(0, columns)
     has_maps = height / num_neurons < _HIGH or width / columns < _WIDE
     if not has_maps:
-        _draw_spikes(spikes, axes, height / num_neurons, width / columns)
+        _draw_spikes(spikes, axes, width / columns)
         axes.set_ylim(-0.5, num_neurons - 0.5)
         ticks = _ticks(num_neurons, min(8, max(1, int(height / 30))))
         axes.set_yticks(ticks, [f"{panel.neurons[i]:,}" for i in ticks])
@@ -166,20 +169,20 @@ def _draw_panel(panel: Panel, axes: Axes, width: float, height: float) -> bool:
     return has_maps
 
 
-def _draw_spikes(spikes: np.ndarray, axes: Axes, high: float, wide: float) -> None:
-    """Draw a box for each spike: filled and above the neuron's line for +1, hollow and below it for -1."""
-    if high >= 9:
-        axes.hlines(range(len(spikes)), 0, spikes.shape[1], color="#dddddd", linewidth=0.4, zorder=1)
+def _draw_spikes(spikes: np.ndarray, axes: Axes, wide: float) -> None:
+    """Draw a box for each spike: filled and above the neuron's line for +1, hollow or thin and below it for -1."""
+    axes.hlines(range(len(spikes)), 0, spikes.shape[1], color="#dddddd", linewidth=0.4, zorder=1)
+    is_roomy = wide >= 5
     margin = 0.1 if wide >= 4 else 0.0
     for sign, color in ((1, POSITIVE), (-1, NEGATIVE)):
         neuron, time = (spikes == sign).nonzero()
         if not len(neuron):
             continue
-        low, high_end = (0.03, 0.42) if sign > 0 else (-0.42, -0.03)
+        low, high = (0.03, 0.42) if sign > 0 else (-0.42, -0.03) if is_roomy else (-0.32, -0.12)
         left, right = time + margin, time + 1 - margin
-        bottom, top = neuron + low, neuron + high_end
+        bottom, top = neuron + low, neuron + high
         corners = np.stack([left, bottom, right, bottom, right, top, left, top], 1).reshape(-1, 4, 2)
-        is_hollow = sign < 0 and wide >= 5 and high >= 9
+        is_hollow = sign < 0 and is_roomy
         style = {
             "facecolors": "white" if is_hollow else color,
             "edgecolors": color,
@@ -266,7 +269,7 @@ def _fill(between: Callable[..., Any], edges: np.ndarray, values: np.ndarray, co
     between(edges.repeat(2)[1:-1], values.repeat(2), color=color, linewidth=0)
 
 
-def _signed_limits(axes: Axes, plus: float, minus: float, *, vertical: bool) -> None:
+def _signed_limits(axes: Axes, plus: int | float, minus: int | float, *, vertical: bool) -> None:
     """Set limits and ticks of an axis on which +1 counts upwards or to the right, and -1 the other way."""
     both = max(plus, minus)
     if both == 0:

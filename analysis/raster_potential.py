@@ -43,7 +43,7 @@ def find_potential(
         )
     if calls.ratios is None or calls.counts is None:
         return None
-    row = _typical(spikes) if wanted is None else int(np.flatnonzero(shown == wanted)[0])
+    row = _typical(calls.counts, shown) if wanted is None else int(np.flatnonzero(shown == wanted)[0])
     number = int(shown[row])
     ratio = torch.cat([call[:, number].cpu() for call in calls.ratios])
     count = torch.cat([call[:, number].cpu() for call in calls.counts])
@@ -72,10 +72,11 @@ def _unrolled(ratio: Tensor, count: Tensor, spikes: np.ndarray, *, signed: bool)
     return np.stack(potential, 1)
 
 
-def _typical(spikes: np.ndarray) -> int:
-    """Return the row that fires at most tokens, and among those the one with the fewest spikes."""
-    num_tokens, num_spikes = (spikes != 0).any(2).sum(1), (spikes != 0).sum((1, 2))
-    return int(np.lexsort((num_spikes, -num_tokens))[0])
+def _typical(counts: list[Tensor], shown: np.ndarray) -> int:
+    """Return the row that fires at most tokens, and among those the one with the smallest counts."""
+    of_shown = torch.cat([count[:, shown].cpu() for count in counts]).abs()
+    num_tokens, total = (of_shown != 0).sum(0).numpy(), of_shown.sum(0).numpy()
+    return int(np.lexsort((total, -num_tokens))[0])
 
 
 def _listed(numbers: np.ndarray) -> str:

@@ -61,6 +61,12 @@ class Panel:
         return self.timesteps < 0
 
     @property
+    def num_spikes(self) -> tuple[int, int]:
+        """Spikes of +1 and of -1 that are shown."""
+        plus, minus = (int((self.spikes == sign).sum()) for sign in (1, -1))
+        return plus, minus
+
+    @property
     def firing_rate(self) -> np.ndarray:
         """Spikes of +1 and of -1 of each neuron / its places that are shown, [2, N]."""
         num_places = max(int((~self.padded).sum()), 1)
@@ -120,7 +126,7 @@ def _panel_data(panel: Panel) -> dict[str, Any]:
         "num_neurons": panel.num_neurons,
         "num_tokens": panel.spikes.shape[1],
         "num_timesteps": panel.spikes.shape[2],
-        "num_spikes": [int((panel.spikes == sign).sum()) for sign in (1, -1)],
+        "num_spikes": list(panel.num_spikes),
         "spikes": _packed(panel.spikes.astype(np.int8)),
         "counts": _packed(panel.counts.astype("<i4")),
         "weights": panel.weights.tolist(),
@@ -147,7 +153,7 @@ def raster(
     source: Recording | SpikeTrain,
     *,
     layers: tuple[str, ...] = ("*",),
-    encoders: Sequence[Encoder | str] | None = None,
+    encoders: Sequence[Encoder | str | None] | None = None,
     tokens: Sequence[str] | None = None,
     num_neurons: int = 64,
     num_timesteps: int | None = None,
@@ -166,11 +172,12 @@ def raster(
     Args:
         source: a recording with `keep_trains`, or a train with spikes of shape [T, tokens, neurons].
         layers: patterns of the layers to show, of a recording; 8 layers at most.
-        encoders: codes to show side by side, objects or registered names, for the same counts; None for the trains as
-            they ran.
+        encoders: codes to show side by side, objects or registered names, for the same counts; None among them, or in
+            their place, for the trains as they ran.
         tokens: text of each token, in the order in which they ran.
         num_neurons: neurons of a layer to show, evenly spread over all of them.
-        num_timesteps: timesteps of a token to show; None for as many as 99 % of its neurons need.
+        num_timesteps: timesteps of a token to show; None for all of a code of digits, and of a rate code for as many as
+            99 % of the neurons need.
         potential_of: number of the neuron whose potential is shown; None for a shown one that fires at most tokens.
         title: of the picture.
     Raises:
@@ -187,7 +194,7 @@ def raster(
     for name, value in (("num_neurons", num_neurons), ("num_timesteps", num_timesteps)):
         if value is not None and value < 1:
             raise InputError(f"{name}: expected an integer >= 1, got {value}.")
-    codes = None if encoders is None else [ENCODERS.resolve(encoder, "encoders") for encoder in encoders]
+    codes = None if encoders is None else [ENCODERS.resolve(encoder, "encoders", None) for encoder in encoders]
     if codes == []:
         raise InputError("encoders: expected at least one code, got none. Leave it out for the code that ran.")
     found = [calls_of_train(source)] if isinstance(source, SpikeTrain) else calls_of_recording(source, layers)
@@ -226,15 +233,15 @@ def _panel(
         code = calls.code
     else:
         trains = recoded(calls, encoder, index)
-        code = label(encoder) + (", lossy" if encoder.lossy else "")
+        code = (ENCODERS.name_of(encoder) or label(encoder)) + (", lossy" if encoder.lossy else "")
     lifts = sorted({train.zero_point for train in trains})
     if lifts != [0]:
         # Of the trains: each call of a model has a zero point of its own.
-        code = code.split("(")[0] + f", zero point {lifts[0]}" + (f" to {lifts[-1]}" if len(lifts) > 1 else "")
+        code = code.partition("(")[0] + f", zero point {lifts[0]}" + (f" to {lifts[-1]}" if len(lifts) > 1 else "")
     code = code.removesuffix("()")
     spikes, weights, timesteps = aligned(trains)
     counts = torch.cat([decode(train) for train in trains]).cpu().numpy()
-    kept = _length(spikes) if num_timesteps is None else num_timesteps
+    kept = _length(spikes, weights) if num_timesteps is None else num_timesteps
     notes = _notes(calls.name, code, shown, calls.num_neurons, spikes, kept)
     potential = find_potential(calls, trains, shown, spikes[:, :, :kept], timesteps[:, :kept], potential_of)
     return Panel(
@@ -251,8 +258,10 @@ def _panel(
     )
 
 
-def _length(spikes: np.ndarray) -> int:
-    """Return the timesteps after which at most 1 % of the neurons still fire at a token: all, but for rate codes."""
+def _length(spikes: np.ndarray, weights: np.ndarray) -> int:
+    """Return the timesteps of a rate code after which at most 1 % of the neurons still fire at a token; else all."""
+    if len(np.unique(weights[weights != 0])) > 1:
+        return spikes.shape[2]
     fired = spikes != 0
     last = np.where(fired.any(2), spikes.shape[2] - fired[:, :, ::-1].argmax(2), 0)
     return max(1, int(np.quantile(last, DONE, method="inverted_cdf")))

@@ -122,7 +122,7 @@ def _run(settings: ExportSettings, trains: bool, progress: Progress) -> tuple[nn
     num_tokens = usual(settings.num_tokens, _CONTEXT)
     context = min(num_tokens, _CONTEXT)
     inputs = {"num_tokens": num_tokens, "context": context, "device": usual(settings.device, "auto")}
-    model, ids, _, _ = load_spiking(settings.model, settings.text, settings, progress=progress, **inputs)
+    model, ids, *_ = load_spiking(settings.model, settings.text, settings, progress=progress, **inputs)
     windows = split_windows(ids, context)
     device = next(model.parameters()).device
     done = progress.bar("spiking", sum(len(window) for window in windows), "tokens")

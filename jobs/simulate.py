@@ -129,7 +129,7 @@ def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT)
     wanted = num_tokens + (ORDER_TOKENS if order is not None else 0)
     inputs = {"num_tokens": wanted, "context": num_tokens, "device": "cpu", "progress": progress}
     inputs["fits"] = lambda shapes: check_fit(shapes, chip, settings)
-    model, ids, source, text_source = load_spiking(settings.model, settings.text, settings, **inputs)
+    model, ids, source, text_source, _ = load_spiking(settings.model, settings.text, settings, **inputs)
     spiking = spiking_layers(model)
     check_fit({name: (layer.in_features, layer.out_features) for name, layer in spiking.items()}, chip, settings)
     ids, following = ids[:num_tokens], ids[num_tokens:]

@@ -4,7 +4,7 @@
 class RasterPicture {
   /* Pixels: margins, heights beside the main field; and of a place from which on single spikes are drawn. */
   static LEFT = 72; static RIGHT = 78; static LABELS = 46; static SUMS = 36; static GAP = 5; static AXIS = 34;
-  static POTENTIAL = 74; static HIGH = 6; static WIDE = 1;
+  static POTENTIAL = 74; static HIGH = 9; static WIDE = 1;
 
   constructor(figure, raster, panel, spikes, counts) {
     Object.assign(this, { figure, raster, panel, spikes, counts });
@@ -31,7 +31,7 @@ class RasterPicture {
   measure() {
     const width = Math.max(260, this.canvas.parentElement.clientWidth);
     const top = RasterPicture.LABELS + RasterPicture.SUMS + RasterPicture.GAP;
-    const height = Math.min(460, Math.max(64, (this.isSigned ? 11 : 9) * this.rows));
+    const height = this.rows <= 66 ? Math.max(64, 11 * this.rows) : 460;
     const below = this.panel.potential ? RasterPicture.POTENTIAL + RasterPicture.GAP : 0;
     this.main = { x: RasterPicture.LEFT, y: top, width: width - RasterPicture.LEFT - RasterPicture.RIGHT, height };
     this.size = { width, height: top + height + below + RasterPicture.AXIS };
@@ -107,30 +107,25 @@ class RasterPicture {
     });
   }
 
+  /* A box for each spike: filled and above the neuron's line for +1, hollow or thin and below it for -1. */
   drawSpikes() {
     const { pen, main, high, wide, view } = this;
-    const margin = wide >= 4 ? 0.1 * wide : 0, isHollow = wide >= 5 && high >= 9;
+    const margin = wide >= 4 ? 0.1 * wide : 0, isRoomy = wide >= 5;
     this.inMain(() => {
       for (let r = Math.floor(view.row[0]); r < view.row[1]; r++) {
         const middle = main.y + main.height - (r + 0.5 - view.row[0]) * high;
-        if (high >= 9) {
-          pen.fillStyle = this.ink;
-          pen.globalAlpha = 0.15;
-          pen.fillRect(main.x, middle - 0.25, main.width, 0.5);
-          pen.globalAlpha = 1;
-        }
+        pen.fillStyle = this.ink;
+        pen.globalAlpha = 0.15;
+        pen.fillRect(main.x, middle - 0.25, main.width, 0.5);
+        pen.globalAlpha = 1;
         for (let c = Math.floor(view.column[0]); c < view.column[1]; c++) {
           const spike = this.spikes[r * this.columns + c];
           if (!spike) continue;
-          const y = spike > 0 ? middle - 0.42 * high : middle + 0.03 * high;
-          const box = [this.x(c) + margin, y, Math.max(wide - 2 * margin, 0.7), 0.39 * high];
-          if (spike < 0 && isHollow) {
-            pen.strokeStyle = this.color[spike];
-            pen.strokeRect(box[0] + 0.5, box[1] + 0.5, box[2] - 1, box[3] - 1);
-          } else {
-            pen.fillStyle = this.color[spike];
-            pen.fillRect(...box);
-          }
+          const x = this.x(c) + margin, width = Math.max(wide - 2 * margin, 0.7);
+          pen.fillStyle = pen.strokeStyle = this.color[spike];
+          if (spike > 0) pen.fillRect(x, middle - 0.42 * high, width, 0.39 * high);
+          else if (isRoomy) pen.strokeRect(x + 0.5, middle + 0.03 * high + 0.5, width - 1, 0.39 * high - 1);
+          else pen.fillRect(x, middle + 0.12 * high, width, 0.2 * high);
         }
       }
     });
