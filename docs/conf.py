@@ -1,0 +1,67 @@
+"""Settings of the documentation. `make docs` builds it, with the package installed."""
+
+import re
+
+from docutils import nodes
+from docutils.utils.math.latex2mathml import tex2mathml
+
+import spikebrain
+
+project = "spikebrain"
+author = "The spikebrain authors"
+release = spikebrain.__version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["figures/*.py"]
+html_theme = "furo"
+html_title = f"spikebrain {release}"
+html_show_copyright = html_show_sphinx = False
+html_copy_source = False
+html_static_path = ["static"]
+html_css_files = ["docs.css"]
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 4  # pages link to headings, as they do on a code host
+
+default_role = "code"  # a word in single backticks is code, in docstrings as in Markdown
+autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_typehints_format = "short"
+napoleon_custom_sections = ["Source"]
+napoleon_use_ivar = True
+# What has no page here: types of other packages, shapes, type variables, and what a name with _ keeps to itself.
+nitpick_ignore_regex = [("py:.*", r"(?!spikebrain\.).*"), ("py:.*", r".*\.(_\w+|State|Model)")]
+
+EMPHASIS = r"\*[^\s*][^*]*(?<![\s\[(])\*(?!\w)"
+
+
+def escaped(line):
+    """Return a line of a docstring in which |x|, *args and name_ are plain text, but `code` and *emphasis* are not."""
+    parts = re.split(rf"(`[^`]*`|{EMPHASIS})", line)
+    parts[::2] = [re.sub(r"([|*]|(?<=\w)_(?=\W|$))", r"\\\1", part) for part in parts[::2]]
+    return "".join(parts)
+
+
+def escape_docstring(app, what, name, obj, options, lines):
+    """Our docstrings are plain text: take away what reStructuredText would see in it, except in examples."""
+    in_example = False
+    for i, line in enumerate(lines):
+        in_example = bool(line.strip()) and (in_example or line.lstrip().startswith(">>>"))
+        if not in_example:
+            lines[i] = escaped(line)
+
+
+def write_mathml(writer, node):
+    """Write a formula as MathML, which browsers show without a script and without a network."""
+    as_block = isinstance(node, nodes.math_block)
+    formula = tex2mathml(node.astext(), as_block=as_block)
+    writer.body.append(f'<div class="formula">{formula}</div>' if as_block else formula)
+    raise nodes.SkipNode
+
+
+def setup(app):
+    """Connect what Sphinx has no setting for."""
+    app.connect("autodoc-process-docstring", escape_docstring, priority=400)  # before napoleon, at 500
+    app.add_html_math_renderer("mathml", (write_mathml, None), (write_mathml, None))
+
+
+html_math_renderer = "mathml"
