@@ -18,6 +18,7 @@ from spikebrain.chip import MAPPINGS, ORDERS
 from spikebrain.coding import ENCODERS
 from spikebrain.energy import ENERGY_MODELS
 from spikebrain.errors import CheckpointError
+from spikebrain.models import architectures
 from spikebrain.models.io import smollm2
 from spikebrain.neuro import NEURONS
 
@@ -77,6 +78,7 @@ def own_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for registry in (NEURONS, ENCODERS, BACKENDS, MAPPINGS, ORDERS, ENERGY_MODELS):
         monkeypatch.setattr(registry, "_classes", dict(registry._classes))
+    monkeypatch.setattr(architectures, "ARCHITECTURES", architectures.ARCHITECTURES)
 
 
 @pytest.mark.usefixtures("own_folder", "as_users")
