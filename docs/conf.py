@@ -12,7 +12,6 @@ author = "The spikebrain authors"
 release = spikebrain.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["figures/*.py"]
 html_theme = "furo"
 html_title = f"spikebrain {release}"
 html_show_copyright = html_show_sphinx = False
@@ -28,8 +27,9 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_typehints_format = "short"
 napoleon_custom_sections = ["Source"]
 napoleon_use_ivar = True
+napoleon_attr_annotations = False  # shapes in types would be read as markup
 # What has no page here: types of other packages, shapes, type variables, and what a name with _ keeps to itself.
-nitpick_ignore_regex = [("py:.*", r"(?!spikebrain\.).*"), ("py:.*", r".*\.(_\w+|State|Model)")]
+nitpick_ignore_regex = [("py:.*", r"(?!spikebrain\.).*"), ("py:.*", r".*\.(_\w+|T|State|Model|FusedExperts|SpikingBrainPre\w+)")]
 
 EMPHASIS = r"\*[^\s*][^*]*(?<![\s\[(])\*(?!\w)"
 
@@ -37,7 +37,7 @@ EMPHASIS = r"\*[^\s*][^*]*(?<![\s\[(])\*(?!\w)"
 def escaped(line):
     """Return a line of a docstring in which |x|, *args and name_ are plain text, but `code` and *emphasis* are not."""
     parts = re.split(rf"(`[^`]*`|{EMPHASIS})", line)
-    parts[::2] = [re.sub(r"([|*]|(?<=\w)_(?=\W|$))", r"\\\1", part) for part in parts[::2]]
+    parts[::2] = [re.sub(r"(\||\*(?=\S)|(?<=\w)_(?=\W|$))", r"\\\1", part) for part in parts[::2]]
     return "".join(parts)
 
 
@@ -48,6 +48,17 @@ def escape_docstring(app, what, name, obj, options, lines):
         in_example = bool(line.strip()) and (in_example or line.lstrip().startswith(">>>"))
         if not in_example:
             lines[i] = escaped(line)
+
+
+def prepare_page(app, name, source):
+    """Make links to files beside docs/ plain text, and list what `import spikebrain` exports where {exports} stands."""
+    source[0] = re.sub(r"\[([^\]]+)\]\(\.\./[^)]+\)", r"\1", source[0])
+    if name == "api/index":
+        rows = [
+            f"| [`{room}`]({room}.md) | " + ", ".join(f"{{py:obj}}`~spikebrain.{room}.{x}`" for x in names) + " |"
+            for room, names in spikebrain._HOMES.items()
+        ]
+        source[0] = source[0].replace("{exports}", "\n".join(["| from | names |", "| --- | --- |", *rows]))
 
 
 def write_mathml(writer, node):
@@ -61,6 +72,7 @@ def write_mathml(writer, node):
 def setup(app):
     """Connect what Sphinx has no setting for."""
     app.connect("autodoc-process-docstring", escape_docstring, priority=400)  # before napoleon, at 500
+    app.connect("source-read", prepare_page)
     app.add_html_math_renderer("mathml", (write_mathml, None), (write_mathml, None))
 
 
