@@ -29,7 +29,10 @@ napoleon_custom_sections = ["Source"]
 napoleon_use_ivar = True
 napoleon_attr_annotations = False  # shapes in types would be read as markup
 # What has no page here: types of other packages, shapes, type variables, and what a name with _ keeps to itself.
-nitpick_ignore_regex = [("py:.*", r"(?!spikebrain\.).*"), ("py:.*", r".*\.(_\w+|T|State|Model|FusedExperts|SpikingBrainPre\w+)")]
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!spikebrain\.).*"),
+    ("py:.*", r".*\.(_\w+|T|State|Model|FusedExperts|SpikingBrainPre\w+)"),
+]
 
 EMPHASIS = r"\*[^\s*][^*]*(?<![\s\[(])\*(?!\w)"
 
@@ -48,6 +51,11 @@ def escape_docstring(app, what, name, obj, options, lines):
         in_example = bool(line.strip()) and (in_example or line.lstrip().startswith(">>>"))
         if not in_example:
             lines[i] = escaped(line)
+
+
+def is_noise(app, what, name, obj, skip, options):
+    """Leave out fields of named tuples, which the class describes; None leaves all else as it is."""
+    return True if type(obj).__name__ == "_tuplegetter" else None
 
 
 def prepare_page(app, name, source):
@@ -72,6 +80,7 @@ def write_mathml(writer, node):
 def setup(app):
     """Connect what Sphinx has no setting for."""
     app.connect("autodoc-process-docstring", escape_docstring, priority=400)  # before napoleon, at 500
+    app.connect("autodoc-skip-member", is_noise)
     app.connect("source-read", prepare_page)
     app.add_html_math_renderer("mathml", (write_mathml, None), (write_mathml, None))
 

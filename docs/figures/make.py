@@ -21,6 +21,7 @@ from spikebrain.analysis.stats import merged_histogram
 from spikebrain.analysis.style import NEGATIVE, NEUTRAL, POSITIVE, SHADE, plain_log_axis, save_figure
 from spikebrain.energy.count_spiking import accumulator_bits
 from spikebrain.models.layers.quantize import dequantize, quantize_to
+from spikebrain.models.layers.spike_linear import observing
 from spikebrain.models.spikingbrain.gla import recurrent_gla
 from spikebrain.models.spikingbrain.layouts import layout
 
@@ -52,7 +53,7 @@ def smollm2_recording():
 
 
 def neuron() -> None:
-    """The membrane potential of three channels of the unrolled neuron, and the count as a function of the activation."""
+    """The membrane potential of three channels of the unrolled neuron, and the count over the activation."""
     threshold, x = 0.4, torch.tensor([[0.3, -0.9, 1.6]])
     unit = sb.IntegrateAndFire(threshold=threshold, v_initial=threshold / 2, negative_threshold=0.0)
     state, steps = unit.initial_state(x[0]), []
@@ -106,7 +107,8 @@ def codes() -> None:
             face = color if value > 0 else "white"
             one.plot(time, channel, marker, color=color, markerfacecolor=face, linestyle="", markersize=7)
         written, rows = (
-            [str(number).replace("-", "−") for number in numbers.tolist()] for numbers in (train.timestep_weight, counts)
+            [str(number).replace("-", "−") for number in numbers.tolist()]
+            for numbers in (train.timestep_weight, counts)
         )
         one.set_xticks(range(num_timesteps), written, fontsize=8)
         one.set_yticks(range(len(counts)), rows)
@@ -133,13 +135,15 @@ def exactness() -> None:
     def observe(layer, step):
         most[layer.name] = max(most.get(layer.name, 0), int(step.accumulation.abs().max()))
 
-    with torch.inference_mode(), sb.models.layers.spike_linear.observing(sb.models.spiking_layers(model).values(), observe):
+    with torch.inference_mode(), observing(sb.models.spiking_layers(model).values(), observe):
         model(ids)
     figure, (axes,) = figure_with(1, 7.5, 4.2)
     inputs = {name: layer.in_features for name, layer in recording.layers.items()}
     rng = np.random.default_rng(0)
     spread = [inputs[name] * 1.08 ** rng.uniform(-1, 1) for name in most]
-    axes.plot(spread, list(most.values()), "o", color=POSITIVE, markersize=3, alpha=0.7, label="largest |sum| of a layer")
+    axes.plot(
+        spread, list(most.values()), "o", color=POSITIVE, markersize=3, alpha=0.7, label="largest |sum| of a layer"
+    )
     channels = np.geomspace(64, 2e5, 50)
     axes.plot(channels, 127 * 3.5 * channels, color=NEGATIVE, label="bound 127 (k + 1/2) K at k = 3")
     for bits in (16, 24, 32):
@@ -230,7 +234,9 @@ def weights() -> None:
         found = quantize_to(bits, row, None, "")
         rounded = dequantize(found.weight, found.scale, found.minimum, found.group_size)
         one.plot(row[0], "o", color=NEUTRAL, markersize=3, label="weights")
-        one.step(range(96), rounded[0], where="mid", color=POSITIVE, linewidth=1, label=f"{bits}-bit integers, rescaled")
+        one.step(
+            range(96), rounded[0], where="mid", color=POSITIVE, linewidth=1, label=f"{bits}-bit integers, rescaled"
+        )
         error = float((rounded - row).norm() / row.norm())
         scales = "a scale" if found.group_size is None else f"a scale and a minimum for {found.group_size} channels"
         one.set_title(f"{bits} bits, {scales}: relative error {error:.3f}", loc="left", fontsize=10)

@@ -6,21 +6,28 @@ Code that needs SmolLM2 follows a line `<!-- needs the model -->`.
 import contextlib
 import doctest
 import io
+import re
+import shlex
 from pathlib import Path
 
 import pytest
-from sybil.document import Document
-from sybil.evaluators.python import PythonEvaluator
-from sybil.parsers.myst import CodeBlockParser
+import typer
 
+import spikebrain
 from spikebrain.backends import BACKENDS
 from spikebrain.chip import MAPPINGS, ORDERS
+from spikebrain.cli.app import app
 from spikebrain.coding import ENCODERS
 from spikebrain.energy import ENERGY_MODELS
 from spikebrain.errors import CheckpointError
 from spikebrain.models import architectures
 from spikebrain.models.io import smollm2
 from spikebrain.neuro import NEURONS
+
+pytest.importorskip("sybil", reason="pip install 'spikebrain[test]'")
+from sybil.document import Document
+from sybil.evaluators.python import PythonEvaluator
+from sybil.parsers.myst import CodeBlockParser
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -99,3 +106,40 @@ def test_a_page_that_prints_something_else_is_found(tmp_path):
         path.write_text(code + after)
         with pytest.raises(AssertionError, match=said):
             Page(path, False).run()
+
+
+def commands_of(path):
+    """Yield the words of every `spikebrain` command in the shell blocks of a page."""
+    for block in re.findall(r"^```bash\n(.*?)^```", path.read_text(), re.MULTILINE | re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            if line.startswith("spikebrain "):
+                yield shlex.split(line, comments=True)[1:]
+
+
+def test_commands_and_options_exist():
+    known = typer.main.get_command(app).commands
+    found = [(path.name, words) for path in PAGES for words in commands_of(path)]
+    assert len(found) > 10
+    for page, (name, *words) in found:
+        assert name in known, f"{page}: {name}"
+        options = {text for parameter in known[name].params for text in (*parameter.opts, *parameter.secondary_opts)}
+        assert {word for word in words if word.startswith("-")} <= options, f"{page}: spikebrain {name}"
+
+
+def test_pictures_and_pages_that_are_linked_exist():
+    for path in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text()):
+            assert (path.parent / target).exists(), f"{path.name}: {target}"
+
+
+def test_every_picture_is_drawn_by_a_script_that_stays_here():
+    drawn = set(re.findall(r'FOLDER / "(\w+\.png)"', (ROOT / "docs" / "figures" / "make.py").read_text()))
+    shown = {name for path in PAGES for name in re.findall(r"figures/(\w+\.png)", path.read_text())}
+    assert drawn <= shown
+    assert shown == {path.name for path in (ROOT / "docs" / "figures").glob("*.png")}
+
+
+@pytest.mark.parametrize("room", spikebrain._ROOMS)
+def test_every_room_has_a_page_of_reference(room):
+    assert f"automodule:: spikebrain.{room}\n" in (ROOT / "docs" / "api" / f"{room}.md").read_text()
+    assert f"\n{room}\n" in (ROOT / "docs" / "api" / "index.md").read_text()
