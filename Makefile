@@ -1,7 +1,7 @@
 # The commands of daily work, for an active environment; CONTRIBUTING.md explains them.
 FAST = -m "not slow and not model and not gpu"
 
-.PHONY: help dev check fast test coverage golden minimum bench-help
+.PHONY: help dev check fast test docs coverage golden minimum bench-help
 
 help:            ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 14
@@ -20,6 +20,10 @@ fast:            ## the tests to run after every change, in two processes
 
 test:            ## all tests that this machine can run
 	pytest --durations=10
+
+docs:            ## the documentation, in build/docs; any warning is an error
+	python -P -m sphinx --fail-on-warning --nitpicky --quiet docs build/docs
+	@echo build/docs/index.html
 
 # -P: the folder of the repository is no place to import from, since the root is the package.
 coverage:        ## all tests but those that need a model or a GPU, with coverage: a table, and pages in htmlcov/
