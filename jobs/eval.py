@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
 import time
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from ..backends import BACKENDS, Backend, device_of
 from ..coding import ENCODERS, Encoder
 from ..errors import InputError
 from ..files import write_whole
-from ..lazy import install_command
+from ..lazy import optional
 from ..models import Loaded, SpikeSettings, choose_layers, neuron_with_k, to_dense, to_spiking
 from ..models.io import load
 from ..models.io.checksums import of_text
@@ -24,7 +23,7 @@ from ..registry import describe, label
 from .eval_figures import PUBLISHED, average_figures, task_figures, text_figures
 from .eval_journal import FILE_NAME, Journal
 from .eval_run import Run, Stage, Text
-from .eval_tasks import TASKS, Documents, read_task
+from .eval_tasks import Documents, check_tasks, read_task
 from .given import K, k_in_words, refuse, refuse_spikes, spike_settings, usual
 from .inputs import (
     alone,
@@ -101,23 +100,19 @@ class EvalSettings:
         object.__setattr__(self, "backend", BACKENDS.resolve(self.backend, "backend", "auto", None))
         if not self.tasks and not self.text:
             raise InputError("tasks: expected at least one task or text, got none. Give `tasks` and `data`, or `text`.")
-        unknown = [task for task in self.tasks if task not in TASKS]
-        if unknown:
-            raise InputError(f"tasks: expected some of {', '.join(TASKS)}; got {unknown[0]!r}.")
-        for name in ("tasks", "text", "k"):
+        check_tasks(self.tasks, self.data, self.limit)
+        for name in ("text", "k"):
             _check_distinct(name, getattr(self, name) or ())
         if self.k is not None:
             if not self.k:
                 raise InputError("k: expected at least one value, got none. Leave it out for 3.")
             for k in self.k:
                 neuron_with_k(k)
-        if self.tasks and self.data is None:
-            raise InputError("data: expected the folder with the files of the tasks, got none.")
         if not self.tasks:
             refuse(self, ("data", "limit", "batch_size"), "without `tasks`")
         if not self.text:
             refuse(self, ("num_tokens", "context", "layer_tokens"), "without `text`")
-        for name, least in (("limit", 1), ("batch_size", 1), ("num_tokens", 2), ("context", 2), ("layer_tokens", 2)):
+        for name, least in (("batch_size", 1), ("num_tokens", 2), ("context", 2), ("layer_tokens", 2)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name}: expected an integer >= {least}, got {value}.")
@@ -149,7 +144,7 @@ def evaluate(settings: EvalSettings, out: Path, progress: Progress = SILENT) -> 
     device_of(settings.device)
     chosen = settings.spike_settings()
     if settings.tasks:
-        _require_lm_eval()
+        optional("lm_eval.evaluator", "eval", "tasks")
     tasks, faults = _read_tasks(settings, progress)
     if faults and not tasks and not settings.text:
         raise InputError("\n".join(faults.values()))
@@ -222,16 +217,6 @@ def _check_distinct(name: str, values: Sequence[Any]) -> None:
     twice = next((value for i, value in enumerate(values) if value in values[:i]), None)
     if twice is not None:
         raise InputError(f"{name}: expected each value once, got {str(twice)!r} twice.")
-
-
-def _require_lm_eval() -> None:
-    try:
-        importlib.import_module("lm_eval.evaluator")
-    except ImportError as error:
-        raise InputError(
-            f"tasks: expected lm-eval to be installed, but it cannot be imported: {error}. "
-            f"{install_command('eval')}, or give `text` only."
-        ) from error
 
 
 def _read_tasks(settings: EvalSettings, progress: Progress) -> tuple[list[Documents], dict[str, str]]:

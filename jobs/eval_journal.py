@@ -22,8 +22,8 @@ _DIGITS = 16
 class Journal:
     """Finished parts of a job, a line each, which is written when the part is done.
 
-    A line begins with a checksum of the rest, so a line that a killed process left half written is passed over. Parts of
-    other jobs in the same file, such as another model's or setting's, stay there for those.
+    A line begins with a checksum of the rest, so a line that a killed process left half written is passed over. Parts
+    of other jobs in the same file, such as another model's or setting's, stay there for those.
 
     Attributes:
         path: the file.

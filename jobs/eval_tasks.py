@@ -81,6 +81,30 @@ def read_task(task: str, folder: Path, limit: int | None) -> Documents:
     return Documents(task, documents[:limit], len(documents), digests)
 
 
+def check_tasks(tasks: tuple[str, ...], data: Path | None, limit: int | None, what: str = "") -> None:
+    """Check which tasks are to run, before anything is read.
+
+    Args:
+        tasks: names in `TASKS`, each once.
+        data: folder with their files.
+        limit: documents of each task; None for all.
+        what: that cannot do without tasks, for the message; empty if there may be none.
+    Raises:
+        InputError: an unknown task, one that stands twice, none, no folder, or a limit below 1.
+    """
+    if not tasks and what:
+        raise InputError(f"tasks: expected at least one of {', '.join(TASKS)} for {what}, got none.")
+    for task in tasks:
+        if task not in TASKS:
+            raise InputError(f"tasks: expected some of {', '.join(TASKS)}; got {task!r}.")
+        if tasks.count(task) > 1:
+            raise InputError(f"tasks: expected each value once, got {task!r} twice.")
+    if tasks and data is None:
+        raise InputError("data: expected the folder with the files of the tasks, got none.")
+    if limit is not None and limit < 1:
+        raise InputError(f"limit: expected an integer >= 1, got {limit}.")
+
+
 def _find(task: str, folder: Path, name: str) -> Path:
     places = [place / f"{name}{ending}" for place in (folder / task, folder) for ending in _OPENERS]
     path = next((path for path in places if path.is_file()), None)

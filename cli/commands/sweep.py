@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 PANEL = MANY
 _OBJECTIVES = (
     "perplexity",
+    "accuracy",
     "spikes",
     "bytes_read",
     "energy_paper",
@@ -75,6 +76,22 @@ def sweep(
             rich_help_panel=MEASURED,
         ),
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="For the objective accuracy: winogrande, arc_easy, piqa, hellaswag, lambada; with commas between.",
+            show_default="none",
+            rich_help_panel=MEASURED,
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the files of the tasks.", show_default="none", rich_help_panel=INPUT),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(help="Documents of each task, from its first on.", show_default="all", rich_help_panel=MEASURED),
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option(
@@ -119,18 +136,19 @@ def sweep(
     given: dict[str, Any] = {} if spec is None else read_spec(spec)
     typed: dict[str, Any] = {"model": model, "text": text, "num_tokens": num_tokens, "context": context}
     typed |= {"objectives": tuple(objectives) if objectives else None, "method": method, "trials": trials}
-    typed |= {"seed": seed, "device": device}
+    typed |= {"seed": seed, "device": device, "data": data, "limit": limit}
+    typed |= {"tasks": tuple(task.strip() for task in tasks.split(",")) if tasks else None}
     given |= {name: value for name, value in typed.items() if value is not None}
     given["options"] = {**given.get("options", {}), **read_options(options or ())}
     settings = SweepSettings(**given)
     found = run(settings, out, screen, workers=workers, storage=storage, study=study, retry_failed=retry_failed)
     best = [f"{name}: {_shown(row.settings)}" for name, row in found.best.items()]
-    data = {name: getattr(found, name) for name in ("title", "float_perplexity", "next_steps", "num_open", "died")}
+    whole = {name: getattr(found, name) for name in ("title", "float_perplexity", "next_steps", "num_open", "died")}
     rows = [asdict(row) for row in found.rows]
     best_rows = {name: row.settings for name, row in found.best.items()}
     return Answer(
         f"Best {'; '.join(best)}." if best else "All runs failed.",
-        {**data, "rows": rows, "best": best_rows, "files": list(found.files)},
+        {**whole, "rows": rows, "best": best_rows, "files": list(found.files)},
         lambda console: _print(console, found, settings),
         out=out,
         files=found.files,

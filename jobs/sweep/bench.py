@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -21,11 +22,14 @@ from ...neuro import NEURONS, Neuron
 from ...registry import describe
 from ...simulation.model import ModelOnChip, simulate_model
 from ..energy import energy_model
+from ..eval_tasks import TASKS, Documents
 from ..given import SPIKES, spike_settings, usual
 from .keys import KEYS, split_key
 
 T = TypeVar("T")
 CHIP_TOKENS = 16
+# Requests of a task that run together.
+_BATCH = 32
 # Runs whose figures are kept; they are small, without spikes and without the model.
 _KEPT = 64
 _ENERGY = ("reads_per", "shifts_per", "sums_in", "sram_bytes", "on_chip_bytes", "leakage_w", "token_s")
@@ -78,10 +82,20 @@ class Bench:
         model: as it was loaded.
         windows: token ids, each [L].
         spikes: whether the model spikes already, so that it runs as it is.
+        tasks: documents that `accuracy` is measured on.
+        tokenizer: for these.
     """
 
-    def __init__(self, model: nn.Module, windows: list[Tensor], spikes: bool) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        windows: list[Tensor],
+        spikes: bool,
+        tasks: Sequence[Documents] = (),
+        tokenizer: Any = None,
+    ) -> None:
         self.model, self.windows, self.spikes = model, windows, spikes
+        self.tasks, self.tokenizer = tasks, tokenizer
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
 
     def run(self, point: Point) -> Run:
@@ -148,6 +162,19 @@ class Run:
     def perplexity(self) -> float:
         """Perplexity on the text."""
         return self._recorded[0]
+
+    @property
+    def accuracy(self) -> float:
+        """The mean over tasks of each one's metric, as in `spikebrain eval`."""
+
+        def make() -> float:
+            from ..eval_scoring import Scorer  # noqa: PLC0415 - lm-eval is of an extra
+
+            scorer = Scorer(self.model, self._bench.tokenizer, _BATCH)
+            rows = {task.task: scorer.score(task.task, task.documents) for task in self._bench.tasks}
+            return statistics.fmean(statistics.fmean(r[TASKS[name].metric] for r in rows[name]) for name in rows)
+
+        return self._bench.once(("accuracy", self._key), make)
 
     @property
     def statistics(self) -> SpikeStatistics:

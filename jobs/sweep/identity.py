@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from ...fingerprint import fingerprint
 from ...models.io.checksums import of_tensor, of_text
 from ...neuro import NEURONS
 from ...version import __version__
+from ..eval_tasks import Documents
+from ..resume import digest
 from .keys import split_key
 from .settings import Range, SweepSettings
 
@@ -25,7 +28,9 @@ _PLUG_INS = {"neuron": NEURONS, "encoder": ENCODERS, "backend": BACKENDS}
 _NOT_COMPUTED = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
 
 
-def identity_of(settings: SweepSettings, model: nn.Module, ids: Tensor, device: str) -> dict[str, Any]:
+def identity_of(
+    settings: SweepSettings, model: nn.Module, ids: Tensor, device: str, tasks: Sequence[Documents] = ()
+) -> dict[str, Any]:
     """Return all that the figures of a study depend on, as JSON values.
 
     Args:
@@ -33,12 +38,14 @@ def identity_of(settings: SweepSettings, model: nn.Module, ids: Tensor, device: 
         model: as it was loaded.
         ids: tokens of the text that are run.
         device: that they run on.
+        tasks: documents that are run.
     """
     return {
         "model": fingerprint_of(model),
         "text": of_tensor(ids)[:16],
         "version": __version__,
         "device": device,
+        **{f"task {task.task}": digest(task.documents)[:16] for task in tasks},
         **{f"spec.{name}": value for name, value in _spec(settings).items()},
     }
 

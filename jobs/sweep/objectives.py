@@ -48,6 +48,13 @@ def _ratio(value: float | None) -> float:
 # Codes are exact, so an encoder changes a perplexity only if it is lossy: `settings.in_vain` knows.
 OBJECTIVES: dict[str, Objective] = {
     "perplexity": _record(lambda run: run.perplexity, "lower", "spikes weights lossy", "measured on the text", ".3f"),
+    "accuracy": _record(
+        lambda run: run.accuracy,
+        "higher",
+        "spikes weights lossy",
+        "measured, of `tasks` by lm-eval, their mean",
+        ".4f",
+    ),
     "spikes": _record(
         lambda run: run.statistics.mean_spikes,
         "lower",

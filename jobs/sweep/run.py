@@ -22,6 +22,7 @@ from ...files import locked
 from ...lazy import optional
 from ...models import choose_layers
 from ...models.io import load
+from ..eval_tasks import read_task
 from ..given import refuse_spikes
 from ..inputs import check_windows, first_tokens, is_spiking, look_ahead, move, read_text, require_writable
 from ..progress import SILENT, Progress
@@ -133,6 +134,9 @@ def _prepare(settings: SweepSettings, progress: Progress = SILENT) -> tuple[Benc
     """Load model and text; return the bench, the identity of the study, and both in words."""
     text, text_source = read_text(settings.text)
     check_windows(settings.num_tokens, settings.context)
+    tasks = [read_task(task, settings.data, settings.limit) for task in settings.tasks if settings.data is not None]
+    if tasks:
+        optional("lm_eval.evaluator", "eval", "accuracy")
     look_ahead(settings.model, [text], text_source, settings.context)
     loaded = load(settings.model, say=progress.say, bar=progress.bar)
     model = loaded.model
@@ -144,9 +148,11 @@ def _prepare(settings: SweepSettings, progress: Progress = SILENT) -> tuple[Benc
         raise InputError("device: expected cpu, since a chip is simulated on the CPU; got cuda.")
     device = move(model, "cpu" if settings.on_chip else settings.device, _backend_of(settings), progress)
     ids = first_tokens(loaded, text, settings.num_tokens, settings.context, progress)
-    bench = Bench(model, split_windows(ids, settings.context), spikes)
+    bench = Bench(model, split_windows(ids, settings.context), spikes, tasks, loaded.tokenizer)
     title = f"{Path(loaded.source).stem}, {len(ids):,} tokens of {text_source}"
-    return bench, identity_of(settings, model, ids, device), title
+    for task in tasks:
+        title += f", {len(task.documents):,} of {task.total:,} documents of {task.task}"
+    return bench, identity_of(settings, model, ids, device, tasks), title
 
 
 def _backend_of(settings: SweepSettings) -> str:

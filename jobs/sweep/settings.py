@@ -14,6 +14,7 @@ from typing import Any
 from ...coding import ENCODERS
 from ...errors import InputError, SpikebrainError
 from ...neuro import NEURONS
+from ..eval_tasks import check_tasks
 from ..given import SPIKES, refuse
 from ..inputs import check_seed, check_windows
 from .bench import CHIP_TOKENS, Point, energy_of, settings_of
@@ -62,6 +63,9 @@ class SweepSettings:
         num_tokens: tokens from the start of the text; a shorter text is used whole.
         context: tokens per window.
         objectives: names in `OBJECTIVES`.
+        tasks: that the objective accuracy is measured on: names as for `EvalSettings`.
+        data: folder with the files of the tasks, or with a folder for each task.
+        limit: documents of each task, from its first on; None for all.
         method: "grid" runs all combinations; "search" lets NSGA-II choose.
         trials: runs of a search; None for 64.
         seed: of a search; None for 0.
@@ -78,6 +82,9 @@ class SweepSettings:
     num_tokens: int = 2048
     context: int = 512
     objectives: tuple[str, ...] = ("perplexity", "spikes")
+    tasks: tuple[str, ...] = ()
+    data: Path | None = None
+    limit: int | None = None
     method: str = "grid"
     trials: int | None = None
     seed: int | None = None
@@ -94,6 +101,10 @@ class SweepSettings:
             objective_of(name)
             if self.objectives.count(name) > 1:
                 raise InputError(f"objectives: {name} stands twice.")
+        if "accuracy" in self.objectives:
+            check_tasks(self.tasks, self.data, self.limit, "the objective accuracy")
+        else:
+            refuse(self, ("tasks", "data", "limit")[not self.tasks :], "without the objective accuracy")
         read = {name: _read(name, value) for name, value in self.options.items()}
         object.__setattr__(
             self, "swept", {n: self._values(n, v) for n, v in read.items() if isinstance(v, list | Range)}

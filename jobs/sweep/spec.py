@@ -20,6 +20,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "num_tokens": (int,),
     "context": (int,),
     "objectives": (list,),
+    "tasks": (list,),
+    "limit": (int,),
     "trials": (int,),
     "seed": (int,),
 }
@@ -51,19 +53,21 @@ def read_spec(path: Path) -> dict[str, Any]:
             found["options"] = dict(_flat(value, path))
         elif name in _SETTINGS:
             kinds = _TYPES.get(name, (str,))
-            if type(value) not in kinds or (name == "objectives" and not all(isinstance(v, str) for v in value)):
+            if type(value) not in kinds or (kinds == (list,) and not all(isinstance(v, str) for v in value)):
                 expected = {int: "an integer", str: "a text", list: "a list of names"}[kinds[0]]
                 raise InputError(f"{path}: {name}: expected {expected}, got {value!r}.")
             found[name] = value
         elif name != "format":
             raise InputError(f"{path}: {unknown(name, ['options', *_SETTINGS], 'setting')} Keys stand in [options].")
-    if "objectives" in found:
-        found["objectives"] = tuple(found["objectives"])
-    for name in ("text", "model"):
+    for name in ("objectives", "tasks"):
+        if name in found:
+            found[name] = tuple(found[name])
+    for name in ("text", "model", "data"):
         if name in found:
             found[name] = _beside(path, found[name])
-    if "text" in found:
-        found["text"] = Path(found["text"])
+    for name in ("text", "data"):
+        if name in found:
+            found[name] = Path(found[name])
     return found
 
 

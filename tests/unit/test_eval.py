@@ -243,5 +243,5 @@ def test_what_is_missing_is_said(run, model_folder, data, text, tmp_path, monkey
     monkeypatch.setitem(sys.modules, "lm_eval.evaluator", None)  # what Python does with a module that is not there
     code, _, err = run("eval", model_folder, "--tasks", "piqa", "--data", data, *out)
     assert code == 2
-    assert "--tasks: expected lm-eval to be installed" in err
+    assert "--tasks: needs lm_eval.evaluator, which cannot be imported" in err
     assert install_command("eval") in err

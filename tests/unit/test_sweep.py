@@ -2,17 +2,19 @@
 
 import csv
 import errno
+import importlib.util
 import json
 import os
 import sys
 
 import pytest
 import torch
+from task_files import write_tasks
 
 from spikebrain import AdaptiveThreshold, SpikeSettings, Ternary, to_spiking
 from spikebrain.analysis import measure_perplexity, pareto_front, split_windows
 from spikebrain.errors import InputError
-from spikebrain.jobs import SweepSettings, sweep
+from spikebrain.jobs import EvalSettings, SweepSettings, evaluate, sweep
 from spikebrain.jobs.sweep import Range
 from spikebrain.jobs.sweep.bench import Bench, settings_of
 from spikebrain.jobs.sweep.identity import fingerprint_of, identity_of
@@ -274,6 +276,22 @@ def test_a_search_makes_as_many_runs_as_asked_for(settings, tmp_path, counted):
     assert figures(sweep(settings(options, **given), tmp_path / "s")) == figures(found)
     assert figures(sweep(settings(options, **given), tmp_path / "again")) == figures(found)
     assert len(counted) == 12
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is absent")
+def test_accuracy_is_that_of_eval(settings, model_folder, tmp_path):
+    given = {"tasks": ("piqa", "lambada", "winogrande"), "data": write_tasks(tmp_path / "data"), "limit": 4}
+    found = sweep(settings({"k": [0.5, 3.0]}, objectives=("accuracy", "spikes"), **given), tmp_path / "s")
+    expected = evaluate(EvalSettings(str(model_folder), k=(0.5, 3.0), device="cpu", **given), tmp_path / "eval")
+    for row in found.rows:
+        assert row.figures["accuracy"] == pytest.approx(
+            expected["average"][f"k={row.settings['k']:g}"]["value"], rel=1e-12
+        )
+    documents = tmp_path / "data" / "piqa" / "valid-labels.lst"
+    documents.write_text("1" + documents.read_text()[1:])
+    with pytest.raises(InputError, match="task piqa: "):
+        sweep(settings({"k": [0.5, 3.0]}, objectives=("accuracy", "spikes"), **given), tmp_path / "s")
 
 
 @pytest.mark.slow
