@@ -12,6 +12,11 @@ from typing import Any
 _OURS = Path(__file__).resolve().parents[1]
 
 
+def _is_ours(path: Path) -> bool:
+    """Return whether a file is of this package, and not of an environment that lies in its folder."""
+    return path.is_relative_to(_OURS) and "site-packages" not in path.relative_to(_OURS).parts
+
+
 @contextmanager
 def others_silent(say: Callable[[str], None]) -> Iterator[None]:
     """Keep warnings, notes and progress bars of other packages off the screen inside a `with` block.
@@ -24,7 +29,7 @@ def others_silent(say: Callable[[str], None]) -> Iterator[None]:
     from transformers.utils import logging  # a command has imported it by now
 
     def show(message: Warning | str, category: type[Warning], filename: str, *_: Any) -> None:
-        if _OURS in Path(filename).resolve().parents:
+        if _is_ours(Path(filename).resolve()):
             say(str(message))
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

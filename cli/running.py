@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -32,6 +32,11 @@ _QUIET = Annotated[
 _EVERYWHERE = {"as_json": _JSON, "quiet": _QUIET}
 
 
+def _as_typed(names: Mapping[str, str], values: Mapping[str, Any]) -> Mapping[str, str]:
+    """Return what was typed for each argument; patterns of neurons are those of --k."""
+    return {**names, "neuron": names["k"]} if any("=" in k for k in values.get("k") or ()) else names
+
+
 def runnable(command: Callable[..., Answer]) -> Callable[..., None]:
     """Return a command as Typer shall see it: without its screen, and with the options that all commands have.
 
@@ -52,7 +57,7 @@ def runnable(command: Callable[..., Answer]) -> Callable[..., None]:
         except KeyboardInterrupt:
             interrupt.end_interrupted()
         except SpikebrainError as error:
-            raise type(error)(in_options(str(error), names)) from error
+            raise type(error)(in_options(str(error), _as_typed(names, values))) from error
         print_answer(answer, as_json=as_json, quiet=quiet)
         raise typer.Exit(answer.exit_code)
 

@@ -16,6 +16,7 @@ from ..backends import BACKENDS, Backend, device_of
 from ..coding import ENCODERS, Encoder
 from ..errors import InputError
 from ..files import write_whole
+from ..lazy import install_command
 from ..models import Loaded, SpikeSettings, choose_layers, neuron_with_k, to_dense, to_spiking
 from ..models.io import load
 from ..models.io.checksums import of_text
@@ -226,7 +227,7 @@ def _require_lm_eval() -> None:
     except ImportError as error:
         raise InputError(
             f"tasks: expected lm-eval to be installed, but it cannot be imported: {error}. "
-            "pip install 'spikebrain[eval]', or give `text` only."
+            f"{install_command('eval')}, or give `text` only."
         ) from error
 
 

@@ -22,6 +22,7 @@ from ..models.io import load
 from ..models.io.checksums import of_text
 from ..neuro import NEURONS, Neuron
 from ..registry import describe, label
+from ..text_table import kind_of
 from .given import K, refuse_spikes, spike_settings, usual
 from .inputs import (
     alone,
@@ -159,12 +160,16 @@ def report(settings: ReportSettings, out: Path, progress: Progress = SILENT) -> 
 
 def _describe_settings(settings: ReportSettings, model: nn.Module, converted: bool) -> dict[str, Any]:
     """Return the settings that were used: those of the spiking layers where the model has its own."""
-    layer = next(iter(spiking_layers(model).values()))
+    layers = spiking_layers(model)
+    layer = next(iter(layers.values()))
+    by_kind = {kind_of(name): getattr(layer.neuron, "k", None) for name, layer in layers.items()}
+    same = len({*by_kind.values()}) == 1
+    given = dict(settings.k) if isinstance(settings.k, Mapping) else by_kind
     return {
         "num_tokens": settings.num_tokens,
         "context": settings.context,
-        "k": dict(settings.k) if isinstance(settings.k, Mapping) else getattr(layer.neuron, "k", None),
-        "neuron": label(layer.neuron),
+        "k": getattr(layer.neuron, "k", None) if same else given,
+        "neuron": ", ".join(dict.fromkeys(label(layer.neuron) for layer in layers.values())),
         "lossy_code": layer.encoder.lossy,
         "encoder": ENCODERS.name_of(layer.encoder) or label(layer.encoder),
         "backend": "auto" if layer.backend == "auto" else BACKENDS.name_of(layer.backend) or label(layer.backend),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ...lazy import install_command
 from ..answer import Answer
 from ..options import table_of
 from ..panels import HELP
@@ -61,7 +62,7 @@ def _print(console: Console, found: dict[str, Any]) -> None:
     )
     for extra, packages in found["extras"].items():
         missing = ", ".join(name for name, version in packages.items() if version is None)
-        remedy = f"{missing} missing; pip install 'spikebrain[{extra}]'" if missing else "installed"
+        remedy = f"{missing} missing; {install_command(extra)}" if missing else "installed"
         console.print(f"Extra {extra} (optional): {remedy}")
     console.print()
     for sentence in found["advice"]:

@@ -165,7 +165,9 @@ def _print_synops(console: Console, report: EnergyReport, assumptions: bool) -> 
 def _print(console: Console, figures: dict[str, Any], counts: ModelCounts, assumptions: bool) -> None:
     digital = figures["digital"]
     console.print(f"\n{counts.model}, {counts.neuron}, {counts.encoder}, {digital['num_tokens']:,} tokens")
-    console.print(f"{digital['model']}\nTable {digital['table']['name']} ({digital['table']['process']})\n")
+    for sentence in digital["options"]:
+        console.print(f"- {sentence}")
+    console.print(f"Table {digital['table']['name']} ({digital['table']['process']})\n")
     _print_parts(console, digital)
     table = table_of("One cost after the other", "INT8 / spiking", "FP16 / spiking")
     for i, step in enumerate(figures["waterfall"]):

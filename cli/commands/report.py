@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -130,11 +131,24 @@ def _print(console: Console, found: dict[str, Any]) -> None:
         + (" (lossy)" if found["settings"]["lossy_code"] else "")
     )
     console.print(f"{text['num_tokens']:,} tokens of {text['source']}, windows of {found['settings']['context']}\n")
+    if isinstance(found["settings"]["k"], dict):
+        _print_k(console, found["layers"])
     _print_perplexity(console, found["perplexity"], found["settings"]["weights"])
     _print_spikes(console, found["spikes"], found["codes"])
     _print_energy(console, found["energy"])
     _print_exactness(console, found["exactness"])
     console.print(f"Took {found['seconds']['total']:.0f} s.")
+
+
+def _print_k(console: Console, layers: list[dict[str, Any]]) -> None:
+    """Print k for each kind of layer."""
+    from ...text_table import kind_of
+
+    numbers = Counter((kind_of(row["name"]), row["k"]) for row in layers)
+    table = table_of("k by kind of layer", "layers", "k", no_wrap=True)
+    for (kind, k), number in numbers.items():
+        table.add_row(kind, f"{number:,}", "" if k is None else f"{k:g}")
+    console.print(table, "")
 
 
 def _print_perplexity(console: Console, perplexity: dict[str, float | None], weights: str) -> None:

@@ -158,7 +158,14 @@ def _backend_of(settings: SweepSettings) -> str:
 def _check_patterns(model: torch.nn.Module, settings: SweepSettings) -> None:
     """Raise an InputError if a pattern matches no layer, or if others before it match all of its layers."""
     chosen = settings_of(next(iter(settings.grid())))
-    layers, _ = choose_layers(model, chosen)
+    try:
+        layers, _ = choose_layers(model, chosen)
+    except InputError as error:  # which speaks of neurons, where keys of a sweep were given
+        patterns = {split_key(name)[1]: name for name in settings.options}
+        found = next((name for p, name in patterns.items() if p and str(error).startswith(f"neuron {p!r}:")), None)
+        if found is None:
+            raise
+        raise InputError(f"{found}:{str(error).partition(':')[2]}") from error
     if not isinstance(chosen.neuron, Mapping):
         return
     patterns = list(chosen.neuron)
