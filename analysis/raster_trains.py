@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..coding import Encoder, SpikeTrain, decode
@@ -14,6 +13,7 @@ from ..errors import InputError
 from ..models import Recording
 from ..models.layers import check_matches
 from ..models.layers.settings import check_patterns, matches_any
+from ..models.recording.record import start_in
 from ..registry import label
 
 # A raster is for eyes: more rows of pictures than this are no longer one picture, and more places fill the memory.
@@ -117,10 +117,7 @@ def aligned(trains: list[SpikeTrain]) -> tuple[np.ndarray, np.ndarray, np.ndarra
     token = 0
     for train in trains:
         length, weight = train.num_timesteps, train.timestep_weight.cpu()
-        front = num_timesteps - length
-        of_longest = longest.timestep_weight.cpu().abs()
-        if torch.equal(of_longest[:length], weight.abs()) or not torch.equal(of_longest[front:], weight.abs()):
-            front = 0
+        front = start_in(longest.timestep_weight.cpu().abs(), weight.abs()) or 0
         rows, columns = slice(token, token + train.spikes.shape[1]), slice(front, front + length)
         spikes[:, rows, columns] = train.spikes.cpu().permute(2, 1, 0).numpy()
         weights[rows, columns] = weight.numpy()

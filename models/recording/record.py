@@ -144,7 +144,10 @@ class Recording:
         if not trains:
             raise InputError(f"Recording: no trains of {name!r}. Use record(model, layers=..., keep_trains=True).")
         longest = max(trains, key=lambda train: train.num_timesteps)
-        starts = [_start_in(longest, train) for train in trains]
+        starts = [
+            start_in(longest.timestep_weight, train.timestep_weight) if train.zero_point == longest.zero_point else None
+            for train in trains
+        ]
         if None in starts:
             i = starts.index(None)
             raise InputError(
@@ -156,13 +159,10 @@ class Recording:
         return trains, [start for start in starts if start is not None]
 
 
-def _start_in(longest: SpikeTrain, train: SpikeTrain) -> int | None:
-    """Return where a train fits into the timesteps of a longer one, at its beginning or its end; None if nowhere."""
-    weight, room = train.timestep_weight, longest.num_timesteps - train.num_timesteps
-    if train.zero_point != longest.zero_point:
-        return None
-    places = (0, room)
-    return next((i for i in places if torch.equal(longest.timestep_weight[i : i + len(weight)], weight)), None)
+def start_in(longest: Tensor, weight: Tensor) -> int | None:
+    """Return where the weights of a train stand among those of a longer one: its begin or its end; None if nowhere."""
+    places = (0, len(longest) - len(weight))
+    return next((i for i in places if torch.equal(longest[i : i + len(weight)], weight)), None)
 
 
 def _shown(layers: list[LayerRecord]) -> tuple[str, ...]:
