@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import json
+import math
 import os
 import secrets
 import threading
@@ -65,7 +66,20 @@ def write_whole(path: Path, text: str, error: type[SpikebrainError] = InputError
 
 def write_json(path: Path, content: Any, *, indent: int | None = 1, error: type[SpikebrainError] = InputError) -> None:
     """Write JSON values in one step; see `whole_file`."""
-    write_whole(path, json.dumps(content, indent=indent) + "\n", error)
+    write_whole(path, json.dumps(finite(content), indent=indent, allow_nan=False) + "\n", error)
+
+
+def finite(content: Any) -> Any:
+    """Return JSON values with null in the place of NaN and infinity, which JSON does not have.
+
+    >>> finite({"loss": [1.5, float("nan")]})
+    {'loss': [1.5, None]}
+    """
+    if isinstance(content, float):
+        return content if math.isfinite(content) else None
+    if isinstance(content, Mapping):
+        return {key: finite(value) for key, value in content.items()}
+    return [finite(value) for value in content] if isinstance(content, list | tuple) else content
 
 
 def write_tensors(

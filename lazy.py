@@ -5,9 +5,12 @@ And packages of other people that only some users have.
 
 from __future__ import annotations
 
+import json
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from .errors import InputError
@@ -43,6 +46,38 @@ def exports(
     return get, names
 
 
+def install_command(extra: str) -> str:
+    """Return what installs an extra from where this package was installed: a folder, a file, a repository or an index.
+
+    In the folder of the sources it is what README.md says.
+
+    >>> install_command("test").startswith("pip install ")
+    True
+    """
+    from importlib import metadata  # noqa: PLC0415 - only for a message
+    from urllib.parse import unquote, urlsplit  # noqa: PLC0415
+
+    package, root = __name__.partition(".")[0], Path(__file__).resolve().parent
+    source = package
+    if (root / "pyproject.toml").is_file():  # it runs from its sources
+        source = "." if Path.cwd() == root else str(root)
+    else:
+        try:
+            told = json.loads(metadata.distribution(package).read_text("direct_url.json") or "{}")
+        except (metadata.PackageNotFoundError, ValueError):
+            told = {}
+        url = told.get("url", "")
+        path = unquote(urlsplit(url).path)
+        if "vcs_info" in told:
+            return f"pip install {shlex.quote(f'{package}[{extra}] @ git+{url}')}"
+        if url.startswith("file:") and Path(path).exists():
+            source = path
+    # Quoted always, since brackets mean something to some shells only.
+    return (
+        f"pip install '{source}[{extra}]'" if "'" not in source else f"pip install {shlex.quote(f'{source}[{extra}]')}"
+    )
+
+
 def optional(package: str, extra: str, where: str) -> Any:
     """Import a package of an extra, which not every installation has.
 
@@ -57,5 +92,5 @@ def optional(package: str, extra: str, where: str) -> Any:
         return import_module(package)
     except ImportError as error:
         raise InputError(
-            f"{where}: needs {package}, which cannot be imported ({error}). Run pip install 'spikebrain[{extra}]'."
+            f"{where}: needs {package}, which cannot be imported ({error}). Run {install_command(extra)}."
         ) from error

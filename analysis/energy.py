@@ -30,7 +30,7 @@ def describe_energy(counts: ModelCounts, model: DigitalEnergy) -> dict[str, Any]
     points = [break_even(groups, model, name) for name in spiking]
     return {
         "paper": _describe_paper(PaperEnergy(model.table).estimate(counts), model),
-        "digital": _describe_digital(model.estimate(groups)),
+        "digital": _describe_digital(model.estimate(groups), model),
         "waterfall": [
             {**dataclasses.asdict(s), "ratio_vs_int8": s.ratio_vs_int8, "ratio_vs_fp16": s.ratio_vs_fp16}
             for s in waterfall(counts, model)
@@ -76,9 +76,10 @@ def _describe_paper(energy: PaperReport, model: DigitalEnergy) -> dict[str, Any]
     }
 
 
-def _describe_digital(energy: EnergyReport) -> dict[str, Any]:
+def _describe_digital(energy: EnergyReport, model: DigitalEnergy) -> dict[str, Any]:
     return {
         "model": energy.model,
+        "options": list(model.describe()),
         "num_tokens": energy.num_tokens,
         "spiking_total_pj": energy.total_pj,
         "int8_total_pj": energy.int8_total_pj,

@@ -50,7 +50,7 @@ class Description:
     digital: DigitalUnit
     dram: Dram
     barrier: Barrier
-    sources: Mapping[str, tuple[str, str]] = field(hash=False)
+    sources: Mapping[str, tuple[str, str]] = field(hash=False, repr=False)
 
     @property
     def num_cores(self) -> int:

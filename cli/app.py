@@ -6,49 +6,24 @@ imports what it needs when it runs.
 
 from __future__ import annotations
 
-import functools
-import importlib
 import io
-import pkgutil
 import sys
-from collections.abc import Callable
-from typing import Annotated, Any, TypeVar, cast
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
 from .. import interrupt
 from ..errors import SpikebrainError
 from ..version import __version__
-from . import commands
-from .messages import speaks_of_options
-
-F = TypeVar("F", bound=Callable[..., Any])
+from .contents import Contents
+from .panels import OTHERS
 
 app = typer.Typer(
-    help="Run language models on integer spike trains.",
-    add_completion=False,
+    cls=Contents,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
 )
-
-
-def _with_jobs(command: F) -> F:
-    """Return a command that imports all jobs, which takes seconds, before Ctrl-C means to clean up."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        importlib.import_module("...jobs", __name__)
-        interrupt.raise_on_interrupt()
-        return command(*args, **kwargs)
-
-    return cast(F, run)
-
-
-for module in pkgutil.iter_modules(commands.__path__):
-    function = getattr(importlib.import_module(f"{commands.__name__}.{module.name}"), module.name)
-    app.command(module.name.replace("_", "-"))(speaks_of_options(_with_jobs(function)))
 
 
 def _show_version(wanted: bool) -> None:
@@ -60,10 +35,16 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_show_version, is_eager=True, help="Print the version.", rich_help_panel=OTHERS
+        ),
     ] = False,
 ) -> None:
-    """Run language models on integer spike trains."""
+    """Run language models on integer spike trains.
+
+    Begin with `spikebrain report`. `spikebrain COMMAND --help` lists the options of a command.
+    """
 
 
 def main() -> None:
@@ -76,12 +57,16 @@ def main() -> None:
     except KeyboardInterrupt:
         interrupt.end_interrupted()
     except SpikebrainError as error:
-        Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), str(error)))
+        _print_error(str(error))
         sys.exit(2)
     except RuntimeError as error:
         torch = sys.modules.get("torch")  # if it is not there, it is not its error
         if torch is None or not isinstance(error, torch.OutOfMemoryError):
             raise
         remedy = "Use --device cpu, or less text at a time."
-        Console(stderr=True, soft_wrap=True, markup=False).print(f"error: the GPU's memory is full. {remedy} {error}")
+        _print_error(f"the GPU's memory is full. {remedy} {error}")
         sys.exit(2)
+
+
+def _print_error(message: str) -> None:
+    typer.echo(f"{typer.style('error: ', fg='red', bold=True)}{message}", err=True)

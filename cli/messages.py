@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import typing
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from typer.models import ArgumentInfo, OptionInfo
-
-from .. import interrupt
-from ..errors import InputError
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 # "k: ...", "AdaptiveThreshold.k: ..." and "text book.txt: ..." at the start of a message.
 _SUBJECT = re.compile(r"^(?:\w+\.)?(\w+)(?=(?: [^:]*)?:)")
 # `num_tokens` and stream=True anywhere in it.
 _MENTION = re.compile(r"`(\w+)`|\b(\w+)=True\b")
-
-
-def speaks_of_options(command: F) -> F:
-    """Return a command whose errors about arguments speak of its options."""
-
-    @functools.wraps(command)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        try:
-            return command(*args, **kwargs)
-        except KeyboardInterrupt:
-            interrupt.end_interrupted()
-        except InputError as error:
-            raise type(error)(in_options(str(error), option_names(command))) from error
-
-    return typing.cast(F, run)
 
 
 def in_options(message: str, options: Mapping[str, str]) -> str:

@@ -6,61 +6,184 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from ..errors import InputError
+from .complete import backends, encoders, layers_of, models, neurons, words
+from .panels import INPUT, MACHINE, MEASURED, OUTPUT, SPIKES
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from ..registry import Registry
 
 MODEL = "smollm2, a .gguf file, a model folder, a file saved by spikebrain, or a hub id."
-Model = Annotated[str, typer.Argument(help=f"The model: {MODEL}")]
-TextFile = Annotated[Path | None, typer.Option(help="UTF-8 text file.", show_default="pydoc_data.topics")]
-NumTokens = Annotated[int, typer.Option(help="Tokens from the start of the text.")]
+Model = Annotated[
+    str, typer.Argument(help=f"The model: {MODEL}", autocompletion=models, rich_help_panel=INPUT, show_default=True)
+]
+TextFile = Annotated[
+    Path | None,
+    typer.Option(help="UTF-8 text file.", show_default="the texts of Python's help", rich_help_panel=INPUT),
+]
+NumTokens = Annotated[int, typer.Option(help="Tokens from the start of the text.", rich_help_panel=INPUT)]
 # An option that counts only for some inputs is None unless it is typed: its job refuses it where it has no effect.
 K = Annotated[
-    float | None,
-    typer.Option(help="Mean |x| of a token divided by its threshold: larger k, more spikes.", show_default="3.0"),
+    list[str] | None,
+    typer.Option(
+        metavar="K or PATTERN=K",
+        help="Mean |x| of a token divided by its threshold: larger k, more spikes. Layers that match a pattern can "
+        "have a k of their own: --k '*down_proj=4' --k 3; the first pattern that matches counts.",
+        show_default="3.0",
+        rich_help_panel=SPIKES,
+    ),
 ]
 LISTED = "spikebrain doctor lists them, those of other packages too."
-NeuronName = Annotated[str | None, typer.Option(help=f"Neuron; {LISTED}", show_default="adaptive-threshold")]
-EncoderName = Annotated[str | None, typer.Option(help=f"Spike code; {LISTED}", show_default="bitwise-bidirectional")]
+NeuronName = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Neuron; {LISTED}", show_default="adaptive-threshold", autocompletion=neurons, rich_help_panel=SPIKES
+    ),
+]
+EncoderName = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Spike code; {LISTED}",
+        show_default="bitwise-bidirectional",
+        autocompletion=encoders,
+        rich_help_panel=SPIKES,
+    ),
+]
 BackendName = Annotated[
     str | None,
-    typer.Option(help="Backend that computes the integer sums; auto picks the fastest.", show_default="auto"),
+    typer.Option(
+        help="Backend that computes the integer sums; auto picks the fastest.",
+        show_default="auto",
+        autocompletion=backends,
+        rich_help_panel=MACHINE,
+    ),
 ]
 Layers = Annotated[
-    str | None, typer.Option(help="Layers that spike: a pattern of names, with * and ?.", show_default="*")
+    str | None,
+    typer.Option(
+        help="Layers that spike: a pattern of names, with * and ?.",
+        show_default="*",
+        autocompletion=layers_of,
+        rich_help_panel=SPIKES,
+    ),
 ]
 Skip = Annotated[
     list[str] | None,
-    typer.Option(help="Layers that stay dense: a pattern of names; may be given several times.", show_default="none"),
+    typer.Option(
+        metavar="PATTERN",
+        help="Layers that stay dense: a pattern of names; may be given several times.",
+        show_default="none",
+        autocompletion=layers_of,
+        rich_help_panel=SPIKES,
+    ),
 ]
 Weights = Annotated[
     str | None,
     typer.Option(
         help="Weights: int8, rounded; stored, the integers of a GGUF file as they are; int4, rounded in groups of 32.",
         show_default="int8",
+        autocompletion=words("int8", "stored", "int4"),
+        rich_help_panel=SPIKES,
     ),
 ]
 GroupSize = Annotated[
     int | None,
-    typer.Option(help="Input channels that share a weight scale; not with --weights stored.", show_default="all"),
+    typer.Option(
+        help="Input channels that share a weight scale; not with --weights stored.",
+        show_default="all",
+        rich_help_panel=SPIKES,
+    ),
 ]
 DEVICES = "cpu, cuda, or auto: a GPU if there is one."
-Device = Annotated[str, typer.Option(help=DEVICES)]
-Force = Annotated[bool, typer.Option("--force", help="Write over what the folder holds.")]
-Spiking = Annotated[str, typer.Option(help="How the model spikes: none, as-described or as-released.")]
+_DEVICES = words("cpu", "cuda", "auto")
+Device = Annotated[str, typer.Option(help=DEVICES, autocompletion=_DEVICES, rich_help_panel=MACHINE)]
+DeviceIfRun = Annotated[
+    str | None,
+    typer.Option(help=DEVICES, show_default="auto", autocompletion=_DEVICES, rich_help_panel=MACHINE),
+]
+Force = Annotated[bool, typer.Option("--force", help="Write over what the folder holds.", rich_help_panel=OUTPUT)]
+Spiking = Annotated[
+    str,
+    typer.Option(
+        help="How the model spikes: none, as-described or as-released.",
+        autocompletion=words("none", "as-described", "as-released"),
+        rich_help_panel=SPIKES,
+    ),
+]
+
+
+def tokens_if_run(usual: str) -> Any:
+    """Return the option --num-tokens of a command that does not always run a text, with its usual value."""
+    return typer.Option(help="Tokens from the start of the text.", show_default=usual, rich_help_panel=INPUT)
 
 
 def seed_for(what: str) -> Any:
     """Return the option --seed, with what it is for."""
-    return typer.Option(help=f"Random seed for {what}.", show_default="0")
+    return typer.Option(help=f"Random seed for {what}.", show_default="0", rich_help_panel=MEASURED)
 
 
 def folder_for(what: str) -> Any:
     """Return the option --out, with what is written there."""
-    return typer.Option(help=f"Folder for {what}.")
+    return typer.Option(help=f"Folder for {what}.", rich_help_panel=OUTPUT)
+
+
+def template_of(file: str, what: str, panel: str) -> Any:
+    """Return the option --template, which prints a file of the package as a start for one's own.
+
+    Args:
+        file: below the root of the package.
+        what: the file describes.
+        panel: of the option.
+    """
+
+    def show(wanted: bool) -> None:
+        if wanted:
+            print((Path(__file__).parents[1] / file).read_text(encoding="utf-8"), end="")
+            raise typer.Exit
+
+    return typer.Option(
+        "--template",
+        callback=show,
+        is_eager=True,
+        help=f"Print the file of {what} with comments, as a start for your own: --template > mine.toml.",
+        rich_help_panel=panel,
+    )
+
+
+def k_of(typed: list[str] | None) -> float | dict[str, float] | None:
+    """Return the k that was typed: one for all layers, or one for each pattern; None if there was none.
+
+    A number alone, beside patterns, is for all other layers.
+
+    Raises:
+        InputError: something else was typed, or one pattern twice.
+
+    >>> k_of(["2.5"]), k_of(["*down_proj=4", "3"])
+    (2.5, {'*down_proj': 4.0, '*': 3.0})
+    """
+    if not typed:
+        return None
+    parts = [part.strip() for text in typed for part in text.split(",")]
+    pairs = [(pattern.strip(), value) for pattern, _, value in (part.rpartition("=") for part in parts)]
+    found: dict[str, float] = {}
+    for pattern, value in sorted(pairs, key=lambda pair: pair[0] == ""):  # numbers alone come last, where they count
+        if (pattern or "*") in found:
+            other = f"the pattern {pattern!r}" if pattern else "all other layers"
+            raise InputError(f"k: expected one number for {other}, got two. Leave out one of both.")
+        found[pattern or "*"] = _k(value, parts)
+    return found["*"] if list(found) == ["*"] else found
+
+
+def _k(value: str, parts: list[str]) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise InputError(
+            f"k: expected a number such as 3, or PATTERN=NUMBER such as *down_proj=4; got {', '.join(parts)!r}."
+        ) from None
 
 
 def named(registry: Registry[Any], name: str | None, *words: str) -> Any:
@@ -83,6 +206,8 @@ def spiking_or_none(spiking: str) -> str | None:
 
 def table_of(*columns: str, text_columns: tuple[int, ...] = (0,), no_wrap: bool = False) -> Table:
     """Return an empty table: columns of text to the left, numbers to the right."""
+    from rich.table import Table  # takes long, which `--help` need not wait for
+
     table = Table(box=None, pad_edge=False, header_style="bold")
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i in text_columns else "right", no_wrap=no_wrap)

@@ -135,14 +135,30 @@ class AEREvents:
         found._checked_positions()
         return found
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Return what `to_numpy` gives, for `np.asarray(events)`."""
+        if copy is False:
+            raise ValueError("AEREvents: an array of its events is always a copy.")
+        found = self.to_numpy()
+        return found if dtype is None else found.astype(dtype)
+
     def to_pandas(self) -> Any:
-        """Return what `to_numpy` gives as a pandas DataFrame.
+        """Return the events as a pandas DataFrame with the columns timestep, token, channel and value (-1 or 1).
+
+        The channel is an index into the last axis of `shape`, the token one into the axes before it.
 
         Raises:
             InputError: pandas is not installed.
             EncodingError: as for `to_train`.
         """
-        return optional("pandas", "exchange", "AEREvents.to_pandas").DataFrame(self.to_numpy())
+        events = self.to_numpy()
+        value = np.where(events["p"], 1, -1).astype(np.int8)
+        columns = {"timestep": events["t"], "token": events["y"], "channel": events["x"], "value": value}
+        return optional("pandas", "exchange", "AEREvents.to_pandas").DataFrame(columns)
+
+    def __repr__(self) -> str:
+        size = " x ".join(map(str, self.shape))
+        return f"AEREvents: {len(self):,} spikes in {len(self.timestep_weight):,} timesteps of {size or 1} neurons"
 
     def _size(self) -> tuple[int, int]:
         """Return width and height: channels, and places before the channel axis."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int, Int8
 from torch import Tensor
@@ -45,6 +47,12 @@ class SpikeTrain:
                     f"SpikeTrain.spikes: expected -1, 0 or 1, got values in [{low}, {high}]. "
                     "Spread larger values over timesteps, or give the timestep a weight."
                 )
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Return the spikes, for `np.asarray(train)`."""
+        found = self.spikes.cpu().numpy()
+        found = found if dtype is None else found.astype(dtype, copy=False)
+        return found.copy() if copy else found
 
     @property
     def num_timesteps(self) -> int:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from ..errors import InputError
+from ..text_table import kind_of, text_table
 
 SYSTEMS = ("spiking", "int8", "fp16")
 
@@ -179,6 +179,14 @@ class ModelCounts:
     assumptions: tuple[str, ...] = ()
     uncounted_macs: int = 0
 
+    def __repr__(self) -> str:
+        title = f"Counts of {self.model or 'a model'}: {self.num_tokens:,} tokens, {self.neuron}, {self.encoder}"
+        rows = [
+            (name, f"{layer.spiking.num_spikes:,}", f"{layer.spiking.num_synops:,}", f"{layer.int8.num_macs:,}")
+            for name, layer in self.grouped().layers.items()
+        ]
+        return f"{title}\n{text_table(('part of the model', 'spikes', 'SynOps', 'MACs in INT8'), rows)}"
+
     @property
     def uncounted_share(self) -> float:
         """Share of all multiply-accumulates with weights that is not counted, at most."""
@@ -211,7 +219,7 @@ class ModelCounts:
         """
         groups: dict[str, LayerCounts] = {}
         for name, layer in self.layers.items():
-            group = re.sub(r"\.\d+(?=\.|$| )", ".*", name)
+            group = kind_of(name)
             if group in groups and groups[group].kind != layer.kind:
                 group = f"{group} ({layer.kind})"
             known = groups.get(group)

@@ -99,7 +99,7 @@ class DigitalEnergy(EnergyModel):
                 leaked = self.leakage_w * self.token_s * counts.num_tokens * 1e12
                 systems[system]["(whole chip)"] = {"leakage": leaked}
         return EnergyReport(
-            model=f"digital, {self.describe()}",
+            model=f"digital: {'; '.join(self.describe())}",
             layers=systems["spiking"],
             int8_layers=systems["int8"],
             fp16_layers=systems["fp16"],
@@ -108,14 +108,19 @@ class DigitalEnergy(EnergyModel):
             left_out=self._left_out(counts),
         )
 
-    def describe(self) -> str:
-        """Return the options in words."""
-        width = f"{self.accumulator_width}-bit" if self.accumulator_width else "derived"
-        place = "on chip" if self.on_chip_bytes is None else f"on chip up to {self.on_chip_bytes:,} bytes"
+    def describe(self) -> tuple[str, ...]:
+        """Return the options in words, one sentence each."""
+        width = f"of {self.accumulator_width} bits" if self.accumulator_width else "as wide as each layer needs"
+        place = {"register": "registers", "sram": "SRAM"}[self.sums_in]
+        capacity = self.on_chip_bytes
+        memory = "all on the chip" if capacity is None else f"from DRAM if they exceed {capacity:,} bytes"
+        leakage = f"leaks {self.leakage_w:g} W for {self.token_s:g} s a token" if self.leakage_w else "does not leak"
         return (
-            f"weights read per {self.reads_per} from SRAM banks of {self.sram_bytes:,} bytes ({place}), "
-            f"sums {width} in {self.sums_in}, shifts per {self.shifts_per}, "
-            f"{self.leakage_w:g} W leakage x {self.token_s:g} s a token"
+            f"weights are read once per {self.reads_per}, {memory}",
+            f"SRAM banks have {self.sram_bytes:,} bytes",
+            f"sums are {width}, in {place}",
+            f"digits are shifted once per {self.shifts_per}",
+            f"the chip {leakage}",
         )
 
     def _weight_memory(self, counts: ModelCounts, system: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..lazy import optional
+from ..text_table import text_table
 from .counts import ModelCounts
 from .table import EnergyTable
 
@@ -81,6 +82,24 @@ class EnergyReport:
                         raise InputError(
                             f"EnergyReport.{name}[{layer!r}][{part!r}]: expected picojoules >= 0, got {value!r}."
                         )
+
+    def __repr__(self) -> str:
+        """Return the energies part by part, a token where the number of tokens is known, and what they mean."""
+        tokens = max(self.num_tokens, 1)
+        systems = {"spiking": self.layers, "INT8": self.int8_layers, "FP16": self.fp16_layers}
+        parts = {name: by_part(layers) for name, layers in systems.items() if layers}
+        names = dict.fromkeys(part for found in parts.values() for part in found)
+        rows = [(name, *(f"{found.get(name, 0.0) / tokens / 1e3:,.4g}" for found in parts.values())) for name in names]
+        totals = ("total", *(f"{sum(found.values(), 0.0) / tokens / 1e3:,.4g}" for found in parts.values()))
+        lines = [
+            f"{self.model} ({self.num_tokens:,} tokens)" if self.num_tokens else self.model,
+            text_table(("nJ a token" if self.num_tokens else "nJ", *parts), [*rows, totals]),
+        ]
+        ratios = {"INT8": self.ratio_vs_int8, "FP16": self.ratio_vs_fp16}
+        lines += [f"{name} / spiking: {value:.3g}" for name, value in ratios.items() if value is not None]
+        lines += [f"Table {self.table} ({self.process}): {self.source}"] if self.table else []
+        lines += [f"Modelled; {len(self.assumptions)} assumptions, left out: {len(self.left_out)} costs."]
+        return "\n".join(lines)
 
     @property
     def total_pj(self) -> float:

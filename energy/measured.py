@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendUnavailableError, InputError
+from ..lazy import install_command
 
 
 class Meter(ABC):
@@ -42,7 +43,7 @@ class NvmlMeter(Meter):
                 nvml = importlib.import_module("pynvml")
             except ImportError as error:
                 raise BackendUnavailableError(
-                    "NvmlMeter: the package nvidia-ml-py is missing. pip install 'spikebrain[measure]'."
+                    f"NvmlMeter: the package nvidia-ml-py is missing. {install_command('measure')}."
                 ) from error
         self._nvml = nvml
         try:

@@ -11,7 +11,7 @@ from .energy_report import EnergyReport, origin
 from .table import EnergyTable, load_table
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PaperReport(EnergyReport):
     """What eq. 24 gives, also per MAC; of the layers that spike only.
 
@@ -84,7 +84,7 @@ class PaperEnergy(EnergyModel):
         used = ("int8_add", "fp16_mac", "int8_mac")
         wide = f" (an INT32 addition is {self.table['int32_add']} pJ)" if "int32_add" in self.table else ""
         return PaperReport(
-            model="SpikingBrain report, eq. 24",
+            model="the paper's estimate (additions only)",
             layers={name: {"additions": layer.spiking.num_synops * add} for name, layer in layers.items()},
             int8_layers={name: {"additions": layer.int8.num_macs * int8_mac} for name, layer in layers.items()},
             fp16_layers={name: {"additions": layer.fp16.num_macs * fp16_mac} for name, layer in layers.items()},

@@ -35,5 +35,5 @@ for k in (2.0, 3.0, 4.0):
     energy = paper.estimate(count_operations(recording))
     print(f"\nk = {k:g}: {overall.mean_spikes:.2f} spikes a channel, {overall.silent_fraction:.0%} of channels silent")
     print(f"  fewest spikes: {kinds[0][1]} {kinds[0][0]:.2f}, most: {kinds[-1][1]} {kinds[-1][0]:.2f}")
-    print(f"  eq. 24: {energy.spike_mac_pj:.3f} pJ a MAC, {energy.ratio_vs_int8:.1f}x less than INT8")
+    print(f"  additions only: {energy.spike_mac_pj:.3f} pJ a MAC, {energy.ratio_vs_int8:.1f}x less than INT8")
     print(f"  with 32-bit additions: {overall.mean_spikes * paper.table['int32_add']:.3f} pJ")

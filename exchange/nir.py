@@ -96,13 +96,14 @@ def to_nir(net: nn.Module | Sequence[Stage], dtype: str | None = None) -> NIRExp
 def to_nir_data(recording: Recording) -> Any:
     """Return the trains of a recording as a nir.NIRGraphData, for the inputs of what `to_nir` made of its model.
 
-    Each input has the observable "spikes": int8 [tokens, timesteps, channels], with a time step of 1. `nir.write_data`
-    writes it. NIR has no place for the weights of timesteps and zero points.
+    Each input has the observable "spikes": int8 [tokens, timesteps, channels], with a time step of 1; trains of a layer
+    that differ in length are padded as in `Recording.spikes_of`. `nir.write_data` writes it. NIR has no place for the
+    weights of timesteps and zero points.
 
     Args:
         recording: with its trains: record(model, keep_trains=True).
     Raises:
-        InputError: nir is not installed, no trains were kept, or those of a layer differ in length or code.
+        InputError: nir is not installed, no trains were kept, or those of a layer differ in more than their length.
     """
     nir = _nir()
     if not recording.trains:

@@ -15,7 +15,7 @@ from ..models.conversion import from_transformer, to_spiking
 from ..models.io import load, save
 from ..models.layers.settings import ATTENTION
 from ..models.spikingbrain import LayerPlan, SpikingBrainForCausalLM, parse_layers
-from .given import refuse, usual
+from .given import K, for_all_layers, refuse, usual
 from .inputs import alone, read_text, require_new, require_tokenizer, token_ids
 from .progress import SILENT, Progress
 
@@ -41,7 +41,8 @@ class ConvertSettings:
         calibrate_tokens: tokens from the start of that text; None for 4096.
         fit: what is fitted: "columns" or "o-proj"; None for "columns".
         spiking: None, "as-described" or "as-released".
-        k: of `AdaptiveThreshold`, with `spiking`: mean |x| of a token divided by its threshold; None for 3.
+        k: of `AdaptiveThreshold`, with `spiking`: mean |x| of a token divided by its threshold, or one for each
+            pattern of names of layers, of which the first that matches counts; None for 3.
         weights: with `spiking`: "int8", "int4", or "stored" for those of a GGUF file as they are; None for "int8".
         format: with `spiking`: "spikebrain", or "compressed-tensors" for the same INT8 weights without spikes, for
             tools that know only those; None for "spikebrain".
@@ -60,7 +61,7 @@ class ConvertSettings:
     calibrate_tokens: int | None = None
     fit: str | None = None
     spiking: str | None = None
-    k: float | None = None
+    k: K | None = None
     weights: str | None = None
     format: str | None = None
     device: str | None = None
@@ -115,7 +116,7 @@ def convert(
             **{name: value for name, value in choices.items() if value is not None},
         ).cpu()
     if settings.spiking is not None:
-        how = {"k": usual(settings.k, 3.0), "weights": usual(settings.weights, "int8")}
+        how = {"k": for_all_layers(usual(settings.k, 3.0)), "weights": usual(settings.weights, "int8")}
         student = to_spiking(student, spikingbrain_settings(settings.spiking, **how), inplace=True)
     save(student, out, tokenizer, format=usual(settings.format, "spikebrain"))
     return student

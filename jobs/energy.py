@@ -28,7 +28,7 @@ from ..files import read_json, write_json
 from ..models import SpikeSettings
 from ..models.recording import record
 from ..neuro import NEURONS, Neuron
-from .given import SPIKES, refuse, spike_settings, usual
+from .given import SPIKES, K, refuse, spike_settings, usual
 from .inputs import alone, load_spiking, require_writable
 from .progress import SILENT, Progress
 
@@ -53,7 +53,8 @@ class EnergySettings:
         block_bytes: size of a memory block, where weights are read per block; None for 64.
         shared_tokens: consecutive tokens that share a read of weights; None for 1.
         neuron: turns activations into counts, an object or a registered name; None for `AdaptiveThreshold`.
-        k: of the neuron, if it has one: mean |x| of a token divided by its threshold; None for its own.
+        k: of the neuron, if it has one: mean |x| of a token divided by its threshold, or one for each pattern of
+            names of layers, of which the first that matches counts; None for its own.
         encoder: turns counts into spikes, an object or a registered name; None for `BidirectionalBitwise`.
         backend: computes the integer sums, an object or a registered name; "auto" or None picks the fastest.
         weights: "int8", "int4", or "stored" for those of a GGUF file as they are; None for "int8".
@@ -67,7 +68,7 @@ class EnergySettings:
     block_bytes: int | None = None
     shared_tokens: int | None = None
     neuron: Neuron | str | None = None
-    k: float | None = None
+    k: K | None = None
     encoder: Encoder | str | None = None
     backend: Backend | Literal["auto"] | str | None = None
     weights: str | None = None

@@ -16,16 +16,16 @@ from ..backends import BACKENDS, Backend, device_of
 from ..coding import ENCODERS, Encoder
 from ..errors import InputError
 from ..files import write_whole
-from ..models import Loaded, SpikeSettings, choose_layers, to_dense, to_spiking
+from ..lazy import install_command
+from ..models import Loaded, SpikeSettings, choose_layers, neuron_with_k, to_dense, to_spiking
 from ..models.io import load
 from ..models.io.checksums import of_text
-from ..neuro import AdaptiveThreshold
 from ..registry import describe, label
 from .eval_figures import PUBLISHED, average_figures, task_figures, text_figures
 from .eval_journal import FILE_NAME, Journal
 from .eval_run import Run, Stage, Text
 from .eval_tasks import TASKS, Documents, read_task
-from .given import refuse, refuse_spikes, spike_settings, usual
+from .given import K, k_in_words, refuse, refuse_spikes, spike_settings, usual
 from .inputs import (
     alone,
     first_tokens,
@@ -64,7 +64,8 @@ class EvalSettings:
         num_tokens: tokens from the start of each text; None for all.
         context: tokens per window of a text; None for 512.
         layer_tokens: tokens of the first text over which the error of each layer is measured; None for no layers.
-        k: of `AdaptiveThreshold`, each a stage of its own; None for 3.
+        k: of `AdaptiveThreshold`, each a stage of its own; one can be a mapping from patterns of names of layers. None
+            for 3.
         encoder: as for `ReportSettings`, as are the following.
         backend: computes the integer sums.
         layers: pattern of the names of layers that spike.
@@ -85,7 +86,7 @@ class EvalSettings:
     num_tokens: int | None = None
     context: int | None = None
     layer_tokens: int | None = None
-    k: tuple[float, ...] | None = None
+    k: tuple[K, ...] | None = None
     encoder: Encoder | str | None = None
     backend: Backend | Literal["auto"] | str | None = None
     layers: str | None = None
@@ -109,7 +110,7 @@ class EvalSettings:
             if not self.k:
                 raise InputError("k: expected at least one value, got none. Leave it out for 3.")
             for k in self.k:
-                AdaptiveThreshold(k)
+                neuron_with_k(k)
         if self.tasks and self.data is None:
             raise InputError("data: expected the folder with the files of the tasks, got none.")
         if not self.tasks:
@@ -121,7 +122,7 @@ class EvalSettings:
             if value is not None and value < least:
                 raise InputError(f"{name}: expected an integer >= {least}, got {value}.")
 
-    def spike_settings(self, k: float | None = None) -> SpikeSettings:
+    def spike_settings(self, k: K | None = None) -> SpikeSettings:
         """Return which layers spike, and how, for one k; None for the first."""
         return spike_settings(self, usual(self.k, (3.0,))[0] if k is None else k)
 
@@ -226,7 +227,7 @@ def _require_lm_eval() -> None:
     except ImportError as error:
         raise InputError(
             f"tasks: expected lm-eval to be installed, but it cannot be imported: {error}. "
-            "pip install 'spikebrain[eval]', or give `text` only."
+            f"{install_command('eval')}, or give `text` only."
         ) from error
 
 
@@ -254,9 +255,11 @@ def _stages(settings: EvalSettings, loaded: Loaded, spikes_already: bool) -> lis
         ]
     kind = usual(settings.weights, "int8")
 
-    def on_spikes(k: float) -> Stage:
+    def on_spikes(k: K) -> Stage:
         spiking = settings.spike_settings(k)
-        return Stage(f"k={k:g}", f"{kind} weights, spike trains", lambda: to_spiking(model, spiking), spikes=True)
+        return Stage(
+            f"k={k_in_words(k)}", f"{kind} weights, spike trains", lambda: to_spiking(model, spiking), spikes=True
+        )
 
     return [
         Stage("float", "float weights and activations", lambda: model),

@@ -18,7 +18,7 @@ from ..exchange import export as export_recording
 from ..files import write_json
 from ..models import Recording, SpikeSettings, record, spiking_layers, to_spiking
 from ..models.io import load
-from .given import refuse, refuse_spikes, spike_settings, usual
+from .given import K, refuse, refuse_spikes, spike_settings, usual
 from .inputs import is_spiking, load_spiking, require_writable
 from .progress import SILENT, Progress
 
@@ -39,7 +39,8 @@ class ExportSettings:
         text: a UTF-8 file; None for the text of the standard library's pydoc_data.topics.
         num_tokens: tokens from the start of the text, in windows of 512; None for 512.
         trains: keep every spike, which takes timesteps x tokens x channels bytes a layer; None for no.
-        k: of `AdaptiveThreshold`: mean |x| of a token divided by its threshold; None for 3.
+        k: of `AdaptiveThreshold`: mean |x| of a token divided by its threshold, or one for each pattern of names of
+            layers, of which the first that matches counts; None for 3.
         encoder: turns counts into spikes, an object or a registered name; None for `BidirectionalBitwise`.
         layers: pattern of the names of layers that spike; None for all.
         skip: patterns of the names of layers that stay dense; None for none.
@@ -51,7 +52,7 @@ class ExportSettings:
     text: Path | None = None
     num_tokens: int | None = None
     trains: bool | None = None
-    k: float | None = None
+    k: K | None = None
     encoder: Encoder | str | None = None
     layers: str | None = None
     skip: tuple[str, ...] | None = None

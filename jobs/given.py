@@ -14,6 +14,8 @@ from ..models import SpikeSettings
 from ..neuro import AdaptiveThreshold, Neuron
 
 T = TypeVar("T")
+# k of a job: one for all layers, or one for each pattern of names; layers that match none have the usual one.
+K = float | Mapping[str, float]
 
 # Settings of a model that is put on spikes. One that spikes already keeps its own.
 SPIKES = ("neuron", "k", "encoder", "backend", "layers", "skip", "weights", "group_size")
@@ -60,7 +62,29 @@ def _neuron(neuron: Neuron | None, k: float | None) -> Neuron | None:
     return dataclasses.replace(neuron, k=k)  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
-def spike_settings(settings: Any, k: float | None = None) -> SpikeSettings:
+def for_all_layers(k: K) -> K:
+    """Return k with the usual one for the layers that match none of its patterns."""
+    return {**k, "*": AdaptiveThreshold().k} if isinstance(k, Mapping) and "*" not in k else k
+
+
+def k_in_words(k: K) -> str:
+    """Return k as it can be typed.
+
+    >>> k_in_words({"*down_proj": 4.0, "*": 3.0})
+    '*down_proj=4,*=3'
+    """
+    return ",".join(f"{pattern}={value:g}" for pattern, value in k.items()) if isinstance(k, Mapping) else f"{k:g}"
+
+
+def _neurons(neuron: Neuron | None, k: K | None) -> Neuron | dict[str, Neuron | None] | None:
+    """Return the neuron of all layers, or one for each pattern of names."""
+    if not isinstance(k, Mapping):
+        return _neuron(neuron, k)
+    found = {pattern: _neuron(neuron, value) for pattern, value in k.items()}
+    return found if "*" in found else {**found, "*": neuron or AdaptiveThreshold()}
+
+
+def spike_settings(settings: Any, k: K | None = None) -> SpikeSettings:
     """Return which layers spike, and how, from the settings of a job; what is not given is as in `SpikeSettings`.
 
     Args:
@@ -68,7 +92,7 @@ def spike_settings(settings: Any, k: float | None = None) -> SpikeSettings:
         k: in the place of `settings.k`, for a job that has several.
     """
     fields = {name: getattr(settings, name, None) for name in ("encoder", "backend", "weights", "group_size", "skip")}
-    fields["neuron"] = _neuron(getattr(settings, "neuron", None), settings.k if k is None else k)
+    fields["neuron"] = _neurons(getattr(settings, "neuron", None), settings.k if k is None else k)
     if getattr(settings, "layers", None) is not None:
         fields["layers"] = (settings.layers,)
     return SpikeSettings(**{name: value for name, value in fields.items() if value is not None})

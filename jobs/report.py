@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,8 @@ from ..models.io import load
 from ..models.io.checksums import of_text
 from ..neuro import NEURONS, Neuron
 from ..registry import describe, label
-from .given import refuse_spikes, spike_settings, usual
+from ..text_table import kind_of
+from .given import K, refuse_spikes, spike_settings, usual
 from .inputs import (
     alone,
     check_seed,
@@ -55,7 +57,8 @@ class ReportSettings:
         num_tokens: tokens from the start of the text; a shorter text is used whole.
         context: tokens per window.
         neuron: turns activations into counts, an object or a registered name; None for `AdaptiveThreshold`.
-        k: of the neuron, if it has one: mean |x| of a token divided by its threshold; None for its own.
+        k: of the neuron, if it has one: mean |x| of a token divided by its threshold, or one for each pattern of
+            names of layers, of which the first that matches counts; None for its own.
         encoder: turns counts into spikes, an object or a registered name; None for `BidirectionalBitwise`.
         backend: computes the integer sums, an object or a registered name; "auto" or None picks the fastest.
         layers: pattern of the names of layers that spike; None for all.
@@ -71,7 +74,7 @@ class ReportSettings:
     num_tokens: int = 2048
     context: int = 512
     neuron: Neuron | str | None = None
-    k: float | None = None
+    k: K | None = None
     encoder: Encoder | str | None = None
     backend: Backend | Literal["auto"] | str | None = None
     layers: str | None = None
@@ -157,12 +160,16 @@ def report(settings: ReportSettings, out: Path, progress: Progress = SILENT) -> 
 
 def _describe_settings(settings: ReportSettings, model: nn.Module, converted: bool) -> dict[str, Any]:
     """Return the settings that were used: those of the spiking layers where the model has its own."""
-    layer = next(iter(spiking_layers(model).values()))
+    layers = spiking_layers(model)
+    layer = next(iter(layers.values()))
+    by_kind = {kind_of(name): getattr(layer.neuron, "k", None) for name, layer in layers.items()}
+    same = len({*by_kind.values()}) == 1
+    given = dict(settings.k) if isinstance(settings.k, Mapping) else by_kind
     return {
         "num_tokens": settings.num_tokens,
         "context": settings.context,
-        "k": getattr(layer.neuron, "k", None),
-        "neuron": label(layer.neuron),
+        "k": getattr(layer.neuron, "k", None) if same else given,
+        "neuron": ", ".join(dict.fromkeys(label(layer.neuron) for layer in layers.values())),
         "lossy_code": layer.encoder.lossy,
         "encoder": ENCODERS.name_of(layer.encoder) or label(layer.encoder),
         "backend": "auto" if layer.backend == "auto" else BACKENDS.name_of(layer.backend) or label(layer.backend),
@@ -177,21 +184,27 @@ def _describe_settings(settings: ReportSettings, model: nn.Module, converted: bo
 
 def _figures(run: Measured, records: list[LayerRecord], counts: ModelCounts) -> dict[str, Any]:
     """Return what was measured, counted, modelled and checked, as JSON values."""
+    neurons = {name: layer.neuron for name, layer in spiking_layers(run.model).items()}
     exact = {name: cls() for name, cls in ENCODERS.registered.items() if not cls.lossy}
     codes = {name: code_statistics(records, encoder) for name, encoder in exact.items()}
     return {
         "perplexity": run.perplexity,
         "spikes": dataclasses.asdict(spike_statistics(records)),
         "codes": {name: dataclasses.asdict(code) if code else None for name, code in codes.items()},
-        "layers": [_layer_row(layer) for layer in records],
+        "layers": [_layer_row(layer, neurons[layer.name]) for layer in records],
         "energy": describe_energy(counts, DigitalEnergy()),
         "exactness": run.check.state(),
     }
 
 
-def _layer_row(layer: LayerRecord) -> dict[str, Any]:
+def _layer_row(layer: LayerRecord, neuron: Neuron) -> dict[str, Any]:
     sizes = {"in_features": layer.in_features, "out_features": layer.out_features}
-    return {"name": layer.name, **sizes, **dataclasses.asdict(spike_statistics([layer]))}
+    return {
+        "name": layer.name,
+        **sizes,
+        "k": getattr(neuron, "k", None),
+        **dataclasses.asdict(spike_statistics([layer])),
+    }
 
 
 def _job(settings: ReportSettings, loaded: Loaded, text: str) -> dict[str, Any]:

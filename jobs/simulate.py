@@ -21,7 +21,7 @@ from ..registry import label
 from ..simulation.describe import describe_simulation
 from ..simulation.model import MODES, ModelOnChip, simulate_model
 from ..simulation.orders import learn_orders
-from .given import refuse, spike_settings, usual
+from .given import K, refuse, spike_settings, usual
 from .inputs import alone, check_seed, load_spiking, require_writable
 from .progress import SILENT, Progress
 
@@ -45,7 +45,8 @@ class SimulateSettings:
         order: learns from the 128 tokens that follow in which order channels lie in memory; None to leave them.
         stream: weights stream from DRAM, so that the model need not fit.
         neuron: turns activations into counts, an object or a registered name; None for `AdaptiveThreshold`.
-        k: of the neuron, if it has one: mean |x| of a token divided by its threshold; None for its own.
+        k: of the neuron, if it has one: mean |x| of a token divided by its threshold, or one for each pattern of
+            names of layers, of which the first that matches counts; None for its own.
         encoder: turns counts into spikes, an object or a registered name, as mapping and order; None for
             `BidirectionalBitwise`.
         layers: pattern of the names of layers that spike; None for all.
@@ -65,7 +66,7 @@ class SimulateSettings:
     order: ChannelOrder | str | None = None
     stream: bool = False
     neuron: Neuron | str | None = None
-    k: float | None = None
+    k: K | None = None
     encoder: Encoder | str | None = None
     layers: str | None = None
     skip: tuple[str, ...] | None = None

@@ -57,6 +57,11 @@ class ModelOnChip:
     timeline: LayerSimulation | None = None
     run: str = ""
 
+    def __repr__(self) -> str:
+        """Return the energy by component, and the time of a token."""
+        token_us = float(self.end_ps[-1]) / self.num_tokens * 1e-6
+        return f"{self.energy_report()!r}\n{len(self.layers):,} layers, {token_us:,.1f} µs a token"
+
     @property
     def token_ps(self) -> np.ndarray:
         """Time of each token: from its begin when decoding, from the end of the one before in prefill. [tokens]."""

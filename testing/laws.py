@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..lazy import install_command
 from ..neuro.checks import refuse
 from ..registry import Registry, from_dict, to_dict
 
@@ -20,7 +21,7 @@ def strategies() -> Any:
         from hypothesis import strategies as found  # noqa: PLC0415 - only tests need it
     except ImportError as error:
         raise InputError(
-            "spikebrain.testing: expected the package hypothesis, which is missing. pip install 'spikebrain[test]'."
+            f"spikebrain.testing: expected the package hypothesis, which is missing. {install_command('test')}."
         ) from error
     return found
 

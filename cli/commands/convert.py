@@ -3,30 +3,49 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ..options import Force, K, Spiking, Weights, folder_for, seed_for, spiking_or_none
-from ..progress import on_screen
+from ..answer import Answer
+from ..complete import models, words
+from ..options import DeviceIfRun, Force, K, Spiking, Weights, folder_for, k_of, seed_for, spiking_or_none
+from ..panels import CHANGE, CONVERSION, INPUT, OUTPUT
+from ..progress import Screen
+from ..words import unused
+
+PANEL = CHANGE
+# A text of fewer bytes may not fill the window that training needs.
+_ENOUGH_TEXT = 2**16
+
+
+def _of_model(help: str, usual: str, *known: str) -> Any:
+    """Return an option of the model that is made, with its usual value and the words that it can be."""
+    return typer.Option(help=help, show_default=usual, autocompletion=words(*known), rich_help_panel=CONVERSION)
 
 
 def convert(
-    model: Annotated[str, typer.Argument(help="A Llama or Qwen2 model, in any form that `spikebrain report` takes.")],
+    screen: Screen,
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A Llama or Qwen2 model, in any form that `spikebrain report` takes.",
+            autocompletion=models,
+            rich_help_panel=INPUT,
+        ),
+    ],
     out: Annotated[Path, folder_for("the converted model")],
     layout: Annotated[
-        str | None, typer.Option(help='"7b", "76b", or a plan per layer: "gla,swa,gla+full/moe".', show_default="7b")
+        str | None, _of_model('"7b", "76b", or a plan per layer: "gla,swa,gla+full/moe".', "7b", "7b", "76b")
     ] = None,
-    window: Annotated[
-        int | None, typer.Option(help="Tokens that window attention looks back.", show_default="4096")
+    window: Annotated[int | None, _of_model("Tokens that window attention looks back.", "4096")] = None,
+    num_sinks: Annotated[
+        int | None, _of_model("Learned tokens before the text, which every token sees.", "0; 76b: 128")
     ] = None,
-    num_sinks: Annotated[int | None, typer.Option(help="Sink tokens.", show_default="0; 76b: 128")] = None,
-    num_experts: Annotated[int | None, typer.Option(help="Experts.", show_default="76b: 16")] = None,
-    calibrate: Annotated[Path | None, typer.Option(help="UTF-8 text that new parameters are fitted to.")] = None,
-    calibrate_tokens: Annotated[
-        int | None, typer.Option(help="Tokens from the start of that text.", show_default="4096")
-    ] = None,
-    fit: Annotated[str | None, typer.Option(help="What is fitted: columns or o-proj.", show_default="columns")] = None,
+    num_experts: Annotated[int | None, _of_model("Experts of a layer with experts.", "76b: 16")] = None,
+    calibrate: Annotated[Path | None, _of_model("UTF-8 text that new parameters are fitted to.", "none")] = None,
+    calibrate_tokens: Annotated[int | None, _of_model("Tokens from the start of that text.", "4096")] = None,
+    fit: Annotated[str | None, _of_model("What is fitted: columns or o-proj.", "columns", "columns", "o-proj")] = None,
     spiking: Spiking = "none",
     k: K = None,
     weights: Weights = None,
@@ -35,19 +54,19 @@ def convert(
         typer.Option(
             help="Folder: spikebrain, or compressed-tensors: INT8 weights without spikes, for other tools.",
             show_default="spikebrain",
+            autocompletion=words("spikebrain", "compressed-tensors"),
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="Where it is calibrated: cpu, cuda, or auto.", show_default="auto")
-    ] = None,
+    device: DeviceIfRun = None,
     seed: Annotated[int | None, seed_for("new parameters of gates and routers")] = None,
     force: Force = False,
-) -> None:
+) -> Answer:
     """Convert a Transformer into a SpikingBrain model, on spikes or not.
 
-    With --spiking it also puts a SpikingBrain model on spikes, for example one that was distilled; then only --k,
-    --weights and --format go with it. --calibrate-tokens, --fit and --device need --calibrate; --k, --weights and
-    --format need --spiking.
+    --device says where it is calibrated. With --spiking it also puts a SpikingBrain model on spikes, for example one
+    that was distilled; then only --k, --weights and --format go with it. --calibrate-tokens, --fit and --device need
+    --calibrate; --k, --weights and --format need --spiking.
     """
     from ... import jobs
 
@@ -61,13 +80,30 @@ def convert(
         calibrate_tokens=calibrate_tokens,
         fit=fit,
         spiking=spiking_or_none(spiking),
-        k=k,
+        k=k_of(k),
         weights=weights,
         format=format,
         device=device,
         seed=seed,
     )
-    with on_screen() as progress:
-        student = jobs.convert(settings, out, progress, force=force)
+    student = jobs.convert(settings, out, screen, force=force)
     num_bytes = sum(x.numel() * x.element_size() for x in (*student.parameters(), *student.buffers()))
-    print(f"Written to {out}: {student.settings.num_layers} layers, {num_bytes / 2**20:,.0f} MiB, spiking: {spiking}.")
+    if spiking != "none":
+        follows: dict[str, Any] = {"next": ("spikebrain", "report", out), "why": "its accuracy, spikes and energy"}
+    else:
+        long = calibrate is not None and calibrate.stat().st_size >= _ENOUGH_TEXT
+        trains_on = ("--text", calibrate) if long else ("--sample", 20_000)
+        to = ("--out", unused(Path(f"{out}-trained")))
+        follows = {"next": ("spikebrain", "distill", model, out, *trains_on, *to), "why": "recovers what was lost"}
+    return Answer(
+        f"Converted {model}: {student.settings.num_layers} layers, {num_bytes / 2**20:,.0f} MiB, spiking: {spiking}.",
+        {
+            "model": model,
+            "out": str(out),
+            "spiking": spiking_or_none(spiking),
+            "num_bytes": num_bytes,
+            "settings": student.settings.to_dict(),
+        },
+        out=out,
+        **follows,
+    )

@@ -2,56 +2,94 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ..answer import Answer
+from ..complete import models, words
 from ..options import Device, Force, folder_for, seed_for, spiking_or_none
-from ..progress import on_screen
+from ..panels import CHANGE, INPUT, MACHINE, TRAINING
+from ..progress import Screen
+
+PANEL = CHANGE
+
+
+def _of_training(help: str, usual: str | None = None, *known: str) -> Any:
+    """Return an option of the training, with its usual value and the words that it can be."""
+    shown = True if usual is None else usual
+    return typer.Option(help=help, show_default=shown, autocompletion=words(*known), rich_help_panel=TRAINING)
 
 
 def distill(
-    teacher: Annotated[str, typer.Argument(help="The Transformer that the student was made of.")],
-    student: Annotated[Path, typer.Argument(help="Folder that `spikebrain convert` wrote, not spiking.")],
+    screen: Screen,
+    teacher: Annotated[
+        str,
+        typer.Argument(
+            help="The Transformer that the student was made of.", autocompletion=models, rich_help_panel=INPUT
+        ),
+    ],
+    student: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder that `spikebrain convert` wrote, not spiking.", autocompletion=models, rich_help_panel=INPUT
+        ),
+    ],
     out: Annotated[Path, folder_for("the trained model and the state of the training")],
-    text: Annotated[list[Path] | None, typer.Option(help="UTF-8 text to train on; may be given again.")] = None,
-    sample: Annotated[int | None, typer.Option(help="Train on this many tokens that the teacher writes.")] = None,
-    minutes: Annotated[
-        float | None, typer.Option(help="Choose the steps to train for about this many minutes.", show_default="10")
+    text: Annotated[
+        list[Path] | None,
+        typer.Option(help="UTF-8 text to train on; may be given several times.", rich_help_panel=INPUT),
     ] = None,
-    context: Annotated[int | None, typer.Option(help="Tokens of a text.", show_default="256; cuda: 512")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Texts of a batch.", show_default="4; cuda: 32")] = None,
-    accumulation: Annotated[int, typer.Option(help="Batches whose gradients make a step.")] = 1,
+    sample: Annotated[
+        int | None, typer.Option(help="Train on this many tokens that the teacher writes.", rich_help_panel=INPUT)
+    ] = None,
+    minutes: Annotated[float | None, _of_training("Train for about this many minutes.", "10")] = None,
+    context: Annotated[int | None, _of_training("Tokens of a text.", "256; cuda: 512")] = None,
+    batch_size: Annotated[int | None, _of_training("Texts of a batch.", "4; cuda: 32")] = None,
+    accumulation: Annotated[int, _of_training("Batches whose gradients make a step.")] = 1,
     attention_steps: Annotated[
-        int | None, typer.Option(help="Steps that match attention outputs; 0: none.", show_default="by the minutes")
+        int | None, _of_training("Steps that match attention outputs; 0: none.", "by the minutes")
     ] = None,
-    logits_steps: Annotated[
-        int | None, typer.Option(help="Steps that match logits; 0: none.", show_default="by the minutes")
-    ] = None,
+    logits_steps: Annotated[int | None, _of_training("Steps that match logits; 0: none.", "by the minutes")] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Learning rate for attention outputs.", show_default="1e-3; cuda: 2e-3")
+        float | None, _of_training("Learning rate for attention outputs.", "1e-3; cuda: 2e-3")
     ] = None,
     logits_rate: Annotated[
-        float | None,
-        typer.Option(help="Learning rate for logits, as a multiple of that.", show_default="0.1; cuda: 0.3"),
+        float | None, _of_training("Learning rate for logits, as a multiple of that.", "0.1; cuda: 0.3")
     ] = None,
     spiking: Annotated[
-        str, typer.Option(help="Train with spikes in the forward pass: none, as-described or as-released.")
+        str,
+        _of_training(
+            "Train with spikes in the forward pass: none, as-described or as-released.",
+            None,
+            "none",
+            "as-described",
+            "as-released",
+        ),
     ] = "none",
     precision: Annotated[
-        str | None, typer.Option(help="float32, or bfloat16 for autocast.", show_default="float32; cuda: bfloat16")
+        str | None,
+        typer.Option(
+            help="float32, or bfloat16 for autocast.",
+            show_default="float32; cuda: bfloat16",
+            autocompletion=words("float32", "bfloat16"),
+            rich_help_panel=MACHINE,
+        ),
     ] = None,
     checkpointing: Annotated[
-        bool, typer.Option(help="Compute layers again in the backward pass: less memory.")
+        bool,
+        typer.Option(help="Compute layers again in the backward pass: less memory.", rich_help_panel=MACHINE),
     ] = False,
     device: Device = "auto",
     seed: Annotated[int, seed_for("the order of texts, and for the tokens that the teacher writes")] = 0,
     force: Force = False,
-) -> None:
-    """Train a converted model lightly, so that it recovers what it lost. Interrupted, the same command goes on.
+) -> Answer:
+    """Train a converted model lightly, so that it recovers what it lost.
 
-    There are two stages: attention outputs, then logits. --minutes sets the steps of those whose steps are not given.
+    If it is interrupted, the same command goes on. There are two stages: attention outputs, then logits. --minutes sets
+    the steps of those whose steps are not given.
     """
     from ... import jobs
 
@@ -74,14 +112,19 @@ def distill(
         device=device,
         seed=seed,
     )
-    with on_screen() as progress:
-        found = jobs.distill(run, out, progress, force=force)
+    found = jobs.distill(run, out, screen, force=force)
     result = found.result
     losses = ", ".join(
         f"{stage.objective} {_ends([point.loss for point in result.losses if point.stage == i])}"
         for i, stage in enumerate(found.settings.stages)
     )
-    print(f"Written to {out}: {result.num_tokens:,} tokens, loss {losses}; {result.seconds / 60:.1f} minutes.")
+    return Answer(
+        f"Trained on {result.num_tokens:,} tokens in {result.seconds / 60:.1f} minutes: loss {losses}.",
+        {"out": str(out), "stages": [asdict(stage) for stage in found.settings.stages], **asdict(result)},
+        out=out,
+        next=("spikebrain", "generate", out, "A neuron fires when"),
+        why="text of the trained model",
+    )
 
 
 def _ends(losses: list[float]) -> str:

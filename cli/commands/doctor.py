@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-from rich.console import Console
-
+from ...lazy import install_command
+from ..answer import Answer
 from ..options import table_of
+from ..panels import HELP
+from ..progress import Screen
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PANEL = HELP
 
 
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False) -> None:
-    """Say what this machine can run, what "auto" picks, and why something is not available."""
+def doctor(screen: Screen) -> Answer:
+    """Say what this machine can run, and why something cannot."""
     from ... import jobs
 
     found = jobs.examine()
-    if as_json:
-        print(json.dumps(found, indent=1))
-    else:
-        _print(found)
+    return Answer(
+        f"Layers run {' and '.join(_picked(name, there['auto']) for name, there in found['devices'].items())}.",
+        found,
+        lambda console: _print(console, found),
+        next=("spikebrain", "report"),
+        why="a real model on spikes",
+    )
 
 
-def _print(found: dict[str, Any]) -> None:
+def _picked(device: str, auto: dict[str, str]) -> str:
+    """Return which backend "auto" picks on a device, in words."""
+    choices = [f"by {name} for {tokens} {'token' if tokens == '1' else 'tokens'}" for tokens, name in auto.items()]
+    return f"on {device}: {', '.join(choices)}"
+
+
+def _print(console: Console, found: dict[str, Any]) -> None:
     """Print the findings on one screen."""
-    console = Console(highlight=False, markup=False)
     cpu, cache = found["cpu"], found["model_cache"]
     versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in found["versions"].items())
     instructions = cpu["instructions"]
@@ -40,7 +53,7 @@ def _print(found: dict[str, Any]) -> None:
     for device, there in found["devices"].items():
         for name, reason in there["backends"].items():
             tokens = ", ".join(n for n, picked in there["auto"].items() if picked == name)
-            table.add_row(name, device, f"{tokens} token(s)" if tokens else "", f"no: {reason}" if reason else "yes")
+            table.add_row(name, device, tokens + " tokens" if tokens else "", f"no: {reason}" if reason else "yes")
     console.print(table, "")
 
     _print_plug_ins(console, found)
@@ -49,7 +62,7 @@ def _print(found: dict[str, Any]) -> None:
     )
     for extra, packages in found["extras"].items():
         missing = ", ".join(name for name, version in packages.items() if version is None)
-        remedy = f"{missing} missing; pip install 'spikebrain[{extra}]'" if missing else "installed"
+        remedy = f"{missing} missing; {install_command(extra)}" if missing else "installed"
         console.print(f"Extra {extra} (optional): {remedy}")
     console.print()
     for sentence in found["advice"]:

@@ -6,60 +6,95 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from ..options import DEVICES, MODEL, EncoderName, K, NeuronName, TextFile, Weights, folder_for, named, table_of
-from ..progress import on_screen
+from ..answer import Answer
+from ..complete import models, tables, words
+from ..options import (
+    MODEL,
+    DeviceIfRun,
+    EncoderName,
+    K,
+    NeuronName,
+    TextFile,
+    Weights,
+    folder_for,
+    k_of,
+    named,
+    table_of,
+    template_of,
+    tokens_if_run,
+)
+from ..panels import COSTS, INPUT, MEASURE, OUTPUT
+from ..progress import Screen
+from ..words import as_ratio, less_or_more, unconfirmed
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ...energy import EnergyReport, ModelCounts
+
+PANEL = MEASURE
+_TABLE, _NEWER = "horowitz_45nm", "jouppi_7nm"
+
+
+def _cost(help: str, usual: str, *known: str) -> Any:
+    """Return an option that says what something costs, with its usual value and the words that it can be."""
+    return typer.Option(help=help, show_default=usual, autocompletion=words(*known), rich_help_panel=COSTS)
 
 
 def energy(
+    screen: Screen,
     source: Annotated[
-        str, typer.Argument(help=f"A report.json or its folder, which is read; or a model, which is run: {MODEL}")
+        str,
+        typer.Argument(
+            help=f"A report.json or its folder, which is read; or a model, which is run: {MODEL}",
+            autocompletion=models,
+            rich_help_panel=INPUT,
+        ),
     ] = "smollm2",
     table: Annotated[
-        str, typer.Option(help="Energy table: a name (spikebrain doctor lists them), or the path of a .toml file.")
-    ] = "horowitz_45nm",
+        str,
+        typer.Option(
+            help="Energy table: a name (spikebrain doctor lists them), or the path of a .toml file.",
+            autocompletion=tables,
+            rich_help_panel=COSTS,
+        ),
+    ] = _TABLE,
+    template: Annotated[bool, template_of("energy/tables/horowitz_45nm.toml", "an energy table", COSTS)] = False,
     reads_per: Annotated[
-        str | None, typer.Option(help="Weights are read per spike, channel or block.", show_default="channel")
+        str | None,
+        _cost("How often weights are read: once per spike, channel or block.", "channel", "spike", "channel", "block"),
     ] = None,
     shifts_per: Annotated[
-        str | None, typer.Option(help="Digits are shifted per timestep or spike.", show_default="timestep")
+        str | None, _cost("Digits are shifted per timestep or spike.", "timestep", "timestep", "spike")
     ] = None,
     sums_in: Annotated[
-        str | None, typer.Option(help="Sums are kept in register or sram.", show_default="register")
+        str | None, _cost("Where sums are kept: register or sram.", "register", "register", "sram")
     ] = None,
-    sram_bytes: Annotated[int | None, typer.Option(help="Size of an SRAM bank.", show_default="32768")] = None,
+    sram_bytes: Annotated[int | None, _cost("Size of an SRAM bank.", "32768")] = None,
     on_chip_bytes: Annotated[
-        int | None, typer.Option(help="A model with more weights reads them from DRAM.", show_default="all on chip")
+        int | None, _cost("Memory for weights on the chip; a model with more reads them from DRAM.", "all on chip")
     ] = None,
-    leakage_w: Annotated[
-        float | None, typer.Option(help="Power of the idle chip, in watts; with --token-s.", show_default="0")
-    ] = None,
-    token_s: Annotated[
-        float | None, typer.Option(help="Time of a token, in seconds, in which the chip leaks.", show_default="0")
-    ] = None,
-    block_bytes: Annotated[
-        int | None, typer.Option(help="Size of a memory block, with --reads-per block.", show_default="64")
-    ] = None,
-    shared_tokens: Annotated[
-        int | None, typer.Option(help="Tokens that share a read of weights.", show_default="1")
-    ] = None,
+    leakage_w: Annotated[float | None, _cost("Power of the idle chip, in watts; with --token-s.", "0")] = None,
+    token_s: Annotated[float | None, _cost("Time of a token, in seconds, in which the chip leaks.", "0")] = None,
+    block_bytes: Annotated[int | None, _cost("Size of a memory block, with --reads-per block.", "64")] = None,
+    shared_tokens: Annotated[int | None, _cost("Tokens that share a read of weights.", "1")] = None,
     neuron: NeuronName = None,
     k: K = None,
     encoder: EncoderName = None,
     weights: Weights = None,
     text: TextFile = None,
-    num_tokens: Annotated[
-        int | None, typer.Option(help="Tokens from the start of the text.", show_default="512")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help=DEVICES, show_default="auto")] = None,
+    num_tokens: Annotated[int | None, tokens_if_run("512")] = None,
+    device: DeviceIfRun = None,
     out: Annotated[Path | None, folder_for("energy.json and the plots")] = None,
-    assumptions: Annotated[bool, typer.Option("--assumptions", help="List every assumption of the estimate.")] = False,
-) -> None:
-    """Say what a run on spikes costs beside dense INT8 and FP16: modelled, with every cost that is counted.
+    assumptions: Annotated[
+        bool,
+        typer.Option("--assumptions", help="List every assumption of the estimate.", rich_help_panel=OUTPUT),
+    ] = False,
+) -> Answer:
+    """Estimate what a run on spikes costs beside dense INT8 and FP16.
+
+    It is modelled, with the price of everything that is counted.
 
     A report has been run already: --block-bytes, --shared-tokens, --neuron, --k, --encoder, --weights, --text,
     --num-tokens and --device are for a model. The table of a chip has whole energies, so the options from --reads-per
@@ -77,27 +112,51 @@ def energy(
         block_bytes=block_bytes,
         shared_tokens=shared_tokens,
         neuron=named(neuro.NEURONS, neuron),
-        k=k,
+        k=k_of(k),
         encoder=named(coding.ENCODERS, encoder),
         weights=weights,
         text=text,
         num_tokens=num_tokens,
         device=device,
     )
-    with on_screen() as progress:
-        found = jobs.energy(settings, out, progress)
-    console = Console(highlight=False, markup=False)
+    found = jobs.energy(settings, out, screen)
+    same = ("spikebrain", "energy", source)
+    same += screen.typed.same("neuron", "k", "encoder", "weights", "text", "num_tokens", "device")
+    if table == _TABLE:
+        follows: dict[str, Any] = {"next": (*same, "--table", _NEWER), "why": "the same run in a newer process"}
+    elif assumptions:
+        follows = {"next": same, "why": f"the same run with the table {_TABLE}"}
+    else:
+        follows = {"next": screen.typed.again(assumptions=True), "why": "all that the estimate rests on"}
     if found.by_synops is not None:
-        _print_synops(console, found.by_synops, assumptions)
-    elif found.figures is not None:
-        _print(console, found.figures, found.counts, assumptions)
-    if found.files:
-        console.print(f"Written to {out}: {', '.join(found.files)}")
+        report = found.by_synops
+        return Answer(
+            f"A token costs {report.total_pj / max(report.num_tokens, 1) / 1e3:,.1f} nJ on {report.process}, by its "
+            "energy of a synaptic operation (modelled).",
+            report.to_dict(),
+            lambda console: _print_synops(console, report, assumptions),
+            **follows,
+        )
+    assert found.figures is not None
+    figures = found.figures
+    return Answer(
+        _figure(figures["digital"]),
+        figures,
+        lambda console: _print(console, figures, found.counts, assumptions),
+        out=out,
+        files=found.files,
+        **follows,
+    )
+
+
+def _figure(digital: dict[str, Any]) -> str:
+    per_token = digital["spiking_total_pj"] / max(digital["num_tokens"], 1) / 1e3
+    ratios = [less_or_more(digital[f"ratio_vs_{system}"], f"than {system.upper()}") for system in ("int8", "fp16")]
+    return f"A token costs {per_token:,.1f} nJ on spikes (modelled): {ratios[0]}, {ratios[1]}."
 
 
 def _print_synops(console: Console, report: EnergyReport, assumptions: bool) -> None:
-    per_token = report.total_pj / max(report.num_tokens, 1)
-    console.print(f"{report.model}, {report.process}: {per_token:,.0f} pJ a token")
+    console.print(f"{report.model}, {report.process}")
     if assumptions:
         console.print("Assumptions:\n" + "\n".join(f"- {sentence}" for sentence in report.assumptions))
     console.print("Left out: " + "; ".join(report.left_out) + f".\nSource: {report.source}.")
@@ -106,12 +165,14 @@ def _print_synops(console: Console, report: EnergyReport, assumptions: bool) -> 
 def _print(console: Console, figures: dict[str, Any], counts: ModelCounts, assumptions: bool) -> None:
     digital = figures["digital"]
     console.print(f"\n{counts.model}, {counts.neuron}, {counts.encoder}, {digital['num_tokens']:,} tokens")
-    console.print(f"{digital['model']}\nTable {digital['table']['name']} ({digital['table']['process']})\n")
+    for sentence in digital["options"]:
+        console.print(f"- {sentence}")
+    console.print(f"Table {digital['table']['name']} ({digital['table']['process']})\n")
     _print_parts(console, digital)
     table = table_of("One cost after the other", "INT8 / spiking", "FP16 / spiking")
     for i, step in enumerate(figures["waterfall"]):
         ratios = [step[f"ratio_vs_{system}"] for system in ("int8", "fp16")]
-        shown = ["" if r is None else f"{r:.2f}x" for r in ratios]
+        shown = ["" if r is None else as_ratio(r) for r in ratios]
         table.add_row(("+ " if i else "") + step["name"], *shown)
     console.print(table, "")
     if figures["not_counted"]["parts"]:
@@ -120,14 +181,11 @@ def _print(console: Console, figures: dict[str, Any], counts: ModelCounts, assum
     largest = figures["sensitivity"][:3]
     if largest:
         said = ", ".join(
-            f"{s['entry']} (doubled: {s['ratio_if_doubled']:.2f}x)" for s in largest if s["ratio_if_doubled"]
+            f"{s['entry']} (doubled: {as_ratio(s['ratio_if_doubled'])})" for s in largest if s["ratio_if_doubled"]
         )
         console.print(f"The ratio depends most on {said}.")
     if digital["unverified"]:
-        console.print(
-            f"Not confirmed by the table's source: {', '.join(digital['unverified'])}. If you know better values, put "
-            "them into a table of your own (--table FILE.toml)."
-        )
+        console.print(unconfirmed(digital["unverified"]))
     if assumptions:
         console.print("Assumptions:\n" + "\n".join(f"- {sentence}" for sentence in digital["assumptions"]))
     else:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from ...errors import InputError
+from ..answer import Answer
+from ..complete import words
 from ..options import (
     BackendName,
     Device,
@@ -20,47 +20,69 @@ from ..options import (
     Skip,
     Weights,
     folder_for,
+    k_of,
     named,
     table_of,
 )
-from ..progress import on_screen
+from ..panels import INPUT, MEASURE, MEASURED, SPIKES
+from ..progress import Screen
+from ..words import unused
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PANEL = MEASURE
 _WORST = 5
 
 
+def _measured(help: str, usual: str) -> Any:
+    """Return an option that says what is measured, with its usual value."""
+    return typer.Option(help=help, show_default=usual, rich_help_panel=MEASURED)
+
+
 def eval(
+    screen: Screen,
     model: Model = "smollm2",
     tasks: Annotated[
         str | None,
-        typer.Option(help="winogrande, arc_easy, piqa, hellaswag, lambada; with commas between.", show_default="none"),
+        typer.Option(
+            help="winogrande, arc_easy, piqa, hellaswag, lambada; with commas between.",
+            show_default="none",
+            autocompletion=words("winogrande", "arc_easy", "piqa", "hellaswag", "lambada"),
+            rich_help_panel=MEASURED,
+        ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Folder with the files of the tasks, or with a folder for each.")
+        Path | None,
+        typer.Option(
+            help="Folder with the files of the tasks, or with a folder for each.",
+            show_default="none",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option(help="Documents of each task, from its first on.", show_default="all")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Requests of a task that run together.", show_default="32")
-    ] = None,
+    limit: Annotated[int | None, _measured("Documents of each task, from its first on.", "all")] = None,
+    batch_size: Annotated[int | None, _measured("Requests of a task that run together.", "32")] = None,
     text: Annotated[
         list[Path] | None,
-        typer.Option(help="UTF-8 text whose perplexity is measured; may be given several times.", show_default="none"),
+        typer.Option(
+            help="UTF-8 text whose perplexity is measured; may be given several times.",
+            show_default="none",
+            rich_help_panel=INPUT,
+        ),
     ] = None,
-    num_tokens: Annotated[
-        int | None, typer.Option(help="Tokens from the start of each text.", show_default="all")
-    ] = None,
-    context: Annotated[
-        int | None, typer.Option(help="Tokens per window of a text; windows do not overlap.", show_default="512")
-    ] = None,
+    num_tokens: Annotated[int | None, _measured("Tokens from the start of each text.", "all")] = None,
+    context: Annotated[int | None, _measured("Tokens per window of a text; windows do not overlap.", "512")] = None,
     layer_tokens: Annotated[
-        int | None,
-        typer.Option(help="Measure the error of each layer over so many tokens of the first text.", show_default="no"),
+        int | None, _measured("Measure the error of each layer over so many tokens of the first text.", "no")
     ] = None,
     k: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="Mean |x| of a token divided by its threshold; several with commas between.", show_default="3"
+            metavar="K,K or PATTERN=K,K",
+            help="Mean |x| of a token divided by its threshold; several, with commas between, are compared. Layers "
+            "that match a pattern can have a k of their own: --k 2,3 --k '*down_proj=4,3' compares three settings.",
+            show_default="3",
+            rich_help_panel=SPIKES,
         ),
     ] = None,
     encoder: EncoderName = None,
@@ -71,8 +93,8 @@ def eval(
     group_size: GroupSize = None,
     out: Annotated[Path, folder_for("eval.json")] = Path("spikebrain-eval"),
     device: Device = "auto",
-) -> None:
-    """Compare a model in float, with INT8 weights, and on spikes for each k: perplexity, zero-shot tasks, worst layers.
+) -> Answer:
+    """Compare float, INT8 and spikes: perplexity, zero-shot tasks, worst layers.
 
     Tasks run through lm-eval, of the extra eval, on local files; nothing is fetched. --data, --limit and
     --batch-size are for tasks; --num-tokens, --context and --layer-tokens for texts. A model that spikes already runs
@@ -90,7 +112,7 @@ def eval(
         num_tokens=num_tokens,
         context=context,
         layer_tokens=layer_tokens,
-        k=None if k is None else tuple(_number(value) for value in _listed(k)),
+        k=_all_k(k),
         encoder=named(coding.ENCODERS, encoder),
         backend=named(backends.BACKENDS, backend, "auto"),
         layers=layers,
@@ -99,27 +121,52 @@ def eval(
         group_size=group_size,
         device=device,
     )
-    with on_screen() as progress:
-        found = jobs.evaluate(settings, out, progress)
-    # Figures of many stages are wider than a narrow console, which may wrap a line but must not cut it.
-    width = max(Console().width, 30 + 20 * len(found["stages"]))
-    _print(Console(highlight=False, markup=False, width=width), found)
-    print(f"Written to {out}: eval.json ({found['seconds']['total']:.0f} s)")
+    found = jobs.evaluate(settings, out, screen)
+    if layer_tokens is None and text and "float" in found["stages"]:
+        follows: dict[str, Any] = {"next": screen.typed.again(layer_tokens=256), "why": "which layers lose most"}
+    else:
+        same = screen.typed.same("model", "encoder", "backend", "layers", "skip", "weights", "group_size", "device")
+        to = ("--out", unused(Path("spikebrain-report")))
+        follows = {"next": ("spikebrain", "report", *same, *to), "why": "its spikes and energy"}
+    return Answer(
+        _figure(found), found, lambda console: _print(console, found), out=out, files=("eval.json",), **follows
+    )
+
+
+def _all_k(typed: list[str] | None) -> tuple[float | dict[str, float], ...] | None:
+    """Return each k that was typed: numbers with commas between, or patterns, which are one setting together."""
+    if not typed:
+        return None
+    groups = [[text] if "=" in text else text.split(",") for text in typed]
+    return tuple(k for group in groups for text in group if (k := k_of([text])) is not None)
+
+
+def _figure(found: dict[str, Any]) -> str:
+    """Return how far the best setting on spikes is from the first stage, in a line."""
+    base, *_, stage = found["stages"]
+    said = []
+    for name, text in found["texts"].items():
+        difference = text["perplexity"][stage]["difference"]
+        said.append(f"{100 * difference:+.2f}% perplexity on {Path(name).name}")
+    if found["average"]:
+        said.append(f"{100 * found['average'][stage]['difference']:+.2f} points of accuracy")
+    else:
+        for task, described in found["tasks"].items():
+            metric, figures = next(iter(described["metrics"].items()))
+            said.append(
+                f"{100 * figures[stage]['difference']:+.2f} {'%' if metric == 'perplexity' else 'points'} {task}"
+            )
+    return f"On spikes ({stage}), against {base}: {', '.join(said)}."
 
 
 def _listed(text: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",")) if text else ()
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        raise InputError(f"k: expected numbers with commas between, such as 2,3,4; got {text!r}.") from None
-
-
 def _print(console: Console, found: dict[str, Any]) -> None:
     """Print all figures: first each stage's own, then the differences."""
+    # Figures of many stages are wider than a narrow console, which may wrap a line but must not cut it.
+    console.width = max(console.width, 30 + 20 * len(found["stages"]))
     console.print(f"\n{found['model']['source']}")
     for stage, meaning in found["stages"].items():
         console.print(f"{stage}: {meaning}")

@@ -7,27 +7,54 @@ from typing import Annotated
 
 import typer
 
-from ..options import DEVICES, EncoderName, K, Layers, Model, Skip, TextFile, Weights, named
-from ..progress import on_screen
+from ..answer import Answer
+from ..options import (
+    DeviceIfRun,
+    EncoderName,
+    K,
+    Layers,
+    Model,
+    Skip,
+    TextFile,
+    Weights,
+    k_of,
+    named,
+    tokens_if_run,
+)
+from ..panels import FILES, OUTPUT
+from ..progress import Screen
+
+PANEL = FILES
+# How Python reads the file, by its suffix.
+_READERS = {
+    ".nir": "import nir; print(*nir.read({}).nodes, sep='\\n')",
+    ".json": "import json; print(*json.load(open({})), sep='\\n')",
+}
+_READER = "import spikebrain; print(spikebrain.read_recording({}))"
 
 
 def export(
+    screen: Screen,
     model: Model,
-    out: Annotated[Path, typer.Option(help="File to write: .parquet, .h5, .hdf5, .npz, .json or .nir.")],
+    out: Annotated[
+        Path, typer.Option(help="File to write: .parquet, .h5, .hdf5, .npz, .json or .nir.", rich_help_panel=OUTPUT)
+    ],
     text: TextFile = None,
-    num_tokens: Annotated[
-        int | None, typer.Option(help="Tokens from the start of the text.", show_default="512")
-    ] = None,
-    trains: Annotated[bool, typer.Option("--trains", help="Also keep every spike, in a recording.")] = False,
+    num_tokens: Annotated[int | None, tokens_if_run("512")] = None,
+    trains: Annotated[
+        bool, typer.Option("--trains", help="Also keep every spike, in a recording.", rich_help_panel=OUTPUT)
+    ] = False,
     k: K = None,
     encoder: EncoderName = None,
     layers: Layers = None,
     skip: Skip = None,
     weights: Weights = None,
-    device: Annotated[str | None, typer.Option(help=DEVICES, show_default="auto")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
-) -> None:
-    """Write what other tools read: a recording, results as NeuroBench has them, or the layers as a graph of NIR.
+    device: DeviceIfRun = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write over a file that is there.", rich_help_panel=OUTPUT)
+    ] = False,
+) -> Answer:
+    """Write a recording, results or layers in the files of other tools.
 
     .parquet, .h5, .hdf5 and .npz hold what the layers did on a text; .json the results of that run in NeuroBench's
     form, per token; .nir the layers themselves, for which --text, --num-tokens, --trains and --device do not count. A
@@ -40,16 +67,22 @@ def export(
         text=text,
         num_tokens=num_tokens,
         trains=trains or None,
-        k=k,
+        k=k_of(k),
         encoder=named(coding.ENCODERS, encoder),
         layers=layers,
         skip=tuple(skip) if skip else None,
         weights=weights,
         device=device,
     )
-    with on_screen() as progress:
-        found = jobs.export(settings, out, progress, force=force)
+    found = jobs.export(settings, out, screen, force=force)
     ran = f", {found.num_tokens:,} tokens" if found.num_tokens else ""
-    print(f"Written to {out}: {found.what}, {found.num_layers} spiking layers{ran}.")
-    if found.left_out:
-        print("Not said by it:\n" + "\n".join(f"- {sentence}" for sentence in found.left_out))
+    listed = "\n".join(f"- {sentence}" for sentence in found.left_out)
+    read = _READERS.get(out.suffix.lower(), _READER).format(repr(str(out)))
+    return Answer(
+        f"Exported a {found.what}: {found.num_layers} spiking layers{ran}.",
+        {"out": str(out), **found._asdict()},
+        (lambda console: console.print(f"Not said by it:\n{listed}")) if listed else None,
+        out=out,
+        next=("python", "-c", read),
+        why="what is in it",
+    )

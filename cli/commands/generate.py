@@ -7,31 +7,53 @@ from typing import Annotated
 
 import typer
 
+from ..answer import Answer
+from ..complete import models
 from ..options import Device, seed_for
-from ..progress import on_screen
+from ..panels import CHANGE, INPUT, MEASURED
+from ..progress import Screen
+from ..words import unused
+
+PANEL = CHANGE
 
 
 def generate(
-    model: Annotated[Path, typer.Argument(help="Folder of a SpikingBrain model.")],
-    prompt: Annotated[str, typer.Argument(help="Text to go on from.")],
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to write.")] = 64,
-    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
+    screen: Screen,
+    model: Annotated[
+        Path,
+        typer.Argument(help="Folder of a SpikingBrain model.", autocompletion=models, rich_help_panel=INPUT),
+    ],
+    prompt: Annotated[str, typer.Argument(help="Text to go on from.", rich_help_panel=INPUT)],
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to write.", rich_help_panel=MEASURED)] = 64,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.", rich_help_panel=MEASURED)] = 0.0,
     device: Device = "auto",
     seed: Annotated[int | None, seed_for("the tokens that are drawn, at a temperature above 0")] = None,
-) -> None:
-    """Write text as it comes, and say how fast, with how much state and how many spikes."""
+) -> Answer:
+    """Write text as it comes, and say how fast and with how many spikes."""
     from ... import jobs
 
     settings = jobs.GenerateSettings(model, prompt, max_new_tokens, temperature, device, seed)
-    with on_screen() as progress:
-        found = jobs.generate(settings, lambda text: print(text, end="", flush=True), progress)
-    print(
-        f"\n\n{found.num_new_tokens} tokens, {found.num_new_tokens / found.seconds:.1f} tokens/s (prompt included); "
-        f"state {found.cache_bytes:,} bytes"
-    )
+    found = jobs.generate(settings, screen.write, screen)
+    screen.write("\n\n")
     spikes = found.spikes
+    figure = (
+        f"Wrote {found.num_new_tokens} tokens, {found.num_new_tokens / found.seconds:.1f} a second (prompt included), "
+        f"with a state of {found.cache_bytes:,} bytes"
+    )
     if spikes is not None:
-        print(
-            f"{spikes.per_token:,.0f} spikes a token, {spikes.per_channel:.3f} a channel, in all spiking layers over "
-            f"{spikes.num_tokens} tokens"
-        )
+        figure += f" and {spikes.per_channel:.3f} spikes per channel and token"
+    to_spiking = ("--spiking", "as-described", "--out", unused(Path(f"{model}-spiking")))
+    return Answer(
+        prompt + found.text if screen.quiet else f"{figure}.",
+        {
+            "prompt": prompt,
+            "text": found.text,
+            "token_ids": found.ids.tolist(),
+            "num_new_tokens": found.num_new_tokens,
+            "seconds": found.seconds,
+            "cache_bytes": found.cache_bytes,
+            "spikes": None if spikes is None else spikes._asdict(),
+        },
+        next=("spikebrain", "convert", model, *to_spiking) if spikes is None else ("spikebrain", "report", model),
+        why="the same model on spikes" if spikes is None else "its accuracy, spikes and energy",
+    )

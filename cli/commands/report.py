@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from ..answer import Answer
 from ..options import (
     BackendName,
     Device,
@@ -22,11 +23,19 @@ from ..options import (
     TextFile,
     Weights,
     folder_for,
+    k_of,
     named,
     seed_for,
     table_of,
 )
-from ..progress import on_screen
+from ..panels import INPUT, MEASURE
+from ..progress import Screen
+from ..words import as_ratio, less_or_more, unconfirmed
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PANEL = MEASURE
 
 # What the screen calls the statistics; report.json has their names in code.
 LABELS = {
@@ -44,10 +53,13 @@ LABELS = {
 
 
 def report(
+    screen: Screen,
     model: Model = "smollm2",
     text: TextFile = None,
     num_tokens: NumTokens = 2048,
-    context: Annotated[int, typer.Option(help="Tokens per window; windows do not overlap.")] = 512,
+    context: Annotated[
+        int, typer.Option(help="Tokens per window; windows do not overlap.", rich_help_panel=INPUT)
+    ] = 512,
     neuron: NeuronName = None,
     k: K = None,
     encoder: EncoderName = None,
@@ -59,13 +71,14 @@ def report(
     out: Annotated[Path, folder_for("report.json, layers.csv and the plots")] = Path("spikebrain-report"),
     seed: Annotated[int, seed_for("the sample of outputs that is checked")] = 0,
     device: Device = "auto",
-) -> None:
-    """Run a model in float, with INT8 weights, and on spikes; report accuracy, spikes, energy and exactness.
+) -> Answer:
+    """Report accuracy, spikes, energy and exactness of a model on spikes.
 
-    A model that spikes already runs as it is: --neuron, --k, --encoder, --backend, --layers, --weights and --group-size
-    are for others.
+    It runs in float, with INT8 weights, and on spikes. A model that spikes already runs as it is: --neuron, --k,
+    --encoder, --backend, --layers, --skip, --weights and --group-size are for others.
     """
     from ... import backends, coding, jobs, neuro
+    from ...jobs.report_files import WRITTEN
 
     settings = jobs.ReportSettings(
         model=model,
@@ -73,7 +86,7 @@ def report(
         num_tokens=num_tokens,
         context=context,
         neuron=named(neuro.NEURONS, neuron),
-        k=k,
+        k=k_of(k),
         encoder=named(coding.ENCODERS, encoder),
         backend=named(backends.BACKENDS, backend, "auto"),
         layers=layers,
@@ -83,29 +96,59 @@ def report(
         seed=seed,
         device=device,
     )
-    with on_screen() as progress:
-        found = jobs.report(settings, out, progress)
-    _print(found, context, out)
+    found = jobs.report(settings, out, screen)
+    return Answer(
+        _figure(found),
+        found,
+        show=lambda console: _print(console, found),
+        out=out,
+        files=WRITTEN,
+        next=("spikebrain", "energy", out),
+        why="where the energy of a token goes, part by part",
+    )
 
 
-def _print(found: dict[str, Any], context: int, out: Path) -> None:
+def _figure(found: dict[str, Any]) -> str:
+    """Return whether spiking pays, in a line."""
+    perplexity, energy = found["perplexity"], found["energy"]
+    base, name = (perplexity["float"], "float") if perplexity["float"] else (perplexity["int8"], "integer weights")
+    full, paper = energy["waterfall"][-1]["ratio_vs_int8"], energy["paper"]["ratio_vs_int8"]
+    cost = less_or_more(full, "energy than INT8")
+    if full is not None and paper is not None:
+        cost += f" ({as_ratio(paper)} less by additions alone)" if paper >= 1 else ""
+    return (
+        f"On spikes: perplexity {perplexity['spiking']:.3f} ({perplexity['spiking'] / base - 1:+.2%} over {name}), "
+        f"{found['spikes']['mean_spikes']:.2f} spikes per channel and token, {cost}."
+    )
+
+
+def _print(console: Console, found: dict[str, Any]) -> None:
     """Print a summary, each figure with its meaning."""
-    console = Console(highlight=False, markup=False)
     model, text = found["model"], found["text"]
     console.print(
         f"\n{model['source']}: {model['num_spiking_layers']} layers on spikes, "
         f"{found['settings']['neuron']}, code {found['settings']['encoder']}"
         + (" (lossy)" if found["settings"]["lossy_code"] else "")
     )
-    console.print(f"{text['num_tokens']:,} tokens of {text['source']}, windows of {context}\n")
+    console.print(f"{text['num_tokens']:,} tokens of {text['source']}, windows of {found['settings']['context']}\n")
+    if isinstance(found["settings"]["k"], dict):
+        _print_k(console, found["layers"])
     _print_perplexity(console, found["perplexity"], found["settings"]["weights"])
     _print_spikes(console, found["spikes"], found["codes"])
     _print_energy(console, found["energy"])
     _print_exactness(console, found["exactness"])
-    console.print(
-        f"Written to {out}: report.json, layers.csv, histogram.png, raster.png, waterfall.png "
-        f"({found['seconds']['total']:.0f} s)"
-    )
+    console.print(f"Took {found['seconds']['total']:.0f} s.")
+
+
+def _print_k(console: Console, layers: list[dict[str, Any]]) -> None:
+    """Print k for each kind of layer."""
+    from ...text_table import kind_of
+
+    numbers = Counter((kind_of(row["name"]), row["k"]) for row in layers)
+    table = table_of("k by kind of layer", "layers", "k", no_wrap=True)
+    for (kind, k), number in numbers.items():
+        table.add_row(kind, f"{number:,}", "" if k is None else f"{k:g}")
+    console.print(table, "")
 
 
 def _print_perplexity(console: Console, perplexity: dict[str, float | None], weights: str) -> None:
@@ -152,7 +195,7 @@ def _print_energy(console: Console, energy: dict[str, Any]) -> None:
     table = table_of(*columns, text_columns=(0, 4), no_wrap=True)
     for name, key in (("FP16 MAC", "fp16"), ("INT8 MAC", "int8")):
         ratio = paper[f"ratio_vs_{key}"]
-        shown = "none: no spikes" if ratio is None else f"{ratio:.2f}x"
+        shown = "none: no spikes" if ratio is None else as_ratio(ratio)
         saved = f"{paper[f'saving_vs_{key}']:.1%}"
         if ratio is not None and ratio < 1:
             saved = f"nothing: costs {1 / ratio:.3g} times more"
@@ -170,12 +213,12 @@ def _print_energy(console: Console, energy: dict[str, Any]) -> None:
     if last is not None:
         console.print(
             f"With all that is counted (sums as wide as they must be, encoding, weights, activations, what stays "
-            f"dense) the ratio to INT8 is {last:.2f}x instead of {first:.2f}x: waterfall.png, and `spikebrain energy`."
+            f"dense) the ratio to INT8 is {as_ratio(last)} instead of {as_ratio(first)}: see waterfall.png."
         )
     if energy["not_counted"]["parts"]:
         console.print(energy["not_counted"]["sentence"])
     if digital["unverified"]:
-        console.print(f"Not confirmed by the table's source: {', '.join(digital['unverified'])}.")
+        console.print(unconfirmed(digital["unverified"]))
     console.print()
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
+from ..answer import Answer
+from ..complete import chips as chip_names
+from ..complete import layers_of, mappings, orders, words
 from ..options import (
     EncoderName,
     K,
@@ -18,46 +20,94 @@ from ..options import (
     Skip,
     TextFile,
     folder_for,
+    k_of,
     named,
     seed_for,
     table_of,
+    template_of,
 )
-from ..progress import on_screen
+from ..panels import CHIP, MEASURED, OUTPUT, SIMULATE
+from ..progress import Screen
+from ..words import less_or_more
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ...jobs import Simulated
+
+PANEL = SIMULATE
 
 
 def simulate(
+    screen: Screen,
     model: Model = "smollm2",
     chip: Annotated[
-        str, typer.Option(help="A name (spikebrain doctor lists them), or the path of a .toml file.")
+        str,
+        typer.Option(
+            help="A name (spikebrain doctor lists them), or the path of a .toml file.",
+            autocompletion=chip_names,
+            rich_help_panel=CHIP,
+        ),
     ] = "async-45nm",
+    template: Annotated[bool, template_of("chip/presets/async-45nm.toml", "a chip", CHIP)] = False,
     text: TextFile = None,
     num_tokens: NumTokens = 16,
-    mode: Annotated[str, typer.Option(help="decode: token after token; prefill: tokens follow each other.")] = "decode",
+    mode: Annotated[
+        str,
+        typer.Option(
+            help="decode: token after token; prefill: tokens follow each other.",
+            autocompletion=words("decode", "prefill"),
+            rich_help_panel=MEASURED,
+        ),
+    ] = "decode",
     mapping: Annotated[
-        str, typer.Option(help="How layers are cut into cores: in-order, minimal-traffic or a plug-in.")
-    ] = ("in-order"),
+        str,
+        typer.Option(
+            help="How layers are cut into cores: in-order, minimal-traffic or a plug-in.",
+            autocompletion=mappings,
+            rich_help_panel=CHIP,
+        ),
+    ] = "in-order",
     order: Annotated[
-        str, typer.Option(help="Order of the channels in memory: as-given, by-rate or together; see above.")
+        str,
+        typer.Option(
+            help="Order of the channels in memory: as-given, by-rate or together; see above.",
+            autocompletion=orders,
+            rich_help_panel=CHIP,
+        ),
     ] = "as-given",
-    stream: Annotated[bool, typer.Option("--stream", help="Weights stream from DRAM: the model need not fit.")] = False,
+    stream: Annotated[
+        bool,
+        typer.Option("--stream", help="Weights stream from DRAM: the model need not fit.", rich_help_panel=CHIP),
+    ] = False,
     neuron: NeuronName = None,
     k: K = None,
     encoder: EncoderName = None,
     layers: Layers = None,
     skip: Skip = None,
-    jitter: Annotated[float, typer.Option(help="Services last up to this share longer, at random.")] = 0.0,
+    jitter: Annotated[
+        float, typer.Option(help="Services last up to this share longer, at random.", rich_help_panel=MEASURED)
+    ] = 0.0,
     seed: Annotated[int | None, seed_for("the jitter")] = None,
-    critical_path: Annotated[bool, typer.Option("--critical-path", help="Find what holds tokens up; slower.")] = False,
-    timeline: Annotated[str | None, typer.Option(help="Layer of which to write timeline.json for Perfetto.")] = None,
+    critical_path: Annotated[
+        bool,
+        typer.Option("--critical-path", help="Find what holds tokens up; slower.", rich_help_panel=MEASURED),
+    ] = False,
+    timeline: Annotated[
+        str | None,
+        typer.Option(
+            help="Layer of which to write timeline.json for Perfetto.",
+            autocompletion=layers_of,
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     out: Annotated[Path, folder_for("simulation.json and the plots")] = Path("spikebrain-chip"),
-) -> None:
-    """Run a model on a simulated asynchronous chip, event by event: exact sums, time, energy and bottlenecks.
+) -> Answer:
+    """Run a model on a simulated asynchronous chip: time, energy, bottlenecks.
 
-    The order of channels (--order) is learned from the 128 tokens of the text that follow those simulated. A model that
-    spikes already runs as it is: --neuron, --k, --encoder and --layers are for others.
+    It is simulated event by event, and all sums are checked. The order of channels (--order) is learned from the 128
+    tokens of the text that follow those simulated. A model that spikes already runs as it is: --neuron, --k, --encoder,
+    --layers and --skip are for others.
     """
     from ... import chip as chips
     from ... import coding, jobs, neuro
@@ -72,7 +122,7 @@ def simulate(
         order=None if order == "as-given" else named(chips.ORDERS, order),
         stream=stream,
         neuron=named(neuro.NEURONS, neuron),
-        k=k,
+        k=k_of(k),
         encoder=named(coding.ENCODERS, encoder),
         layers=layers,
         skip=tuple(skip) if skip else None,
@@ -81,13 +131,35 @@ def simulate(
         critical_path=critical_path,
         timeline=timeline,
     )
-    with on_screen() as progress:
-        found = jobs.simulate(settings, out, progress)
-    _print(found, out)
+    found = jobs.simulate(settings, out, screen)
+    if not critical_path:
+        changed, why = {"critical_path": True}, "what a token waits for"
+    elif mapping == "in-order":
+        changed, why = {"mapping": "minimal-traffic"}, "the same with fewer packets between cores"
+    else:
+        changed, why = {"mode": "prefill" if mode == "decode" else "decode"}, "the same in the other mode"
+    return Answer(
+        _figure(found.figures),
+        found.figures,
+        lambda console: _print(console, found),
+        out=out,
+        files=found.files,
+        next=screen.typed.again(**changed),
+        why=why,
+    )
 
 
-def _print(found: Simulated, out: Path) -> None:
-    console = Console(highlight=False, markup=False)
+def _figure(figures: dict[str, Any]) -> str:
+    """Return what a token costs, in a line."""
+    per_mac, energy = figures["energy_per_mac_pj"], figures["energy_per_token_pj"]["total"]
+    cost = f"{figures['token_s']['mean'] * 1e6:,.1f} µs and {energy / 1e6:,.2f} µJ on {figures['chip']}"
+    beside = ""
+    if per_mac["paper"] and per_mac["simulated"]:
+        beside = f": {less_or_more(per_mac['paper'] / per_mac['simulated'], 'than additions alone')}"
+    return f"A token takes {cost} (simulated), {per_mac['simulated']:.4g} pJ per dense MAC{beside}."
+
+
+def _print(console: Console, found: Simulated) -> None:
     figures = found.figures
     cores, exact, per_mac = figures["num_cores"], figures["exactness"], figures["energy_per_mac_pj"]
     console.print(
@@ -115,4 +187,4 @@ def _print(found: Simulated, out: Path) -> None:
     )
     if figures["unsupported"]:
         console.print(f"Not counted: {'; '.join(figures['unsupported'])}.")
-    console.print(f"Written to {out}: {', '.join(found.files)} ({figures['seconds']:.1f} s)")
+    console.print(f"Took {figures['seconds']:.1f} s.")

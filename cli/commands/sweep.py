@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from ..options import DEVICES, MODEL, folder_for, seed_for, table_of
-from ..progress import on_screen
+from ..answer import Answer
+from ..complete import models, words
+from ..options import MODEL, DeviceIfRun, TextFile, folder_for, seed_for, table_of, tokens_if_run
+from ..panels import INPUT, MACHINE, MANY, MEASURED, OUTPUT
+from ..progress import Screen
+from ..words import unused
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ...jobs import SweepSettings, Swept
 
+PANEL = MANY
+_OBJECTIVES = (
+    "perplexity",
+    "spikes",
+    "bytes_read",
+    "energy_paper",
+    "energy_digital",
+    "energy_nj",
+    "chip_latency_us",
+    "chip_energy_nj",
+    "tokens_per_s",
+)
 # Statistics that every table has, as table 11 of the SpikingBrain report has them.
 _ALWAYS = {"window3_sparsity": "sparsity", "fraction_le_7": "|count| <= 7"}
 
 
 def sweep(
-    spec: Annotated[Path | None, typer.Argument(help="TOML file that says what to sweep.", show_default="none")] = None,
+    screen: Screen,
+    spec: Annotated[
+        Path | None,
+        typer.Argument(help="TOML file that says what to sweep.", show_default="none", rich_help_panel=INPUT),
+    ] = None,
     options: Annotated[
         list[str] | None,
         typer.Option(
@@ -28,51 +50,68 @@ def sweep(
             help="KEY=VALUE holds for all runs; KEY=A,B,C or KEY=LOW:HIGH:STEP is swept; of a key that the file has, "
             "too, this counts. k.PATTERN=... is for the layers whose names match.",
             show_default="none",
+            metavar="KEY=VALUES",
+            rich_help_panel=MEASURED,
         ),
     ] = None,
-    model: Annotated[str | None, typer.Option(help=f"The model: {MODEL}", show_default="smollm2")] = None,
-    text: Annotated[Path | None, typer.Option(help="UTF-8 text file.", show_default="pydoc_data.topics")] = None,
-    num_tokens: Annotated[
-        int | None, typer.Option(help="Tokens from the start of the text.", show_default="2048")
+    model: Annotated[
+        str | None,
+        typer.Option(help=f"The model: {MODEL}", show_default="smollm2", autocompletion=models, rich_help_panel=INPUT),
     ] = None,
+    text: TextFile = None,
+    num_tokens: Annotated[int | None, tokens_if_run("2048")] = None,
     context: Annotated[
-        int | None, typer.Option(help="Tokens per window; windows do not overlap.", show_default="512")
+        int | None,
+        typer.Option(help="Tokens per window; windows do not overlap.", show_default="512", rich_help_panel=INPUT),
     ] = None,
     objectives: Annotated[
         list[str] | None,
         typer.Option(
             "--objective",
-            help="What is asked of each run; may be given several times: perplexity, spikes, bytes_read, energy_paper, "
-            "energy_digital, energy_nj, chip_latency_us, chip_energy_nj or tokens_per_s.",
+            metavar="NAME",
+            help=f"What is asked of each run; may be given several times: {', '.join(_OBJECTIVES)}.",
             show_default="perplexity and spikes",
+            autocompletion=words(*_OBJECTIVES),
+            rich_help_panel=MEASURED,
         ),
     ] = None,
     method: Annotated[
         str | None,
-        typer.Option(help="grid: all combinations; search: NSGA-II chooses.", show_default="grid"),
+        typer.Option(
+            help="grid: all combinations; search: NSGA-II chooses.",
+            show_default="grid",
+            autocompletion=words("grid", "search"),
+            rich_help_panel=MEASURED,
+        ),
     ] = None,
-    trials: Annotated[int | None, typer.Option(help="Runs of a search.", show_default="64")] = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Runs of a search.", show_default="64", rich_help_panel=MEASURED)
+    ] = None,
     seed: Annotated[int | None, seed_for("a search")] = None,
-    workers: Annotated[int, typer.Option(help="Processes, each with a model of its own.")] = 1,
+    workers: Annotated[int, typer.Option(help="Processes, each with a model of its own.", rich_help_panel=MACHINE)] = 1,
     storage: Annotated[
         str | None,
         typer.Option(
             help="URL of a database that machines share, such as postgresql://HOST/NAME.",
             show_default="study.journal in the folder",
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
-    study: Annotated[str, typer.Option(help="Name of the study in the database.")] = "sweep",
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run again what failed.")] = False,
+    study: Annotated[str, typer.Option(help="Name of the study in the database.", rich_help_panel=OUTPUT)] = "sweep",
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run again what failed.", rich_help_panel=MEASURED)
+    ] = False,
     out: Annotated[Path, folder_for("the study, results.parquet, results.csv and pareto.png")] = Path(
         "spikebrain-sweep"
     ),
-    device: Annotated[str | None, typer.Option(help=DEVICES, show_default="auto")] = None,
-) -> None:
-    """Run a model with many settings, each once: a grid, or a search for the best of several objectives.
+    device: DeviceIfRun = None,
+) -> Answer:
+    """Run a model with many settings, each once, and compare.
 
-    The keys are called as the options of report, energy and simulate: neuron, k, layers, skip, weights, group_size,
-    encoder, backend; table, reads_per, ...; chip, mapping, mode, ... The same command goes on after any interruption,
-    even kill -9, and may run several times at once on one study. Exit code 1 says that a run failed.
+    It is a grid, or a search for the best of several objectives. The keys are called as the options of report, energy
+    and simulate: neuron, k, layers, skip, weights, group_size, encoder, backend; table, reads_per, ...; chip, mapping,
+    mode, ... The same command goes on after any interruption, even kill -9, and may run several times at once on one
+    study. Exit code 1 says that a run failed.
     """
     from ...jobs.sweep import SweepSettings, read_options, read_spec
     from ...jobs.sweep import sweep as run
@@ -84,18 +123,43 @@ def sweep(
     given |= {name: value for name, value in typed.items() if value is not None}
     given["options"] = {**given.get("options", {}), **read_options(options or ())}
     settings = SweepSettings(**given)
-    with on_screen() as progress:
-        found = run(settings, out, progress, workers=workers, storage=storage, study=study, retry_failed=retry_failed)
-    _print(found, settings, out)
-    if found.num_failed or found.died:
-        raise typer.Exit(1)
+    found = run(settings, out, screen, workers=workers, storage=storage, study=study, retry_failed=retry_failed)
+    best = [f"{name}: {_shown(row.settings)}" for name, row in found.best.items()]
+    data = {name: getattr(found, name) for name in ("title", "float_perplexity", "next_steps", "num_open", "died")}
+    rows = [asdict(row) for row in found.rows]
+    best_rows = {name: row.settings for name, row in found.best.items()}
+    return Answer(
+        f"Best {'; '.join(best)}." if best else "All runs failed.",
+        {**data, "rows": rows, "best": best_rows, "files": list(found.files)},
+        lambda console: _print(console, found, settings),
+        out=out,
+        files=found.files,
+        **_follows(screen, found, settings, out),
+        exit_code=1 if found.num_failed or found.died else 0,
+    )
 
 
-def _print(found: Swept, settings: SweepSettings, out: Path) -> None:
+def _follows(screen: Screen, found: Swept, settings: SweepSettings, out: Path) -> dict[str, Any]:
+    """Return what to try next: what is not done, else the values that the sweep points to, else a whole report."""
+    if found.num_open:
+        return {"next": screen.typed.again(), "why": "goes on with what is not done"}
+    if found.num_failed:
+        return {"next": screen.typed.again(retry_failed=True), "why": "once what made runs fail is mended"}
+    if found.next_options:
+        key, _, _ = found.next_options[0].partition("=")
+        kept = [option for option in screen.typed.values["options"] or () if not option.startswith(f"{key}=")]
+        changed = {"options": [*kept, found.next_options[0]], "out": unused(out), "retry_failed": None}
+        if screen.typed.values["storage"]:
+            changed["study"] = f"{screen.typed.values['study']}-2"
+        return {"next": screen.typed.again(**changed), "why": "values nearer to the best"}
+    same = (settings.model, *screen.typed.same("text", "device"))
+    return {"next": ("spikebrain", "report", *same), "why": "one setting, with all its figures"}
+
+
+def _print(console: Console, found: Swept, settings: SweepSettings) -> None:
     """Print one row for each setting, in the layout of table 11 of the report, and what is best."""
     from ...jobs.sweep.keys import KEYS, split_key
 
-    console = Console(highlight=False, markup=False)
     chosen = settings.chosen
     done = [row for row in found.rows if row.error is None]
     always = {name: title for name, title in _ALWAYS.items() if any(name in row.figures for row in done)}
@@ -118,17 +182,14 @@ def _print(found: Swept, settings: SweepSettings, out: Path) -> None:
         console.print("sparsity: of three bit planes over channels with |count| <= 7. front: no run beats it in all.")
     for row in (row for row in found.rows if row.error is not None):
         console.print(f"Failed: {_shown(row.settings)}: {row.error}")
-    if found.best:
-        console.print("\nBest: " + "; ".join(f"{name}: {_shown(row.settings)}" for name, row in found.best.items()))
     for sentence in found.next_steps:
-        console.print(f"Next: {sentence}")
+        console.print(f"{sentence}.")
     for sentence in found.died:
         console.print(sentence)
     if found.num_open:
         console.print(
             f"{found.num_open} runs are not done: other processes are at them, or died. The same command goes on."
         )
-    console.print(f"Written to {out}: {', '.join(found.files)}")
 
 
 def _shown(values: dict[str, Any]) -> str:

@@ -66,7 +66,7 @@ OBJECTIVES: dict[str, Objective] = {
         lambda run: _ratio(run.paper.ratio_vs_int8),
         "higher",
         "spikes weights code table",
-        "modelled by eq. 24, energy of dense INT8 / on spikes",
+        "modelled by the paper's estimate (additions only), energy of dense INT8 / on spikes",
         ".2f",
     ),
     "energy_digital": _record(

@@ -60,20 +60,25 @@ def best_rows(rows: Sequence[Row], settings: SweepSettings) -> dict[str, Row]:
     }
 
 
-def next_steps(rows: Sequence[Row], settings: SweepSettings) -> list[str]:
-    """Return what to try next, in sentences: beyond an end at which a best row is, or between the values around it."""
-    found: list[str] = []
+def next_steps(rows: Sequence[Row], settings: SweepSettings) -> list[tuple[str, str | None]]:
+    """Return what to try next: beyond an end at which a best row is, or between the values around it.
+
+    Returns:
+        Sentences, each with the option KEY=VALUES to try, or None.
+    """
+    found: list[tuple[str, str | None]] = []
     for objective, row in best_rows(rows, settings).items():
         for name in settings.swept:
             tried = sorted({other.settings[name] for other in rows if isinstance(other.settings[name], int | float)})
             value = row.settings[name]
             if isinstance(value, bool) or value not in tried or len(tried) < 2:
                 continue
-            found.append(f"{objective}: {_next_values(name, value, tried, settings)}")
+            said, option = _next_values(name, value, tried, settings)
+            found.append((f"{objective}: {said}", option))
     return found
 
 
-def _next_values(name: str, value: float, tried: list[float], settings: SweepSettings) -> str:
+def _next_values(name: str, value: float, tried: list[float], settings: SweepSettings) -> tuple[str, str | None]:
     key, place = KEYS[split_key(name)[0]], tried.index(value)
     whole = key.kind is int
     if 0 < place < len(tried) - 1:
@@ -89,8 +94,9 @@ def _next_values(name: str, value: float, tried: list[float], settings: SweepSet
         where = f"is best at its {'least' if place == 0 else 'largest'}, {key.shown(value)}"
     values = [v for v in values if v > 0]
     if not values:
-        return f"{name} {where}."
-    return f"{name} {where}: try -o {name}={','.join(key.shown(v) for v in sorted([value, *values]))}"
+        return f"{name} {where}", None
+    option = f"{name}={','.join(key.shown(v) for v in sorted([value, *values]))}"
+    return f"{name} {where}: try {option}", option
 
 
 def write_results(

@@ -47,6 +47,7 @@ class Swept:
         float_perplexity: of the model as it was loaded; None if it is no objective or the model spikes already.
         best: the best row for each objective, if any.
         next_steps: what to try next, in sentences.
+        next_options: the same as KEY=VALUES, where there are values to try.
         num_open: points that are not settled, since others are at them or a worker died.
         died: workers that died, in sentences.
         files: names of the files that were written.
@@ -57,6 +58,7 @@ class Swept:
     float_perplexity: float | None
     best: dict[str, Row]
     next_steps: list[str]
+    next_options: list[str]
     num_open: int
     died: list[str]
     files: tuple[str, ...]
@@ -122,7 +124,9 @@ def sweep(
         write_results(rows, settings, identity, base, title, out)
     files = FILES if len(settings.objectives) > 1 and any(row.error is None for row in rows) else FILES[:-1]
     num_open = settings.num_points - len(rows)
-    return Swept(title, rows, base, best_rows(rows, settings), next_steps(rows, settings), num_open, died, files)
+    steps = next_steps(rows, settings)
+    sentences, options = [said for said, _ in steps], [option for _, option in steps if option is not None]
+    return Swept(title, rows, base, best_rows(rows, settings), sentences, options, num_open, died, files)
 
 
 def _prepare(settings: SweepSettings, progress: Progress = SILENT) -> tuple[Bench, dict[str, Any], str]:
@@ -154,7 +158,14 @@ def _backend_of(settings: SweepSettings) -> str:
 def _check_patterns(model: torch.nn.Module, settings: SweepSettings) -> None:
     """Raise an InputError if a pattern matches no layer, or if others before it match all of its layers."""
     chosen = settings_of(next(iter(settings.grid())))
-    layers, _ = choose_layers(model, chosen)
+    try:
+        layers, _ = choose_layers(model, chosen)
+    except InputError as error:  # which speaks of neurons, where keys of a sweep were given
+        patterns = {split_key(name)[1]: name for name in settings.options}
+        found = next((name for p, name in patterns.items() if p and str(error).startswith(f"neuron {p!r}:")), None)
+        if found is None:
+            raise
+        raise InputError(f"{found}:{str(error).partition(':')[2]}") from error
     if not isinstance(chosen.neuron, Mapping):
         return
     patterns = list(chosen.neuron)

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from ...backends import Backend
 from ...coding import BidirectionalBitwise, Encoder
 from ...errors import InputError
-from ...neuro import AdaptiveThreshold, Neuron
+from ...neuro import AdaptiveThreshold
 from ..decoding import attach_decoder
-from ..layers.settings import ATTENTION, SpikeSettings
+from ..layers.settings import ATTENTION, SpikeSettings, neuron_with_k
 from ..layers.spike_linear import SpikeLinear
 from ..layers.swap import swap_linears
 from ..spikingbrain.attention import Attention
@@ -84,7 +84,7 @@ def to_spiking(
     spiking = swap_linears(model, settings, inplace=inplace, scales=scales)
     assert isinstance(spiking, SpikingBrainForCausalLM)
     if settings.attention is not None:
-        k = k_of_queries(settings)
+        k = k_of_queries(settings, len(before.layers))
         set_settings(spiking, before.replace(spiking=settings.attention, k=k, group_size=settings.group_size))
     attach_decoder(spiking)
     return spiking
@@ -116,7 +116,7 @@ def stop_rescaling(model: nn.Module) -> nn.Module:
 def spikingbrain_settings(
     attention: str = "as-described",
     *,
-    k: float = 3.0,
+    k: float | Mapping[str, float] = 3.0,
     weights: str = "int8",
     group_size: int | None = None,
     encoder: Encoder | str | None = None,
@@ -126,7 +126,8 @@ def spikingbrain_settings(
 
     Args:
         attention: "as-described" or "as-released"; it also says which projections spike.
-        k: of the adaptive threshold, of projections and queries.
+        k: of the adaptive threshold, of projections and queries: one for all, or one for each pattern of names, of
+            which the first that matches counts. All query projections must have the same.
         weights: "int8", "int4" or "stored", as in `SpikeSettings`.
         group_size: input channels that share a weight scale; None for all, with "int4" for 32.
         encoder: turns counts into spikes; None for the bidirectional bitwise code.
@@ -138,7 +139,7 @@ def spikingbrain_settings(
         raise InputError(f"spikingbrain_settings.attention: expected one of {ATTENTION}, got {attention!r}.")
     return SpikeSettings(
         layers=_LAYERS[attention],
-        neuron=AdaptiveThreshold(k),
+        neuron=neuron_with_k(k),
         encoder=BidirectionalBitwise() if encoder is None else encoder,
         weights=weights,
         group_size=group_size,
@@ -147,13 +148,19 @@ def spikingbrain_settings(
     )
 
 
-def k_of_queries(settings: SpikeSettings) -> float:
+def k_of_queries(settings: SpikeSettings, num_layers: int) -> float:
     """Return the k with which queries of softmax attention become counts: that of the query projections' neuron.
 
     Raises:
-        InputError: that neuron is no `AdaptiveThreshold`.
+        InputError: that neuron is no `AdaptiveThreshold`, or not the same in all layers.
     """
-    neuron: Neuron = settings.neuron_of("model.layers.0.attn.q_proj")
+    neuron, *others = [settings.neuron_of(f"model.layers.{i}.attn.q_proj") for i in range(num_layers)]
+    other = next((other for other in others if other != neuron), None)
+    if other is not None:
+        raise InputError(
+            f"SpikeSettings.neuron: expected the same one for all query projections, got {neuron!r} and {other!r}. "
+            "Name them by a pattern such as '*q_proj', before other patterns."
+        )
     if type(neuron) is not AdaptiveThreshold:
         raise InputError(
             f"SpikeSettings.neuron: expected AdaptiveThreshold for spiking attention, got {type(neuron).__name__}. Use "

@@ -11,15 +11,16 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import gguf
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, modeling_gguf_pytorch_utils
 from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 
@@ -28,6 +29,7 @@ from .gguf_blocks import note_weights
 from .gguf_once import Reader, shared_with_transformers
 from .hub import check_complete, fault, quiet, read_weights
 
+Bar = Callable[[str, int, str], Callable[[int], None]]
 MAGIC = b"GGUF"
 # Per-channel factors of the rotary frequencies, as Llama 3.1 has them.
 _FACTORS = "rope_freqs.weight"
@@ -53,12 +55,27 @@ def is_gguf(path: Path) -> bool:
         return file.read(4) == MAGIC
 
 
-def read_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+@contextmanager
+def _weights_told(bar: Bar | None) -> Iterator[None]:
+    """Tell of the weights that transformers reads in a `with` block, in the place of its own bar on the screen."""
+
+    def told(tensors: Sequence[Any], **options: Any) -> Iterator[Any]:
+        done = bar("weights", len(tensors), "tensors") if bar is not None else lambda number: None
+        for tensor in tensors:
+            yield tensor
+            done(1)
+
+    with mock.patch.object(modeling_gguf_pytorch_utils, "tqdm", told):
+        yield
+
+
+def read_gguf(path: Path, dtype: torch.dtype, bar: Bar | None = None) -> tuple[Any, Any]:
     """Read a model and its tokenizer; weights are dequantised, and each layer notes where its integers are.
 
     Args:
         path: the file, or the first of several parts.
         dtype: of the weights.
+        bar: as for `load`, told of the weights; None for nobody.
     Raises:
         CheckpointError: the file is damaged, big-endian or of an architecture that transformers does not know, a part
             is missing, or it has a setting or a tensor that this reader cannot honour: all of them are named.
@@ -72,7 +89,8 @@ def read_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
             if rope is not None:
                 config.rope_parameters = rope
             options = {"gguf_file": name, "local_files_only": True, "config": config}
-            model, info = read_weights(str(folder), dtype=dtype, **options)
+            with _weights_told(bar):
+                model, info = read_weights(str(folder), dtype=dtype, **options)
             names = _names_of_tensors(model)
             note_weights(model, settings[""], tensors, places, names)
             unused += _unused_settings(settings, model.config)

@@ -17,7 +17,7 @@ from ..layers import guard
 from . import smollm2
 from .folder_config import config_json, is_spiking
 from .folders import is_spikingbrain, names_quantization, read_folder
-from .gguf_file import is_gguf, read_gguf
+from .gguf_file import Bar, is_gguf, read_gguf
 from .hub import check_finite, check_vocabulary, from_pretrained, tokenizer_beside
 from .replace_folder import interrupted
 from .shards import Shards
@@ -48,7 +48,7 @@ def load(
     dtype: torch.dtype | None = None,
     architecture: nn.Module | None = None,
     say: Callable[[str], None] | None = None,
-    bar: Callable[[str, int, str], Callable[[int], None]] | None = None,
+    bar: Bar | None = None,
 ) -> Loaded:
     """Load a causal language model. Pickles are never opened, and code that comes with a model is never run.
 
@@ -60,7 +60,8 @@ def load(
             is a SpikingBrain model or does not spike; a `.safetensors` file of `save` always keeps its own.
         architecture: only for a file that `save` wrote for a model that is not from transformers; see `read_file`.
         say: called with a sentence that says what is downloaded; None for a line on standard error.
-        bar: called with title, total and unit of each part of a download; returns a function that is told of progress.
+        bar: called with title, total and unit of each part of a download, and of the reading of a GGUF file; returns a
+            function that is told of progress.
     Raises:
         CheckpointError: there is no such model, the file is damaged or a pickle, or the hub cannot be reached.
     """
@@ -77,7 +78,7 @@ def load(
     if path.is_dir():
         loaded = _load_folder(path, dtype, may_be_hub=bool(_HUB_ID.fullmatch(name)))
     elif path.is_file():
-        loaded = _load_file(path, dtype or torch.float32, architecture)
+        loaded = _load_file(path, dtype or torch.float32, architecture, bar)
     elif _HUB_ID.fullmatch(name) and path.suffix.lower() != ".gguf":
         loaded = _load_hub(name, dtype or torch.float32)
     else:
@@ -92,9 +93,9 @@ def load(
     return loaded
 
 
-def _load_file(path: Path, dtype: torch.dtype, architecture: nn.Module | None) -> Loaded:
+def _load_file(path: Path, dtype: torch.dtype, architecture: nn.Module | None, bar: Bar | None) -> Loaded:
     if is_gguf(path):
-        model, tokenizer = read_gguf(path, dtype)
+        model, tokenizer = read_gguf(path, dtype, bar)
         return Loaded(model.eval(), tokenizer, str(path))
     if path.suffix.lower() == ".gguf":
         with path.open("rb") as file:

@@ -70,6 +70,7 @@ def choose_layers(
         raise InputError(
             f"to_spiking: expected a linear layer that matches {settings.layers}, found none. {listed}. {words}".strip()
         )
+    _check_order(neurons, linears)
     if settings.attention is None:  # those with attention are of a kind of model, which need not have all the layers
         _check_patterns("layers", settings.layers, names)
     if settings.weights == "stored":
@@ -181,6 +182,16 @@ def _check_patterns(field: str, patterns: Collection[str], names: Collection[str
             raise InputError(
                 f"{field} {pattern!r}: expected a pattern that matches the name of a layer, got one that matches none. "
                 f"{_words_for((pattern,), names)}"
+            )
+
+
+def _check_order(patterns: Collection[str], names: Collection[str]) -> None:
+    """Raise an InputError for a pattern of neurons whose layers are all taken by patterns before it."""
+    taken = {next((p for p in patterns if matches_any(name, (p,))), None) for name in names}
+    for pattern in patterns:
+        if pattern not in ("*", *taken) and any(matches_any(name, (pattern,)) for name in names):
+            raise InputError(
+                f"neuron {pattern!r}: has no effect, since earlier patterns match all of its layers. Name it first."
             )
 
 

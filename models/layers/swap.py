@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import types
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ...errors import InputError
+from ...registry import label
+from ...text_table import kind_of, text_table
 from .choose import choose_layers
 from .experts import FusedExperts, own_weights
 from .guards import guard, unguard
@@ -37,6 +40,17 @@ class Conversion:
     converted: tuple[str, ...]
     skipped: Mapping[str, str]
     rounded: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        """Return how each kind of layer spikes, and why others do not."""
+        kinds = Counter((kind_of(name), repr(self.settings.neuron_of(name))) for name in self.converted)
+        rows = [(name, f"{number:,}", neuron) for (name, neuron), number in kinds.items()]
+        reasons = Counter((kind_of(name), reason) for name, reason in self.skipped.items())
+        stays = [f"stays dense: {name} ({number:,}): {reason}" for (name, reason), number in reasons.items()]
+        encoder, weights = label(self.settings.encoder), self.settings.weights
+        rounded = f", {len(self.rounded):,} of them rounded to INT8" if self.rounded else ""
+        lines = [f"{len(self.converted):,} layers on spikes, code {encoder}, weights {weights}{rounded}"]
+        return "\n".join([*lines, text_table(("kind of layer", "layers", "neuron"), rows), *stays])
 
 
 def swap_linears(

@@ -10,11 +10,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from jaxtyping import Bool
+from torch import Tensor, nn
 
 from ...coding import SpikeTrain
 from ...errors import InputError
 from ...lazy import optional
+from ...text_table import kind_of, text_table
 from ..layers.settings import check_patterns
 from ..layers.spike_linear import SpikeLinear, Step, observing, spiking_layers
 from .layer_record import LayerRecord
@@ -41,6 +43,19 @@ class Recording:
     unsupported: tuple[str, ...] = ()
     model: str = ""
     order: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        """Return what each kind of layer did."""
+        kinds: dict[str, list[LayerRecord]] = {}
+        for name, layer in self.layers.items():
+            kinds.setdefault(kind_of(name), []).append(layer)
+        tokens = max((layer.num_tokens for layer in self.layers.values()), default=0)
+        lines = [f"Recording of {self.model or 'a layer'}: {len(self.layers):,} layers, {tokens:,} tokens"]
+        header = ("kind of layer", "layers", "spikes per channel", "firing rate", "timesteps")
+        lines += [text_table(header, [(name, *_shown(layers)) for name, layers in kinds.items()])]
+        if self.trains:
+            lines += [f"Trains of {len(self.trains):,} layers are kept: spikes_of(name)."]
+        return "\n".join(lines)
 
     def state(self) -> dict[str, Any]:
         """Return all but the trains in a form that JSON can hold."""
@@ -76,20 +91,68 @@ class Recording:
     def spikes_of(self, name: str) -> SpikeTrain:
         """Return the kept trains of a layer as one, tokens in order: [T, tokens, in_features].
 
+        Calls of a model may give trains of different length, as when it writes a text. Shorter ones get timesteps
+        without spikes where their code has room, which changes no value: `ran_timesteps` says which.
+
         Raises:
-            InputError: no train of that layer was kept, or its trains differ in length or zero point.
+            InputError: no train of that layer was kept, or its trains differ in more than their length.
         """
+        trains, starts = self._aligned(name)
+        longest = max(trains, key=lambda train: train.num_timesteps)
+        padded = []
+        for train, start in zip(trains, starts, strict=True):
+            spikes = longest.spikes.new_zeros(longest.num_timesteps, *train.spikes.shape[1:])
+            spikes[start : start + train.num_timesteps] = train.spikes
+            padded.append(spikes)
+        return SpikeTrain(torch.cat(padded, 1), longest.timestep_weight, longest.zero_point)
+
+    def ran_timesteps(self, name: str) -> Bool[Tensor, "timesteps tokens"]:
+        """Return which timesteps of `spikes_of` ran, for each token; the others were added to make trains equally long.
+
+        Raises:
+            InputError: as `spikes_of`.
+        """
+        trains, starts = self._aligned(name)
+        timestep = torch.arange(max(train.num_timesteps for train in trains))[:, None]
+        ran = [
+            ((timestep >= start) & (timestep < start + train.num_timesteps)).expand(-1, train.spikes.shape[1])
+            for train, start in zip(trains, starts, strict=True)
+        ]
+        return torch.cat(ran, 1)
+
+    def _aligned(self, name: str) -> tuple[list[SpikeTrain], list[int]]:
+        """Return the kept trains of a layer, and at which timestep of the longest one each begins."""
         trains = self.trains.get(name)
         if not trains:
             raise InputError(f"Recording: no trains of {name!r}. Use record(model, layers=..., keep_trains=True).")
-        first = trains[0]
-        if any(not _same_code(train, first) for train in trains):
-            raise InputError(f"Recording: the trains of {name!r} differ in length or code. Look at them one by one.")
-        return SpikeTrain(torch.cat([t.spikes for t in trains], 1), first.timestep_weight, first.zero_point)
+        longest = max(trains, key=lambda train: train.num_timesteps)
+        starts = [_start_in(longest, train) for train in trains]
+        if None in starts:
+            i = starts.index(None)
+            raise InputError(
+                f"Recording: the trains of {name!r} differ in more than their length: call {i} has timesteps of weight "
+                f"{trains[i].timestep_weight.tolist()} and zero point {trains[i].zero_point}, another has "
+                f"{longest.timestep_weight.tolist()} and {longest.zero_point}. Look at recording.trains[{name!r}] one "
+                "by one."
+            )
+        return trains, [start for start in starts if start is not None]
 
 
-def _same_code(a: SpikeTrain, b: SpikeTrain) -> bool:
-    return a.zero_point == b.zero_point and torch.equal(a.timestep_weight, b.timestep_weight)
+def _start_in(longest: SpikeTrain, train: SpikeTrain) -> int | None:
+    """Return where a train fits into the timesteps of a longer one, at its beginning or its end; None if nowhere."""
+    weight, room = train.timestep_weight, longest.num_timesteps - train.num_timesteps
+    if train.zero_point != longest.zero_point:
+        return None
+    places = (0, room)
+    return next((i for i in places if torch.equal(longest.timestep_weight[i : i + len(weight)], weight)), None)
+
+
+def _shown(layers: list[LayerRecord]) -> tuple[str, ...]:
+    """Return number, spikes per channel and token, firing rate and timesteps of some layers, for a table."""
+    channels = sum(layer.count_histogram.total() for layer in layers)
+    slots, spikes = sum(layer.num_slots for layer in layers), sum(layer.num_spikes for layer in layers)
+    rates = (f"{spikes / channels:.4f}", f"{spikes / slots:.2%}") if channels and slots else ("", "")
+    return (f"{len(layers):,}", *rates, f"{max(layer.num_timesteps for layer in layers):,}")
 
 
 @contextmanager

@@ -141,6 +141,12 @@ class DistillResult:
     seconds: float
     num_tokens: int
 
+    def __repr__(self) -> str:
+        """Return what came of the training; the losses are many."""
+        ends = f", loss {self.losses[0].loss:.4g} -> {self.losses[-1].loss:.4g}" if self.losses else ""
+        state = "" if self.finished else ", not finished"
+        return f"{len(self.losses):,} steps on {self.num_tokens:,} tokens in {self.seconds:.0f} s{ends}{state}"
+
 
 def _require(fine: bool, field: str, expected: str, got: Any) -> None:
     if not fine:

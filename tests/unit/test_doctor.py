@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from spikebrain.backends import BACKENDS
 from spikebrain.cli.app import app
 from spikebrain.jobs import doctor
+from spikebrain.lazy import install_command
 
 X86 = "processor\t: 0\nmodel name\t: Some CPU: 3 GHz\nflags\t\t: fpu avx2 avx512f avx_vnni\n"
 ARM = "processor\t: 0\nFeatures\t: fp asimd asimddp\n"
@@ -111,4 +112,4 @@ def test_extras(monkeypatch, requirements):
     monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: requirements)
     expected = {"snn": {"nothing-of-this-name": None}} if requirements else {}
     assert doctor.examine()["extras"] == expected
-    assert ("pip install 'spikebrain[snn]'" in screen()) == bool(requirements)
+    assert (install_command("snn") in screen()) == bool(requirements)

@@ -68,7 +68,7 @@ def test_without_a_counter(fault, message):
 
 def test_without_the_package(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pynvml", None)
-    with pytest.raises(BackendUnavailableError, match=r"spikebrain\[measure\]"):
+    with pytest.raises(BackendUnavailableError, match=r"pip install '\S+\[measure\]'"):
         NvmlMeter()
 
 

@@ -13,6 +13,7 @@ from spikebrain import SpikeSettings, jobs, measure_perplexity, save, to_spiking
 from spikebrain.analysis.perplexity import split_windows
 from spikebrain.errors import ActivationError, InputError
 from spikebrain.jobs import eval_run
+from spikebrain.lazy import install_command
 
 needs_lm_eval = pytest.mark.skipif("not __import__('importlib').util.find_spec('lm_eval')", reason="lm-eval is absent")
 
@@ -229,4 +230,4 @@ def test_what_is_missing_is_said(run, model_folder, data, text, tmp_path, monkey
     code, _, err = run("eval", model_folder, "--tasks", "piqa", "--data", data, *out)
     assert code == 2
     assert "--tasks: expected lm-eval to be installed" in err
-    assert "pip install 'spikebrain[eval]'" in err
+    assert install_command("eval") in err

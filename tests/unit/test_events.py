@@ -127,9 +127,23 @@ def test_tonic_arrays_that_are_none():
         AEREvents.from_numpy(floats, torch.tensor([1]), (3,))
 
 
-def test_tonic_pandas():
+def test_pandas():
     pytest.importorskip("pandas", reason="pip install 'spikebrain[exchange]'")
     frame = AEREvents.from_train(TRAIN).to_pandas()
-    assert frame["x"].tolist() == [1, 0, 1]
-    back = AEREvents.from_numpy(frame.to_records(index=False), TRAIN.timestep_weight, (2, 2), 3)
-    assert same(back.to_train(), TRAIN)
+    # Timestep 0: token 0, channel 1 fires +1. Timestep 1: (0, 0) fires -1 and (1, 1) fires +1.
+    assert [*frame.columns] == ["timestep", "token", "channel", "value"]
+    assert frame.to_numpy().tolist() == [[0, 0, 1, 1], [1, 0, 0, -1], [1, 1, 1, 1]]
+
+
+def test_numpy_takes_events_and_trains_as_they_are():
+    events = AEREvents.from_train(TRAIN)
+    assert (
+        np.asarray(events).tolist()
+        == events.to_numpy().tolist()
+        == [(1, 0, 0, True), (0, 0, 1, False), (1, 1, 1, True)]
+    )
+    with pytest.raises(ValueError, match="always a copy"):
+        np.array(events, copy=False)
+    assert np.asarray(TRAIN).tolist() == [[[0, 1], [0, 0]], [[-1, 0], [0, 1]]]
+    assert np.asarray(TRAIN, dtype=np.int64).dtype == np.int64
+    assert repr(events) == "AEREvents: 3 spikes in 2 timesteps of 2 x 2 neurons"

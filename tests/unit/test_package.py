@@ -6,16 +6,20 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import json
 import pkgutil
 import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import spikebrain
+from spikebrain import lazy
 from spikebrain.backends import BACKENDS, Backend
 from spikebrain.coding import ENCODERS, Encoder
 from spikebrain.neuro import NEURONS, Neuron
@@ -45,6 +49,7 @@ UNDER_ALL = [
     "compiled",
     "interrupt",
     "lazy",
+    "text_table",
     "version",
 ]
 UNDER_ALL += ["hugging_face"]
@@ -206,6 +211,30 @@ def test_the_rooms_are_attributes_of_the_package():
     assert set(spikebrain._ROOMS) == {*FLOW} - {"cli"}
     assert all(getattr(spikebrain, room).__name__ == f"spikebrain.{room}" for room in spikebrain._ROOMS)
     assert {*spikebrain._ROOMS, "errors", "load"} <= set(dir(spikebrain))
+
+
+def test_how_to_install_an_extra(tmp_path, monkeypatch):
+    """The line that README.md says, in its folder; elsewhere one that works there."""
+    root = Path(spikebrain.__file__).resolve().parent
+    monkeypatch.chdir(root)
+    assert lazy.install_command("test") == "pip install '.[test]'"
+    assert lazy.install_command("test") in (root / "README.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    assert lazy.install_command("eval") == f"pip install '{root}[eval]'"
+    wheel = tmp_path / "my wheel.whl"
+    wheel.touch()
+    gone = (tmp_path / "gone.whl").as_uri()
+    vcs = {"url": "https://x.org/y.git", "vcs_info": {"vcs": "git"}}
+    monkeypatch.setattr(lazy, "__file__", str(tmp_path / "lazy.py"))  # as if installed
+    for told, expected in [
+        ({"url": wheel.as_uri(), "archive_info": {}}, f"pip install '{wheel}[eval]'"),
+        ({"url": gone, "archive_info": {}}, "pip install 'spikebrain[eval]'"),
+        (vcs, "pip install 'spikebrain[eval] @ git+https://x.org/y.git'"),
+        (None, "pip install 'spikebrain[eval]'"),
+    ]:
+        text = None if told is None else json.dumps(told)
+        monkeypatch.setattr(metadata, "distribution", lambda name, text=text: SimpleNamespace(read_text=lambda _: text))
+        assert lazy.install_command("eval") == expected
 
 
 HEAVY = ["torch", "transformers", "numba", "scipy", "numpy", "matplotlib", "gguf", "safetensors"]

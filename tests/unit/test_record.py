@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from spikebrain import AdaptiveThreshold, SpikeLinear, SpikeSettings, Ternary, decode, record, to_spiking
+from spikebrain.coding import TwosComplement
 from spikebrain.errors import InputError
 from spikebrain.models import Recording
 
@@ -83,14 +84,56 @@ def test_trains_only_when_asked(tiny_llama):
         without.spikes_of(name)
 
 
-def test_trains_of_different_length_are_not_joined():
+def test_trains_of_different_length_are_padded_and_the_padding_is_known():
     layer = by_hand_layer()
     with record(layer, keep_trains=True) as recording:
         layer(BY_HAND[:1])
         layer(BY_HAND[1:])
-    assert [t.num_timesteps for t in recording.trains[""]] == [4, 3]
+    first, second = recording.trains[""]
+    assert (first.num_timesteps, second.num_timesteps) == (4, 3)
+    train = recording.spikes_of("")
+    assert train.timestep_weight.tolist() == [8, 4, 2, 1]  # the second call's 4, 2, 1 are the last three
+    assert torch.equal(decode(train), torch.cat([decode(first), decode(second)]))
+    assert train.num_spikes == first.num_spikes + second.num_spikes
+    num_second = second.spikes.shape[1]
+    assert recording.ran_timesteps("").tolist() == [[True] + [False] * num_second] + [[True] * (1 + num_second)] * 3
+
+
+def test_trains_of_equal_timesteps_are_padded_at_their_end(tiny_llama):
+    model = to_spiking(tiny_llama, SpikeSettings(encoder=Ternary()))
+    with record(model, layers=("*0.mlp.down_proj",), keep_trains=True) as recording:
+        model.generate(IDS[:, :6], max_new_tokens=3, do_sample=False)
+    name = "model.layers.0.mlp.down_proj"
+    lengths = [(t.num_timesteps, t.spikes.shape[1]) for t in recording.trains[name]]
+    ran = recording.ran_timesteps(name)
+    assert ran.sum(0).tolist() == [length for length, tokens in lengths for _ in range(tokens)]
+    assert bool((ran[:-1] | ~ran[1:]).all())  # none runs after one that was added
+    counts = torch.cat([decode(train) for train in recording.trains[name]])
+    assert torch.equal(decode(recording.spikes_of(name)), counts)
+
+
+def test_trains_that_no_padding_joins():
+    recording = Recording({})
+    for num_timesteps in (3, 4):  # the first weighs -4 in one and -8 in the other
+        train = TwosComplement().encode(torch.tensor([[1, -2]], dtype=torch.int32), num_timesteps=num_timesteps)
+        recording.trains.setdefault("a", []).append(train)
+    with pytest.raises(InputError, match=r"call 0 has timesteps of weight \[-4, 2, 1\].*\[-8, 4, 2, 1\].*one by one"):
+        recording.spikes_of("a")
     with pytest.raises(InputError, match="one by one"):
-        recording.spikes_of("")
+        recording.ran_timesteps("a")
+
+
+def test_a_recording_prints_a_table():
+    layer = by_hand_layer()
+    with record(layer) as recording:
+        assert "0 tokens" in repr(recording)  # before anything ran
+        layer(BY_HAND)
+    # 9 spikes in 8 channels; 32 places.
+    assert repr(recording).splitlines() == [
+        "Recording of SpikeLinear: 1 layers, 2 tokens",
+        "kind of layer  layers  spikes per channel  firing rate  timesteps",
+        "                    1              1.1250       28.12%          4",
+    ]
 
 
 @pytest.mark.slow

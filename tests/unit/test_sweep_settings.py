@@ -193,7 +193,8 @@ def test_the_command_and_its_exit_codes(run, model_folder, text, tmp_path):
     lines = [line.split() for line in shown.splitlines()]
     assert ["k", "sparsity", "|count|", "<=", "7", "perplexity", "spikes", "front"] in lines
     assert [line[0] for line in lines if line[:1] in (["float"], ["2"], ["3"])] == ["float", "2", "3"]
-    assert "Next: spikes: k is best at its least, 2: try -o k=1.33,2" in shown
+    assert "spikes: k is best at its least, 2: try k=1.33,2.\n" in shown
+    assert shown.splitlines()[-1].startswith(f"Next: spikebrain sweep {spec} --option encoder=ternary --option k=")
     code, _, err = run("sweep", spec, *short, tmp_path / "s")
     assert code == 2
     assert 'spec.encoder: "ternary" there, "binary" here' in err
