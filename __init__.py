@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from . import jobs as jobs
     from . import models as models
     from . import neuro as neuro
+    from . import pages as pages
     from . import simulation as simulation
     from . import testing as testing
     from .analysis import measure_perplexity, plot_raster, spike_statistics
@@ -198,6 +199,7 @@ _ROOMS = (
     "jobs",
     "models",
     "neuro",
+    "pages",
     "simulation",
     "testing",
 )

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from .histogram import plot_histogram
     from .losses import plot_losses
     from .pareto_plot import plot_pareto
-    from .raster import plot_raster
+    from .raster_plot import plot_raster
+    from .rasters import Raster, raster
 from .exactness import ExactnessCheck
 from .pareto import pareto_front
 from .perplexity import measure_perplexity, split_windows, window_nlls
@@ -23,6 +24,7 @@ __all__ = [
     "DEFINITIONS",
     "CodeStatistics",
     "ExactnessCheck",
+    "Raster",
     "SpikeStatistics",
     "code_statistics",
     "measure_perplexity",
@@ -37,6 +39,7 @@ __all__ = [
     "plot_pareto",
     "plot_raster",
     "plot_waterfall",
+    "raster",
     "spike_statistics",
     "split_windows",
     "window_nlls",
@@ -48,7 +51,8 @@ _PLOTS = {
     "histogram": ("plot_histogram",),
     "losses": ("plot_losses",),
     "pareto_plot": ("plot_pareto",),
-    "raster": ("plot_raster",),
+    "raster_plot": ("plot_raster",),
+    "rasters": ("Raster", "raster"),
 }
 
 

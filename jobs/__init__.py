@@ -11,6 +11,7 @@ from .eval import EvalSettings, evaluate
 from .export import Exported, ExportSettings, export
 from .generate import Generated, GenerateSettings, SpikesWritten, generate
 from .progress import Progress, Silent
+from .raster import Drawn, RasterSettings, raster
 from .report import ReportSettings, report
 from .simulate import Simulated, SimulateSettings, simulate
 from .sweep import SweepSettings, Swept, sweep
@@ -19,6 +20,7 @@ __all__ = [
     "ConvertSettings",
     "DistillRun",
     "Distilled",
+    "Drawn",
     "EnergyEstimate",
     "EnergySettings",
     "EvalSettings",
@@ -27,6 +29,7 @@ __all__ = [
     "GenerateSettings",
     "Generated",
     "Progress",
+    "RasterSettings",
     "ReportSettings",
     "Silent",
     "SimulateSettings",
@@ -42,6 +45,7 @@ __all__ = [
     "examine",
     "export",
     "generate",
+    "raster",
     "report",
     "simulate",
     "sweep",

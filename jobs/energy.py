@@ -183,7 +183,7 @@ def count_run(settings: EnergySettings, progress: Progress = SILENT) -> ModelCou
     num_tokens = usual(settings.num_tokens, _CONTEXT)
     context = min(num_tokens, _CONTEXT)
     inputs = {"num_tokens": num_tokens, "context": context, "device": usual(settings.device, "auto")}
-    model, ids, _, _ = load_spiking(settings.source, settings.text, settings, progress=progress, **inputs)
+    model, ids, *_ = load_spiking(settings.source, settings.text, settings, progress=progress, **inputs)
     windows = split_windows(ids, context)
     block_bytes, shared_tokens = usual(settings.block_bytes, 64), usual(settings.shared_tokens, 1)
     with record(model, block_bytes=(block_bytes,), shared_tokens=(shared_tokens,)) as recording:

@@ -13,7 +13,14 @@ from ..analysis.perplexity import split_windows
 from ..coding import ENCODERS, Encoder
 from ..energy import neurobench_results
 from ..errors import InputError
-from ..exchange import RECORDING_SUFFIXES, check_suffix, to_nir
+from ..exchange import (
+    RECORDING_SUFFIXES,
+    TRACE_SUFFIX,
+    check_suffix,
+    require_perfetto,
+    to_nir,
+    write_recording_timeline,
+)
 from ..exchange import export as export_recording
 from ..files import write_json
 from ..models import Recording, SpikeSettings, record, spiking_layers, to_spiking
@@ -26,6 +33,8 @@ _CONTEXT = 512
 # Settings of a run, which a graph of layers does not need.
 _OF_A_RUN = ("text", "num_tokens", "device", "trains")
 _NIR, _NEUROBENCH = ".nir", ".json"
+# Files that need every spike.
+_WITH_TRAINS = (_NEUROBENCH, TRACE_SUFFIX)
 
 
 @dataclass(frozen=True)
@@ -90,39 +99,45 @@ def export(settings: ExportSettings, out: Path, progress: Progress = SILENT, *, 
     Args:
         settings: what is exported.
         out: the file; its suffix says what it holds: .parquet, .h5, .hdf5 or .npz a recording of the model on a text,
-            .json the results of that run as NeuroBench has them, per token, and .nir the layers as a graph of NIR.
+            .json the results of that run as NeuroBench has them, per token, .pftrace which layers spiked when, for
+            Perfetto, and .nir the layers as a graph of NIR.
         progress: told what happens.
         force: write over a file that is there.
     Raises:
         SpikebrainError: bad input; the message says which and what to do.
     """
     suffix = out.suffix.lower()
-    check_suffix(out, "out", (*RECORDING_SUFFIXES, _NEUROBENCH, _NIR))
+    check_suffix(out, "out", (*RECORDING_SUFFIXES, TRACE_SUFFIX, _NEUROBENCH, _NIR))
     if suffix == _NIR:
         refuse(settings, _OF_A_RUN, f"on {out.name}, a graph of layers that do not run")
-    if suffix == _NEUROBENCH:
+    if suffix == TRACE_SUFFIX:
+        require_perfetto(f"out {out}")
+    if suffix in _WITH_TRAINS:
         refuse(settings, ("trains",), f"on {out.name}, for which trains are always kept")
     require_writable(out.parent)
     if out.exists() and not force:
         raise InputError(f"out {out}: is there already. Name another file, or pass force=True to write over it.")
     if suffix == _NIR:
         return _export_graph(settings, out, progress)
-    model, recording = _run(settings, suffix == _NEUROBENCH or bool(settings.trains), progress)
+    model, recording, tokens = _run(settings, suffix in _WITH_TRAINS or bool(settings.trains), progress)
     num_tokens = max(layer.num_tokens for layer in recording.layers.values())
     if suffix == _NEUROBENCH:
         write_json(out, neurobench_results(model, recording), indent=4)
         return Exported("results as NeuroBench has them, per token", len(recording.layers), num_tokens)
+    if suffix == TRACE_SUFFIX:
+        write_recording_timeline(recording, out, tokens)
+        return Exported("timeline for Perfetto", len(recording.layers), num_tokens)
     export_recording(recording, out)
     what = "recording with its trains" if settings.trains else "recording"
     return Exported(what, len(recording.layers), num_tokens)
 
 
-def _run(settings: ExportSettings, trains: bool, progress: Progress) -> tuple[nn.Module, Recording]:
-    """Run a model on a text, one window after the other, so that trains have an order."""
+def _run(settings: ExportSettings, trains: bool, progress: Progress) -> tuple[nn.Module, Recording, list[str]]:
+    """Run a model on a text, one window after the other, so that trains have an order; return its tokens, too."""
     num_tokens = usual(settings.num_tokens, _CONTEXT)
     context = min(num_tokens, _CONTEXT)
     inputs = {"num_tokens": num_tokens, "context": context, "device": usual(settings.device, "auto")}
-    model, ids, _, _ = load_spiking(settings.model, settings.text, settings, progress=progress, **inputs)
+    model, ids, _, _, tokenizer = load_spiking(settings.model, settings.text, settings, progress=progress, **inputs)
     windows = split_windows(ids, context)
     device = next(model.parameters()).device
     done = progress.bar("spiking", sum(len(window) for window in windows), "tokens")
@@ -130,7 +145,7 @@ def _run(settings: ExportSettings, trains: bool, progress: Progress) -> tuple[nn
         for window in windows:
             model(input_ids=window[None].to(device), use_cache=False)
             done(len(window))
-    return model, recording
+    return model, recording, [str(tokenizer.decode([i])) for i in ids.tolist()]
 
 
 def _export_graph(settings: ExportSettings, out: Path, progress: Progress) -> Exported:

@@ -192,14 +192,20 @@ def look_at_layers(found: Preview | None, settings: Any) -> dict[str, tuple[int,
 
 
 def first_tokens(
-    loaded: Loaded, text: str, num_tokens: int, context: int, progress: Progress = SILENT, *, size: str = "context"
+    loaded: Loaded,
+    text: str,
+    num_tokens: int | None,
+    context: int,
+    progress: Progress = SILENT,
+    *,
+    size: str = "context",
 ) -> Tensor:
     """Return the ids of the first tokens of a text, checked against the model.
 
     Args:
         loaded: the model.
         text: the text.
-        num_tokens: tokens to return; a shorter text gives all it has.
+        num_tokens: tokens to return; a shorter text gives all it has, as does None.
         context: tokens of one window, at most as many as the model has positions.
         progress: told if the text is shorter.
         size: the argument that sets the window's size.
@@ -224,7 +230,7 @@ def first_tokens(
             f"{loaded.source}: expected token ids below {vocabulary.num_embeddings}, got {int(ids.max())}: the "
             "tokenizer is not this model's. Use the files that belong together."
         )
-    if len(ids) < num_tokens:
+    if num_tokens is not None and len(ids) < num_tokens:
         progress.say(f"The text has only {len(ids):,} tokens, fewer than {num_tokens:,}: all are used.")
     return ids[:num_tokens]
 
@@ -276,12 +282,14 @@ class SpikingText(NamedTuple):
         ids: token ids, [tokens].
         source: file, folder or hub id that the model is from.
         text_source: where the text is from.
+        tokenizer: of the model.
     """
 
     model: nn.Module
     ids: Tensor
     source: str
     text_source: str
+    tokenizer: Any
 
 
 def load_spiking(
@@ -289,8 +297,9 @@ def load_spiking(
     text: Path | None,
     settings: Any,
     *,
-    num_tokens: int,
+    num_tokens: int | None,
     context: int,
+    prompt: str | None = None,
     device: str = "auto",
     size: str = "num_tokens",
     fits: Callable[[dict[str, tuple[int, int]]], Any] = lambda shapes: None,
@@ -304,6 +313,7 @@ def load_spiking(
         settings: of a job, with `spike_settings()`; must not say how a model spikes that spikes already.
         num_tokens: as for `first_tokens`.
         context: as for `first_tokens`.
+        prompt: a text itself, in the place of `text`.
         device: "cpu", "cuda" or "auto".
         size: the argument that sets the window's size.
         fits: called with the shapes of the layers that will spike, if they are known before the model is loaded.
@@ -312,9 +322,10 @@ def load_spiking(
         SpikebrainError: bad input; the message says which and what to do.
     """
     device_of(device)
-    check_windows(num_tokens, context)
+    if num_tokens is not None:
+        check_windows(num_tokens, context)
     chosen = settings.spike_settings()
-    content, text_source = read_text(text)
+    content, text_source = read_text(text) if prompt is None else (prompt, "the prompt")
     if shapes := look_at_layers(look_ahead(model, [content], text_source, context, size), settings):
         fits(shapes)
     loaded = load(model, say=progress.say, bar=progress.bar)
@@ -323,7 +334,7 @@ def load_spiking(
     move(loaded.model, device, chosen.backend, progress)
     ids = first_tokens(loaded, content, num_tokens, context, progress, size=size)
     spiking = loaded.model if is_spiking(loaded.model) else to_spiking(loaded.model, chosen, inplace=True)
-    return SpikingText(spiking, ids, loaded.source, text_source)
+    return SpikingText(spiking, ids, loaded.source, text_source, loaded.tokenizer)
 
 
 class SpikingBrain(NamedTuple):

@@ -10,9 +10,9 @@ from typing import Any
 
 from .. import analysis
 from ..chip import MAPPINGS, ORDERS, ChannelOrder, Description, InOrder, Mapping, load_description, plan
-from ..chip.trace import write_timeline
 from ..coding import ENCODERS, Encoder
 from ..errors import InputError
+from ..exchange import require_perfetto, write_chip_timeline
 from ..files import write_json
 from ..models import SpikeSettings, spiking_layers
 from ..models.layers import patterns_of
@@ -54,7 +54,7 @@ class SimulateSettings:
         jitter: services last up to this share longer, at random; changes times, never sums.
         seed: random seed for the jitter, which must be above 0; None for 0.
         critical_path: find what holds tokens up, which takes twice as long.
-        timeline: name of a layer of which timeline.json is written, for Perfetto.
+        timeline: name of a layer of which timeline.pftrace is written, for Perfetto.
     """
 
     model: str = "smollm2"
@@ -106,7 +106,7 @@ class Simulated:
 def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT) -> Simulated:
     """Run a model on a simulated chip, event by event, and check its sums against the model's.
 
-    Writes simulation.json, energy.png, time.png, mesh.png and, if asked for, timeline.json into `out`.
+    Writes simulation.json, energy.png, time.png, mesh.png and, if asked for, timeline.pftrace into `out`.
 
     Args:
         settings: what runs on which chip.
@@ -125,11 +125,13 @@ def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT)
     if settings.jitter == 0:
         refuse(settings, ("seed",), "without `jitter`, since nothing else is random")
     chip = load_description(settings.chip)
+    if settings.timeline is not None:
+        require_perfetto("timeline")
     require_writable(out)
     wanted = num_tokens + (ORDER_TOKENS if order is not None else 0)
     inputs = {"num_tokens": wanted, "context": num_tokens, "device": "cpu", "progress": progress}
     inputs["fits"] = lambda shapes: check_fit(shapes, chip, settings)
-    model, ids, source, text_source = load_spiking(settings.model, settings.text, settings, **inputs)
+    model, ids, source, text_source, _ = load_spiking(settings.model, settings.text, settings, **inputs)
     spiking = spiking_layers(model)
     check_fit({name: (layer.in_features, layer.out_features) for name, layer in spiking.items()}, chip, settings)
     ids, following = ids[:num_tokens], ids[num_tokens:]
@@ -199,7 +201,7 @@ def _write(found: ModelOnChip, figures: dict[str, Any], title: str, timeline: st
     analysis.plot_mesh(found, out / "mesh.png", title)
     files = ("simulation.json", "energy.png", "time.png", "mesh.png")
     if found.timeline is not None and timeline is not None:
-        figures["num_timeline_events"] = write_timeline(found.timeline, out / "timeline.json", timeline)
-        files += ("timeline.json",)
+        figures["num_timeline_events"] = write_chip_timeline(found.timeline, out / "timeline.pftrace", timeline)
+        files += ("timeline.pftrace",)
     write_json(out / "simulation.json", figures)
     return files

@@ -37,7 +37,10 @@ def export(
     screen: Screen,
     model: Model,
     out: Annotated[
-        Path, typer.Option(help="File to write: .parquet, .h5, .hdf5, .npz, .json or .nir.", rich_help_panel=OUTPUT)
+        Path,
+        typer.Option(
+            help="File to write: .parquet, .h5, .hdf5, .npz, .json, .pftrace or .nir.", rich_help_panel=OUTPUT
+        ),
     ],
     text: TextFile = None,
     num_tokens: Annotated[int | None, tokens_if_run("512")] = None,
@@ -57,8 +60,8 @@ def export(
     """Write a recording, results or layers in the files of other tools.
 
     .parquet, .h5, .hdf5 and .npz hold what the layers did on a text; .json the results of that run in NeuroBench's
-    form, per token; .nir the layers themselves, for which --text, --num-tokens, --trains and --device do not count. A
-    model that spikes keeps its own settings.
+    form, per token; .pftrace which layers spiked when, for ui.perfetto.dev; .nir the layers themselves, for which
+    --text, --num-tokens, --trains and --device do not count. A model that spikes keeps its own settings.
     """
     from ... import coding, jobs
 

@@ -96,7 +96,7 @@ def simulate(
     timeline: Annotated[
         str | None,
         typer.Option(
-            help="Layer of which to write timeline.json for Perfetto.",
+            help="Layer of which to write timeline.pftrace for Perfetto.",
             autocompletion=layers_of,
             rich_help_panel=OUTPUT,
         ),

@@ -1,7 +1,7 @@
 """Spiking layers, the settings that say which layers spike and how, and the swap of linear layers."""
 
 from . import ops
-from .choose import choose_layers, patterns_of
+from .choose import check_matches, choose_layers, patterns_of
 from .guards import guard
 from .settings import SETTINGS, SpikeSettings, neuron_with_k
 from .spike_aware import SpikeAwareLinear, spike_aware
@@ -14,6 +14,7 @@ __all__ = [
     "SpikeAwareLinear",
     "SpikeLinear",
     "SpikeSettings",
+    "check_matches",
     "choose_layers",
     "guard",
     "neuron_with_k",

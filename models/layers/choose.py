@@ -61,8 +61,8 @@ def choose_layers(
             linears[name] = module
     names = [*linears, *skipped]
     neurons = tuple(settings.neuron) if isinstance(settings.neuron, Mapping) else ()
-    _check_patterns("skip", settings.skip, names)
-    _check_patterns("neuron", neurons, names)
+    check_matches("skip", settings.skip, names)
+    check_matches("neuron", neurons, names)
     if not linears:
         reasons = [f"{name!r}: {reason}" for name, reason in skipped.items()]
         listed = "; ".join(reasons[:6]) + ("; ..." if len(reasons) > 6 else "") if reasons else "it has no weights"
@@ -72,7 +72,7 @@ def choose_layers(
         )
     _check_order(neurons, linears)
     if settings.attention is None:  # those with attention are of a kind of model, which need not have all the layers
-        _check_patterns("layers", settings.layers, names)
+        check_matches("layers", settings.layers, names)
     if settings.weights == "stored":
         check_stored(linears)
     return linears, skipped
@@ -175,8 +175,14 @@ def patterns_of(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys([*owners, *(f"*{part[-1]}" for part in parts)]))
 
 
-def _check_patterns(field: str, patterns: Collection[str], names: Collection[str]) -> None:
-    """Raise an InputError for a pattern that matches no layer, and would be ignored."""
+def check_matches(field: str, patterns: Collection[str], names: Collection[str]) -> None:
+    """Raise an InputError for a pattern that matches no layer, and would be ignored; it names patterns that match.
+
+    Args:
+        field: what the patterns are, for the message.
+        patterns: with * and ?.
+        names: of all layers; if there are none, nothing is checked.
+    """
     for pattern in patterns if names else ():
         if not any(matches_any(name, (pattern,)) for name in names):
             raise InputError(

@@ -2,7 +2,7 @@
 
 from .layer_record import LayerRecord
 from .modules import ModuleRecord
-from .record import Recording, record
+from .record import LayerInput, Recording, record
 from .weight_reads import WeightReads
 
-__all__ = ["LayerRecord", "ModuleRecord", "Recording", "WeightReads", "record"]
+__all__ = ["LayerInput", "LayerRecord", "ModuleRecord", "Recording", "WeightReads", "record"]

@@ -16,12 +16,28 @@ from torch import Tensor, nn
 from ...coding import SpikeTrain
 from ...errors import InputError
 from ...lazy import optional
+from ..layers.choose import check_matches
 from ...text_table import kind_of, text_table
 from ..layers.settings import check_patterns
 from ..layers.spike_linear import SpikeLinear, Step, observing, spiking_layers
 from .layer_record import LayerRecord
 from .modules import UNCOUNTED, ModuleRecord, describe
 from .weight_reads import WeightReads
+
+
+@dataclass(frozen=True)
+class LayerInput:
+    """What a layer was given when it made a train, and what its neuron counted.
+
+    Attributes:
+        x: activations, [tokens, in_features].
+        count: spike counts, int32, [tokens, in_features].
+        threshold: activation worth of one spike, [tokens, 1], in the unit of x.
+    """
+
+    x: Tensor
+    count: Tensor
+    threshold: Tensor
 
 
 @dataclass
@@ -35,6 +51,7 @@ class Recording:
         unsupported: classes of modules whose work is not recorded, with the number of such modules.
         model: class of the model.
         order: names of layers and modules in the order in which they first ran; those that never ran are left out.
+        inputs: what each of the trains was made from, with `keep_inputs` only.
     """
 
     layers: Mapping[str, LayerRecord]
@@ -43,6 +60,7 @@ class Recording:
     unsupported: tuple[str, ...] = ()
     model: str = ""
     order: list[str] = field(default_factory=list)
+    inputs: dict[str, list[LayerInput]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Return what each kind of layer did."""
@@ -126,7 +144,10 @@ class Recording:
         if not trains:
             raise InputError(f"Recording: no trains of {name!r}. Use record(model, layers=..., keep_trains=True).")
         longest = max(trains, key=lambda train: train.num_timesteps)
-        starts = [_start_in(longest, train) for train in trains]
+        starts = [
+            start_in(longest.timestep_weight, train.timestep_weight) if train.zero_point == longest.zero_point else None
+            for train in trains
+        ]
         if None in starts:
             i = starts.index(None)
             raise InputError(
@@ -138,13 +159,10 @@ class Recording:
         return trains, [start for start in starts if start is not None]
 
 
-def _start_in(longest: SpikeTrain, train: SpikeTrain) -> int | None:
-    """Return where a train fits into the timesteps of a longer one, at its beginning or its end; None if nowhere."""
-    weight, room = train.timestep_weight, longest.num_timesteps - train.num_timesteps
-    if train.zero_point != longest.zero_point:
-        return None
-    places = (0, room)
-    return next((i for i in places if torch.equal(longest.timestep_weight[i : i + len(weight)], weight)), None)
+def start_in(longest: Tensor, weight: Tensor) -> int | None:
+    """Return where the weights of a train stand among those of a longer one: its begin or its end; None if nowhere."""
+    places = (0, len(longest) - len(weight))
+    return next((i for i in places if torch.equal(longest[i : i + len(weight)], weight)), None)
 
 
 def _shown(layers: list[LayerRecord]) -> tuple[str, ...]:
@@ -161,6 +179,7 @@ def record(
     *,
     layers: tuple[str, ...] = ("*",),
     keep_trains: bool = False,
+    keep_inputs: bool = False,
     block_bytes: tuple[int, ...] = (64, 2048),
     shared_tokens: tuple[int, ...] = (1,),
 ) -> Iterator[Recording]:
@@ -175,6 +194,8 @@ def record(
         model: a converted model, or a single SpikeLinear.
         layers: patterns of layer names (with * and ?); a layer is recorded if one matches.
         keep_trains: also keep every spike train, which takes timesteps x tokens x channels bytes a layer.
+        keep_inputs: also keep the activations, counts and thresholds from which the trains were made, as `raster` needs
+            them to draw a membrane potential.
         block_bytes: sizes of memory blocks for which reads of weights are counted (see `WeightReads`).
         shared_tokens: numbers of consecutive tokens for which they are read once; all combinations are counted.
     Yields:
@@ -192,9 +213,10 @@ def record(
     spiking = spiking_layers(model)
     chosen = {n: m for n, m in spiking.items() if any(fnmatch.fnmatchcase(n, pattern) for pattern in layers)}
     if not chosen:
+        check_matches("record: layers", layers, spiking)
         raise InputError(
-            f"record: expected a SpikeLinear that matches {layers}; the model has {len(spiking)}. "
-            + (f"One is {next(iter(spiking))!r}." if spiking else "Call to_spiking first.")
+            f"record: expected a SpikeLinear that matches {layers}; the model has {len(spiking)}."
+            + ("" if spiking else " Call to_spiking first.")
         )
     reads = [(size, tokens) for size in block_bytes for tokens in shared_tokens]
     records = {n: LayerRecord.of_layer(n, m, [WeightReads(*pair) for pair in reads]) for n, m in chosen.items()}
@@ -219,6 +241,10 @@ def record(
             recording.layers[name].add(step)
             if keep_trains:
                 recording.trains.setdefault(name, []).append(step.train)
+            if keep_inputs:
+                of_call = step.x.detach().reshape(step.num_tokens, -1)
+                x = of_call[step.first_token : step.first_token + len(step.count)].clone()  # may be changed in place
+                recording.inputs.setdefault(name, []).append(LayerInput(x, step.count, step.threshold))
 
     def watch(part: ModuleRecord, measure: Any) -> Any:
         def hook(module: nn.Module, arguments: tuple, keywords: dict) -> None:

@@ -105,7 +105,7 @@ SLOW = [
     (run_convert, "config.json"),
     (run_report, "layers.csv"),
     (run_simulate, "simulation.json"),
-    (run_simulate, "timeline.json"),
+    (run_simulate, "timeline.pftrace"),
     (run_distill, "training.safetensors"),
     (run_distill, "loss.png"),
 ]

@@ -26,6 +26,7 @@ ALWAYS = {
     "learning_rate spiking precision device seed force",
     "doctor": "",
     "export": "model out force",
+    "raster": "model out prompt max_new_tokens layers encoder num_neurons num_timesteps potential_of device force",
     "sweep": "spec options model text num_tokens context objectives method workers storage study retry_failed out "
     "device",
 }
@@ -57,6 +58,10 @@ CASES = {
     "export": {
         **dict.fromkeys(("text", "num_tokens", "trains", "device"), ("DENSE", "--out", "NIR")),
         **dict.fromkeys(("k", "encoder", "layers", "skip", "weights"), ("SPIKES", "--out", "NPZ")),
+    },
+    "raster": {
+        **dict.fromkeys(("text", "num_tokens"), ("DENSE", "--prompt", "A neuron", "--out", "PNG")),
+        **dict.fromkeys(("neuron", "k", "skip", "weights"), ("SPIKES", "--num-tokens", 8, "--out", "PNG")),
     },
     "convert": {
         **dict.fromkeys(("calibrate_tokens", "fit", "device", "k", "weights", "format"), ("DENSE",)),
@@ -105,7 +110,7 @@ def files(model_folder, text, tmp_path):
     jobs.convert(jobs.ConvertSettings(str(tmp_path / "float"), spiking="as-described"), tmp_path / "spikes")
     (tmp_path / "report.json").write_text("{}")
     names = {"DENSE": model_folder, "FLOAT": tmp_path / "float", "SPIKES": tmp_path / "spikes"}
-    names |= {"NIR": tmp_path / "it.nir", "NPZ": tmp_path / "it.npz"}
+    names |= {"NIR": tmp_path / "it.nir", "NPZ": tmp_path / "it.npz", "PNG": tmp_path / "it.png"}
     return names | {"TEXT": text, "REPORT": tmp_path / "report.json"}
 
 

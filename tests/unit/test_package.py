@@ -37,8 +37,8 @@ OPTIONAL = {
     "spikebrain.backends.gpu.count": "triton",
     "spikebrain.jobs.eval_scoring": "lm_eval",
 }
-FLOW = ["neuro", "coding", "chip", "backends", "models", "energy", "simulation", "analysis", "exchange", "jobs", "cli"]
-FLOW += ["testing"]
+FLOW = ["neuro", "coding", "chip", "backends", "models", "energy", "simulation", "analysis", "exchange"]
+FLOW += ["pages", "jobs", "cli", "testing"]
 UNDER_ALL = [
     "errors",
     "fingerprint",

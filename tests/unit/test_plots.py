@@ -38,8 +38,7 @@ def test_raster_svg_places_every_spike(tmp_path, train):
     plot_raster(train, tmp_path / "r.svg")
     svg = (tmp_path / "r.svg").read_text()
     # Token 0: neuron 0 fires +1 twice, neuron 1 -1 once. Token 1: neuron 0 fires -1 twice, neuron 2 +1 once.
-    assert "spike +1  (3)" in svg
-    assert "spike −1  (3)" in svg
+    assert "spikes: 3 of +1, 3 of −1" in svg
     # The same input gives the same file.
     plot_raster(train, tmp_path / "again.svg")
 
@@ -48,14 +47,14 @@ def test_raster_of_many_neurons_shows_some(tmp_path):
     big = SpikeTrain(torch.ones(3, 4, 1000, dtype=torch.int8), torch.tensor([4, 2, 1]))
     plot_raster(big, tmp_path / "r.svg", num_neurons=50)
     svg = (tmp_path / "r.svg").read_text()
-    assert "spike +1  (600)" in svg  # 50 neurons x 12 timesteps
+    assert "spikes: 600 of +1<" in svg.replace(" -->", "<")  # 50 neurons x 12 timesteps
     assert "50 of 1,000" in svg
 
 
 def test_raster_bad_input(tmp_path, train):
     with pytest.raises(InputError, match=r"\[T, tokens, neurons\]"):
         plot_raster(SpikeTrain(train.spikes[:, 0], train.timestep_weight), tmp_path / "r.png")
-    with pytest.raises(InputError, match="2 token texts, got 1"):
+    with pytest.raises(InputError, match="texts of 2 tokens, got 1"):
         plot_raster(train, tmp_path / "r.png", tokens=["a"])
 
 

@@ -1,0 +1,372 @@
+/* How one panel of a spike raster is drawn on a canvas; raster.js fills a page with panels and answers the pointer. */
+"use strict";
+
+class RasterPicture {
+  /* Pixels: margins, heights beside the main field; and of a place from which on single spikes are drawn. */
+  static LEFT = 72; static RIGHT = 78; static LABELS = 46; static SUMS = 36; static GAP = 5; static AXIS = 34;
+  static POTENTIAL = 74; static HIGH = 9; static WIDE = 1;
+
+  constructor(figure, raster, panel, spikes, counts) {
+    Object.assign(this, { figure, raster, panel, spikes, counts });
+    this.rows = panel.neurons.length;
+    this.columns = panel.num_tokens * panel.num_timesteps;
+    this.isSigned = panel.num_spikes[1] > 0;
+    this.weights = panel.weights.flat();
+    this.timesteps = panel.timesteps.flat();
+    this.place = null; // [row, column] under the pointer
+    this.canvas = document.createElement("canvas");
+    this.sheet = document.createElement("canvas"); // the picture without the pointer's place
+    this.showAll();
+  }
+
+  static number(value) {
+    return value.toLocaleString("en").replace("-", "−");
+  }
+
+  showAll() {
+    this.view = { row: [0, this.rows], column: [0, this.columns] };
+  }
+
+  /* Sizes, in CSS pixels. */
+  measure() {
+    const width = Math.max(260, this.canvas.parentElement.clientWidth);
+    const top = RasterPicture.LABELS + RasterPicture.SUMS + RasterPicture.GAP;
+    const height = this.rows <= 66 ? Math.max(64, 11 * this.rows) : 460;
+    const below = this.panel.potential ? RasterPicture.POTENTIAL + RasterPicture.GAP : 0;
+    this.main = { x: RasterPicture.LEFT, y: top, width: width - RasterPicture.LEFT - RasterPicture.RIGHT, height };
+    this.size = { width, height: top + height + below + RasterPicture.AXIS };
+    const { row, column } = this.view;
+    this.high = height / (row[1] - row[0]);
+    this.wide = this.main.width / (column[1] - column[0]);
+    this.isMap = this.high < RasterPicture.HIGH || this.wide < RasterPicture.WIDE;
+    this.signs = this.isMap && this.isSigned ? [1, -1] : [1];
+  }
+
+  x(column) {
+    return this.main.x + (column - this.view.column[0]) * this.wide;
+  }
+
+  draw() {
+    this.measure();
+    const style = getComputedStyle(this.figure), of = (name, usual) => style.getPropertyValue(name).trim() || usual;
+    this.ink = style.color;
+    this.color = { "1": of("--raster-plus", "#0072b2"), "-1": of("--raster-minus", "#d55e00") };
+    const scale = window.devicePixelRatio || 1;
+    for (const canvas of [this.canvas, this.sheet]) {
+      canvas.width = this.size.width * scale;
+      canvas.height = this.size.height * scale;
+    }
+    this.canvas.style.cssText = `width: ${this.size.width}px; height: ${this.size.height}px`;
+    this.scale = scale;
+    const pen = this.sheet.getContext("2d");
+    this.pen = pen;
+    pen.scale(scale, scale);
+    pen.font = "11px system-ui, sans-serif";
+    this.drawPadding();
+    if (this.isMap) this.drawMaps();
+    else this.drawSpikes();
+    this.drawSums();
+    this.drawRates();
+    if (this.panel.potential) this.drawPotential();
+    this.drawAxes();
+    this.drawPlace();
+  }
+
+  inMain(paint) {
+    const { pen, main } = this;
+    pen.save();
+    pen.beginPath();
+    pen.rect(main.x, main.y, main.width, main.height);
+    pen.clip();
+    paint();
+    pen.restore();
+  }
+
+  drawPadding() {
+    const { pen, main } = this;
+    this.inMain(() => {
+      pen.strokeStyle = this.ink;
+      pen.globalAlpha = 0.25;
+      for (let c = Math.floor(this.view.column[0]); c < this.view.column[1]; c++) {
+        if (this.timesteps[c] >= 0) continue;
+        let end = c;
+        while (end < this.columns && this.timesteps[end] < 0) end++;
+        pen.save();
+        pen.beginPath();
+        pen.rect(this.x(c), main.y, (end - c) * this.wide, main.height);
+        pen.clip();
+        pen.beginPath();
+        for (let x = this.x(c) - main.height; x < this.x(end); x += 7) {
+          pen.moveTo(x, main.y + main.height);
+          pen.lineTo(x + main.height, main.y);
+        }
+        pen.stroke();
+        pen.restore();
+        c = end;
+      }
+    });
+  }
+
+  /* A box for each spike: filled and above the neuron's line for +1, hollow or thin and below it for -1. */
+  drawSpikes() {
+    const { pen, main, high, wide, view } = this;
+    const margin = wide >= 4 ? 0.1 * wide : 0, isRoomy = wide >= 5;
+    this.inMain(() => {
+      for (let r = Math.floor(view.row[0]); r < view.row[1]; r++) {
+        const middle = main.y + main.height - (r + 0.5 - view.row[0]) * high;
+        pen.fillStyle = this.ink;
+        pen.globalAlpha = 0.15;
+        pen.fillRect(main.x, middle - 0.25, main.width, 0.5);
+        pen.globalAlpha = 1;
+        for (let c = Math.floor(view.column[0]); c < view.column[1]; c++) {
+          const spike = this.spikes[r * this.columns + c];
+          if (!spike) continue;
+          const x = this.x(c) + margin, width = Math.max(wide - 2 * margin, 0.7);
+          pen.fillStyle = pen.strokeStyle = this.color[spike];
+          if (spike > 0) pen.fillRect(x, middle - 0.42 * high, width, 0.39 * high);
+          else if (isRoomy) pen.strokeRect(x + 0.5, middle + 0.03 * high + 0.5, width - 1, 0.39 * high - 1);
+          else pen.fillRect(x, middle + 0.12 * high, width, 0.2 * high);
+        }
+      }
+    });
+  }
+
+  drawMaps() {
+    const { pen, main, view, signs } = this;
+    const width = Math.max(1, Math.floor(main.width)), height = Math.max(1, Math.floor(main.height / signs.length));
+    const rows = view.row[1] - view.row[0], columns = view.column[1] - view.column[0];
+    const pixel = (i, first, size, length) => Math.min(size - 1, Math.floor((i - first) * size / length));
+    const fired = signs.map(() => new Float32Array(width * height));
+    const ofRow = new Float32Array(height), ofColumn = new Float32Array(width);
+    for (let c = Math.floor(view.column[0]); c < view.column[1]; c++) {
+      ofColumn[Math.max(0, pixel(c, view.column[0], width, columns))]++;
+    }
+    for (let r = Math.floor(view.row[0]); r < view.row[1]; r++) {
+      const y = height - 1 - Math.max(0, pixel(r, view.row[0], height, rows));
+      ofRow[y]++;
+      for (let c = Math.floor(view.column[0]); c < view.column[1]; c++) {
+        const spike = this.spikes[r * this.columns + c];
+        if (spike) fired[spike > 0 ? 0 : 1][y * width + Math.max(0, pixel(c, view.column[0], width, columns))]++;
+      }
+    }
+    // A place that is wider than a pixel covers all of them.
+    for (const map of fired) {
+      for (let y = 0; y < height; y++) {
+        for (let x = 0; x < width; x++) {
+          const places = ofRow[y] * ofColumn[x];
+          if (places) map[y * width + x] /= places;
+        }
+        for (let x = 1; x < width; x++) if (!ofColumn[x]) map[y * width + x] = map[y * width + x - 1];
+      }
+      for (let y = height - 2; y >= 0; y--) {
+        if (!ofRow[y]) map.copyWithin(y * width, (y + 1) * width, (y + 2) * width);
+      }
+    }
+    const darkest = fired.reduce((most, map) => map.reduce((a, b) => Math.max(a, b), most), 1e-9);
+    fired.forEach((map, i) => {
+      const sheet = document.createElement("canvas");
+      sheet.width = width;
+      sheet.height = height;
+      const brush = sheet.getContext("2d", { willReadFrequently: true });
+      brush.fillStyle = this.color[signs[i]];
+      brush.fillRect(0, 0, width, height);
+      const image = brush.getImageData(0, 0, width, height);
+      map.forEach((share, j) => { image.data[4 * j + 3] = 255 * Math.sqrt(share / darkest); });
+      brush.putImageData(image, 0, 0);
+      const y = main.y + i * main.height / signs.length;
+      pen.imageSmoothingEnabled = false;
+      pen.drawImage(sheet, main.x, y, main.width, main.height / signs.length);
+      pen.fillStyle = this.ink;
+      if (i) pen.fillRect(main.x, y - 0.5, main.width, 1);
+    });
+    this.darkest = darkest;
+  }
+
+  /* Spikes of the visible rows in each timestep: +1 upwards, -1 downwards. */
+  drawSums() {
+    const { view, pen, main } = this;
+    const first = Math.floor(view.column[0]), last = Math.ceil(view.column[1]);
+    const sums = [new Int32Array(last - first), new Int32Array(last - first)];
+    for (let r = Math.floor(view.row[0]); r < view.row[1]; r++) {
+      for (let c = first; c < last; c++) {
+        const spike = this.spikes[r * this.columns + c];
+        if (spike) sums[spike > 0 ? 0 : 1][c - first]++;
+      }
+    }
+    const most = sums.map((sum) => sum.reduce((a, b) => Math.max(a, b), 0));
+    const y = RasterPicture.LABELS, each = RasterPicture.SUMS / Math.max(most[0] + most[1], 1), zero = y + most[0] * each;
+    sums.forEach((sum, i) => {
+      pen.fillStyle = this.color[i ? -1 : 1];
+      sum.forEach((n, j) => {
+        const x = Math.max(this.x(first + j), main.x), width = Math.min(this.x(first + j + 1), main.x + main.width) - x;
+        if (n) pen.fillRect(x, i ? zero : zero - n * each, Math.max(width, 0.5), n * each);
+      });
+    });
+    this.text(RasterPicture.number(most[0]), RasterPicture.LEFT - 4, y + 8, "right");
+    if (most[1]) this.text(`−1: ${RasterPicture.number(most[1])}`, RasterPicture.LEFT - 4, y + RasterPicture.SUMS, "right");
+  }
+
+  /* Spikes of each visible row / its visible places: +1 to the right, -1 to the left. */
+  drawRates() {
+    const { view, pen, main } = this;
+    const rates = [[], []];
+    const first = Math.floor(view.column[0]), last = Math.ceil(view.column[1]);
+    let places = 0;
+    for (let c = first; c < last; c++) places += this.timesteps[c] >= 0;
+    for (let r = Math.floor(view.row[0]); r < view.row[1]; r++) {
+      const sums = [0, 0];
+      for (let c = first; c < last; c++) {
+        const spike = this.spikes[r * this.columns + c];
+        if (spike) sums[spike > 0 ? 0 : 1]++;
+      }
+      sums.forEach((sum, i) => rates[i].push(sum / Math.max(places, 1)));
+    }
+    const most = rates.map((rate) => rate.reduce((a, b) => Math.max(a, b), 0));
+    const x = main.x + main.width + RasterPicture.GAP, each = (RasterPicture.RIGHT - RasterPicture.GAP - 6) / Math.max(most[0] + most[1], 1e-9);
+    const zero = x + most[1] * each;
+    rates.forEach((rate, i) => {
+      pen.fillStyle = this.color[i ? -1 : 1];
+      rate.forEach((share, j) => {
+        const bottom = main.y + main.height - (Math.floor(view.row[0]) + j - view.row[0]) * this.high;
+        pen.fillRect(i ? zero - share * each : zero, bottom - this.high, share * each, Math.max(this.high - 0.5, 0.5));
+      });
+    });
+    this.text("rate", x, main.y + main.height + 13, "left");
+    const shown = most.map((rate) => rate.toPrecision(2));
+    this.text(most[1] ? `${shown[1]} | ${shown[0]}` : `to ${shown[0]}`, x, main.y + main.height + 26, "left");
+  }
+
+  drawPotential() {
+    const { pen, main, view } = this;
+    const { neuron, v } = this.panel.potential;
+    const top = main.y + main.height + RasterPicture.GAP, row = this.panel.neurons.indexOf(neuron);
+    const first = Math.floor(view.column[0]), last = Math.ceil(view.column[1]);
+    const seen = v.slice(first, last).filter((value) => value !== null);
+    const low = seen.reduce((a, b) => Math.min(a, b), -0.2), high = seen.reduce((a, b) => Math.max(a, b), 1.2);
+    const y = (value) => top + RasterPicture.POTENTIAL - 6 - (value - low) * (RasterPicture.POTENTIAL - 12) / (high - low);
+    pen.strokeStyle = this.ink;
+    for (const level of [0, 1]) {
+      pen.globalAlpha = 0.4;
+      pen.setLineDash(level ? [4, 3] : []);
+      pen.beginPath();
+      pen.moveTo(main.x, y(level));
+      pen.lineTo(main.x + main.width, y(level));
+      pen.stroke();
+    }
+    pen.globalAlpha = 1;
+    pen.setLineDash([]);
+    pen.beginPath();
+    let isDrawing = false;
+    for (let c = first; c < last; c++) {
+      if (v[c] === null) { isDrawing = false; continue; }
+      const left = Math.max(this.x(c), main.x), right = Math.min(this.x(c + 1), main.x + main.width);
+      if (isDrawing) pen.lineTo(left, y(v[c]));
+      else pen.moveTo(left, y(v[c]));
+      pen.lineTo(right, y(v[c]));
+      isDrawing = true;
+    }
+    pen.stroke();
+    for (let c = first; c < last && this.wide >= 2; c++) {
+      const spike = this.spikes[row * this.columns + c];
+      if (!spike) continue;
+      pen.fillStyle = this.color[spike];
+      pen.beginPath();
+      const x = this.x(c + 0.5), tip = y(v[c]) - 3 * spike;
+      pen.moveTo(x, tip);
+      pen.lineTo(x - 3, tip + 6 * spike);
+      pen.lineTo(x + 3, tip + 6 * spike);
+      pen.fill();
+    }
+    this.text(`neuron ${RasterPicture.number(neuron)}`, RasterPicture.LEFT - 4, top + RasterPicture.POTENTIAL / 2 - 10, "right");
+    this.text("potential /", RasterPicture.LEFT - 4, top + RasterPicture.POTENTIAL / 2 + 3, "right");
+    this.text("threshold", RasterPicture.LEFT - 4, top + RasterPicture.POTENTIAL / 2 + 16, "right");
+  }
+
+  drawAxes() {
+    const { pen, main, view, panel, raster } = this;
+    const bottom = main.y + main.height + (panel.potential ? RasterPicture.POTENTIAL + RasterPicture.GAP : 0);
+    pen.strokeStyle = this.ink;
+    pen.strokeRect(main.x - 0.5, main.y - 0.5, main.width + 1, main.height + 1);
+    const step = panel.num_timesteps, oneToken = panel.num_tokens === 1;
+    const ends = [Math.floor(view.column[0] / step), Math.ceil(view.column[1] / step)];
+    let free = -Infinity, named = -Infinity;
+    for (let token = ends[0]; token < ends[1]; token++) {
+      const x = this.x(token * step), isCall = token > 0 && raster.calls[token] !== raster.calls[token - 1];
+      if (x >= main.x - 0.5) {
+        pen.globalAlpha = isCall ? 0.9 : 0.3;
+        if (token && (isCall || step * this.wide > 5)) {
+          pen.fillStyle = this.ink;
+          pen.fillRect(x - (isCall ? 0.75 : 0.25), RasterPicture.LABELS, isCall ? 1.5 : 0.5, bottom - RasterPicture.LABELS);
+        }
+        pen.globalAlpha = 1;
+        if (!oneToken && x >= free) {
+          this.text(RasterPicture.number(token), x, bottom + 13, "left");
+          free = x + 40;
+        }
+      }
+      const middle = (Math.max(x, main.x) + Math.min(x + step * this.wide, main.x + main.width)) / 2;
+      if (raster.tokens && middle >= named) {
+        pen.save();
+        pen.translate(middle + 3, RasterPicture.LABELS - 4);
+        pen.rotate(-Math.PI / 4);
+        this.text(raster.tokens[token], 0, 0, "left");
+        pen.restore();
+        named = middle + 13;
+      }
+    }
+    if (oneToken) {
+      const step = this.roundStep(view.column[1] - view.column[0], main.width / 70);
+      for (let column = Math.ceil(view.column[0] / step) * step; column < view.column[1]; column += step) {
+        this.text(RasterPicture.number(column), this.x(column), bottom + 13, "left");
+      }
+    }
+    this.text(oneToken ? "timestep" : `token, ${RasterPicture.number(step)} timesteps each`, main.x + main.width / 2, bottom + 27, "center");
+    this.signs.forEach((sign, i) => {
+      const height = main.height / this.signs.length, rows = view.row[1] - view.row[0];
+      const step = this.roundStep(rows, height / 24);
+      for (let row = Math.ceil(view.row[0] / step) * step; row < view.row[1]; row += step) {
+        const y = main.y + (i + 1) * height - (row + 0.5 - view.row[0]) * height / rows;
+        this.text(RasterPicture.number(panel.neurons[row]), RasterPicture.LEFT - 4, y + 4, "right");
+      }
+      if (this.isMap) {
+        const says = `${sign > 0 ? "+1" : "−1"}: darkest ${(100 * this.darkest).toFixed(0)} % of the places`;
+        pen.clearRect(main.x + 1, main.y + i * height + 1, pen.measureText(says).width + 8, 15);
+        this.text(says, main.x + 4, main.y + i * height + 12, "left");
+      }
+    });
+  }
+
+  /* The smallest round number of places between ticks, of which there is room for `most`. */
+  roundStep(places, most) {
+    for (let power = 1; ; power *= 10) {
+      for (const digit of [1, 2, 5]) if (places / (digit * power) <= most) return digit * power;
+    }
+  }
+
+  text(text, x, y, align) {
+    this.pen.fillStyle = this.ink;
+    this.pen.textAlign = align;
+    this.pen.fillText(text, x, y);
+  }
+
+  drawPlace() {
+    const { main } = this, pen = this.canvas.getContext("2d");
+    pen.setTransform(1, 0, 0, 1, 0, 0);
+    pen.clearRect(0, 0, this.canvas.width, this.canvas.height);
+    pen.drawImage(this.sheet, 0, 0);
+    pen.scale(this.scale, this.scale);
+    if (this.box) {
+      pen.strokeStyle = this.ink;
+      pen.strokeRect(this.box[0], this.box[1], this.box[2] - this.box[0], this.box[3] - this.box[1]);
+    }
+    if (!this.place) return;
+    const [row, column] = this.place;
+    const height = main.height / this.signs.length, high = height / (this.view.row[1] - this.view.row[0]);
+    const map = this.placeMap || 0;
+    const y = main.y + (map + 1) * height - (row + 1 - this.view.row[0]) * high;
+    pen.strokeStyle = this.ink;
+    pen.lineWidth = 1.5;
+    pen.strokeRect(this.x(column) - 1, y - 1, Math.max(this.wide, 1) + 2, Math.max(high, 1) + 2);
+    pen.lineWidth = 1;
+  }
+}
