@@ -2,8 +2,8 @@
 
 Activations become spike counts (`neuro`), counts become spike trains (`coding`), layers run on the spikes (`backends`,
 `models`), and a recording of the run becomes energy (`energy`) and figures (`analysis`). `simulation` runs a whole
-model on a simulated chip (`chip`), `exchange` writes what other tools read, and `jobs` holds what the commands do.
-Each is imported when it is asked for.
+model on a simulated chip (`chip`), `exchange` writes what other tools read, `pages` shows what was found as one HTML
+file, and `jobs` holds what the commands do. Each is imported when it is asked for.
 """
 
 from typing import TYPE_CHECKING
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from . import jobs as jobs
     from . import models as models
     from . import neuro as neuro
+    from . import pages as pages
     from . import simulation as simulation
     from . import testing as testing
     from .analysis import measure_perplexity, plot_raster, spike_statistics
@@ -198,6 +199,7 @@ _ROOMS = (
     "jobs",
     "models",
     "neuro",
+    "pages",
     "simulation",
     "testing",
 )

@@ -42,7 +42,7 @@ _DENSE = ("int8", "fp16")
 _COSTS = (
     ("each layer weighed by its outputs", ("additions",), SYSTEMS),
     ("sums as wide as they must be: spiking", ("accumulator",), ("spiking",)),
-    ("the same for the dense models", ("accumulator",), _DENSE),
+    ("wide sums for INT8 and FP16, too", ("accumulator",), _DENSE),
     ("shifts for digits", ("shifts",), SYSTEMS),
     ("encoding and rescaling", ("encode", "rescale"), SYSTEMS),
     ("reading weights", ("weights",), SYSTEMS),
@@ -66,7 +66,7 @@ def waterfall(counts: ModelCounts, model: DigitalEnergy) -> tuple[WaterfallStep,
     report = model.estimate(counts)
     layers = {"spiking": report.layers, "int8": report.int8_layers, "fp16": report.fp16_layers}
     parts = {system: by_part(layers[system]) for system in SYSTEMS}
-    name = "eq. 24: one 8-bit addition a spike"
+    name = "the paper's estimate (additions only)"
     macs = paper.num_macs
     steps = [WaterfallStep(name, paper.spike_mac_pj * macs, paper.int8_mac_pj * macs, paper.fp16_mac_pj * macs)]
     sums: dict[str, float] = dict.fromkeys(SYSTEMS, 0.0)

@@ -56,7 +56,7 @@ def energy(
         int | None, typer.Option(help="Tokens from the start of the text.", show_default="512")
     ] = None,
     device: Annotated[str | None, typer.Option(help=DEVICES, show_default="auto")] = None,
-    out: Annotated[Path | None, folder_for("energy.json and the plots")] = None,
+    out: Annotated[Path | None, folder_for("energy.html, energy.json and the plots")] = None,
     assumptions: Annotated[bool, typer.Option("--assumptions", help="List every assumption of the estimate.")] = False,
 ) -> None:
     """Say what a run on spikes costs beside dense INT8 and FP16: modelled, with every cost that is counted.

@@ -69,7 +69,7 @@ def eval(
     skip: Skip = None,
     weights: Weights = None,
     group_size: GroupSize = None,
-    out: Annotated[Path, folder_for("eval.json")] = Path("spikebrain-eval"),
+    out: Annotated[Path, folder_for("eval.html and eval.json")] = Path("spikebrain-eval"),
     device: Device = "auto",
 ) -> None:
     """Compare a model in float, with INT8 weights, and on spikes for each k: perplexity, zero-shot tasks, worst layers.
@@ -104,7 +104,7 @@ def eval(
     # Figures of many stages are wider than a narrow console, which may wrap a line but must not cut it.
     width = max(Console().width, 30 + 20 * len(found["stages"]))
     _print(Console(highlight=False, markup=False, width=width), found)
-    print(f"Written to {out}: eval.json ({found['seconds']['total']:.0f} s)")
+    print(f"Written to {out}: eval.html, eval.json ({found['seconds']['total']:.0f} s)")
 
 
 def _listed(text: str | None) -> tuple[str, ...]:

@@ -52,7 +52,7 @@ def simulate(
     seed: Annotated[int | None, seed_for("the jitter")] = None,
     critical_path: Annotated[bool, typer.Option("--critical-path", help="Find what holds tokens up; slower.")] = False,
     timeline: Annotated[str | None, typer.Option(help="Layer of which to write timeline.json for Perfetto.")] = None,
-    out: Annotated[Path, folder_for("simulation.json and the plots")] = Path("spikebrain-chip"),
+    out: Annotated[Path, folder_for("simulation.html, simulation.json and the plots")] = Path("spikebrain-chip"),
 ) -> None:
     """Run a model on a simulated asynchronous chip, event by event: exact sums, time, energy and bottlenecks.
 

@@ -63,9 +63,9 @@ def sweep(
     ] = None,
     study: Annotated[str, typer.Option(help="Name of the study in the database.")] = "sweep",
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run again what failed.")] = False,
-    out: Annotated[Path, folder_for("the study, results.parquet, results.csv and pareto.png")] = Path(
-        "spikebrain-sweep"
-    ),
+    out: Annotated[
+        Path, folder_for("the study, results.html, the same as JSON, Parquet and CSV, and pareto.png")
+    ] = Path("spikebrain-sweep"),
     device: Annotated[str | None, typer.Option(help=DEVICES, show_default="auto")] = None,
 ) -> None:
     """Run a model with many settings, each once: a grid, or a search for the best of several objectives.

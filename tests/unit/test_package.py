@@ -33,8 +33,8 @@ OPTIONAL = {
     "spikebrain.backends.gpu.count": "triton",
     "spikebrain.jobs.eval_scoring": "lm_eval",
 }
-FLOW = ["neuro", "coding", "chip", "backends", "models", "energy", "simulation", "analysis", "exchange", "jobs", "cli"]
-FLOW += ["testing"]
+FLOW = ["neuro", "coding", "chip", "backends", "models", "energy", "simulation", "analysis", "exchange", "pages"]
+FLOW += ["jobs", "cli", "testing"]
 UNDER_ALL = [
     "errors",
     "fingerprint",
@@ -208,7 +208,7 @@ def test_the_rooms_are_attributes_of_the_package():
     assert {*spikebrain._ROOMS, "errors", "load"} <= set(dir(spikebrain))
 
 
-HEAVY = ["torch", "transformers", "numba", "scipy", "numpy", "matplotlib", "gguf", "safetensors"]
+HEAVY = ["torch", "transformers", "numba", "scipy", "numpy", "matplotlib", "gguf", "safetensors", "jinja2", "altair"]
 
 
 @pytest.mark.slow
