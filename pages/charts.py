@@ -6,13 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import altair as alt
+from altair.utils.schemapi import debug_mode
 
 INK, MUTED, LINE = "var(--ink)", "var(--muted)", "var(--line)"
 SPIKES, OTHER, QUIET = "var(--spikes)", "var(--other)", "var(--quiet)"
 PARTS = [f"var(--part-{i})" for i in range(1, 10)]
+# A test compares the charts with the schema of Vega-Lite, which takes longer than all the rest of a page.
+unchecked = debug_mode(False)
+# Of the counts on the axis of a histogram: few enough for a phone, and none beside the outermost bars.
+_LABELLED = (-12, -8, -4, 0, 4, 8, 12)
 Rows = Sequence[Mapping[str, Any]]
 
 
+@unchecked
 def ratio_steps(steps: Rows) -> dict[str, Any]:
     """Return bars of how the energy ratio falls (or rises) as one cost after the other is counted.
 
@@ -37,6 +43,7 @@ def ratio_steps(steps: Rows) -> dict[str, Any]:
     return _spec(even + bars + _names(base, "name") + figures.encode(x=x, text="shown:N"), height=46 * len(rows))
 
 
+@unchecked
 def stacked_parts(rows: Rows, parts: Sequence[str], unit: str) -> dict[str, Any]:
     """Return a stacked bar for each system.
 
@@ -49,12 +56,12 @@ def stacked_parts(rows: Rows, parts: Sequence[str], unit: str) -> dict[str, Any]
     order = {part: i for i, part in enumerate(parts)}
     chart = alt.Chart(_values([{**row, "order": order[row["part"]]} for row in rows]))
     bars = chart.mark_bar(size=30, stroke="var(--surface)", strokeWidth=1).encode(
-        x=alt.X("value:Q", title=unit, axis=alt.Axis(format=",")),
+        x=alt.X("value:Q", title=unit, axis=alt.Axis(format=",~f")),
         y=alt.Y("system:N", sort=systems, title=None, axis=alt.Axis(labelFontSize=13)),
         color=alt.Color(
             "part:N",
             scale=alt.Scale(domain=list(parts), range=PARTS),
-            legend=alt.Legend(title=None, orient="bottom", columns=3, symbolType="square", labelLimit=240),
+            legend=_below(wide=5, narrow=2),
         ),
         order=alt.Order("order:Q"),
         tooltip=[_tip("system", "system"), _tip("part", "part"), alt.Tooltip("value:Q", title=unit, format=",.4~g")],
@@ -62,6 +69,7 @@ def stacked_parts(rows: Rows, parts: Sequence[str], unit: str) -> dict[str, Any]
     return _spec(bars, height=48 * len(systems))
 
 
+@unchecked
 def bars(rows: Rows, name: str, value: str, unit: str, *, form: str = ",.3~g") -> dict[str, Any]:
     """Return horizontal bars in the order of the rows, with the name over each.
 
@@ -75,7 +83,7 @@ def bars(rows: Rows, name: str, value: str, unit: str, *, form: str = ",.3~g") -
     placed = [{**row, "place": i} for i, row in enumerate(rows)]
     most = max((row[value] for row in rows), default=1.0)
     base = alt.Chart(_values(placed)).encode(y=alt.Y("place:O", axis=None))
-    x = alt.X(f"{value}:Q", title=unit, scale=_from_zero(most), axis=alt.Axis(format=","))
+    x = alt.X(f"{value}:Q", title=unit, scale=_from_zero(most), axis=alt.Axis(format=",~f"))
     tips = [_tip(name, "what"), alt.Tooltip(f"{value}:Q", title=unit, format=form)]
     drawn = base.mark_bar(height=12, yOffset=8, color=SPIKES, cornerRadiusEnd=2).encode(x=x, tooltip=tips)
     figures = base.mark_text(align="left", dx=6, dy=8, color=INK, fontWeight=600)
@@ -85,6 +93,7 @@ def bars(rows: Rows, name: str, value: str, unit: str, *, form: str = ",.3~g") -
     )
 
 
+@unchecked
 def break_even(rows: Rows) -> dict[str, Any]:
     """Return, for each kind of layer, the spikes that ran beside those at which it would cost as much as INT8.
 
@@ -117,6 +126,7 @@ def break_even(rows: Rows) -> dict[str, Any]:
     return _spec(lines + points, height=36 * max(len(rows), 1) + 10)
 
 
+@unchecked
 def histogram(rows: Rows, groups: Sequence[str]) -> dict[str, Any]:
     """Return the shares of channels by signed count, of a group of layers that the reader chooses.
 
@@ -126,7 +136,7 @@ def histogram(rows: Rows, groups: Sequence[str]) -> dict[str, Any]:
     """
     chosen = alt.param(name="group", value=groups[0], bind=alt.binding_select(options=list(groups), name="Layers "))
     labels = list(dict.fromkeys(row["count"] for row in rows))
-    shown = [label for label in labels if not label.lstrip("−").isdigit() or int(label.replace("−", "-")) % 4 == 0]
+    shown = [label for label in labels if not label.lstrip("−").isdigit() or int(label.replace("−", "-")) in _LABELLED]
     chart = alt.Chart(_values(rows)).mark_bar(cornerRadiusEnd=2)
     drawn = chart.encode(
         x=alt.X("count:O", sort=labels, title="signed spike count of a channel", axis=_values_axis(shown)),
@@ -146,6 +156,7 @@ def histogram(rows: Rows, groups: Sequence[str]) -> dict[str, Any]:
     return _spec(drawn.add_params(chosen).transform_filter("datum.group == group"), height=260)
 
 
+@unchecked
 def depth_map(rows: Rows, metrics: Mapping[str, tuple[str, str]], kinds: Sequence[str]) -> dict[str, Any]:
     """Return a map of kinds of layers over the depth of the model, of a figure that the reader chooses.
 
@@ -177,6 +188,7 @@ def depth_map(rows: Rows, metrics: Mapping[str, tuple[str, str]], kinds: Sequenc
     return _spec(drawn.add_params(chosen), height=max(28 * len(kinds), 60))
 
 
+@unchecked
 def frontier(rows: Rows, x_title: str, y_title: str, tips: Mapping[str, str]) -> dict[str, Any]:
     """Return the runs of a sweep over two objectives, with the front as a line.
 
@@ -208,6 +220,7 @@ def frontier(rows: Rows, x_title: str, y_title: str, tips: Mapping[str, str]) ->
     return _spec(line + points + labels, height=320)
 
 
+@unchecked
 def differences(rows: Rows, title: str) -> dict[str, Any]:
     """Return differences from the float model with their standard errors.
 
@@ -252,7 +265,8 @@ def _spec(chart: alt.Chart | alt.LayerChart, *, height: int) -> dict[str, Any]:
     ).configure(
         background="transparent",
         font=font,
-        axis=alt.AxisConfig(**axis, titlePadding=10, labelLimit=200, tickCount=6),
+        axis=alt.AxisConfig(**axis, titlePadding=10, labelLimit=200),
+        axisQuantitative=alt.AxisConfig(tickCount=6),
         legend=alt.LegendConfig(**text, titleFontWeight=400, labelLimit=260),
         view=alt.ViewConfig(stroke=None),
         text=alt.MarkConfig(font=font, fontSize=12),
@@ -274,8 +288,10 @@ def _number(key: str, title: str, form: str) -> alt.Tooltip:
     return alt.Tooltip(f"{key}:Q", title=title, format=form)
 
 
-def _below() -> alt.Legend:
-    return alt.Legend(title=None, orient="bottom", columns=3, symbolSize=90)
+def _below(wide: int = 3, narrow: int = 1) -> alt.Legend:
+    """Return a legend under the chart, with so many columns where there is room and on a phone."""
+    columns = {"expr": f"width < 420 ? {narrow} : {wide}"}
+    return alt.Legend(title=None, orient="bottom", columns=columns, symbolSize=90)
 
 
 def _from_zero(most: float) -> alt.Scale:

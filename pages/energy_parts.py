@@ -37,7 +37,7 @@ def weights_card(energy: Figures) -> Card:
     return Card("Weights read", value, notes, "counted", "weights_read")
 
 
-def weight_bytes(counts: Figures) -> tuple[float, float]:
+def weight_bytes(counts: Figures) -> tuple[int, int]:
     """Return the bytes of weights that spiking layers read over all tokens, and those that they would read dense."""
     layers = [layer for layer in counts["layers"].values() if layer["kind"] == "projection"]
     spiking = sum(layer["spiking"].get("weight_channel_bytes", 0) for layer in layers)

@@ -49,7 +49,7 @@ def build(figures: Figures, meanings: Mapping[str, str]) -> Page:
 
 def _rows(figures: Figures) -> list[Row]:
     rows: list[Row] = [
-        (f"{PurePath(name).name}, perplexity", False, text["perplexity"]) for name, text in figures["texts"].items()
+        (f"perplexity of {PurePath(name).name}", False, text["perplexity"]) for name, text in figures["texts"].items()
     ]
     for task, described in figures["tasks"].items():
         for metric, found in described["metrics"].items():
@@ -61,7 +61,7 @@ def _rows(figures: Figures) -> list[Row]:
 
 def _headlines(figures: Figures, rows: list[Row]) -> list[Row]:
     """Return what the answer is about: texts, and the average over tasks or each of them."""
-    texts = [row for row in rows if not row[1] and row[0].endswith(", perplexity")][:2]
+    texts = [row for row in rows if not row[1] and row[0].startswith("perplexity of ")][:2]
     shares = [row for row in rows if row[1]]
     return (texts + (shares[-1:] if figures["average"] is not None else shares[:2]))[:3]
 

@@ -78,7 +78,8 @@ def write_page(
         InputError: the figures cannot be shown, or the file cannot be written.
     """
     # Half of a pair of surrogates, which a token's text may hold, has no UTF-8.
-    text = make_page(source, files, meanings).encode("utf-8", "backslashreplace").decode()
+    others = [name for name in files if name != path.name]
+    text = make_page(source, others, meanings).encode("utf-8", "backslashreplace").decode()
     write_whole(path, text)
     return path.name
 

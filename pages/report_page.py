@@ -12,7 +12,7 @@ from .figures import Figures
 from .layers import kind_and_depth, short_names
 from .parts import Card, Column, Page, Section, Table, Text, View
 from .tables import environment, settings_table
-from .terms import terms_for
+from .terms import sentence, terms_for
 from .words import change_in_words, cost_in_words, duration, percent
 
 _MAPPED = {
@@ -119,7 +119,7 @@ def _accuracy(perplexity: Figures, weights: str) -> Section:
 
 def _spikes(figures: Figures) -> Section:
     spikes = figures["spikes"]
-    statistics = [(LABELS[key], _statistic(key, spikes[key]), meaning) for key, meaning in DEFINITIONS.items()]
+    statistics = [(LABELS[key], _shown(key, spikes[key]), sentence(meaning)) for key, meaning in DEFINITIONS.items()]
     codes = [
         (name, code["mean_spikes"], code["train_sparsity"], code["num_timesteps"]) if code else (name, None, None, None)
         for name, code in figures["codes"].items()
@@ -138,7 +138,7 @@ def _spikes(figures: Figures) -> Section:
     )
 
 
-def _statistic(key: str, value: float) -> str:
+def _shown(key: str, value: float) -> str:
     return percent(value, 2) if key in _SHARES else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
 
 

@@ -50,10 +50,8 @@ def _answer(done: list[Figures], num_rows: int, objectives: Figures) -> str:
     if len(objectives) == 1:
         return f"{len(done)} runs are done.{failed}"
     front = sum(row["on_front"] for row in done)
-    one = (
-        "1 run is on the front: no other beats it." if front == 1 else f"{front} are on the front: no other beats them."
-    )
-    return f"Of {len(done)} runs {one}{failed}"
+    many = "1 is on the front: no other beats it" if front == 1 else f"{front} are on the front: no other beats them"
+    return f"Of {len(done)} runs, {many} in all objectives.{failed}"
 
 
 def _cards(best: Figures, objectives: Figures) -> list[Card]:

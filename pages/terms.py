@@ -102,7 +102,7 @@ def terms_for(keys: Iterable[str], others: dict[str, Term] | None = None) -> dic
 
 def statistics_terms() -> dict[str, Term]:
     """Return what the spike statistics mean."""
-    return {key: Term(LABELS[key], _sentence(meaning), key) for key, meaning in DEFINITIONS.items()}
+    return {key: Term(LABELS[key], sentence(meaning), key) for key, meaning in DEFINITIONS.items()}
 
 
 def attributes_of(cls: type) -> dict[str, str]:
@@ -115,10 +115,10 @@ def attributes_of(cls: type) -> dict[str, str]:
     section = re.search(r"Attributes:\n(.*?)(?:\n\w|\Z)", inspect.getdoc(cls) or "", re.DOTALL)
     for entry in re.finditer(r"^ {4}(\w[\w, ]*): (.*?)(?=^ {4}\w|\Z)", section[1] if section else "", re.M | re.S):
         for name in entry[1].split(", "):
-            found[name] = _sentence(" ".join(entry[2].split()))
+            found[name] = sentence(" ".join(entry[2].split()))
     for name, value in vars(cls).items():
         if isinstance(value, property) and value.__doc__:
-            found[name] = _sentence(" ".join(value.__doc__.split()))
+            found[name] = sentence(" ".join(value.__doc__.split()))
     return found
 
 
@@ -128,6 +128,8 @@ def _energy_terms() -> dict[str, Term]:
     return found | {key: Term(key.replace("_", " "), text, key) for key, text in counts.items()}
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
+    """Return a definition of the code as a sentence of prose."""
     text = text.replace("`", "").replace(" x ", " × ").replace("<=", "≤")
+    text = re.sub(r"(?<= )- (?=\w)", "− ", text).replace("firing_rate", "firing rate")
     return text[:1].upper() + text[1:] + ("" if text.endswith(".") else ".")

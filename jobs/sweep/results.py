@@ -14,6 +14,7 @@ from ... import analysis, pages
 from ...analysis.stats import SpikeStatistics
 from ...files import whole_file, write_json, write_whole
 from ...lazy import optional
+from ..inputs import DEFAULT_TEXT
 from .keys import KEYS, split_key
 from .settings import Range, SweepSettings
 from .study import Settled
@@ -156,7 +157,7 @@ def _describe(
         "swept": list(settings.swept),
         "settings": {
             "model": settings.model,
-            "text": None if settings.text is None else settings.text.name,
+            "text": DEFAULT_TEXT if settings.text is None else settings.text.name,
             "num_tokens": settings.num_tokens,
             "context": settings.context,
             "method": settings.method,

@@ -212,10 +212,9 @@ function visible(text) {
 // Tiles of a chip, coloured by a figure. `borders` are rectangles of layers.
 function tiles(figure, mesh, value, most, say) {
   let at = null;
-  const view = surface(figure, (width) => Math.min(width, 560) * mesh.rows / mesh.columns + 24, draw);
-  function size() {
-    return Math.min(view.canvas.clientWidth, 560) / mesh.columns;
-  }
+  const sizeIn = (width) => Math.min(width / mesh.columns, Math.max(640 / mesh.columns, 12), 64);
+  const view = surface(figure, (width) => sizeIn(width) * mesh.rows + 24, draw);
+  const size = () => sizeIn(view.canvas.clientWidth);
   function draw(context, width, height) {
     const s = size(), [line, muted, ink, surfaceColour] = ["--line", "--muted", "--ink", "--surface"].map(colour);
     context.clearRect(0, 0, width, height);
@@ -224,6 +223,12 @@ function tiles(figure, mesh, value, most, say) {
         const found = value(x, y);
         context.fillStyle = found == null ? line : ramp(found / (most() || 1));
         context.fillRect(x * s, y * s, s - (s > 6 ? 1 : 0), s - (s > 6 ? 1 : 0));
+        if (found == null || s < 40) continue;
+        context.font = `600 13px ${getComputedStyle(document.body).fontFamily}`;
+        context.textAlign = "center";
+        context.fillStyle = found / (most() || 1) > 0.6 ? "#000" : "#fff";
+        context.fillText(exact.format(Number(found.toPrecision(2))), (x + 0.5) * s, (y + 0.5) * s + 4);
+        context.textAlign = "left";
       }
     }
     context.lineWidth = 1.5;

@@ -95,12 +95,17 @@ for (const sheet of document.querySelectorAll(".sheet")) {
 
 // Printed pages show what is folded.
 {
-  let folded = [];
+  const folded = new Set();
   addEventListener("beforeprint", () => {
-    folded = [...document.querySelectorAll("details:not([open])")];
-    for (const one of folded) one.open = true;
+    for (const one of document.querySelectorAll("details:not([open])")) {
+      one.open = true;
+      folded.add(one);
+    }
   });
-  addEventListener("afterprint", () => { for (const one of folded) one.open = false; });
+  addEventListener("afterprint", () => {
+    for (const one of folded) one.open = false;
+    folded.clear();
+  });
 }
 
 const painters = {};
