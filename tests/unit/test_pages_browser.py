@@ -114,10 +114,10 @@ def test_tables_sort_and_filter(browser, results):
     found = [float(value) for value in column(browser, sheet, i)]
     assert len(found) == 14
     assert found == sorted(found, reverse=True)
-    button.click()
+    button.send_keys(Keys.ENTER)
     assert [float(value) for value in column(browser, sheet, i)] == sorted(found)
     assert sheet.find_elements(By.TAG_NAME, "th")[i].get_attribute("aria-sort") == "ascending"
-    sheet.find_element(By.CSS_SELECTOR, "input[type=search]").send_keys("1. down")
+    sheet.find_element(By.CSS_SELECTOR, "input[type=search]").send_keys("layers.1. down")
     assert column(browser, sheet, 0) == ["model.layers.1.mlp.down_proj"]
     assert sheet.find_element(By.TAG_NAME, "output").text == "1 of 14 rows"
 
@@ -207,5 +207,5 @@ def test_without_javascript(browser, results):
     browser.one("#energy details summary").click()
     assert browser.one("#energy details table").is_displayed()
     assert not any(view.is_displayed() for view in browser.all("figure.view"))
-    browser.one(".card a.term").click()  # to the definition at the end
+    browser.one(".card a.term").send_keys(Keys.ENTER)  # to the definition at the end
     assert browser.driver.current_url.endswith("#term-accuracy")
