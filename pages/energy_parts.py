@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..analysis.units import energy_unit
 from .charts import break_even, ratio_steps, stacked_parts
 from .figures import Figures
 from .layers import short_names
 from .parts import Card, Column, Section, Table, Text, View
-from .words import amount, cost_in_words, energy_unit, percent
+from .words import amount, cost_in_words, percent
 
 SYSTEMS = {"spiking": "on spikes", "int8": "dense INT8", "fp16": "dense FP16"}
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..analysis.units import energy_unit
 from .charts import bars
 from .figures import Figures
 from .parts import Card, Column, Page, Section, Table, Text, View
 from .tables import in_words, settings_table
 from .terms import terms_for
-from .words import amount, energy_unit, percent
+from .words import amount, percent
 
 
 def build(figures: Figures, meanings: Mapping[str, str]) -> Page:

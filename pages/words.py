@@ -60,15 +60,6 @@ def amount(value: float, unit: str) -> str:
     return f"{value:.3g}\u00a0{unit}"
 
 
-def energy_unit(most_pj: float) -> tuple[float, str]:
-    """Return what picojoules are divided by so that the largest of some is readable, and the unit.
-
-    >>> energy_unit(485e6)
-    (1000000.0, 'µJ')
-    """
-    return next((unit for unit in _ENERGY_UNITS if most_pj >= unit[0]), _ENERGY_UNITS[-1])
-
-
 def duration(seconds: float) -> str:
     """Return a time as minutes and seconds.
 
@@ -80,7 +71,6 @@ def duration(seconds: float) -> str:
     return f"{str(timedelta(seconds=int(seconds))).removeprefix('0:').lstrip('0')} min"
 
 
-_ENERGY_UNITS = ((1e9, "mJ"), (1e6, "µJ"), (1e3, "nJ"), (1.0, "pJ"))
 _PREFIXES = (
     (1e12, "T"),
     (1e9, "G"),
