@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from ..chip.mapping import Tile
 from ..simulation.model import ModelOnChip
 from ..simulation.times import held_up_by, time_by_kind
-from .style import NEGATIVE, NEUTRAL, POSITIVE, plain, save_figure
+from .style import NEGATIVE, NEUTRAL, POSITIVE, plain, save_figure, save_note
 from .units import energy_unit
 
 # Stations of the critical path, in the order of the packets.
@@ -132,12 +132,7 @@ def plot_chip_time(found: ModelOnChip, path: Path, title: str = "") -> None:
     """
     parts = time_by_kind(found)
     if not any(parts.values()):
-        figure = Figure(figsize=(8, 1.6), layout="constrained")
-        figure.suptitle(plain(title), x=0.01, ha="left", fontsize=10)
-        figure.text(
-            0.01, 0.35, "No bars: nothing takes time on this chip, whose description has no times.", fontsize=10
-        )
-        save_figure(figure, path)
+        save_note("No bars: nothing takes time on this chip, whose description has no times.", path, title)
         return
     held_up = held_up_by(found)
     figure = Figure(figsize=(8, 0.42 * len(parts) + (1.9 if held_up else 1.3)), layout="constrained")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.metadata import version
+from pathlib import Path
 
 from ..errors import SpikebrainError
 from ..files import make_folder, write_whole
@@ -15,15 +16,14 @@ def vega_bundle() -> str:
     vl-convert holds the libraries and takes seconds to join them, so the result is kept in the cache folder. Where
     that cannot be written it is made each time.
     """
-    try:
-        path = cache_dir() / "pages" / f"vega-{version('vl-convert-python')}.js"
-        text = path.read_text(encoding="utf-8")
-        if text.endswith(_END):
-            return text
-    except (OSError, UnicodeDecodeError):
-        pass  # it was not made yet, or was damaged
-    except SpikebrainError:
-        path = None  # there is no such folder
+    path = _kept()
+    if path is not None:
+        try:
+            text = path.read_text(encoding="utf-8")
+            if text.endswith(_END):
+                return text
+        except (OSError, UnicodeDecodeError):
+            pass  # it was not made yet, or was damaged
     import vl_convert  # noqa: PLC0415 - only when there is no copy
 
     text = vl_convert.javascript_bundle() + _END
@@ -36,6 +36,14 @@ def vega_bundle() -> str:
         except SpikebrainError:
             pass
     return text
+
+
+def _kept() -> Path | None:
+    """Return where the bundle of this version is kept; None without a cache folder."""
+    try:
+        return cache_dir() / "pages" / f"vega-{version('vl-convert-python')}.js"
+    except SpikebrainError:
+        return None
 
 
 # A file that was cut off lacks it.

@@ -247,7 +247,7 @@ def differences(rows: Rows, title: str) -> dict[str, Any]:
     return _spec(zero + spans + points, height=max(22 * len(stages), 44) * whats + 20)
 
 
-def _names(base: alt.Chart, name: str) -> alt.LayerChart:
+def _names(base: Any, name: str) -> Any:
     """Return the names over bars, with a margin that lines behind them do not cross."""
     encoded = base.encode(x=alt.value(0), text=f"{name}:N")
     style = {"align": "left", "dy": -9, "fontSize": 13}
@@ -255,7 +255,7 @@ def _names(base: alt.Chart, name: str) -> alt.LayerChart:
     return behind + encoded.mark_text(**style, color=INK)
 
 
-def _spec(chart: alt.Chart | alt.LayerChart, *, height: int) -> dict[str, Any]:
+def _spec(chart: Any, *, height: int) -> dict[str, Any]:
     """Return the specification, as wide as its place on the page."""
     text = {"labelColor": MUTED, "titleColor": MUTED, "labelFontSize": 12, "titleFontSize": 12}
     axis = {**text, "titleFontWeight": 400, "gridColor": LINE, "domainColor": LINE, "tickColor": LINE}
@@ -276,7 +276,7 @@ def _spec(chart: alt.Chart | alt.LayerChart, *, height: int) -> dict[str, Any]:
     return found
 
 
-def _values(rows: Rows) -> alt.Data:
+def _values(rows: Rows) -> Any:
     return alt.Data(values=[dict(row) for row in rows])
 
 

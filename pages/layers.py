@@ -29,9 +29,7 @@ def short_names(kinds: Iterable[str]) -> dict[str, str]:
     parts = {kind: kind.split(".") for kind in kinds}
     found = {}
     for kind in kinds:
-        for length in range(1, len(parts[kind]) + 1):
-            end = parts[kind][-length:]
-            if sum(other[-length:] == end for other in parts.values()) == 1:
-                break
-        found[kind] = ".".join(end)
+        ends = [parts[kind][-length:] for length in range(1, len(parts[kind]) + 1)]
+        alone = (end for end in ends if sum(other[-len(end) :] == end for other in parts.values()) == 1)
+        found[kind] = ".".join(next(alone, parts[kind]))
     return found

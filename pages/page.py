@@ -43,20 +43,18 @@ def make_page(
     Raises:
         InputError: the figures are of another version, damaged, or none.
     """
-    where = "figures"
-    if not isinstance(source, Mapping):
-        where, source = str(source), read_json(Path(source))
-    build = _builder(source, where)
+    where, content = ("figures", source) if isinstance(source, Mapping) else (str(source), read_json(Path(source)))
+    build = _builder(content, where)
     try:
-        page = build(Figures(source, where), meanings or {})
+        page = build(Figures(content, where), meanings or {})
     except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(
-            f"{where}: expected the figures of a {source['kind']}, but some have another type or value ({error}). "
+            f"{where}: expected the figures of a {content['kind']}, but some have another type or value ({error}). "
             "The file was changed, or is of another version: run the command again."
         ) from error
-    return _render(page, source, files)
+    return _render(page, content, files)
 
 
 def write_page(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..analysis.units import energy_unit
@@ -176,7 +176,7 @@ def _box(tiles: list[list[int]]) -> dict[str, int]:
     return {"x": min(xs), "y": min(ys), "columns": max(xs) - min(xs) + 1, "rows": max(ys) - min(ys) + 1}
 
 
-def _most(values: list[float | None]) -> float:
+def _most(values: Sequence[float | None]) -> float:
     return max((value for value in values if value is not None), default=0.0)
 
 
