@@ -2,8 +2,8 @@
 
 Activations become spike counts (`neuro`), counts become spike trains (`coding`), layers run on the spikes (`backends`,
 `models`), and a recording of the run becomes energy (`energy`) and figures (`analysis`). `simulation` runs a whole
-model on a simulated chip (`chip`), `exchange` writes what other tools read, and `jobs` holds what the commands do.
-Each is imported when it is asked for.
+model on a simulated chip (`chip`), `exchange` writes what other tools read, `pages` shows what was found as one HTML
+file, and `jobs` holds what the commands do. Each is imported when it is asked for.
 """
 
 from typing import TYPE_CHECKING

@@ -64,11 +64,6 @@ def write_whole(path: Path, text: str, error: type[SpikebrainError] = InputError
         partial.write_text(text, encoding="utf-8")
 
 
-def write_json(path: Path, content: Any, *, indent: int | None = 1, error: type[SpikebrainError] = InputError) -> None:
-    """Write JSON values in one step; see `whole_file`."""
-    write_whole(path, json.dumps(finite(content), indent=indent, allow_nan=False) + "\n", error)
-
-
 def finite(content: Any) -> Any:
     """Return JSON values with null in the place of NaN and infinity, which JSON does not have.
 
@@ -80,6 +75,44 @@ def finite(content: Any) -> Any:
     if isinstance(content, Mapping):
         return {key: finite(value) for key, value in content.items()}
     return [finite(value) for value in content] if isinstance(content, list | tuple) else content
+
+
+def write_json(path: Path, content: Any, *, indent: int | None = 1, error: type[SpikebrainError] = InputError) -> None:
+    """Write JSON values in one step; see `whole_file`.
+
+    Args:
+        path: of the file.
+        content: JSON values; NaN and infinity become null.
+        indent: spaces a level, with a line for each element but those of lists of plain values; None for one line.
+        error: class of the error.
+    """
+    content = finite(content)
+    text = json.dumps(content, allow_nan=False) if indent is None else _lines(content, "\n", " " * indent)
+    write_whole(path, text + "\n", error)
+
+
+def _lines(value: Any, line: str, indent: str) -> str:
+    r"""Return JSON with an element a line, and a list of plain values on one.
+
+    >>> print(_lines({"sizes": [1, 2], "none": {}, "layers": [{"name": "a"}]}, "\n", " "))
+    {
+     "sizes": [1, 2],
+     "none": {},
+     "layers": [
+      {
+       "name": "a"
+      }
+     ]
+    }
+    """
+    deeper = line + indent
+    if isinstance(value, dict) and value:
+        # As json.dumps writes a key, which need not be a text.
+        items = [f"{json.dumps({key: 0})[1:-4]}: {_lines(item, deeper, indent)}" for key, item in value.items()]
+        return "{" + deeper + f",{deeper}".join(items) + line + "}"
+    if isinstance(value, list | tuple) and any(isinstance(item, dict | list | tuple) for item in value):
+        return "[" + deeper + f",{deeper}".join(_lines(item, deeper, indent) for item in value) + line + "]"
+    return json.dumps(value)
 
 
 def write_tensors(

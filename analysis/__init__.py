@@ -18,10 +18,19 @@ if TYPE_CHECKING:
 from .exactness import ExactnessCheck
 from .pareto import pareto_front
 from .perplexity import measure_perplexity, split_windows, window_nlls
-from .stats import DEFINITIONS, CodeStatistics, SpikeStatistics, code_statistics, merged_histogram, spike_statistics
+from .stats import (
+    DEFINITIONS,
+    LABELS,
+    CodeStatistics,
+    SpikeStatistics,
+    code_statistics,
+    merged_histogram,
+    spike_statistics,
+)
 
 __all__ = [
     "DEFINITIONS",
+    "LABELS",
     "CodeStatistics",
     "ExactnessCheck",
     "Raster",

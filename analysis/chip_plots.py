@@ -14,7 +14,8 @@ from matplotlib.ticker import MaxNLocator
 from ..chip.mapping import Tile
 from ..simulation.model import ModelOnChip
 from ..simulation.times import held_up_by, time_by_kind
-from .style import NEGATIVE, NEUTRAL, POSITIVE, plain, save_figure
+from .style import NEGATIVE, NEUTRAL, POSITIVE, plain, save_figure, save_note
+from .units import energy_unit
 
 # Stations of the critical path, in the order of the packets.
 _STATION_COLORS = {
@@ -39,17 +40,18 @@ def plot_chip_energy(found: ModelOnChip, path: Path, title: str = "") -> None:
     """
     parts = sorted(found.energy_pj.items(), key=lambda part: -part[1])
     total = sum(value for _, value in parts)
-    values = [value / 1e6 / found.num_tokens for _, value in parts]
+    factor, unit = energy_unit(total / found.num_tokens)
+    values = [value / factor / found.num_tokens for _, value in parts]
     figure = Figure(figsize=(8, 0.42 * len(parts) + 1.3), layout="constrained")
     axes = figure.subplots()
     axes.barh(range(len(parts)), values, color=POSITIVE, height=0.66)
     for place, value in enumerate(values):
         share = parts[place][1] / total if total else 0.0
-        axes.text(value, place, f" {value:.1f} µJ, {share:.1%}", va="center", fontsize=9)
+        axes.text(value, place, f" {value:.3g} {unit}, {share:.1%}", va="center", fontsize=9)
     axes.set_yticks(range(len(parts)), [name for name, _ in parts])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.3 * values[0] or 1.0)
-    axes.set_xlabel(f"µJ per token (simulated; {total / 1e6 / found.num_tokens:.1f} µJ in all)")
+    axes.set_xlabel(f"{unit} per token (simulated; {total / factor / found.num_tokens:.3g} {unit} in all)")
     axes.set_title(plain(title), loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)
     save_figure(figure, path)
@@ -129,6 +131,9 @@ def plot_chip_time(found: ModelOnChip, path: Path, title: str = "") -> None:
         title: what was simulated.
     """
     parts = time_by_kind(found)
+    if not any(parts.values()):
+        save_note("No bars: nothing takes time on this chip, whose description has no times.", path, title)
+        return
     held_up = held_up_by(found)
     figure = Figure(figsize=(8, 0.42 * len(parts) + (1.9 if held_up else 1.3)), layout="constrained")
     axes = figure.subplots()
@@ -156,8 +161,6 @@ def plot_chip_time(found: ModelOnChip, path: Path, title: str = "") -> None:
     axes.set_yticks(range(len(parts)), list(parts))
     axes.invert_yaxis()
     axes.set_xlim(0, 1.25 * max(values) or 1.0)
-    if not total:
-        axes.text(0.5, 0.5, "nothing takes time on this chip", transform=axes.transAxes, ha="center", va="center")
     axes.set_xlabel(f"µs per token, all stages of that kind together (simulated; {total:.1f} µs in all)")
     axes.set_title(plain(title), loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..energy import BreakEven, WaterfallStep
-from .style import NEGATIVE, NEUTRAL, POSITIVE, SHADE, plain, save_figure
+from .style import NEGATIVE, NEUTRAL, POSITIVE, SHADE, plain, save_figure, save_note
 
 
 def plot_waterfall(steps: Sequence[WaterfallStep], path: str | os.PathLike, title: str = "") -> None:
@@ -49,18 +49,31 @@ def plot_break_even(points: Sequence[BreakEven], path: str | os.PathLike, title:
         path: *.png or *.svg to write.
         title: model, table and options.
     """
-    figure = Figure(figsize=(8, 5), layout="constrained")
+    if not points:
+        save_note("Nothing fired, so no layer breaks even.", Path(path), title)
+        return
+    figure = Figure(figsize=(8, 5.4), layout="constrained")
     axes = figure.subplots()
     right = min(1.0, 1.6 * max([0.3, *(p.silent_fraction for p in points)]))
     silent = np.linspace(0, right, 51)
     lines = [[p.spikes_at(float(z)) for z in silent] for p in points]
-    axes.fill_between(100 * silent, 0, np.clip(np.min(lines, 0), 0, None), color=SHADE, zorder=0)
-    for point, line in zip(points, lines, strict=True):
-        axes.plot(100 * silent, line, color=NEUTRAL, linewidth=1.2)
-        axes.axhline(point.even_spikes_without_memory, color=NEUTRAL, linewidth=0.8, linestyle=":")
-        axes.plot(100 * point.silent_fraction, point.spikes, "o", color=POSITIVE, markersize=6)
     highest = max(max(line[-1], p.spikes, p.even_spikes_without_memory) for p, line in zip(points, lines, strict=True))
-    axes.set_ylim(0, 1.08 * highest)
+    cheaper = axes.fill_between(100 * silent, 0, np.clip(np.min(lines, 0), 0, None), color=SHADE, zorder=0)
+    even = [axes.plot(100 * silent, line, color=NEUTRAL, linewidth=1.2)[0] for line in lines]
+    alone = {"color": NEUTRAL, "linewidth": 0.8, "linestyle": ":"}
+    without = [axes.axhline(point.even_spikes_without_memory, **alone) for point in points]
+    places = [100 * p.silent_fraction for p in points], [p.spikes for p in points]
+    (ran,) = axes.plot(*places, "o", color=POSITIVE, markersize=6)
+    axes.set_ylim(0, 1.15 * highest)
+    never = ": below 0, so at no number of spikes" if max(map(max, lines)) <= 0 else ""
+    labels = [
+        "layers, as they ran",
+        f"break-even, with memory{never}",
+        "break-even, without memory",
+        "cheaper on spikes, with memory",
+    ]
+    handles = [ran, even[0], without[0], cheaper]
+    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     for i, (silent_fraction, spikes, names) in enumerate(_near(points)):
         # Names stand above their dots at three heights, the leftmost highest, so that neighbours do not overlap.
         axes.annotate(
@@ -73,18 +86,6 @@ def plot_break_even(points: Sequence[BreakEven], path: str | os.PathLike, title:
             arrowprops={"arrowstyle": "-", "color": POSITIVE, "linewidth": 0.6, "relpos": (0, 0)},
         )
     axes.set_xlim(0, 100 * right)
-    middle = len(silent) // 2
-    text = {"fontsize": 9, "color": "#444444"}
-    axes.text(
-        100 * silent[middle],
-        lines[0][middle],
-        "with memory: dense INT8 costs the same  ",
-        ha="right",
-        va="bottom",
-        **text,
-    )
-    axes.text(99 * right, points[0].even_spikes_without_memory, "arithmetic alone", ha="right", va="bottom", **text)
-    axes.text(70 * right, 0.62 * lines[0][round(0.7 * 50)], "cheaper on spikes", ha="center", **text)
     axes.set_xlabel("channels without a spike, %")
     axes.set_ylabel("spikes per channel")
     axes.set_title(plain(title), loc="left", fontsize=10)

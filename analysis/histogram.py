@@ -10,8 +10,20 @@ from matplotlib.figure import Figure
 
 from .style import NEGATIVE, NEUTRAL, POSITIVE, SHADE, plain, save_figure
 
-# Signed counts up to this size have their own bar.
+# Signed counts up to this size have their own bar; the outermost bars hold all beyond.
 _SHOWN = 16
+BARS = tuple(range(-_SHOWN - 1, _SHOWN + 2))
+
+
+def bars_of(histogram: Counter[int]) -> list[int]:
+    """Return the number of channels for each of `BARS`.
+
+    >>> bars = dict(zip(BARS, bars_of(Counter({0: 5, -3: 2, 16: 1, 400: 7}))))
+    >>> bars[0], bars[-3], bars[16], bars[17], bars[-17]
+    (5, 2, 1, 7, 0)
+    """
+    below, above = (sum(n for v, n in histogram.items() if sign * v > _SHOWN) for sign in (-1, 1))
+    return [below, *(histogram[v] for v in BARS[1:-1]), above]
 
 
 def plot_histogram(histogram: Counter[int], path: str | os.PathLike, title: str = "") -> None:
@@ -26,13 +38,10 @@ def plot_histogram(histogram: Counter[int], path: str | os.PathLike, title: str 
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.5, 1))
 
-    values = list(range(-_SHOWN - 1, _SHOWN + 2))
-    shares = [histogram[v] / total for v in values]
-    shares[0] = sum(n for v, n in histogram.items() if v < -_SHOWN) / total
-    shares[-1] = sum(n for v, n in histogram.items() if v > _SHOWN) / total
-    colors = [NEGATIVE if v < 0 else POSITIVE if v > 0 else NEUTRAL for v in values]
+    shares = [number / total for number in bars_of(histogram)]
+    colors = [NEGATIVE if v < 0 else POSITIVE if v > 0 else NEUTRAL for v in BARS]
     left.axvspan(-7.5, 7.5, color=SHADE, zorder=0)
-    left.bar(values, [100 * s for s in shares], color=colors, width=0.82)
+    left.bar(BARS, [100 * s for s in shares], color=colors, width=0.82)
     ticks = (-12, -7, 0, 7, 12)
     labels = [f"<−{_SHOWN}", *(str(t).replace("-", "−") for t in ticks), f">{_SHOWN}"]
     left.set_xticks([-_SHOWN - 1, *ticks, _SHOWN + 1], labels)

@@ -24,6 +24,19 @@ DEFINITIONS = {
     "max_count": "largest |count|",
     "num_timesteps": "length of the longest train",
 }
+# What screens, pages and pictures call the statistics; JSON has their names in code.
+LABELS = {
+    "mean_spikes": "mean spikes",
+    "mean_count": "mean count",
+    "silent_fraction": "silent channels",
+    "fraction_le_7": "channels that 3 bits hold",
+    "fraction_gt_16": "counts above 16",
+    "window3_sparsity": "empty places of 3 bit planes",
+    "train_sparsity": "empty places of the train",
+    "firing_rate": "firing rate",
+    "max_count": "largest count",
+    "num_timesteps": "timesteps",
+}
 
 
 @dataclass(frozen=True)

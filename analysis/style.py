@@ -43,3 +43,11 @@ def save_figure(figure: Figure, path: Path) -> None:
     metadata = {"Date": None} if path.suffix == ".svg" else None
     with whole_file(path) as partial:
         figure.savefig(partial, format=path.suffix.removeprefix(".") or "png", dpi=150, metadata=metadata)
+
+
+def save_note(text: str, path: Path, title: str = "") -> None:
+    """Write a figure with a sentence in the place of a plot that would be empty."""
+    figure = Figure(figsize=(8, 1.6), layout="constrained")
+    figure.suptitle(plain(title), x=0.01, ha="left", fontsize=10)
+    figure.text(0.01, 0.35, text, fontsize=10)
+    save_figure(figure, path)

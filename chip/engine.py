@@ -184,7 +184,7 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; simpy_engine.py 
             while s >= 0:
                 me = np.uintp(s)
                 k = kind[s]
-                begin = now
+                begin = entered = now
                 began_by = cause
                 freed = False
                 if k == SOURCE and state[me].cursor >= state[me].stop:
@@ -209,6 +209,8 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; simpy_engine.py 
                     if queue[slot].there_ps > begin:
                         begin = queue[slot].there_ps
                         began_by = queue[slot].record
+                    if num_services:  # it left the station before it when it came into this queue
+                        entered = queue[slot].there_ps - latency_ps[services[queue[slot].record].station]
                     state[me].queue_ps += state[me].length * (now - state[me].changed)
                     state[me].changed = now
                     state[me].head = state[me].head + 1 if state[me].head + 1 < depth[s] else 0
@@ -252,6 +254,7 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; simpy_engine.py 
                     services[recorded].word = state[me].cursor if k == SOURCE else state[me].word
                     services[recorded].begin_ps = begin
                     services[recorded].end_ps = begin + service
+                    services[recorded].entered_ps, services[recorded].taken_ps = entered, now
                     services[recorded].cause = began_by
                     state[me].record = recorded
                     recorded += 1

@@ -22,7 +22,7 @@ STATE = int64_fields(
 )
 CORES = int64_fields(*(field.name for field in fields(CoreCounts)))
 QUEUED = int64_fields("word", "value", "route", "there_ps", "record")
-SERVICES = int64_fields("station", "word", "begin_ps", "end_ps", "cause")
+SERVICES = int64_fields("station", "word", "begin_ps", "end_ps", "entered_ps", "taken_ps", "cause")
 
 
 class LayerArrays(NamedTuple):

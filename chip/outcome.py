@@ -15,6 +15,8 @@ class Trace:
         station: number of the station, int64 [services].
         word: what was served: for spikes the number of the packet in the traffic, else token * outputs + output; int64.
         begin_ps, end_ps: times of the service, int64.
+        entered_ps, taken_ps: when its packet came into the station's queue and left it, int64; both are the time of the
+            service for what no queue held (of a source, and of a sender all sums of a token but the first).
         cause: number of the service whose end let this one begin, or -1; int64. Only a wire's latency lies between.
         last: number of the service that ended the last token.
     """
@@ -23,6 +25,8 @@ class Trace:
     word: np.ndarray
     begin_ps: np.ndarray
     end_ps: np.ndarray
+    entered_ps: np.ndarray
+    taken_ps: np.ndarray
     cause: np.ndarray
     last: int
 

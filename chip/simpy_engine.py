@@ -62,7 +62,7 @@ class _Simulation:
         self.env = simpy.Environment(0)
         num_stations, num_cores = network.num_stations, len(network.core_inputs)
         self.num_tokens, self.num_outputs = traffic.num_tokens, weight.shape[1]
-        # Queues hold packets with the time at which they are there; `waiting`, senders with packets that found no room.
+        # Queues hold packets with the times at which they are there and came in; `waiting`, senders without room.
         self.queues = [deque() for _ in range(num_stations)]
         self.waiting = [deque() for _ in range(num_stations)]
         self.pending = [0] * num_stations  # copies that a sender could not hand on yet
@@ -89,7 +89,7 @@ class _Simulation:
         assert self.completed == self.num_tokens, f"{self.num_tokens - self.completed} tokens never ended"
         found = None
         if trace:
-            columns = np.array(self.records, np.int64).reshape(-1, 4).T
+            columns = np.array(self.records, np.int64).reshape(-1, 6).T
             found = Trace(*columns, cause=np.full(len(self.records), -1), last=-1)
         return outcome_of(self.sums, self.begin_ps, self.end_ps, self.counts, self.core_counts, found)
 
@@ -102,15 +102,17 @@ class _Simulation:
         """Take, serve, hand on, for ever."""
         token = 0
         while True:
+            entered_ps = None
             if self.network.kind[s] == SOURCE:
                 packet, there_ps = yield from self._next_token(s, token)
                 token += 1
             else:
-                packet, there_ps = yield from self._take(s)
+                packet, there_ps, entered_ps = yield from self._take(s)
             for step in self._steps(s, packet):
                 begin = max(self.now, there_ps)
                 duration = self._duration(s, step)
-                self._note_service(s, step, begin, duration)
+                self._note_service(s, step, begin, duration, self.now if entered_ps is None else entered_ps)
+                entered_ps = None
                 yield _EndOfService(self.env, s, begin + duration - self.now)
                 result = self._result(s, step)
                 if result is not None:
@@ -126,7 +128,7 @@ class _Simulation:
         self.begin_ps[token] = min(self.begin_ps[token], begin)
         return _Packet(token, token, -1), begin
 
-    def _take(self, s: int) -> Generator[simpy.Event, None, tuple[_Packet, int]]:
+    def _take(self, s: int) -> Generator[simpy.Event, None, tuple[_Packet, int, int]]:
         """Wait for a packet and take it; its place goes to the sender that has waited longest."""
         if not self.queues[s]:
             event = self.arrived[s] = self.env.event()
@@ -162,7 +164,7 @@ class _Simulation:
 
     def _push(self, sender: int, s: int, packet: _Packet) -> None:
         self._note_length(s)
-        self.queues[s].append((packet, int(self.now + self.network.latency_ps[sender])))
+        self.queues[s].append((packet, int(self.now + self.network.latency_ps[sender]), self.now))
         most = self.counts["queue_most"]
         most[s] = max(most[s], len(self.queues[s]))
 
@@ -251,14 +253,14 @@ class _Simulation:
     def _carries_spike(self, s: int, packet: _Packet) -> bool:
         return self.network.kind[s] in (LINK, ACCUMULATE) and packet.route < self.network.result_route
 
-    def _note_service(self, s: int, packet: _Packet, begin: int, duration: int) -> None:
+    def _note_service(self, s: int, packet: _Packet, begin: int, duration: int, entered: int) -> None:
         spike = self.network.kind[s] == SOURCE or self._carries_spike(s, packet)
         counts = self.counts[s : s + 1]
         counts["num_served"] += 1
         counts["num_ends"] += bool(spike and self.traffic.num_adds[packet.word] < 0)
         counts["busy_ps"] += duration
         word = packet.token if self.network.kind[s] == SEND else packet.word
-        self.records.append((s, word, begin, begin + duration))
+        self.records.append((s, word, begin, begin + duration, entered, self.now))
 
     def _note_length(self, s: int) -> None:
         self.counts["queue_ps"][s] += len(self.queues[s]) * (self.now - self.changed[s])

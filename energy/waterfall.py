@@ -66,7 +66,7 @@ def waterfall(counts: ModelCounts, model: DigitalEnergy) -> tuple[WaterfallStep,
     report = model.estimate(counts)
     layers = {"spiking": report.layers, "int8": report.int8_layers, "fp16": report.fp16_layers}
     parts = {system: by_part(layers[system]) for system in SYSTEMS}
-    name = "the paper's estimate: one 8-bit addition a spike"
+    name = "the paper's estimate (additions only)"
     macs = paper.num_macs
     steps = [WaterfallStep(name, paper.spike_mac_pj * macs, paper.int8_mac_pj * macs, paper.fp16_mac_pj * macs)]
     sums: dict[str, float] = dict.fromkeys(SYSTEMS, 0.0)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from .. import analysis
+from .. import analysis, pages
 from ..analysis.energy import describe_energy
 from ..analysis.perplexity import split_windows, window_nlls
 from ..backends import BACKENDS, Backend
@@ -124,7 +124,7 @@ def energy(settings: EnergySettings, out: Path | None = None, progress: Progress
 
     Args:
         settings: of what, and how.
-        out: folder for energy.json, waterfall.png and break_even.png; None to write nothing.
+        out: folder for energy.html, energy.json, waterfall.png and break_even.png; None to write nothing.
         progress: told what happens.
     Raises:
         SpikebrainError: bad input; the message says which and what to do.
@@ -145,7 +145,7 @@ def energy(settings: EnergySettings, out: Path | None = None, progress: Progress
         return EnergyEstimate(counts, None, model.estimate(counts), ())
     if model.shifts_per != "timestep" and not any(x.spiking.num_shifts_per_spike for x in counts.layers.values()):
         progress.say("All spikes of this code weigh the same, so none is shifted: per spike or timestep is the same.")
-    figures = describe_energy(counts, model)
+    figures = {"kind": "energy", "format": pages.FORMAT, **describe_energy(counts, model)}
     return EnergyEstimate(counts, figures, None, () if out is None else _write(figures, counts, model, out))
 
 
@@ -211,4 +211,6 @@ def _write(figures: dict[str, Any], counts: ModelCounts, model: DigitalEnergy, o
     write_json(out / "energy.json", figures)
     analysis.plot_waterfall(waterfall(counts, model), out / "waterfall.png", title)
     analysis.plot_break_even(points, out / "break_even.png", title)
-    return ("energy.json", "waterfall.png", "break_even.png")
+    files = ("energy.html", "energy.json", "waterfall.png", "break_even.png")
+    pages.write_page(figures, out / "energy.html", files)
+    return files

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from .. import pages
 from ..analysis.perplexity import split_windows
 from ..backends import BACKENDS, Backend, device_of
 from ..coding import ENCODERS, Encoder
 from ..errors import InputError
-from ..files import write_whole
+from ..files import write_json
 from ..lazy import optional
 from ..models import Loaded, SpikeSettings, choose_layers, neuron_with_k, to_dense, to_spiking
 from ..models.io import load
@@ -41,7 +41,7 @@ from .progress import SILENT, Progress
 from .report_files import describe_environment
 from .resume import describe_source
 
-WRITTEN = "eval.json"
+WRITTEN = ("eval.html", "eval.json")
 # Raised when an older unfinished evaluation could not go on.
 _FORMAT = 1
 
@@ -126,9 +126,9 @@ class EvalSettings:
 def evaluate(settings: EvalSettings, out: Path, progress: Progress = SILENT) -> dict[str, Any]:
     """Measure perplexities, score tasks and find the worst layers, in float, with integer weights and on spikes.
 
-    Writes eval.json into `out`, with the result of every document and window. A run that was interrupted goes on where
-    it stopped when it is started again with the same model and the same way to spike; tasks, texts and values of k may
-    differ.
+    Writes eval.html and eval.json into `out`, with the result of every document and window. A run that was interrupted
+    goes on where it stopped when it is started again with the same model and the same way to spike; tasks, texts and
+    values of k may differ.
 
     Args:
         settings: what to run.
@@ -192,6 +192,8 @@ def evaluate(settings: EvalSettings, out: Path, progress: Progress = SILENT) -> 
         run.run(stage)
         seconds[stage.name] = time.perf_counter() - began
     result = {
+        "kind": "eval",
+        "format": pages.FORMAT,
         "model": {"name": settings.model, "source": Path(loaded.source).name, "class": type(loaded.model).__name__},
         "stages": {stage.name: stage.meaning for stage in stages},
         "settings": _describe_settings(settings, loaded, spikes_already, device),
@@ -201,16 +203,17 @@ def evaluate(settings: EvalSettings, out: Path, progress: Progress = SILENT) -> 
         "environment": describe_environment(device),
         "seconds": {**seconds, "total": time.perf_counter() - start},
     }
-    samples = _samples(run)
-    _write(out / WRITTEN, result, samples)
+    result |= _samples(run)
+    write_json(out / "eval.json", result)
+    pages.write_page(result, out / "eval.html", WRITTEN, pages.attributes_of(EvalSettings))
     if run.faults:
         raise InputError(
             "\n".join(run.faults.values())
-            + f"\nThe other results are in {out / WRITTEN}. Mend this and run again: what "
+            + f"\nThe other results are in {out / 'eval.json'}. Mend this and run again: what "
             "was finished is kept."
         )
     journal.remove()
-    return result | samples
+    return result
 
 
 def _check_distinct(name: str, values: Sequence[Any]) -> None:
@@ -268,7 +271,7 @@ def _job(settings: EvalSettings, loaded: Loaded, device: str) -> dict[str, Any]:
         "settings": {name: repr(getattr(settings, name)) for name in names}
         | {name: describe(getattr(settings, name)) for name in ("encoder", "backend")},
         "device": device,
-        **describe_source(loaded, (WRITTEN,), FILE_NAME),
+        **describe_source(loaded, WRITTEN, FILE_NAME),
     }
 
 
@@ -334,12 +337,3 @@ def _samples(run: Run) -> dict[str, Any]:
         for task, stages in run.samples.items()
     }
     return {"samples": samples, "window_nlls": run.nlls}
-
-
-def _write(path: Path, result: dict[str, Any], samples: dict[str, Any]) -> None:
-    """Write the figures to be read, and under them the samples, one list a line."""
-    lines = json.dumps(result, indent=1).removesuffix("\n}")
-    for name, groups in samples.items():
-        rows = ",\n".join(f"  {json.dumps(group)}: {json.dumps(found)}" for group, found in groups.items())
-        lines += f',\n "{name}": {{\n{rows}\n }}'
-    write_whole(path, lines + "\n}\n")

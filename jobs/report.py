@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from .. import pages
 from ..analysis.energy import describe_energy
 from ..analysis.perplexity import split_windows
 from ..analysis.stats import code_statistics, spike_statistics
@@ -99,7 +100,7 @@ class ReportSettings:
 def report(settings: ReportSettings, out: Path, progress: Progress = SILENT) -> dict[str, Any]:
     """Run a model in floating point, with INT8 weights and on spikes, and write what was found.
 
-    Writes report.json, layers.csv, histogram.png, raster.png and waterfall.png into `out`. A run that was interrupted
+    Writes report.html, report.json, layers.csv and the plots into `out`. A run that was interrupted
     goes on after its last finished windows when it is started again with the same settings.
 
     Args:
@@ -140,6 +141,8 @@ def report(settings: ReportSettings, out: Path, progress: Progress = SILENT) -> 
     counts = count_operations(run.recording)
     num_tokens = sum(len(window) for window in windows)
     found = {
+        "kind": "report",
+        "format": pages.FORMAT,
         "model": {
             "name": settings.model,
             "source": Path(loaded.source).name,
@@ -153,7 +156,8 @@ def report(settings: ReportSettings, out: Path, progress: Progress = SILENT) -> 
         "seconds": {"load": loading_s, **run.seconds},
     }
     title = f"{Path(loaded.source).stem}, {num_tokens:,} tokens of {text_source}"
-    write_files(out, found, title, start, run.model, records, counts, windows[0], loaded.tokenizer)
+    meanings = pages.attributes_of(ReportSettings)
+    write_files(out, found, title, start, run.model, records, counts, windows[0], loaded.tokenizer, meanings)
     unfinished.remove()
     return found
 

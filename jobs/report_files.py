@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import platform
+import re
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -13,17 +14,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import analysis
+from .. import analysis, pages
+from ..analysis.histogram import BARS, bars_of
 from ..analysis.perplexity import one_thread
+from ..analysis.raster_text import raster_text
 from ..analysis.stats import merged_histogram
+from ..coding import SpikeTrain
 from ..energy import DigitalEnergy, ModelCounts, waterfall
 from ..errors import InputError
 from ..files import whole_file, write_json
 from ..models import LayerRecord
 from ..models.recording import record
 
-WRITTEN = ("report.json", "layers.csv", "histogram.png", "raster.png", "waterfall.png")
+WRITTEN = ("report.json", "report.html", "layers.csv", "histogram.png", "raster.png", "waterfall.png")
 _RASTER_TOKENS = 12
+# Bytes of trains that are kept for the rasters, and places of a raster that the page holds.
+_MOST_TRAINS, _MOST_CELLS = 200_000_000, 200_000
 
 
 def describe_environment(device: str) -> dict[str, Any]:
@@ -50,6 +56,7 @@ def write_files(
     counts: ModelCounts,
     window: Tensor,
     tokenizer: Any,
+    meanings: dict[str, str],
 ) -> None:
     """Write all files of a report.
 
@@ -63,6 +70,7 @@ def write_files(
         counts: of the run.
         window: token ids whose first tokens are drawn.
         tokenizer: names the tokens in the raster; may be None.
+        meanings: of the settings, by name.
     Raises:
         InputError: a file cannot be written.
     """
@@ -72,23 +80,59 @@ def write_files(
     typical = min(whole, key=lambda row: abs(row["mean_spikes"] - found["spikes"]["mean_spikes"]))["name"]
     try:
         analysis.plot_histogram(merged_histogram(records), out / "histogram.png", title)
-        _draw_raster(model, tokenizer, window[:_RASTER_TOKENS], typical, out / "raster.png")
+        found["histograms"] = {"counts": BARS, "layers": {x.name: bars_of(x.count_histogram) for x in records}}
+        found["rasters"] = _draw_rasters(model, tokenizer, window[:_RASTER_TOKENS], typical, records, out)
         analysis.plot_waterfall(waterfall(counts, DigitalEnergy()), out / "waterfall.png", title)
         _write_csv(found["layers"], out / "layers.csv")
         found["seconds"]["total"] = time.perf_counter() - start
         write_json(out / "report.json", found)
+        pages.write_page(found, out / "report.html", WRITTEN, meanings)
     except InputError as error:
         raise InputError(f"{error} What was measured is kept in {out}: run again once it can be written.") from error
 
 
+def _draw_rasters(
+    model: nn.Module, tokenizer: Any, ids: Tensor, typical: str, records: list[LayerRecord], out: Path
+) -> list[dict[str, Any]]:
+    """Draw the spikes into one layer, and return those into the layers of its block as JSON values."""
+    names, size = [], 0
+    for layer in sorted(records, key=lambda x: x.name != typical):  # the typical layer whatever its size
+        size += layer.num_timesteps * len(ids) * layer.in_features
+        if layer.name == typical or (_block(layer.name) == _block(typical) and size <= _MOST_TRAINS):
+            names.append(layer.name)
+    trains = _run_trains(model, ids, names)
+    tokens = [str(tokenizer.decode([i])) for i in ids.tolist()] if tokenizer else [f"token {i}" for i in ids.tolist()]
+    title = f"Spikes into {typical}"
+    analysis.plot_raster(trains[typical], out / "raster.png", title=title, tokens=tokens if tokenizer else None)
+    groups: list[tuple[SpikeTrain, list[str]]] = []
+    for layer in records:
+        train = trains.get(layer.name)
+        if train is None or train.spikes.shape[1] != len(ids):  # an expert sees some tokens only
+            continue
+        same = next((names for other, names in groups if _equal(train, other)), None)
+        if same is None:
+            groups.append((train, [layer.name]))
+        else:
+            same.append(layer.name)
+    return [raster_text(train, names, tokens, _MOST_CELLS) for train, names in groups]
+
+
 @torch.inference_mode()
-def _draw_raster(model: nn.Module, tokenizer: Any, ids: Tensor, name: str, path: Path) -> None:
+def _run_trains(model: nn.Module, ids: Tensor, names: list[str]) -> dict[str, SpikeTrain]:
     # On one thread as in the measurement, so that the same spikes are drawn.
-    with one_thread(), record(model, layers=(name,), keep_trains=True) as recording:
+    with one_thread(), record(model, layers=tuple(names), keep_trains=True) as recording:
         model(input_ids=ids[None].to(next(model.parameters()).device), use_cache=False)
-    tokens = [str(tokenizer.decode([i])) for i in ids.tolist()] if tokenizer else None
-    train = recording.trains[name][-1]  # sink tokens, if there are any, run by themselves before
-    analysis.plot_raster(train, path, title=f"Spikes into {name}", tokens=tokens)
+    # Sink tokens, if there are any, run by themselves before.
+    return {name: trains[-1] for name, trains in recording.trains.items()}
+
+
+def _block(name: str) -> str:
+    """Return what the names of a block's layers have in common."""
+    return re.sub(r"(\.\d+)\..*", r"\1", f".{name}")
+
+
+def _equal(a: SpikeTrain, b: SpikeTrain) -> bool:
+    return torch.equal(a.timestep_weight, b.timestep_weight) and torch.equal(a.spikes, b.spikes)
 
 
 def _write_csv(rows: list[dict[str, Any]], path: Path) -> None:

@@ -8,19 +8,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .. import analysis
+from .. import analysis, pages
 from ..chip import MAPPINGS, ORDERS, ChannelOrder, Description, InOrder, Mapping, load_description, plan
 from ..coding import ENCODERS, Encoder
 from ..errors import InputError
 from ..exchange import require_perfetto, write_chip_timeline
 from ..files import write_json
-from ..models import SpikeSettings, spiking_layers
+from ..models import SpikeLinear, SpikeSettings, spiking_layers
 from ..models.layers import patterns_of
 from ..neuro import NEURONS, Neuron
 from ..registry import label
 from ..simulation.describe import describe_simulation
 from ..simulation.model import MODES, ModelOnChip, simulate_model
 from ..simulation.orders import learn_orders
+from ..simulation.queue_steps import queue_steps
 from .given import K, refuse, spike_settings, usual
 from .inputs import alone, check_seed, load_spiking, require_writable
 from .progress import SILENT, Progress
@@ -106,7 +107,8 @@ class Simulated:
 def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT) -> Simulated:
     """Run a model on a simulated chip, event by event, and check its sums against the model's.
 
-    Writes simulation.json, energy.png, time.png, mesh.png and, if asked for, timeline.pftrace into `out`.
+    Writes simulation.html, simulation.json, energy.png, time.png, mesh.png and, if asked for, timeline.pftrace into
+    `out`.
 
     Args:
         settings: what runs on which chip.
@@ -145,6 +147,7 @@ def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT)
         progress.say(f"Learning the order of channels from {len(following)} tokens")
         orders = learn_orders(model, following, order)
     began = time.perf_counter()
+    traced = settings.timeline or max(spiking, key=lambda name: spiking[name].in_features * spiking[name].out_features)
     found = simulate_model(
         model,
         ids,
@@ -156,14 +159,16 @@ def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT)
         jitter=settings.jitter,
         seed=usual(settings.seed, 0),
         trace=settings.critical_path,
-        timeline=settings.timeline,
+        timeline=traced,
         progress=progress.bar("simulated", len(spiking), "layers"),
     )
-    figures = describe_simulation(found)
+    figures = {"kind": "simulation", "format": pages.FORMAT, **describe_simulation(found)}
     figures["model"] = {"name": settings.model, "source": Path(source).name}
     figures["text"] = text_source
     order_name = "as-given" if order is None else ORDERS.name_of(order) or label(order)
     figures["order"] = {"name": order_name, "num_tokens": len(following)}
+    figures["settings"] = _describe_settings(settings, next(iter(spiking.values())))
+    figures["queue_steps"] = None if found.timeline is None else queue_steps(found.timeline, traced)
     figures["seconds"] = time.perf_counter() - began
     title = f"{Path(source).stem}, {len(ids)} tokens, {settings.mode}, on {chip.name}"
     files = _write(found, figures, title, settings.timeline, out)
@@ -195,13 +200,33 @@ def check_fit(shapes: dict[str, tuple[int, int]], chip: Description, settings: S
         raise InputError(said + (f" `layers` {fitting!r} fits." if fitting is not None else ""))
 
 
+def _describe_settings(settings: SimulateSettings, layer: SpikeLinear) -> dict[str, Any]:
+    """Return the settings that were used, those of the spiking layers included."""
+    return {
+        "num_tokens": settings.num_tokens,
+        "mode": settings.mode,
+        "mapping": label(settings.mapping),
+        "order": "as-given" if settings.order is None else label(settings.order),
+        "stream": settings.stream,
+        "neuron": label(layer.neuron),
+        "encoder": ENCODERS.name_of(layer.encoder) or label(layer.encoder),
+        "layers": usual(settings.layers, "*"),
+        "skip": list(usual(settings.skip, ())),
+        "jitter": settings.jitter,
+        "seed": usual(settings.seed, 0),
+        "critical_path": settings.critical_path,
+        "timeline": settings.timeline,
+    }
+
+
 def _write(found: ModelOnChip, figures: dict[str, Any], title: str, timeline: str | None, out: Path) -> tuple[str, ...]:
     analysis.plot_chip_energy(found, out / "energy.png", title)
     analysis.plot_chip_time(found, out / "time.png", title)
     analysis.plot_mesh(found, out / "mesh.png", title)
-    files = ("simulation.json", "energy.png", "time.png", "mesh.png")
+    files = ("simulation.html", "simulation.json", "energy.png", "time.png", "mesh.png")
     if found.timeline is not None and timeline is not None:
         figures["num_timeline_events"] = write_chip_timeline(found.timeline, out / "timeline.pftrace", timeline)
         files += ("timeline.pftrace",)
     write_json(out / "simulation.json", figures)
+    pages.write_page(figures, out / "simulation.html", files, pages.attributes_of(SimulateSettings))
     return files

@@ -126,3 +126,11 @@ def text(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
     path.write_text("A neuron fires when its potential passes the threshold, and rests. " * 12)
     return path
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory, tokenizer) -> dict[str, Path]:
+    """The JSON file of each command that writes a page, with the page beside it."""
+    from made_pages import make_results  # noqa: PLC0415 - not before the hook above
+
+    return make_results(tmp_path_factory.mktemp("pages"), tokenizer)

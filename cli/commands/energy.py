@@ -86,7 +86,7 @@ def energy(
     text: TextFile = None,
     num_tokens: Annotated[int | None, tokens_if_run("512")] = None,
     device: DeviceIfRun = None,
-    out: Annotated[Path | None, folder_for("energy.json and the plots")] = None,
+    out: Annotated[Path | None, folder_for("energy.html, energy.json and the plots")] = None,
     assumptions: Annotated[
         bool,
         typer.Option("--assumptions", help="List every assumption of the estimate.", rich_help_panel=OUTPUT),

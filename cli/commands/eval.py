@@ -101,7 +101,7 @@ def eval(
     skip: Skip = None,
     weights: Weights = None,
     group_size: GroupSize = None,
-    out: Annotated[Path, folder_for("eval.json")] = Path("spikebrain-eval"),
+    out: Annotated[Path, folder_for("eval.html and eval.json")] = Path("spikebrain-eval"),
     device: Device = "auto",
 ) -> Answer:
     """Compare float, INT8 and spikes: perplexity, zero-shot tasks, worst layers.
@@ -111,6 +111,7 @@ def eval(
     as it is: --k, --encoder, --backend, --layers, --skip, --weights and --group-size are for others.
     """
     from ... import backends, coding, jobs
+    from ...jobs.eval import WRITTEN
 
     settings = jobs.EvalSettings(
         model=model,
@@ -138,9 +139,7 @@ def eval(
         same = screen.typed.same("model", "encoder", "backend", "layers", "skip", "weights", "group_size", "device")
         to = ("--out", unused(Path("spikebrain-report")))
         follows = {"next": ("spikebrain", "report", *same, *to), "why": "its spikes and energy"}
-    return Answer(
-        _figure(found), found, lambda console: _print(console, found), out=out, files=("eval.json",), **follows
-    )
+    return Answer(_figure(found), found, lambda console: _print(console, found), out=out, files=WRITTEN, **follows)
 
 
 def _figure(found: dict[str, Any]) -> str:

@@ -37,20 +37,6 @@ if TYPE_CHECKING:
 
 PANEL = MEASURE
 
-# What the screen calls the statistics; report.json has their names in code.
-LABELS = {
-    "mean_spikes": "mean spikes",
-    "mean_count": "mean count",
-    "silent_fraction": "silent channels",
-    "fraction_le_7": "counts within 3 bits",
-    "fraction_gt_16": "counts above 16",
-    "window3_sparsity": "empty in 3 bit planes",
-    "train_sparsity": "empty in the train",
-    "firing_rate": "firing rate",
-    "max_count": "largest count",
-    "num_timesteps": "timesteps",
-}
-
 
 def report(
     screen: Screen,
@@ -68,7 +54,7 @@ def report(
     skip: Skip = None,
     weights: Weights = None,
     group_size: GroupSize = None,
-    out: Annotated[Path, folder_for("report.json, layers.csv and the plots")] = Path("spikebrain-report"),
+    out: Annotated[Path, folder_for("report.html, report.json, layers.csv and the plots")] = Path("spikebrain-report"),
     seed: Annotated[int, seed_for("the sample of outputs that is checked")] = 0,
     device: Device = "auto",
 ) -> Answer:
@@ -166,7 +152,7 @@ def _print_perplexity(console: Console, perplexity: dict[str, float | None], wei
 
 
 def _print_spikes(console: Console, spikes: dict[str, Any], codes: dict[str, Any]) -> None:
-    from ...analysis import DEFINITIONS
+    from ...analysis import DEFINITIONS, LABELS
 
     table = table_of("Spikes", "", "", text_columns=(0, 2), no_wrap=True)
     for key, meaning in DEFINITIONS.items():

@@ -101,7 +101,7 @@ def simulate(
             rich_help_panel=OUTPUT,
         ),
     ] = None,
-    out: Annotated[Path, folder_for("simulation.json and the plots")] = Path("spikebrain-chip"),
+    out: Annotated[Path, folder_for("simulation.html, simulation.json and the plots")] = Path("spikebrain-chip"),
 ) -> Answer:
     """Run a model on a simulated asynchronous chip: time, energy, bottlenecks.
 

@@ -118,7 +118,7 @@ def sweep(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Run again what failed.", rich_help_panel=MEASURED)
     ] = False,
-    out: Annotated[Path, folder_for("the study, results.parquet, results.csv and pareto.png")] = Path(
+    out: Annotated[Path, folder_for("the study, results.html, its data as JSON, Parquet and CSV, pareto.png")] = Path(
         "spikebrain-sweep"
     ),
     device: DeviceIfRun = None,

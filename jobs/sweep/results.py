@@ -6,19 +6,20 @@ import csv
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ... import analysis
+from ... import analysis, pages
 from ...analysis.stats import SpikeStatistics
-from ...files import whole_file, write_whole
+from ...files import whole_file, write_json, write_whole
 from ...lazy import optional
+from ..inputs import DEFAULT_TEXT
 from .keys import KEYS, split_key
 from .settings import Range, SweepSettings
 from .study import Settled
 
-FILES = ("results.parquet", "results.csv", "pareto.png")
+FILES = ("results.html", "results.json", "results.parquet", "results.csv", "pareto.png")
 _STATISTICS = tuple(SpikeStatistics.__dataclass_fields__)
 
 
@@ -107,7 +108,7 @@ def write_results(
     title: str,
     out: Path,
 ) -> None:
-    """Write results.parquet, results.csv and pareto.png.
+    """Write results.html, results.json, results.parquet, results.csv and, with two objectives or more, pareto.png.
 
     The Parquet file has a type for each column, and in its metadata, under "spikebrain", what the study is of.
     """
@@ -117,20 +118,63 @@ def write_results(
     kinds = {float: pyarrow.float64(), int: pyarrow.int64(), str: pyarrow.string(), bool: pyarrow.bool_()}
     about = json.dumps({"study": identity, "float_perplexity": float_perplexity, "title": title})
     schema = pyarrow.schema([(name, kinds[kind]) for name, kind in names.items()], {"spikebrain": about})
-    with whole_file(out / FILES[0]) as partial:
+    with whole_file(out / "results.parquet") as partial:
         parquet.write_table(pyarrow.Table.from_pylist(table, schema=schema), str(partial))
     text = io.StringIO()
     writer = csv.DictWriter(text, [*names], lineterminator="\n")
     writer.writeheader()
     writer.writerows(table)
-    write_whole(out / FILES[1], text.getvalue())
+    write_whole(out / "results.csv", text.getvalue())
     done = [row for row in rows if row.error is None]
-    if len(settings.objectives) > 1 and done:
+    files = files_of(rows, settings)
+    if "pareto.png" in files:
         meanings = {name: (objective.meaning, objective.better) for name, objective in settings.chosen.items()}
         figures = {name: [row.figures[name] for row in done] for name in meanings}
         labels = [" ".join(KEYS[split_key(k)[0]].shown(v) for k, v in row.settings.items()) for row in done]
         keys = ", ".join(settings.swept)
-        analysis.plot_pareto(figures, meanings, labels, f"{title}; labels: {keys}", out / FILES[2])
+        analysis.plot_pareto(figures, meanings, labels, f"{title}; labels: {keys}", out / "pareto.png")
+    figures = {"kind": "sweep", "format": pages.FORMAT, **_describe(rows, settings, float_perplexity, title)}
+    write_json(out / "results.json", figures)
+    pages.write_page(figures, out / "results.html", files)
+
+
+def files_of(rows: Sequence[Row], settings: SweepSettings) -> tuple[str, ...]:
+    """Return the names of the files that are written: no front of one objective, or of runs that all failed."""
+    has_front = len(settings.objectives) > 1 and any(row.error is None for row in rows)
+    return FILES if has_front else FILES[:-1]
+
+
+def in_words(values: Mapping[str, Any]) -> str:
+    """Return settings as they can be typed."""
+    return " ".join(f"{name}={KEYS[split_key(name)[0]].shown(value)}" for name, value in values.items())
+
+
+def _describe(
+    rows: Sequence[Row], settings: SweepSettings, float_perplexity: float | None, title: str
+) -> dict[str, Any]:
+    """Return all that was found, as JSON values."""
+    described = {id(row): {"label": in_words(row.settings), **asdict(row)} for row in rows}
+    return {
+        "title": title,
+        "objectives": {
+            name: {"meaning": objective.meaning, "better": objective.better, "form": objective.form}
+            for name, objective in settings.chosen.items()
+        },
+        "swept": list(settings.swept),
+        "settings": {
+            "model": settings.model,
+            "text": DEFAULT_TEXT if settings.text is None else settings.text.name,
+            "num_tokens": settings.num_tokens,
+            "context": settings.context,
+            "method": settings.method,
+            "device": settings.device,
+            **settings.fixed,
+        },
+        "float_perplexity": float_perplexity,
+        "rows": list(described.values()),
+        "best": {name: described[id(row)] for name, row in best_rows(rows, settings).items()},
+        "next_steps": next_steps(rows, settings),
+    }
 
 
 def _columns(settings: SweepSettings) -> dict[str, type]:

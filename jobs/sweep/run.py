@@ -28,8 +28,8 @@ from ..inputs import check_windows, first_tokens, is_spiking, look_ahead, move, 
 from ..progress import SILENT, Progress
 from .bench import Bench, Run, settings_of
 from .identity import identity_of
-from .keys import KEYS, split_key
-from .results import FILES, Row, best_rows, next_steps, rows_of, write_results
+from .keys import split_key
+from .results import Row, best_rows, files_of, in_words, next_steps, rows_of, write_results
 from .settings import SweepSettings
 from .storage import optuna
 from .study import Settled, Study
@@ -82,8 +82,9 @@ def sweep(
 ) -> Swept:
     """Run a model with many settings, each once, and write what was found.
 
-    Writes results.parquet, results.csv and, with two objectives or more, pareto.png into `out`, beside the study. A
-    sweep that was ended in any way goes on when it is started again; several processes can work on one study.
+    Writes results.html, results.json, results.parquet, results.csv and, with two objectives or more, pareto.png into
+    `out`, beside the study. A sweep that was ended in any way goes on when it is started again; several processes can
+    work on one study.
 
     Args:
         settings: what is run.
@@ -123,11 +124,11 @@ def sweep(
     with locked(out):  # so that who reads last also writes last
         rows = rows_of(settings, queue.settled())
         write_results(rows, settings, identity, base, title, out)
-    files = FILES if len(settings.objectives) > 1 and any(row.error is None for row in rows) else FILES[:-1]
     num_open = settings.num_points - len(rows)
     steps = next_steps(rows, settings)
     sentences, options = [said for said, _ in steps], [option for _, option in steps if option is not None]
-    return Swept(title, rows, base, best_rows(rows, settings), sentences, options, num_open, died, files)
+    best, files = best_rows(rows, settings), files_of(rows, settings)
+    return Swept(title, rows, base, best, sentences, options, num_open, died, files)
 
 
 def _prepare(settings: SweepSettings, progress: Progress = SILENT) -> tuple[Bench, dict[str, Any], str]:
@@ -230,11 +231,6 @@ class _Told:
             return f"failed. {one.error}"
         shown = self._settings.chosen.items()
         return ", ".join(f"{name} {one.result[name]:{objective.form}}" for name, objective in shown)
-
-
-def in_words(values: Mapping[str, Any]) -> str:
-    """Return settings as they can be typed."""
-    return " ".join(f"{name}={KEYS[split_key(name)[0]].shown(value)}" for name, value in values.items())
 
 
 def _supervise(queue: Study, workers: int, job: tuple[Any, ...], told: _Told) -> list[str]:

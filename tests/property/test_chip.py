@@ -28,7 +28,8 @@ PRESETS = {name: load_description(name) for name in chip_names()}
 def services(trace, num_stations):
     """Return the services of each station, in order: what, from when to when."""
     found = [[] for _ in range(num_stations)]
-    for station, *rest in zip(trace.station, trace.begin_ps, trace.end_ps, trace.word, strict=True):
+    columns = (trace.station, trace.begin_ps, trace.end_ps, trace.entered_ps, trace.taken_ps, trace.word)
+    for station, *rest in zip(*columns, strict=True):
         found[station].append(tuple(int(v) for v in rest))
     return [sorted(each) for each in found]
 
@@ -90,6 +91,9 @@ def test_both_implementations_agree_event_for_event(job):
     plain = simulate_layer(*arguments, **options, trace=True, implementation="simpy")
     num_stations = fast.network.num_stations
     assert services(fast.outcome.trace, num_stations) == services(plain.outcome.trace, num_stations)
+    trace = fast.outcome.trace
+    waited = np.bincount(trace.station, weights=trace.taken_ps - trace.entered_ps, minlength=num_stations)
+    np.testing.assert_array_equal(waited, fast.outcome.queue_ps, err_msg="what packets wait is what queues hold")
     for field in dataclasses.fields(fast.outcome):
         if field.name != "trace":
             got, expected = getattr(fast.outcome, field.name), getattr(plain.outcome, field.name)

@@ -240,7 +240,7 @@ def test_how_to_install_an_extra(tmp_path, monkeypatch):
         assert lazy.install_command("eval") == expected
 
 
-HEAVY = ["torch", "transformers", "numba", "scipy", "numpy", "matplotlib", "gguf", "safetensors"]
+HEAVY = ["torch", "transformers", "numba", "scipy", "numpy", "matplotlib", "gguf", "safetensors", "jinja2", "altair"]
 
 
 @pytest.mark.slow
