@@ -10,7 +10,7 @@ import spikebrain as sb
 TEXT = "A neuron fires when its potential passes the threshold. Then it rests, and its potential starts anew. " * 6
 
 model, tokenizer, _ = sb.load("smollm2")
-prompt = tokenizer("The capital of France is", return_tensors="pt").input_ids
+prompt = tokenizer("A neuron fires when", return_tensors="pt").input_ids
 plans = ["swa"] * 30
 plans[20] = "gla"  # gated linear attention, whose state does not grow with the text
 calibration = torch.tensor(tokenizer.encode(TEXT)[:128])
@@ -18,5 +18,5 @@ hybrid = sb.from_transformer(model, ",".join(plans), window=64, calibration=cali
 
 for name, writer in (("Transformer", model), ("hybrid", hybrid), ("hybrid on spikes", sb.to_spiking(hybrid))):
     with torch.inference_mode():
-        ids = writer.generate(prompt, max_new_tokens=8, do_sample=False)
+        ids = writer.generate(prompt, max_new_tokens=6, do_sample=False)
     print(f"{name}: {tokenizer.decode(ids[0])}")

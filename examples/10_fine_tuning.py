@@ -1,7 +1,7 @@
 """Fine-tuning through spikes: a network learns to live with the rounding of its own spikes.
 
 Inside `spike_aware` the float model computes what its spiking layers will compute, and gradients pass straight through
-the roundings. Here with few spikes (k = 0.7), where rounding hurts.
+the roundings. Here with few spikes (k = 0.5), where rounding hurts.
 """
 
 import torch
@@ -12,17 +12,19 @@ import spikebrain as sb
 torch.manual_seed(0)
 teacher = nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 4))  # what is to be learned
 model = nn.Sequential(nn.Linear(16, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 4))
-settings = sb.SpikeSettings(neuron=sb.AdaptiveThreshold(k=0.7))
+settings = sb.SpikeSettings(neuron=sb.AdaptiveThreshold(k=0.5))
 test = torch.randn(1000, 16)
 
 
 def train(num_steps):
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    slower = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, num_steps)
     for _ in range(num_steps):
         x = torch.randn(256, 16)
         optimizer.zero_grad()
         nn.functional.mse_loss(model(x), teacher(x).detach()).backward()
         optimizer.step()
+        slower.step()
 
 
 @torch.no_grad()
@@ -31,13 +33,13 @@ def error(model):
     return float((model(test) - expected).pow(2).mean() / expected.pow(2).mean())
 
 
-train(600)
+train(400)
 before = error(sb.to_spiking(model, settings))
 print(f"in floats: the error is {error(model):.1%} of the signal")
 print(f"on spikes: {before:.0%}")
 
 with sb.spike_aware(model, settings):
-    train(300)
+    train(400)
 after = error(sb.to_spiking(model, settings))
 print(f"on spikes, after fine-tuning through them: {after:.0%}")
 assert after < before

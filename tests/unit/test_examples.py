@@ -19,7 +19,7 @@ def marked(path):
 
 
 def test_there_are_examples():
-    assert len(EXAMPLES) >= 3
+    assert len(EXAMPLES) >= 11
 
 
 @pytest.mark.parametrize("example", [marked(path) for path in EXAMPLES])
