@@ -283,6 +283,10 @@ def test_plots(tmp_path):
     plot_waterfall(waterfall(ModelCounts({}), DigitalEnergy()), tmp_path / "nothing.png")
     plot_break_even([break_even(counts, DigitalEnergy(), "layer")], tmp_path / "b.svg")
     assert all(path.stat().st_size > 5000 for path in tmp_path.iterdir())
+    drawn = (tmp_path / "b.svg").read_text()
+    assert all(f"break-even, {how} memory" in drawn for how in ("with", "without"))
+    plot_break_even([], tmp_path / "none.svg")
+    assert "Nothing fired, so no layer breaks even." in (tmp_path / "none.svg").read_text()
 
 
 def run(*arguments):
@@ -310,7 +314,12 @@ def test_command_on_a_model_and_on_its_report(model_folder, tmp_path, as_users):
         "Left out",
     )
     assert [words for words in shown if words not in said] == []
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"energy.json", "waterfall.png", "break_even.png"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "energy.html",
+        "energy.json",
+        "waterfall.png",
+        "break_even.png",
+    }
     found = json.loads((tmp_path / "out" / "energy.json").read_text())
     counts = ModelCounts.from_dict(found["counts"])
     assert DigitalEnergy(reads_per="block").estimate(counts).total_pj == pytest.approx(

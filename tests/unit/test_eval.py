@@ -46,7 +46,7 @@ def test_scores_are_the_models(model_folder, data, tiny_llama, tokenizer, text, 
     found = jobs.evaluate(all_tasks(model_folder, data, text=(text,), context=16), tmp_path / "out")
     assert list(found["stages"]) == ["float", "int8", "k=2", "k=3"]
     assert json.loads((tmp_path / "out" / "eval.json").read_text()) == json.loads(json.dumps(found))
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["eval.json"]
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"eval.html", "eval.json"}
     for stage, model in [("float", tiny_llama), ("k=3", to_spiking(tiny_llama))]:
         rows = {task: stages[stage] for task, stages in found["samples"].items()}
         by_hand = [

@@ -74,10 +74,12 @@ def test_files_and_keys(run, tmp_path):
         "histogram.png",
         "layers.csv",
         "raster.png",
+        "report.html",
         "report.json",
         "waterfall.png",
     ]
-    keys = "model settings text perplexity spikes codes layers energy exactness environment seconds"
+    keys = "kind format model settings text perplexity spikes codes layers energy exactness environment seconds"
+    keys += " histograms rasters"
     assert list(found) == keys.split()
     assert set(found["perplexity"]) == {"float", "int8", "spiking"}
     assert set(found["spikes"]) == {
