@@ -65,10 +65,11 @@ def plot_raster(
     if not isinstance(source, Raster):
         options = {"layers": layers, "encoders": encoders, "tokens": tokens, "title": title}
         source = raster(source, num_neurons=num_neurons, num_timesteps=num_timesteps, **options)
-    save_figure(_figure(source), path)
+    save_figure(draw_raster(source), path)
 
 
-def _figure(drawn: Raster) -> Figure:
+def draw_raster(drawn: Raster) -> Figure:
+    """Return the picture of a raster, which notebooks show."""
     columns = drawn.num_columns
     rows = [drawn.panels[i : i + columns] for i in range(0, len(drawn.panels), columns)]
     width = _WIDTHS.get(columns, 3.6)

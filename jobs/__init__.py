@@ -15,6 +15,7 @@ from .raster import Drawn, RasterSettings, raster
 from .report import ReportSettings, report
 from .simulate import Simulated, SimulateSettings, simulate
 from .sweep import SweepSettings, Swept, sweep
+from .tutorial import copy_tutorial, open_tutorial
 
 __all__ = [
     "ConvertSettings",
@@ -38,6 +39,7 @@ __all__ = [
     "SweepSettings",
     "Swept",
     "convert",
+    "copy_tutorial",
     "distill",
     "energy",
     "energy_model",
@@ -45,6 +47,7 @@ __all__ = [
     "examine",
     "export",
     "generate",
+    "open_tutorial",
     "raster",
     "report",
     "simulate",

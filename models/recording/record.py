@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from ...coding import SpikeTrain
 from ...errors import InputError
 from ...lazy import optional
-from ..layers.choose import check_matches
 from ...text_table import kind_of, text_table
+from ..layers.choose import check_matches
 from ..layers.settings import check_patterns
 from ..layers.spike_linear import SpikeLinear, Step, observing, spiking_layers
 from .layer_record import LayerRecord

@@ -25,6 +25,7 @@ ALWAYS = {
     "distill": "teacher student out text sample context batch_size accumulation attention_steps logits_steps "
     "learning_rate spiking precision device seed force",
     "doctor": "",
+    "tutorial": "out force",
     "export": "model out force",
     "raster": "model out prompt max_new_tokens layers encoder num_neurons num_timesteps potential_of device force",
     "sweep": "spec options model text num_tokens context objectives method workers storage study retry_failed out "

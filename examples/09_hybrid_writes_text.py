@@ -1,0 +1,22 @@
+"""A Transformer becomes a hybrid: most layers see a window of the text, one is linear, and all run on spikes.
+
+No weight is trained here. `spikebrain distill` trains a hybrid with many linear layers until it writes as well.
+"""
+
+import torch
+
+import spikebrain as sb
+
+TEXT = "A neuron fires when its potential passes the threshold. Then it rests, and its potential starts anew. " * 6
+
+model, tokenizer, _ = sb.load("smollm2")
+prompt = tokenizer("The capital of France is", return_tensors="pt").input_ids
+plans = ["swa"] * 30
+plans[20] = "gla"  # gated linear attention, whose state does not grow with the text
+calibration = torch.tensor(tokenizer.encode(TEXT)[:128])
+hybrid = sb.from_transformer(model, ",".join(plans), window=64, calibration=calibration)
+
+for name, writer in (("Transformer", model), ("hybrid", hybrid), ("hybrid on spikes", sb.to_spiking(hybrid))):
+    with torch.inference_mode():
+        ids = writer.generate(prompt, max_new_tokens=8, do_sample=False)
+    print(f"{name}: {tokenizer.decode(ids[0])}")
