@@ -72,10 +72,7 @@ def install_command(extra: str) -> str:
             return f"pip install {shlex.quote(f'{package}[{extra}] @ git+{url}')}"
         if url.startswith("file:") and Path(path).exists():
             source = path
-    # Quoted always, since brackets mean something to some shells only.
-    return (
-        f"pip install '{source}[{extra}]'" if "'" not in source else f"pip install {shlex.quote(f'{source}[{extra}]')}"
-    )
+    return f"pip install {shlex.quote(f'{source}[{extra}]')}"
 
 
 def optional(package: str, extra: str, where: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,11 +26,60 @@ TextFile = Annotated[
     typer.Option(help="UTF-8 text file.", show_default="the texts of Python's help", rich_help_panel=INPUT),
 ]
 NumTokens = Annotated[int, typer.Option(help="Tokens from the start of the text.", rich_help_panel=INPUT)]
+
+
+def k_of(typed: list[str] | None) -> float | dict[str, float] | None:
+    """Return the k that was typed: one for all layers, or one for each pattern; None if there was none.
+
+    A number alone, beside patterns, is for all other layers.
+
+    Raises:
+        InputError: something else was typed, or one pattern twice.
+
+    >>> k_of(["2.5"]), k_of(["*down_proj=4", "3"])
+    (2.5, {'*down_proj': 4.0, '*': 3.0})
+    """
+    if not typed:
+        return None
+    parts = [part.strip() for text in typed for part in text.split(",")]
+    pairs = [(pattern.strip(), value) for pattern, _, value in (part.rpartition("=") for part in parts)]
+    found: dict[str, float] = {}
+    for pattern, value in sorted(pairs, key=lambda pair: pair[0] == ""):  # numbers alone come last, where they count
+        if (pattern or "*") in found:
+            other = f"the pattern {pattern!r}" if pattern else "all other layers"
+            raise InputError(f"k: expected one number for {other}, got two. Leave out one of both.")
+        found[pattern or "*"] = _k(value, parts)
+    return found["*"] if list(found) == ["*"] else found
+
+
+def _k(value: str, parts: list[str]) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        raise InputError(
+            f"k: expected a number such as 3, or PATTERN=NUMBER such as *down_proj=4; got {', '.join(parts)!r}."
+        ) from None
+
+
+def checked_k(read: Callable[[list[str] | None], Any]) -> Callable[[list[str] | None], list[str] | None]:
+    """Return what refuses a k that cannot be read before anything is imported for it; `read` raises an InputError."""
+
+    def check(typed: list[str] | None) -> list[str] | None:
+        try:
+            read(typed)
+        except InputError as error:
+            raise typer.BadParameter(str(error).removeprefix("k: ")) from error
+        return typed
+
+    return check
+
+
 # An option that counts only for some inputs is None unless it is typed: its job refuses it where it has no effect.
 K = Annotated[
     list[str] | None,
     typer.Option(
         metavar="K or PATTERN=K",
+        callback=checked_k(k_of),
         help="Mean |x| of a token divided by its threshold: larger k, more spikes. Layers that match a pattern can "
         "have a k of their own: --k '*down_proj=4' --k 3; the first pattern that matches counts.",
         show_default="3.0",
@@ -151,39 +201,6 @@ def template_of(file: str, what: str, panel: str) -> Any:
         help=f"Print the file of {what} with comments, as a start for your own: --template > mine.toml.",
         rich_help_panel=panel,
     )
-
-
-def k_of(typed: list[str] | None) -> float | dict[str, float] | None:
-    """Return the k that was typed: one for all layers, or one for each pattern; None if there was none.
-
-    A number alone, beside patterns, is for all other layers.
-
-    Raises:
-        InputError: something else was typed, or one pattern twice.
-
-    >>> k_of(["2.5"]), k_of(["*down_proj=4", "3"])
-    (2.5, {'*down_proj': 4.0, '*': 3.0})
-    """
-    if not typed:
-        return None
-    parts = [part.strip() for text in typed for part in text.split(",")]
-    pairs = [(pattern.strip(), value) for pattern, _, value in (part.rpartition("=") for part in parts)]
-    found: dict[str, float] = {}
-    for pattern, value in sorted(pairs, key=lambda pair: pair[0] == ""):  # numbers alone come last, where they count
-        if (pattern or "*") in found:
-            other = f"the pattern {pattern!r}" if pattern else "all other layers"
-            raise InputError(f"k: expected one number for {other}, got two. Leave out one of both.")
-        found[pattern or "*"] = _k(value, parts)
-    return found["*"] if list(found) == ["*"] else found
-
-
-def _k(value: str, parts: list[str]) -> float:
-    try:
-        return float(value)
-    except ValueError:
-        raise InputError(
-            f"k: expected a number such as 3, or PATTERN=NUMBER such as *down_proj=4; got {', '.join(parts)!r}."
-        ) from None
 
 
 def named(registry: Registry[Any], name: str | None, *words: str) -> Any:

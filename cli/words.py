@@ -27,7 +27,10 @@ def less_or_more(ratio: float | None, than: str) -> str:
     """
     if ratio is None:
         return "no energy to compare, since nothing fired"
-    return f"{ratio:.2f}x less {than}" if ratio >= 1 else f"{1 / ratio:.3g} times more {than}"
+    if ratio >= 1:
+        return f"{ratio:.2f}x less {than}"
+    times = 1 / ratio
+    return f"{times:,.0f} times more {than}" if times >= 100 else f"{times:.3g} times more {than}"
 
 
 def unconfirmed(names: Sequence[str]) -> str:

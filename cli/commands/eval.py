@@ -19,6 +19,7 @@ from ..options import (
     Model,
     Skip,
     Weights,
+    checked_k,
     folder_for,
     k_of,
     named,
@@ -38,6 +39,14 @@ _WORST = 5
 def _measured(help: str, usual: str) -> Any:
     """Return an option that says what is measured, with its usual value."""
     return typer.Option(help=help, show_default=usual, rich_help_panel=MEASURED)
+
+
+def _all_k(typed: list[str] | None) -> tuple[float | dict[str, float], ...] | None:
+    """Return each k that was typed: numbers with commas between, or patterns, which are one setting together."""
+    if not typed:
+        return None
+    groups = [[text] if "=" in text else text.split(",") for text in typed]
+    return tuple(k for group in groups for text in group if (k := k_of([text])) is not None)
 
 
 def eval(
@@ -79,6 +88,7 @@ def eval(
         list[str] | None,
         typer.Option(
             metavar="K,K or PATTERN=K,K",
+            callback=checked_k(_all_k),
             help="Mean |x| of a token divided by its threshold; several, with commas between, are compared. Layers "
             "that match a pattern can have a k of their own: --k 2,3 --k '*down_proj=4,3' compares three settings.",
             show_default="3",
@@ -131,14 +141,6 @@ def eval(
     return Answer(
         _figure(found), found, lambda console: _print(console, found), out=out, files=("eval.json",), **follows
     )
-
-
-def _all_k(typed: list[str] | None) -> tuple[float | dict[str, float], ...] | None:
-    """Return each k that was typed: numbers with commas between, or patterns, which are one setting together."""
-    if not typed:
-        return None
-    groups = [[text] if "=" in text else text.split(",") for text in typed]
-    return tuple(k for group in groups for text in group if (k := k_of([text])) is not None)
 
 
 def _figure(found: dict[str, Any]) -> str:

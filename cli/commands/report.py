@@ -179,7 +179,9 @@ def _print_spikes(console: Console, spikes: dict[str, Any], codes: dict[str, Any
         table.add_row(LABELS[key], shown, meaning)
     console.print(table, "")
 
-    table = table_of("The same counts in each code", "spikes per channel", "train sparsity", "timesteps", no_wrap=True)
+    table = table_of(
+        "The same counts in each code", "spikes per channel", "empty in the train", "timesteps", no_wrap=True
+    )
     for name, code in codes.items():
         if code is None:
             table.add_row(name, "", "", "too many")

@@ -183,8 +183,9 @@ def _print(console: Console, found: Simulated) -> None:
     )
     console.print(
         f"Exactness: {exact['num_mismatches']:,} of {exact['num_checked']:,} sums differ from those of the model. "
-        f"{figures['activity']['num_synops'] / figures['seconds'] / 1e6:,.0f} M synaptic operations simulated a second."
+        f"{figures['activity']['num_synops'] / figures['seconds']:,.0f} synaptic operations simulated a second."
     )
     if figures["unsupported"]:
         console.print(f"Not counted: {'; '.join(figures['unsupported'])}.")
+    console.print(f"It rests on {len(figures['assumptions'])} assumptions: simulation.json lists them.")
     console.print(f"Took {figures['seconds']:.1f} s.")

@@ -68,7 +68,7 @@ def choose_layers(
         listed = "; ".join(reasons[:6]) + ("; ..." if len(reasons) > 6 else "") if reasons else "it has no weights"
         words = "" if any(matches_any(name, settings.layers) for name in names) else _words_for(settings.layers, names)
         raise InputError(
-            f"to_spiking: expected a linear layer that matches {settings.layers}, found none. {listed}. {words}".strip()
+            f"layers: expected a linear layer that matches {settings.layers}, found none. {listed}. {words}".strip()
         )
     _check_order(neurons, linears)
     if settings.attention is None:  # those with attention are of a kind of model, which need not have all the layers

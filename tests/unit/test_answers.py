@@ -192,6 +192,7 @@ def test_the_same_command_again():
 def test_ratios_in_words(tmp_path):
     assert less_or_more(6.42, "energy than INT8") == "6.42x less energy than INT8"
     assert less_or_more(1 / 74.953, "energy than INT8") == "75 times more energy than INT8"
+    assert less_or_more(1 / 5390, "than additions") == "5,390 times more than additions"
     assert less_or_more(None, "energy than INT8").startswith("no energy to compare")
     assert [as_ratio(value) for value in (41.875, 0.5, 0.0133, 0.0)] == ["41.88x", "0.50x", "0.013x", "0.00x"]
     assert unused(tmp_path / "a") == tmp_path / "a"

@@ -101,6 +101,10 @@ def test_a_wrong_pattern_is_called_as_it_was_typed(run, model_folder, text, tmp_
     code, _, err = run("report", *short, "--k", "*=3,*down_proj=4")
     assert code == 2
     assert "error: --k '*down_proj': has no effect, since earlier patterns match all of its layers." in err
+    for command in (("report", *short), ("eval", *short[:3])):
+        code, shown, err = run(*command, "--k", "2", "--k", "*down_proj=many")
+        assert (code, shown) == (2, "")
+        assert "Invalid value for '--k': expected a number such as 3, or PATTERN=NUMBER" in err
     code, _, err = run("report", *short, "--k", "0")
     assert "error: --k: expected a finite number > 0" in err
     code, _, err = run("report", *short, "--k", "*down_proj=0")

@@ -44,7 +44,7 @@ def fails(capsys, monkeypatch, *arguments):
         ),
         (
             ["--layers", "*.conv"],
-            "a linear layer that matches ('*.conv',), found none. 'model.embed_tokens': Embedding",
+            "--layers: expected a linear layer that matches ('*.conv',), found none. 'model.embed_tokens': Embedding",
         ),
         (["--seed", "-1"], "--seed: expected an integer >= 0, got -1"),
         (["--group-size", "0"], "--group-size: expected an integer >= 1 or None, got 0"),
