@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -87,12 +88,14 @@ def neuron() -> None:
 
 
 def raster() -> None:
-    """The raster of the tutorial: eight inputs of a layer behind a ReLU."""
+    """The raster of the tutorial: eight inputs of a layer, in two codes."""
     torch.manual_seed(0)
-    mine = sb.to_spiking(nn.Sequential(nn.Linear(32, 128), nn.ReLU(), nn.Linear(128, 10)))
-    with torch.no_grad(), sb.record(mine, layers=("2",), keep_trains=True) as recording:
+    layers = {"hidden": nn.Linear(32, 128), "relu": nn.ReLU(), "out": nn.Linear(128, 10)}
+    mine = sb.to_spiking(nn.Sequential(OrderedDict(layers)))
+    with torch.no_grad(), sb.record(mine, layers=("hidden",), keep_trains=True, keep_inputs=True) as recording:
         mine(torch.randn(8, 32))
-    analysis.plot_raster(recording.spikes_of("2"), FOLDER / "raster.png", title="Spikes into the layer 'out'")
+    drawn = analysis.raster(recording, encoders=("ternary", "bitwise-bidirectional"), num_neurons=32)
+    analysis.plot_raster(drawn, FOLDER / "raster.png")
 
 
 def codes() -> None:

@@ -32,6 +32,8 @@ from sybil.parsers.myst import CodeBlockParser
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
 MODEL = "<!-- needs the model -->"
+# Packages of extras, by the page whose code needs them.
+NEEDS = {"exchange": ("pandas", "pyarrow", "perfetto"), "extending": ("hypothesis",)}
 
 
 class Page:
@@ -91,6 +93,8 @@ def own_folder(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("own_folder", "as_users")
 @pytest.mark.parametrize(("path", "with_model"), pages_with_code())
 def test_code_runs_and_prints_what_stands_under_it(path, with_model):
+    for package in NEEDS.get(path.stem, ()):
+        pytest.importorskip(package, reason="pip install 'spikebrain[test]'")
     if with_model:
         try:
             smollm2.download()

@@ -74,6 +74,7 @@ def check(section, content):
 
 @pytest.mark.slow
 def test_every_key_has_a_row_and_every_row_a_key(model_folder, text, tmp_path):
+    pytest.importorskip("perfetto", reason="pip install 'spikebrain[test]'")
     of = {"model": str(model_folder), "text": text}
     jobs.report(jobs.ReportSettings(**of, num_tokens=128, context=64), tmp_path / "report")
     report = json.loads((tmp_path / "report" / "report.json").read_text())
@@ -83,7 +84,8 @@ def test_every_key_has_a_row_and_every_row_a_key(model_folder, text, tmp_path):
     jobs.energy(jobs.EnergySettings(str(tmp_path / "report")), tmp_path / "energy")
     check("energy.json", json.loads((tmp_path / "energy" / "energy.json").read_text()))
 
-    jobs.simulate(jobs.SimulateSettings(**of, num_tokens=4, critical_path=True), tmp_path / "chip")
+    layer = report["layers"][0]["name"]
+    jobs.simulate(jobs.SimulateSettings(**of, num_tokens=4, critical_path=True, timeline=layer), tmp_path / "chip")
     check("simulation.json", json.loads((tmp_path / "chip" / "simulation.json").read_text()))
 
     settings = jobs.EvalSettings(str(model_folder), text=(text,), num_tokens=128, context=64, layer_tokens=32)
