@@ -191,6 +191,18 @@ def test_no_spikes_and_a_model_that_spikes_already(results):
     assert "with the same weights in float" in shown
 
 
+@pytest.mark.slow
+def test_infinite_figures_are_shown_and_not_drawn(results):
+    """A perplexity may overflow; browsers do not read NaN and Infinity."""
+    figures = figures_of(results["eval"])
+    for text in figures["texts"].values():
+        text["perplexity"]["k=3"].update(value=float("inf"), difference=float("inf"))
+    text = pages.make_page(figures)
+    views = re.search(r'<script type="application/json" id="views">(.*?)</script>', text, re.S)[1]
+    assert "Infinity" not in views
+    assert "inf" in " ".join(Tags(text).text)
+
+
 def luminance(colour):
     channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
