@@ -27,6 +27,13 @@ class Figures(Mapping[str, Any]):
         value = self._content[key]
         return Figures(value, self._where, path) if isinstance(value, Mapping) else self._list(value, path)
 
+    def __contains__(self, key: object) -> bool:
+        return key in self._content
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a figure that may be missing."""
+        return self[key] if key in self else default
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._content)
 

@@ -18,6 +18,7 @@ from spikebrain.chip.layer import simulate_layer
 from spikebrain.chip.mapping import CoreTile
 from spikebrain.errors import InputError
 from spikebrain.pages import bundle
+from spikebrain.pages.figures import Figures
 from spikebrain.pages.words import cost_in_words
 from spikebrain.simulation.queue_steps import queue_steps
 
@@ -201,6 +202,13 @@ def test_infinite_figures_are_shown_and_not_drawn(results):
     views = re.search(r'<script type="application/json" id="views">(.*?)</script>', text, re.S)[1]
     assert "Infinity" not in views
     assert "inf" in " ".join(Tags(text).text)
+
+
+def test_a_figure_that_may_be_missing():
+    figures = Figures({"layers": {"q": 1}}, "report.json")
+    assert "k" not in figures["layers"]
+    assert figures["layers"].get("k", 0) == 0
+    assert figures["layers"].get("q") == 1
 
 
 def luminance(colour):
