@@ -117,7 +117,7 @@ def _comparison(rows: list[Row], stages: list[str]) -> Section:
             for name, share, found in rows
             if share == is_share
             for stage in stages[1:]
-            if stage in found
+            if stage in found and "difference" in found[stage]
         ]
         if points:
             name = "accuracies" if is_share else "perplexities"

@@ -11,7 +11,7 @@ from ..errors import InputError
 class Figures(Mapping[str, Any]):
     """An object of a JSON file. What it lacks raises an InputError with the whole path to it.
 
-    >>> Figures({"energy": {"paper": 1}}, "report.json")["energy"]["digital"]
+    >>> Figures({"energy": {"paper": 1}}, "report.json")["energy"]["digital"]  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     ...
     spikebrain.errors.InputError: report.json, energy.digital: expected a figure, it is missing. ...
@@ -26,6 +26,13 @@ class Figures(Mapping[str, Any]):
             raise InputError(f"{self._where}, {path}: expected a figure, it is missing. {_AGAIN}")
         value = self._content[key]
         return Figures(value, self._where, path) if isinstance(value, Mapping) else self._list(value, path)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._content
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a figure that may be missing."""
+        return self[key] if key in self._content else default
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._content)

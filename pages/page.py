@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -108,10 +109,19 @@ def _render(page: Page, source: Mapping[str, Any], files: Sequence[str]) -> str:
         scripts=scripts,
         # Only these scripts may run, whatever texts the page shows.
         allowed=" ".join(_hash(text) for text in scripts),
-        views=script_json({name: {"what": view.what, "data": view.data} for name, view in page.views.items()}),
+        views=script_json({name: {"what": view.what, "data": _finite(view.data)} for name, view in page.views.items()}),
         data=script_json(source),
         version=__version__,
     )
+
+
+def _finite(value: Any) -> Any:
+    """Return JSON values with null in the place of NaN and infinity, which browsers do not read and charts not draw."""
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @functools.cache

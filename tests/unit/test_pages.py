@@ -18,6 +18,7 @@ from spikebrain.chip.layer import simulate_layer
 from spikebrain.chip.mapping import CoreTile
 from spikebrain.errors import InputError
 from spikebrain.pages import bundle
+from spikebrain.pages.figures import Figures
 from spikebrain.pages.words import cost_in_words
 from spikebrain.simulation.queue_steps import queue_steps
 
@@ -189,6 +190,25 @@ def test_no_spikes_and_a_model_that_spikes_already(results):
     assert "no spike ran" in shown
     assert "Nothing fired, so no layer breaks even." in shown
     assert "with the same weights in float" in shown
+
+
+@pytest.mark.slow
+def test_infinite_figures_are_shown_and_not_drawn(results):
+    """A perplexity may overflow; browsers do not read NaN and Infinity."""
+    figures = figures_of(results["eval"])
+    for text in figures["texts"].values():
+        text["perplexity"]["k=3"].update(value=float("inf"), difference=float("inf"))
+    text = pages.make_page(figures)
+    views = re.search(r'<script type="application/json" id="views">(.*?)</script>', text, re.S)[1]
+    assert "Infinity" not in views
+    assert "inf" in " ".join(Tags(text).text)
+
+
+def test_a_figure_that_may_be_missing():
+    figures = Figures({"layers": {"q": 1}}, "report.json")
+    assert "k" not in figures["layers"]
+    assert figures["layers"].get("k", 0) == 0
+    assert figures["layers"].get("q") == 1
 
 
 def luminance(colour):
