@@ -3,6 +3,8 @@
 No weight is trained here. `spikebrain distill` trains a hybrid with many linear layers until it writes as well.
 """
 
+from typing import Any
+
 import torch
 
 import spikebrain as sb
@@ -16,7 +18,8 @@ plans[20] = "gla"  # gated linear attention, whose state does not grow with the 
 calibration = torch.tensor(tokenizer.encode(TEXT)[:128])
 hybrid = sb.from_transformer(model, ",".join(plans), window=64, calibration=calibration)
 
-for name, writer in (("Transformer", model), ("hybrid", hybrid), ("hybrid on spikes", sb.to_spiking(hybrid))):
+writers: dict[str, Any] = {"Transformer": model, "hybrid": hybrid, "hybrid on spikes": sb.to_spiking(hybrid)}
+for name, writer in writers.items():
     with torch.inference_mode():
         ids = writer.generate(prompt, max_new_tokens=6, do_sample=False)
     print(f"{name}: {tokenizer.decode(ids[0])}")

@@ -23,6 +23,6 @@ for name in table.entries:
 
 for title, prices in (("45 nm", table), ("45 nm, memory ten times cheaper", cheap)):
     report = sb.DigitalEnergy(prices).estimate(counts)
-    largest = max(report.parts, key=report.parts.get)
+    largest = max(report.parts, key=lambda part: report.parts[part])
     print(f"{title}: {report.total_pj / report.num_tokens / 1e6:.2f} µJ a token, most for {largest}")
     print(f"  {report.ratio_vs_int8:.2f}x less than dense INT8")
