@@ -1,4 +1,4 @@
-"""k per kind of layer: sensitive layers get more spikes, others fewer.
+"""k per kind of layer: which layers can do with fewer spikes?
 
 k is the mean |x| of a token divided by its threshold: with a larger k a layer spikes more and rounds less.
 """
@@ -25,8 +25,8 @@ expected = predictions(model)
 # A pattern of layer names, and its k; the first pattern that matches counts.
 choices = {
     "k = 3": {"*": 3.0},
-    "more for down_proj": {"*down_proj": 6.0, "*": 3.0},
     "less for q and k": {"*q_proj": 1.5, "*k_proj": 1.5, "*": 3.0},
+    "less for down_proj": {"*down_proj": 1.5, "*": 3.0},
 }
 for name, ks in choices.items():
     neurons = {pattern: sb.AdaptiveThreshold(k=k) for pattern, k in ks.items()}
@@ -37,4 +37,4 @@ for name, ks in choices.items():
     bits = torch.nn.functional.kl_div(found, expected, log_target=True, reduction="batchmean") / 0.6931
     spikes = sb.spike_statistics(recording.layers.values()).mean_spikes
     print(f"{name}: {bits:.2f} bits a token from the float model, {spikes:.2f} spikes a channel and token")
-print("On the command line: spikebrain report --k '*down_proj=6' --k 3")
+print("On the command line: spikebrain report --k '*q_proj=1.5' --k 3")

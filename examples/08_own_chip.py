@@ -28,7 +28,7 @@ for chip in (ours, mine):
         outputs.append(layer(x))
     (found,) = seen
     energy_pj = found.activity.energy_pj(chip)
-    largest = max(energy_pj, key=energy_pj.get)
+    largest = max(energy_pj, key=lambda part: energy_pj[part])
     print(chip.name)
     print(f"  a token takes {found.latency_ps.mean() / 1e6:.2f} µs")
     print(f"  and {sum(energy_pj.values()) / 4e6:.3f} µJ, most of it for {largest}")
