@@ -1,8 +1,8 @@
 """Help by purpose, completion, and what a help text must not wait for."""
 
 import json
-import re
 import os
+import re
 import subprocess
 import sys
 import time
