@@ -6,8 +6,6 @@ was left out.
 
 from __future__ import annotations
 
-import base64
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +22,7 @@ from .raster_trains import Calls, aligned, calls_of_recording, calls_of_train, r
 
 # Without a length, each token is cut where this share of its neurons has fired for the last time.
 DONE = 0.99
+_MARKS = np.frombuffer(b".+-", np.uint8)
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,14 @@ class Raster:
         return notes
 
     def to_data(self) -> dict[str, Any]:
-        """Return the raster as JSON values: arrays as base64 of zlib of their numbers, row by row."""
+        """Return the raster as JSON values: the form of report.json, and what pages draw.
+
+        "spikes" has a line for each neuron, in which each place, token after token, is "+", "-" or "." for none.
+
+        >>> train = SpikeTrain(torch.tensor([[[1, 0]], [[-1, 0]]], dtype=torch.int8), torch.tensor([2, 1]))
+        >>> raster(train).to_data()["panels"][0]["spikes"]
+        ['+-', '..']
+        """
         return {
             "title": self.title,
             "columns": self.num_columns,
@@ -127,16 +133,13 @@ def _panel_data(panel: Panel) -> dict[str, Any]:
         "num_tokens": panel.spikes.shape[1],
         "num_timesteps": panel.spikes.shape[2],
         "num_spikes": list(panel.num_spikes),
-        "spikes": _packed(panel.spikes.astype(np.int8)),
-        "counts": _packed(panel.counts.astype("<i4")),
+        # -1 is the last mark.
+        "spikes": [_MARKS[line].tobytes().decode() for line in panel.spikes.reshape(len(panel.neurons), -1)],
+        "counts": panel.counts.tolist(),
         "weights": panel.weights.tolist(),
         "timesteps": panel.timesteps.tolist(),
         "potential": None if potential is None else {"neuron": potential.neuron, "v": values},
     }
-
-
-def _packed(array: np.ndarray) -> str:
-    return base64.b64encode(zlib.compress(np.ascontiguousarray(array).tobytes())).decode()
 
 
 def visible(text: str) -> str:

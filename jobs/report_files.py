@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from .. import analysis, pages
 from ..analysis.histogram import BARS, bars_of
 from ..analysis.perplexity import one_thread
-from ..analysis.raster_text import raster_text
 from ..analysis.stats import merged_histogram
 from ..coding import SpikeTrain
 from ..energy import DigitalEnergy, ModelCounts, waterfall
@@ -29,7 +28,7 @@ from ..models.recording import record
 WRITTEN = ("report.json", "report.html", "layers.csv", "histogram.png", "raster.png", "waterfall.png")
 _RASTER_TOKENS = 12
 # Bytes of trains that are kept for the rasters, and places of a raster that the page holds.
-_MOST_TRAINS, _MOST_CELLS = 200_000_000, 200_000
+_MOST_TRAINS, _MOST_PLACES = 200_000_000, 200_000
 
 
 def describe_environment(device: str) -> dict[str, Any]:
@@ -114,7 +113,13 @@ def _draw_rasters(
             groups.append((train, [layer.name]))
         else:
             same.append(layer.name)
-    return [raster_text(train, names, tokens, _MOST_CELLS) for train, names in groups]
+    return [{"layers": names, **_raster_data(train, tokens)} for train, names in groups]
+
+
+def _raster_data(train: SpikeTrain, tokens: list[str]) -> dict[str, Any]:
+    num_timesteps, num_tokens, _ = train.spikes.shape
+    most = max(1, _MOST_PLACES // (num_timesteps * num_tokens))
+    return analysis.raster(train, tokens=tokens, num_neurons=most).to_data()
 
 
 @torch.inference_mode()

@@ -11,10 +11,10 @@ from .page import FORMAT, make_page, write_page
 from .terms import attributes_of
 
 if TYPE_CHECKING:
-    from .raster import SCRIPT, raster_figure, write_raster_page
+    from .raster import write_raster_page
 
 __all__ = [
-    "FORMAT", "SCRIPT", "attributes_of", "make_page", "raster_figure", "read_page", "write_page", "write_raster_page"
+    "FORMAT", "attributes_of", "make_page", "read_page", "write_page", "write_raster_page"
 ]  # fmt: skip
 
-__getattr__, __dir__ = exports(__name__, {"raster": ("SCRIPT", "raster_figure", "write_raster_page")})
+__getattr__, __dir__ = exports(__name__, {"raster": ("write_raster_page",)})

@@ -41,7 +41,7 @@ def read_page(path: str | Path) -> dict[str, Any]:
     if not finder.found:
         raise InputError(
             f'{path}: expected a page of spikebrain, with figures in <script id="data">; it has none. Name a page '
-            "that report, energy, simulate, eval or sweep wrote."
+            "that report, energy, simulate, eval, sweep or raster wrote."
         )
     return parse_json("".join(finder.found), str(path))
 

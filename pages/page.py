@@ -22,6 +22,7 @@ from .parts import Page
 # Of the JSON files that pages are made from; raised when an older one lacks what a page shows.
 FORMAT = 1
 _TEMPLATES = Path(__file__).with_name("templates")
+_SCRIPTS = ("page.js", "canvas.js", "raster_draw.js", "raster.js")
 # A module of this room for each kind of result; its `build` makes the page.
 _BUILDERS = {
     "report": "report_page",
@@ -29,6 +30,7 @@ _BUILDERS = {
     "simulation": "simulation_page",
     "eval": "eval_page",
     "sweep": "sweep_page",
+    "raster": "raster",
 }
 
 
@@ -99,9 +101,9 @@ def _builder(source: Any, where: str) -> Callable[[Figures, Mapping[str, str]], 
 
 
 def _render(page: Page, source: Mapping[str, Any], files: Sequence[str]) -> str:
-    style, script, bundle = (_TEMPLATES / "page.css").read_text("utf-8"), _script(), vega_bundle()
+    style = (_TEMPLATES / "page.css").read_text("utf-8")
     needs_vega = any(view.what == "chart" for view in page.views.values())
-    scripts = ([bundle] if needs_vega else []) + [script]
+    scripts = [vega_bundle(), _script()] if needs_vega else [_script()]
     return _template().render(
         page=page,
         files=files,
@@ -134,7 +136,7 @@ def _template() -> Any:
 
 
 def _script() -> str:
-    return "".join((_TEMPLATES / name).read_text("utf-8") for name in ("page.js", "canvas.js"))
+    return "".join((_TEMPLATES / name).read_text("utf-8") for name in _SCRIPTS)
 
 
 def _hash(script: str) -> str:

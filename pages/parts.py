@@ -148,6 +148,7 @@ class Page:
         cards: the figures of the answer.
         sections: the rest.
         terms: definitions by key.
+        is_wide: whether it takes a wide window, for drawings side by side.
     """
 
     title: str
@@ -156,6 +157,7 @@ class Page:
     cards: Sequence[Card]
     sections: Sequence[Section]
     terms: Mapping[str, Term]
+    is_wide: bool = False
 
     @property
     def asked_for(self) -> list[str]:

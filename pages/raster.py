@@ -1,24 +1,19 @@
-"""A raster for a browser: a figure that `raster.js` fills, as a part of a page or as a page of its own.
-
-A page that has other parts, too, shows the figure, has the data somewhere as JSON, holds `SCRIPT` once, and calls
-`spikebrainRaster(figure, data)`.
-"""
+"""Rasters: a section that pages share, and the page of `spikebrain raster`."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from .figures import Figures
+from .page import FORMAT, write_page
+from .parts import Column, Page, Section, Table, Text, View
 
-from ..files import write_whole
-
-_TEMPLATES = Path(__file__).with_name("templates")
-SCRIPT = "".join((_TEMPLATES / name).read_text(encoding="utf-8") for name in ("raster_draw.js", "raster.js"))
-_ENVIRONMENT = Environment(
-    loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+_HOW_TO = (
+    "A filled box above the line of its neuron is a spike of +1, a hollow or thin one below it a spike of −1. Where "
+    "boxes would be too small there are maps, whose shade is the share of places that fire. Drag a box to zoom in, "
+    "scroll to move, double-click to see all. Keys: arrows move the place that is read out, + and − zoom, 0 shows all."
 )
 
 
@@ -30,19 +25,6 @@ class HasData(Protocol):
         ...
 
 
-def raster_figure(raster: HasData, name: str = "raster") -> tuple[str, dict[str, Any]]:
-    """Return a raster as a part of a page: HTML, and the data that `spikebrainRaster` draws into it.
-
-    The HTML also says what was left out, and has a table of the raster's figures, for readers without JavaScript.
-
-    Args:
-        raster: what `analysis.raster` returned.
-        name: id of the figure, unique on its page.
-    """
-    data = raster.to_data()
-    return _ENVIRONMENT.get_template("raster_figure.html.j2").render(raster=data, name=name), data
-
-
 def write_raster_page(raster: HasData, path: Path) -> None:
     """Write a raster as one HTML file that needs nothing else.
 
@@ -52,10 +34,56 @@ def write_raster_page(raster: HasData, path: Path) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    fragment, data = raster_figure(raster)
-    # As JSON inside of a script: "<" could end it.
-    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
-    page = _ENVIRONMENT.get_template("raster.html.j2").render(
-        title=data["title"] or "Spike raster", fragment=Markup(fragment), json=Markup(text), script=Markup(SCRIPT)
+    write_page({"kind": "raster", "format": FORMAT, "rasters": [raster.to_data()]}, path)
+
+
+def build(figures: Figures, _meanings: Mapping[str, str]) -> Page:
+    """Return the page of a raster."""
+    (raster,) = figures["rasters"]
+    title = raster["title"] or "Spike raster"
+    num_tokens = len(raster["calls"])
+    subject = f"Spikes at {num_tokens:,} token{'s' * (num_tokens != 1)}"
+    section = raster_section([raster], [""], "", is_open=True)
+    return Page(title=title, subject=subject, answer=title, cards=[], sections=[section], terms={}, is_wide=True)
+
+
+def raster_section(rasters: Sequence[Figures], names: Sequence[str], intro: str, *, is_open: bool = False) -> Section:
+    """Return rasters, of which one is shown at a time, what was left out of them, and their figures as a table.
+
+    Args:
+        rasters: what `Raster.to_data` returned.
+        names: of each raster, "" for the only one.
+        intro: of the section.
+        is_open: False to fold the table.
+    """
+    columns = [Column("layer"), Column("code"), Column("neurons shown", ","), Column("of", ",")]
+    columns += [Column(name, ",") for name in ("tokens", "timesteps each", "spikes +1", "spikes −1")]
+    rows = [
+        (
+            panel["layer"] or name,
+            panel["code"],
+            len(panel["neurons"]),
+            panel["num_neurons"],
+            panel["num_tokens"],
+            panel["num_timesteps"],
+            *panel["num_spikes"],
+        )
+        for name, raster in zip(names, rasters, strict=True)
+        for panel in raster["panels"]
+    ]
+    notes = [
+        f"{name}: {note}" if name else note
+        for name, raster in zip(names, rasters, strict=True)
+        for note in raster["notes"]
+    ]
+    data = [{"name": name, **raster} for name, raster in zip(names, rasters, strict=True)]
+    return Section(
+        "raster",
+        "Raster",
+        intro,
+        [
+            View("raster", "raster", "", data, _HOW_TO),
+            Text(notes),
+            Table("Figures of the raster", columns, rows, is_open=is_open),
+        ],
     )
-    write_whole(path, page + "\n")

@@ -11,6 +11,7 @@ from .energy_parts import energy_card, energy_section, weights_card
 from .figures import Figures
 from .layers import kind_and_depth, short_names
 from .parts import Card, Column, Page, Section, Table, Text, View
+from .raster import raster_section
 from .tables import environment, settings_table
 from .terms import sentence, terms_for
 from .words import change_in_words, cost_in_words, duration, percent
@@ -201,17 +202,9 @@ def _map(layers: list[Figures]) -> Section:
 
 
 def _rasters(rasters: list[Figures]) -> list[Section]:
-    if not rasters:
-        return []
-    data = [dict(raster.items()) for raster in rasters]
-    for raster in data:
-        raster["label"] = ", ".join(short_names(raster["layers"]).values())
-    note = (
-        "Drag or scroll to move, + and − to zoom; with the keyboard, arrows move the cell that is read out. Filled "
-        "squares are spikes of +1, hollow ones of −1. Layers that read the same input have the same spikes."
-    )
-    view = View("raster", "raster", "", data, note)
-    return [Section("raster", "Raster", "Spikes into layers of one block, token after token.", [view])]
+    names = [", ".join(short_names(raster["layers"]).values()) for raster in rasters]
+    intro = "Spikes into layers of one block, token after token. Layers that read the same input have the same spikes."
+    return [raster_section(rasters, names, intro)] if rasters else []
 
 
 def _layers(layers: list[Figures]) -> Section:

@@ -1,4 +1,4 @@
-// Rasters and meshes: too many marks for SVG, so they are drawn on a canvas.
+// Too many marks for SVG are drawn on a canvas: what all canvases share, and the tiles of a chip.
 
 function colour(name) {
   const probe = document.body.appendChild(make("i"));
@@ -18,13 +18,13 @@ function ramp(share) {
 
 const exact = new Intl.NumberFormat("en", { maximumSignificantDigits: 4 });
 
-// A canvas as wide as its place; `draw(context, width, height)` and `cell(dx, dy)` for the keyboard, `at(x, y)` for mice.
-function surface(figure, height, draw) {
+// A canvas as wide as `parent`, on which `draw(context, width, height)` draws, and a line that tells what is pointed at.
+function surface(parent, height, draw) {
   const canvas = make("canvas", { tabindex: 0, role: "img", "aria-label": "Arrow keys move the cell that is read out below." });
   const readout = make("p", { class: "readout", "aria-live": "polite" });
-  figure.querySelector(".drawing").append(canvas, readout);
+  parent.append(canvas, readout);
   const paint = () => {
-    const width = canvas.parentElement.clientWidth, tall = height(width), scale = devicePixelRatio || 1;
+    const width = parent.clientWidth, tall = height(width), scale = devicePixelRatio || 1;
     if (!width) return;
     canvas.style.height = `${tall}px`;
     canvas.width = Math.round(width * scale);
@@ -33,7 +33,7 @@ function surface(figure, height, draw) {
     context.setTransform(scale, 0, 0, scale, 0, 0);
     draw(context, width, tall);
   };
-  new ResizeObserver(paint).observe(canvas.parentElement);
+  new ResizeObserver(paint).observe(parent);
   listeners.push(paint);
   return { canvas, readout, paint };
 }
@@ -58,162 +58,11 @@ function choice(label, options, chosen) {
   return make("label", {}, label, select);
 }
 
-// Spikes of a few layers: time runs through the timesteps of the first token, then of the second, and so on.
-painters.raster = (figure, rasters) => {
-  const LEFT = 52, TOP = 46;
-  let raster, columns, cell, left = 0, top = 0, at = null;
-  const controls = figure.querySelector(".controls");
-  const button = (text, label, act) => {
-    const made = make("button", { type: "button", "aria-label": label, title: label }, text);
-    made.addEventListener("click", act);
-    return made;
-  };
-  const { canvas, readout, paint } = surface(figure, () => 460, draw);
-  controls.append(
-    choice("Input of ", rasters.map((one) => one.label), load),
-    button("−", "Zoom out", () => zoom(1 / 1.5)),
-    button("+", "Zoom in", () => zoom(1.5)),
-    button("All", "Show all neurons", () => { cell = 0; paint(); }),
-    make("span", { class: "key" }, make("i", { class: "plus" }), "spike +1"),
-    make("span", { class: "key" }, make("i"), "spike −1"),
-  );
-  load(0);
-
-  function load(i) {
-    raster = rasters[i];
-    columns = raster.tokens.length * raster.num_timesteps;
-    cell = null;
-    left = top = 0;
-    at = null;
-    readout.textContent = `${raster.neurons.length.toLocaleString("en")} of ${raster.num_neurons.toLocaleString("en")} neurons, ${raster.tokens.length} tokens of ${raster.num_timesteps} timesteps, which weigh ${raster.timestep_weight.join(", ")}.`;
-    paint();
-  }
-  function zoom(factor) {
-    cell = Math.max(2, Math.min(24, (cell || 1) * factor));
-    paint();
-  }
-  function draw(context, width, height) {
-    if (!raster) return;
-    const neurons = raster.neurons.length, wide = width - LEFT, tall = height - TOP;
-    if (cell === null) cell = Math.max(4, Math.min(14, wide / columns));
-    const w = cell || wide / columns, h = cell || tall / neurons;
-    left = Math.max(0, Math.min(left, columns - wide / w));
-    top = Math.max(0, Math.min(top, neurons - tall / h));
-    const [plus, minus, ink, muted, line] = ["--spikes", "--other", "--ink", "--muted", "--line"].map(colour);
-    context.clearRect(0, 0, width, height);
-    context.font = `12px ${getComputedStyle(document.body).fontFamily}`;
-    context.save();
-    context.beginPath();
-    context.rect(LEFT, TOP, wide, tall);
-    context.clip();
-    const T = raster.num_timesteps, gap = h > 5 ? 1 : 0;
-    for (let c = Math.floor(left); c < Math.min(columns, left + wide / w + 1); c++) {
-      const spikes = raster.spikes[Math.floor(c / T)][c % T], x = LEFT + (c - left) * w;
-      for (let n = Math.floor(top); n < Math.min(neurons, top + tall / h + 1); n++) {
-        if (spikes[n] === ".") continue;
-        const y = TOP + (n - top) * h, bw = Math.max(w - gap, 0.8), bh = Math.max(h - gap, 0.8);
-        if (spikes[n] === "+" || h < 4) {
-          context.fillStyle = spikes[n] === "+" ? plus : minus;
-          context.fillRect(x, y, bw, bh);
-        } else {
-          context.strokeStyle = minus;
-          context.lineWidth = Math.max(1, h / 6);
-          context.strokeRect(x + context.lineWidth / 2, y + context.lineWidth / 2, bw - context.lineWidth, bh - context.lineWidth);
-        }
-      }
-    }
-    context.lineWidth = 1;
-    context.strokeStyle = line;
-    for (let k = 0; k <= raster.tokens.length; k++) {
-      const x = Math.round(LEFT + (k * T - left) * w) - 0.5;
-      context.beginPath();
-      context.moveTo(x, TOP);
-      context.lineTo(x, height);
-      context.stroke();
-    }
-    if (at) {
-      context.strokeStyle = ink;
-      context.lineWidth = 2;
-      context.strokeRect(LEFT + (at[0] - left) * w - 1, TOP + (at[1] - top) * h - 1, w + 2, h + 2);
-    }
-    context.restore();
-    context.fillStyle = muted;
-    context.fillText("neuron", 0, TOP - 8);
-    context.textAlign = "right";
-    for (let y = TOP + 12; y < height; y += 56) {
-      const n = Math.floor(top + (y - TOP - 4) / h);
-      if (n < neurons) context.fillText(raster.neurons[n], LEFT - 8, y);
-    }
-    context.textAlign = "left";
-    for (let k = 0; k < raster.tokens.length; k++) {
-      const x = LEFT + (k * T - left) * w, room = T * w;
-      if (x + room < LEFT || x > width) continue;
-      context.save();
-      context.beginPath();
-      context.rect(Math.max(x, LEFT - 4), 0, Math.min(room, x + room - LEFT) - 4, TOP);
-      context.clip();
-      context.fillStyle = muted;
-      context.fillText(`${k + 1}`, x + 2, TOP - 26);
-      context.fillStyle = ink;
-      context.fillText(visible(raster.tokens[k]), x + 2, TOP - 8);
-      context.restore();
-    }
-  }
-  function scale() {
-    const width = canvas.clientWidth - LEFT, tall = canvas.clientHeight - TOP;
-    return [cell || width / columns, cell || tall / raster.neurons.length];
-  }
-  function say() {
-    const [c, n] = at, T = raster.num_timesteps, token = Math.floor(c / T), t = c % T;
-    const spike = { "+": "spike +1", "-": "spike −1", ".": "no spike" }[raster.spikes[token][t][n]];
-    const weight = raster.timestep_weight[t];
-    readout.textContent = `${raster.label} · neuron ${raster.neurons[n]} · token ${token + 1} “${visible(raster.tokens[token])}” · timestep ${t + 1} of ${T} (weighs ${weight}) · ${spike} · count ${raster.counts[token][n]}`.replaceAll("-", (mark, i, text) => (/[( ]/.test(text[i - 1] ?? "") && /\d/.test(text[i + 1] ?? "") ? "−" : mark));
-    paint();
-  }
-  let drag = null;
-  follow(canvas, (x, y, event) => {
-    const [w, h] = scale();
-    if (drag && event.buttons) {
-      left = drag.left - (event.clientX - drag.x) / w;
-      top = drag.top - (event.clientY - drag.y) / h;
-      paint();
-      return;
-    }
-    const c = Math.floor(left + (x - LEFT) / w), n = Math.floor(top + (y - TOP) / h);
-    if (x < LEFT || y < TOP || c < 0 || n < 0 || c >= columns || n >= raster.neurons.length) return;
-    at = [c, n];
-    say();
-  }, (dx, dy) => {
-    const [w, h] = scale();
-    at = at ?? [Math.ceil(left), Math.ceil(top)];
-    at = [Math.max(0, Math.min(columns - 1, at[0] + dx)), Math.max(0, Math.min(raster.neurons.length - 1, at[1] + dy))];
-    const across = (canvas.clientWidth - LEFT) / w, down = (canvas.clientHeight - TOP) / h;
-    left = Math.max(at[0] + 1 - across, Math.min(left, at[0]));
-    top = Math.max(at[1] + 1 - down, Math.min(top, at[1]));
-    say();
-  });
-  canvas.addEventListener("pointerdown", (event) => { drag = { x: event.clientX, y: event.clientY, left, top }; });
-  addEventListener("pointerup", () => { drag = null; });
-  canvas.addEventListener("wheel", (event) => {
-    if (event.ctrlKey) return; // the browser's own zoom
-    const [w, h] = scale(), before = [left, top];
-    left += event.deltaX / w;
-    top += event.deltaY / h;
-    paint();
-    if (before[0] !== left || before[1] !== top) event.preventDefault(); // at an end the page scrolls on
-  }, { passive: false });
-};
-
-function visible(text) {
-  const shown = text.replaceAll("\n", "⏎").replaceAll("\t", "→").replace(/^ | $/g, "␣");
-  return shown || "␣";
-}
-
 // Tiles of a chip, coloured by a figure. `borders` are rectangles of layers.
 function tiles(figure, mesh, value, most, say) {
   let at = null;
   const sizeIn = (width) => Math.min(width / mesh.columns, Math.max(640 / mesh.columns, 12), 64);
-  const view = surface(figure, (width) => sizeIn(width) * mesh.rows + 24, draw);
+  const view = surface(figure.querySelector(".drawing"), (width) => sizeIn(width) * mesh.rows + 24, draw);
   const size = () => sizeIn(view.canvas.clientWidth);
   function draw(context, width, height) {
     const s = size(), [line, muted, ink, surfaceColour] = ["--line", "--muted", "--ink", "--surface"].map(colour);

@@ -1,42 +1,47 @@
-/* How one panel of a spike raster is drawn on a canvas; raster.js fills a page with panels and answers the pointer. */
-"use strict";
-
+/* How a panel of `analysis.Raster.to_data()` is drawn. Spikes of +1 stand above the line of their neuron and those of -1
+   below it; where places are too small for that, a panel has two maps, +1 above -1, whose shade is the share of places
+   that fire. raster.js fills a page with panels and answers the pointer. */
 class RasterPicture {
   /* Pixels: margins, heights beside the main field; and of a place from which on single spikes are drawn. */
-  static LEFT = 72; static RIGHT = 78; static LABELS = 46; static SUMS = 36; static GAP = 5; static AXIS = 34;
+  static LEFT = 72; static RIGHT = 78; static LABELS = 62; static SUMS = 36; static GAP = 5; static AXIS = 34;
   static POTENTIAL = 74; static HIGH = 9; static WIDE = 1;
 
-  constructor(figure, raster, panel, spikes, counts) {
-    Object.assign(this, { figure, raster, panel, spikes, counts });
+  constructor(raster, panel) {
+    Object.assign(this, { raster, panel });
     this.rows = panel.neurons.length;
     this.columns = panel.num_tokens * panel.num_timesteps;
     this.isSigned = panel.num_spikes[1] > 0;
     this.weights = panel.weights.flat();
     this.timesteps = panel.timesteps.flat();
-    this.place = null; // [row, column] under the pointer
-    this.canvas = document.createElement("canvas");
-    this.sheet = document.createElement("canvas"); // the picture without the pointer's place
-    this.showAll();
+    this.spikes = new Int8Array(this.rows * this.columns);
+    panel.spikes.forEach((line, row) => {
+      for (let column = 0; column < this.columns; column++) {
+        if (line[column] !== ".") this.spikes[row * this.columns + column] = line[column] === "+" ? 1 : -1;
+      }
+    });
+    this.place = null; // [row, column] that is read out
+    this.sheet = document.createElement("canvas"); // the picture without that place
+    this.view = this.whole;
   }
 
   static number(value) {
     return value.toLocaleString("en").replace("-", "−");
   }
 
-  showAll() {
-    this.view = { row: [0, this.rows], column: [0, this.columns] };
+  get whole() {
+    return { row: [0, this.rows], column: [0, this.columns] };
   }
 
   /* Sizes, in CSS pixels. */
-  measure() {
-    const width = Math.max(260, this.canvas.parentElement.clientWidth);
-    const top = RasterPicture.LABELS + RasterPicture.SUMS + RasterPicture.GAP;
+  measure(width) {
+    this.labels = this.raster.tokens ? RasterPicture.LABELS : RasterPicture.GAP;
+    const top = this.labels + RasterPicture.SUMS + RasterPicture.GAP;
     const height = this.rows <= 66 ? Math.max(64, 11 * this.rows) : 460;
     const below = this.panel.potential ? RasterPicture.POTENTIAL + RasterPicture.GAP : 0;
-    this.main = { x: RasterPicture.LEFT, y: top, width: width - RasterPicture.LEFT - RasterPicture.RIGHT, height };
+    this.main = { x: RasterPicture.LEFT, y: top, width: Math.max(1, width - RasterPicture.LEFT - RasterPicture.RIGHT), height };
     this.size = { width, height: top + height + below + RasterPicture.AXIS };
     const { row, column } = this.view;
-    this.high = height / (row[1] - row[0]);
+    this.high = height / (row[1] - row[0]); // of a row; half of it in each of two maps
     this.wide = this.main.width / (column[1] - column[0]);
     this.isMap = this.high < RasterPicture.HIGH || this.wide < RasterPicture.WIDE;
     this.signs = this.isMap && this.isSigned ? [1, -1] : [1];
@@ -46,22 +51,16 @@ class RasterPicture {
     return this.main.x + (column - this.view.column[0]) * this.wide;
   }
 
-  draw() {
-    this.measure();
-    const style = getComputedStyle(this.figure), of = (name, usual) => style.getPropertyValue(name).trim() || usual;
-    this.ink = style.color;
-    this.color = { "1": of("--raster-plus", "#0072b2"), "-1": of("--raster-minus", "#d55e00") };
-    const scale = window.devicePixelRatio || 1;
-    for (const canvas of [this.canvas, this.sheet]) {
-      canvas.width = this.size.width * scale;
-      canvas.height = this.size.height * scale;
-    }
-    this.canvas.style.cssText = `width: ${this.size.width}px; height: ${this.size.height}px`;
-    this.scale = scale;
+  draw(context) {
+    this.context = context;
+    this.ink = colour("--ink");
+    this.color = { "1": colour("--spikes"), "-1": colour("--other") };
+    this.sheet.width = context.canvas.width;
+    this.sheet.height = context.canvas.height;
     const pen = this.sheet.getContext("2d");
     this.pen = pen;
-    pen.scale(scale, scale);
-    pen.font = "11px system-ui, sans-serif";
+    pen.setTransform(context.getTransform());
+    pen.font = `11px ${getComputedStyle(document.body).fontFamily}`;
     this.drawPadding();
     if (this.isMap) this.drawMaps();
     else this.drawSpikes();
@@ -72,8 +71,8 @@ class RasterPicture {
     this.drawPlace();
   }
 
-  inMain(paint) {
-    const { pen, main } = this;
+  inMain(paint, pen = this.pen) {
+    const { main } = this;
     pen.save();
     pen.beginPath();
     pen.rect(main.x, main.y, main.width, main.height);
@@ -194,7 +193,7 @@ class RasterPicture {
       }
     }
     const most = sums.map((sum) => sum.reduce((a, b) => Math.max(a, b), 0));
-    const y = RasterPicture.LABELS, each = RasterPicture.SUMS / Math.max(most[0] + most[1], 1), zero = y + most[0] * each;
+    const y = this.labels, each = RasterPicture.SUMS / Math.max(most[0] + most[1], 1), zero = y + most[0] * each;
     sums.forEach((sum, i) => {
       pen.fillStyle = this.color[i ? -1 : 1];
       sum.forEach((n, j) => {
@@ -228,7 +227,8 @@ class RasterPicture {
       pen.fillStyle = this.color[i ? -1 : 1];
       rate.forEach((share, j) => {
         const bottom = main.y + main.height - (Math.floor(view.row[0]) + j - view.row[0]) * this.high;
-        pen.fillRect(i ? zero - share * each : zero, bottom - this.high, share * each, Math.max(this.high - 0.5, 0.5));
+        const top = Math.max(bottom - this.high, main.y), high = Math.min(bottom, main.y + main.height) - top;
+        pen.fillRect(i ? zero - share * each : zero, top, share * each, Math.max(high - 0.5, 0.5));
       });
     });
     this.text("rate", x, main.y + main.height + 13, "left");
@@ -296,18 +296,18 @@ class RasterPicture {
         pen.globalAlpha = isCall ? 0.9 : 0.3;
         if (token && (isCall || step * this.wide > 5)) {
           pen.fillStyle = this.ink;
-          pen.fillRect(x - (isCall ? 0.75 : 0.25), RasterPicture.LABELS, isCall ? 1.5 : 0.5, bottom - RasterPicture.LABELS);
+          pen.fillRect(x - (isCall ? 0.75 : 0.25), this.labels, isCall ? 1.5 : 0.5, bottom - this.labels);
         }
         pen.globalAlpha = 1;
         if (!oneToken && x >= free) {
-          this.text(RasterPicture.number(token), x, bottom + 13, "left");
+          this.text(RasterPicture.number(token + 1), x, bottom + 13, "left");
           free = x + 40;
         }
       }
       const middle = (Math.max(x, main.x) + Math.min(x + step * this.wide, main.x + main.width)) / 2;
       if (raster.tokens && middle >= named) {
         pen.save();
-        pen.translate(middle + 3, RasterPicture.LABELS - 4);
+        pen.translate(middle + 3, this.labels - 4);
         pen.rotate(-Math.PI / 4);
         this.text(raster.tokens[token], 0, 0, "left");
         pen.restore();
@@ -316,8 +316,8 @@ class RasterPicture {
     }
     if (oneToken) {
       const step = this.roundStep(view.column[1] - view.column[0], main.width / 70);
-      for (let column = Math.ceil(view.column[0] / step) * step; column < view.column[1]; column += step) {
-        this.text(RasterPicture.number(column), this.x(column), bottom + 13, "left");
+      for (let n = Math.ceil((view.column[0] + 1) / step) * step; n <= view.column[1]; n += step) {
+        this.text(RasterPicture.number(n), this.x(n - 1), bottom + 13, "left");
       }
     }
     this.text(oneToken ? "timestep" : `token, ${RasterPicture.number(step)} timesteps each`, main.x + main.width / 2, bottom + 27, "center");
@@ -349,24 +349,23 @@ class RasterPicture {
     this.pen.fillText(text, x, y);
   }
 
+  /* The picture, and on it the place that is read out and the box that is dragged. */
   drawPlace() {
-    const { main } = this, pen = this.canvas.getContext("2d");
-    pen.setTransform(1, 0, 0, 1, 0, 0);
-    pen.clearRect(0, 0, this.canvas.width, this.canvas.height);
-    pen.drawImage(this.sheet, 0, 0);
-    pen.scale(this.scale, this.scale);
-    if (this.box) {
-      pen.strokeStyle = this.ink;
-      pen.strokeRect(this.box[0], this.box[1], this.box[2] - this.box[0], this.box[3] - this.box[1]);
-    }
-    if (!this.place) return;
-    const [row, column] = this.place;
-    const height = main.height / this.signs.length, high = height / (this.view.row[1] - this.view.row[0]);
-    const map = this.placeMap || 0;
-    const y = main.y + (map + 1) * height - (row + 1 - this.view.row[0]) * high;
-    pen.strokeStyle = this.ink;
-    pen.lineWidth = 1.5;
-    pen.strokeRect(this.x(column) - 1, y - 1, Math.max(this.wide, 1) + 2, Math.max(high, 1) + 2);
-    pen.lineWidth = 1;
+    const { context, main, size, sheet } = this;
+    context.clearRect(0, 0, size.width, size.height);
+    context.drawImage(sheet, 0, 0, size.width, size.height);
+    context.strokeStyle = this.ink;
+    this.inMain(() => {
+      if (this.box) {
+        const [x1, y1, x2, y2] = this.box;
+        context.strokeRect(x1, y1, x2 - x1, y2 - y1);
+      }
+      if (!this.place) return;
+      const [row, column] = this.place, map = Math.min(this.placeMap || 0, this.signs.length - 1);
+      const height = main.height / this.signs.length, high = this.high / this.signs.length;
+      const y = main.y + (map + 1) * height - (row + 1 - this.view.row[0]) * high;
+      context.lineWidth = 1.5;
+      context.strokeRect(this.x(column) - 1, y - 1, Math.max(this.wide, 1) + 2, Math.max(high, 1) + 2);
+    }, context);
   }
 }

@@ -21,7 +21,7 @@ JSON_OF = {
 
 
 def make_results(folder, tokenizer):
-    """Run every command that writes a page; return the path of each JSON file by kind."""
+    """Run every command that writes a page; return the path of each JSON file by kind, and of the raster's page."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 258, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2}
     model = LlamaForCausalLM(
@@ -41,7 +41,8 @@ def make_results(folder, tokenizer):
     sweep(
         SweepSettings({"k": [2.0, 3.0], "encoder": ["ternary"]}, **usual, num_tokens=24, context=24), folder / "sweep"
     )
-    return {kind: folder / kind / name for kind, name in JSON_OF.items()}
+    jobs.raster(jobs.RasterSettings(**usual, num_tokens=30, num_neurons=20), folder / "raster.html")
+    return {kind: folder / kind / name for kind, name in JSON_OF.items()} | {"raster": folder / "raster.html"}
 
 
 def figures_of(path):

@@ -57,7 +57,7 @@ def test_a_page_holds_the_figures_of_its_json(results, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "raster"])
 def test_a_page_is_whole_and_loads_nothing(results, kind):
     tags = Tags(results[kind].with_suffix(".html").read_text(encoding="utf-8")).tags
     assert not [tag for tag, attributes in tags if tag in ("link", "img", "iframe", "object") or "src" in attributes]
@@ -90,7 +90,7 @@ def test_texts_of_other_people_are_escaped(results, kind):
 
 
 # Texts that choose what a page does: kinds, keys and codes.
-_OURS = ("kind", "spikes", "better", "form", "links", "swept", "timestep_weight")
+_OURS = ("kind", "spikes", "better", "form", "links", "swept")
 
 
 @pytest.mark.slow
@@ -130,11 +130,12 @@ def test_rasters_and_histograms_of_a_report(results):
     assert figures["rasters"][0]["layers"][0].endswith("q_proj")
     assert len(figures["rasters"]) == 4  # q, k and v read the same input, as gate and up do
     for raster in figures["rasters"]:
-        for token, counts in zip(raster["spikes"], raster["counts"], strict=True):
-            assert len(token) == raster["num_timesteps"]
-            for n, count in enumerate(counts):
-                spikes = [{"+": 1, "-": -1, ".": 0}[row[n]] for row in token]
-                assert sum(w * s for w, s in zip(raster["timestep_weight"], spikes, strict=True)) == count
+        (panel,) = raster["panels"]
+        weights = np.array(panel["weights"])
+        assert weights.shape == (len(raster["tokens"]), panel["num_timesteps"])
+        for line, counts in zip(panel["spikes"], panel["counts"], strict=True):
+            spikes = np.array([{"+": 1, "-": -1, ".": 0}[mark] for mark in line]).reshape(weights.shape)
+            assert (spikes * weights).sum(1).tolist() == counts
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,17 @@ import shutil
 import time
 
 import pytest
+import torch
 from made_pages import JSON_OF
+from torch import nn
 
-from spikebrain import pages
+from spikebrain import AdaptiveThreshold, SpikeLinear, pages, record
+from spikebrain.analysis import raster
 
 selenium = pytest.importorskip("selenium.webdriver", reason="needs selenium, of the extra test")
 from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.action_chains import ActionChains  # noqa: E402
+from selenium.webdriver.common.actions.wheel_input import ScrollOrigin  # noqa: E402
 from selenium.webdriver.common.by import By  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 
@@ -20,7 +24,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (CHROME and shutil.which("chromedriver")), reason="needs chromium and chromedriver"),
 ]
-KINDS = list(JSON_OF)
+KINDS = [*JSON_OF, "raster"]
 
 
 @pytest.fixture(scope="module")
@@ -133,24 +137,129 @@ def test_definitions_are_one_click_away(browser, results):
     assert not box.is_displayed()
 
 
-def test_a_raster_tells_what_is_under_the_pointer(browser, results):
+class Panel:
+    """A panel of a raster, all of whose places are in view at first."""
+
+    def __init__(self, browser, figures, i=0):
+        self.browser, self.figures = browser, figures
+        self.canvas = browser.all("[data-view=raster] canvas")[i]
+        self.readout = browser.all("[data-view=raster] .readout")[i]
+        browser.run("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", self.canvas)
+        left, right, *above = browser.run("[R.LEFT, R.RIGHT, R.LABELS, R.SUMS, R.GAP]".replace("R.", "RasterPicture."))
+        self.left, self.top = left, sum(above)
+        self.width = self.canvas.size["width"] - left - right
+
+    def to(self, row, column, rows, columns):
+        """Return the move to the middle of a place, where so many rows and columns are in view."""
+        height = max(64, 11 * len(self.figures["neurons"]))
+        x = self.left + (column + 0.5) * self.width / columns
+        y = self.top + height - (row + 0.5) * height / rows
+        size = self.canvas.size
+        offset = (round(x - size["width"] / 2), round(y - size["height"] / 2))
+        return ActionChains(self.browser.driver, 0).move_to_element_with_offset(self.canvas, *offset)
+
+    def told(self, *place):
+        self.to(*place).perform()
+        return self.readout.text
+
+
+def test_the_raster_of_a_report(browser, results):
     browser.open(results["report"])
     browser.drawn()
-    view = browser.one("[data-view=raster]")
-    canvas, readout = view.find_element(By.TAG_NAME, "canvas"), view.find_element(By.CLASS_NAME, "readout")
-    browser.run("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", canvas)
-    width, height = canvas.size["width"], canvas.size["height"]
-    ActionChains(browser.driver).move_to_element_with_offset(canvas, 60 - width // 2, 50 - height // 2).perform()
-    raster = pages.read_page(results["report"].with_suffix(".html"))["rasters"][0]
-    assert "q_proj, k_proj, v_proj · neuron 0 · token 1 “<” · timestep 1 of" in readout.text
-    canvas.send_keys(Keys.ARROW_DOWN + 3 * Keys.ARROW_RIGHT)
-    t = 3 % raster["num_timesteps"]
-    token = 3 // raster["num_timesteps"]
-    spike = {"+": "spike +1", "-": "spike −1", ".": "no spike"}[raster["spikes"][token][t][1]]
-    count = str(raster["counts"][token][1]).replace("-", "−")
-    assert f"neuron 1 · token {token + 1} " in readout.text
-    assert f"timestep {t + 1} of {raster['num_timesteps']}" in readout.text
-    assert readout.text.endswith(f"{spike} · count {count}")
+    (figures,) = pages.read_page(results["report"].with_suffix(".html"))["rasters"][0]["panels"]
+    panel = Panel(browser, figures)
+    rows, columns = len(figures["neurons"]), len(figures["spikes"][0])
+    told = panel.told(0, 0, rows, columns)
+    assert "q_proj, k_proj, v_proj · neuron 0 · token 1 “<” · timestep 1 of" in told
+    panel.canvas.send_keys(Keys.ARROW_UP + 3 * Keys.ARROW_RIGHT)
+    token, t = divmod(3, figures["num_timesteps"])
+    spike = {"+": "spike +1", "-": "spike −1", ".": "no spike"}[figures["spikes"][1][3]]
+    told, count = panel.readout.text, str(figures["counts"][1][token]).replace("-", "−")
+    assert f"neuron 1 · token {token + 1} " in told
+    assert f"timestep {t + 1} of {figures['num_timesteps']} shown (weighs {figures['weights'][token][t]})" in told
+    assert told.endswith(f"{spike} · count {count}")
+    # The input of other layers is a choice away.
+    browser.one("[data-view=raster] select").send_keys(Keys.END)
+    assert [canvas.is_displayed() for canvas in browser.all("[data-view=raster] canvas")] == [False, True]
+    assert browser.all("[data-view=raster] .readout")[1].text.startswith("40 of 40 neurons")
+
+
+@pytest.fixture(scope="module")
+def raster_page(tmp_path_factory):
+    """Two calls in two codes: thresholds of 1, 1 and 2, counts [[2, -1, 4, -1], [1, 1, -6, 0]] and [[-2, 0, 5, -1]]."""
+    calls = [[[2.2, -0.9, 4.0, -0.9], [0.9, 0.8, -6.3, 0.0]], [[-4.0, 0.2, 9.8, -2.0]]]
+    layer = SpikeLinear.from_linear(nn.Linear(4, 3), neuron=AdaptiveThreshold(k=2.0))
+    with torch.no_grad(), record(layer, keep_trains=True, keep_inputs=True) as recording:
+        for x in calls:
+            layer(torch.tensor(x))
+    path = tmp_path_factory.mktemp("raster") / "r.html"
+    pages.write_raster_page(
+        raster(recording, encoders=["ternary", "bitwise-bidirectional"], tokens=["a", "b", "c"]), path
+    )
+    return path
+
+
+@pytest.fixture
+def panels(browser, raster_page):
+    browser.open(raster_page)
+    browser.drawn()
+    (drawn,) = pages.read_page(raster_page)["rasters"]
+    return [Panel(browser, figures, i) for i, figures in enumerate(drawn["panels"])]
+
+
+def test_hover_over_a_raster(browser, panels):
+    ternary, bitwise = panels
+    told = ternary.told(2, 6, 4, 18)
+    assert told == "neuron 2 · token 2 “b” (call 1) · timestep 1 of 6 shown (weighs 1) · spike −1 · count −6"
+    assert "spike +1 · count 5" in ternary.told(2, 16, 4, 18)
+    # The second call has counts of 5 at most.
+    assert "token 3 “c” (call 2) · no timestep: this call's train is shorter" in ternary.told(0, 17, 4, 18)
+    assert bitwise.readout.text == "4 of 4 neurons, 3 tokens of 3 timesteps."
+    # 5 is 101 in binary.
+    assert "neuron 2 · token 3 “c” (call 2) · timestep 2 of 3 shown (weighs 2) · no spike" in bitwise.told(2, 7, 4, 9)
+    tops = [browser.run("arguments[0].getBoundingClientRect().top", panel.canvas) for panel in panels]
+    assert tops[0] == tops[1]  # side by side
+
+
+def test_zoom_into_a_raster(browser, panels):
+    panel, _ = panels
+    start = panel.to(1, 6, 4, 18).click_and_hold()
+    start.perform()
+    panel.to(2, 11, 4, 18).release().perform()
+    assert "neuron 1 · token 2 “b”" in panel.told(0, 0, 2, 6)  # rows 1 and 2, the six timesteps of "b"
+    assert "neuron 2 · token 2 “b” (call 1) · timestep 6" in panel.told(1, 5, 2, 6)
+    # The wheel moves by a row, and at the end scrolls the page.
+    by_a_row = ActionChains(browser.driver, 0).scroll_from_origin(ScrollOrigin.from_element(panel.canvas), 0, 32)
+    by_a_row.perform()
+    assert "neuron 0 · token 2" in panel.told(0, 0, 2, 6)
+    ActionChains(browser.driver, 0).double_click(panel.canvas).perform()
+    assert "neuron 0 · token 1" in panel.told(0, 0, 4, 18)
+    # A stroke along time leaves the neurons as they are.
+    panel.to(1, 12, 4, 18).click_and_hold().perform()
+    panel.to(1, 17, 4, 18).release().perform()
+    assert "neuron 0 · token 3 “c”" in panel.told(0, 0, 4, 6)
+    # The buttons are for all panels.
+    browser.one("[data-view=raster] button[aria-label='Show all']").click()
+    assert "neuron 3 · token 1" in panel.told(3, 0, 4, 18)
+
+
+def test_the_keys_of_a_raster(browser, panels):
+    panel, _ = panels
+    panel.canvas.send_keys(Keys.ARROW_RIGHT)  # to the first place
+    assert panel.readout.text.startswith("neuron 0 · token 1 “a” (call 1) · timestep 1 ")
+    panel.canvas.send_keys(2 * Keys.ARROW_UP + 6 * Keys.ARROW_RIGHT)
+    told = "neuron 2 · token 2 “b” (call 1) · timestep 1 of 6 shown (weighs 1) · spike −1 · count −6"
+    assert panel.readout.text == told
+    panel.canvas.send_keys("+")
+    # Around the place: half of 18 columns, and the 3 rows that half of 4 rows touch.
+    assert "neuron 1 · token 1 “a” (call 1) · timestep 3 " in panel.told(0, 0, 3, 9)
+    panel.canvas.send_keys(11 * Keys.ARROW_RIGHT)  # beyond what is in view, which follows
+    assert "token 3 “c” (call 2) · timestep 2 " in panel.readout.text
+    assert "neuron 1 · token 1 “a” (call 1) · timestep 6 " in panel.told(0, 0, 3, 9)
+    panel.canvas.send_keys("0" + 30 * Keys.ARROW_LEFT + 9 * Keys.ARROW_DOWN)
+    assert panel.readout.text.startswith("neuron 0 · token 1 “a” (call 1) · timestep 1 ")
+    panel.canvas.send_keys("-")
+    assert "neuron 3 · token 3" in panel.told(3, 17, 4, 18)
 
 
 def test_the_mesh_and_its_queues(browser, results):

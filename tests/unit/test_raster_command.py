@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from spikebrain import jobs
+from spikebrain import jobs, pages
 from spikebrain.errors import InputError
 
 PROJ = "model.layers.?.mlp.down_proj"
@@ -39,7 +39,8 @@ def test_every_kind_of_file_and_the_next_thing_to_try(run, model_folder, text, t
     assert f"--out {tmp_path / 'r.html'}" in shown
     assert run("raster", *short, "--out", tmp_path / "r.html")[0] == 0
     assert (tmp_path / "r.png").read_bytes()[:4] == b"\x89PNG"
-    assert "window.spikebrainRaster" in (tmp_path / "r.html").read_text()
+    (drawn,) = pages.read_page(tmp_path / "r.html")["rasters"]
+    assert (len(drawn["tokens"]), len(drawn["panels"][0]["neurons"])) == (4, 40)
     code, _, err = run("raster", *short, "--out", tmp_path / "r.html")
     assert code == 2
     assert "is there already. Name another file, or pass --force" in err
