@@ -11,6 +11,7 @@ import pytest
 from spikebrain import jobs
 from spikebrain.analysis import DEFINITIONS
 from spikebrain.jobs.sweep import OBJECTIVES
+from spikebrain.pages import FORMAT
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "numbers.md").read_text()
@@ -82,7 +83,9 @@ def test_every_key_has_a_row_and_every_row_a_key(model_folder, text, tmp_path):
     check("report.json", report)
 
     jobs.energy(jobs.EnergySettings(str(tmp_path / "report")), tmp_path / "energy")
-    check("energy.json", json.loads((tmp_path / "energy" / "energy.json").read_text()))
+    energy = json.loads((tmp_path / "energy" / "energy.json").read_text())
+    assert (energy.pop("kind"), energy.pop("format")) == ("energy", FORMAT)
+    check("energy.json", energy)
 
     layer = report["layers"][0]["name"]
     jobs.simulate(jobs.SimulateSettings(**of, num_tokens=4, critical_path=True, timeline=layer), tmp_path / "chip")
