@@ -173,7 +173,7 @@ def _describe(
         "float_perplexity": float_perplexity,
         "rows": list(described.values()),
         "best": {name: described[id(row)] for name, row in best_rows(rows, settings).items()},
-        "next_steps": next_steps(rows, settings),
+        "next_steps": [said for said, _ in next_steps(rows, settings)],
     }
 
 

@@ -1,5 +1,6 @@
 """What a sweep refuses before it runs, and how it is written: in a file, on the line, and both."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -197,6 +198,10 @@ def test_the_command_and_its_exit_codes(run, model_folder, text, tmp_path):
     assert ["k", "sparsity", "|count|", "<=", "7", "perplexity", "spikes", "front"] in lines
     assert [line[0] for line in lines if line[:1] in (["float"], ["2"], ["3"])] == ["float", "2", "3"]
     assert "spikes: k is best at its least, 2: try k=1.33,2.\n" in shown
+    steps = json.loads((tmp_path / "s" / "results.json").read_text())["next_steps"]
+    assert steps == [line[:-1] for line in shown.splitlines() if line[:-1] in steps]  # sentences, not pairs
+    assert len(steps) == 2
+    assert f"<p>{steps[1]}</p>" in (tmp_path / "s" / "results.html").read_text()
     assert shown.splitlines()[-1].startswith(f"Next: spikebrain sweep {spec} --option encoder=ternary --option k=")
     code, _, err = run("sweep", spec, *short, tmp_path / "s")
     assert code == 2
