@@ -69,6 +69,8 @@ def next_steps(rows: Sequence[Row], settings: SweepSettings) -> list[tuple[str, 
     """
     found: list[tuple[str, str | None]] = []
     for objective, row in best_rows(rows, settings).items():
+        if len({other.figures[objective] for other in rows if other.error is None}) < 2:
+            continue  # all are equally good
         for name in settings.swept:
             tried = sorted({other.settings[name] for other in rows if isinstance(other.settings[name], int | float)})
             value = row.settings[name]

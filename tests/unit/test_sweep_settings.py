@@ -11,6 +11,7 @@ from spikebrain.jobs import EnergySettings, ReportSettings, SimulateSettings, Sw
 from spikebrain.jobs.energy import DigitalEnergy
 from spikebrain.jobs.sweep import OBJECTIVES, Range, read_options, read_spec
 from spikebrain.jobs.sweep.keys import KEYS
+from spikebrain.jobs.sweep.results import Row, next_steps
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "sweep.toml"
 
@@ -225,3 +226,14 @@ def test_the_command_and_its_exit_codes(run, model_folder, text, tmp_path):
         code, _, err = run("sweep", *typed, *here, *short, tmp_path / "u")
         assert code == 2
         assert said in err
+
+
+def test_rows_that_are_equally_good_give_no_advice():
+    settings = SweepSettings({"k": [2.0, 3.0]}, objectives=("spikes",))
+
+    def said(*spikes):
+        rows = [Row({"k": k}, {"spikes": n}, None, True) for k, n in zip((2.0, 3.0), spikes, strict=True)]
+        return next_steps(rows, settings)
+
+    assert said(1.0, 1.0) == []
+    assert said(1.0, 2.0) == [("spikes: k is best at its least, 2: try k=1.33,2", "k=1.33,2")]
