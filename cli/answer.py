@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ..errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,7 +46,22 @@ class Answer:
 
 
 def print_answer(answer: Answer, *, as_json: bool, quiet: bool) -> None:
-    """Print what a command found on standard output."""
+    """Print what a command found on standard output.
+
+    Raises:
+        InputError: standard output cannot be written, as on a full disk.
+    """
+    try:
+        _print(answer, as_json=as_json, quiet=quiet)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise  # whoever reads has read enough
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it ends
+        raise InputError(f"standard output: cannot be written: {error.strerror}. Send it to another place.") from error
+
+
+def _print(answer: Answer, *, as_json: bool, quiet: bool) -> None:
     if as_json:
         from ..files import finite  # imports PyTorch, as the command has by now
 

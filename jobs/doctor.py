@@ -20,6 +20,7 @@ from ..models.io import smollm2
 from ..neuro.checks import asking
 from ..paths import cache_dir
 from ..plugins import GROUPS, PREFIX, announced
+from ..version import __version__
 
 PACKAGES = ("spikebrain", "torch", "numba", "triton", "transformers")
 # Flags of /proc/cpuinfo for each instruction set; one of them is enough.
@@ -147,6 +148,8 @@ def _cpu_info() -> str:
 
 
 def _version(package: str) -> str | None:
+    if package == "spikebrain":
+        return __version__  # of the code that runs
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -80,12 +80,16 @@ def export(
     found = jobs.export(settings, out, screen, force=force)
     ran = f", {found.num_tokens:,} tokens" if found.num_tokens else ""
     listed = "\n".join(f"- {sentence}" for sentence in found.left_out)
-    read = _READERS.get(out.suffix.lower(), _READER).format(repr(str(out)))
+    if out.suffix.lower() == ".pftrace":
+        following, why = ("python", "-m", "webbrowser", "https://ui.perfetto.dev"), "open the file there"
+    else:
+        read = _READERS.get(out.suffix.lower(), _READER).format(repr(str(out)))
+        following, why = ("python", "-c", read), "what is in it"
     return Answer(
         f"Exported a {found.what}: {found.num_layers} spiking layers{ran}.",
         {"out": str(out), **found._asdict()},
         (lambda console: console.print(f"Not said by it:\n{listed}")) if listed else None,
         out=out,
-        next=("python", "-c", read),
-        why="what is in it",
+        next=following,
+        why=why,
     )

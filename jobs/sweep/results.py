@@ -69,6 +69,8 @@ def next_steps(rows: Sequence[Row], settings: SweepSettings) -> list[tuple[str, 
     """
     found: list[tuple[str, str | None]] = []
     for objective, row in best_rows(rows, settings).items():
+        if len({other.figures[objective] for other in rows if other.error is None}) < 2:
+            continue  # all are equally good
         for name in settings.swept:
             tried = sorted({other.settings[name] for other in rows if isinstance(other.settings[name], int | float)})
             value = row.settings[name]
@@ -173,7 +175,7 @@ def _describe(
         "float_perplexity": float_perplexity,
         "rows": list(described.values()),
         "best": {name: described[id(row)] for name, row in best_rows(rows, settings).items()},
-        "next_steps": next_steps(rows, settings),
+        "next_steps": [said for said, _ in next_steps(rows, settings)],
     }
 
 

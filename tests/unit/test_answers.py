@@ -3,6 +3,9 @@
 import json
 import math
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -62,6 +65,24 @@ def test_files_hold_no_constants_that_json_lacks(tmp_path):
 def test_a_line_of_a_pipe_is_never_broken(capsys):
     print_answer(Answer("x " * 300 + "end.", {}, lambda console: console.print("y " * 300)), as_json=False, quiet=False)
     assert [len(line) for line in capsys.readouterr().out.splitlines()] == [600, 604]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("ways", ["as_json=True, quiet=False", "as_json=False, quiet=True", "as_json=0, quiet=0"])
+def test_standard_output_on_a_full_disk(ways):
+    script = f"""
+from spikebrain.cli.answer import Answer, print_answer
+from spikebrain.errors import InputError
+try:
+    print_answer(Answer("x" * 9000, dict(a="x" * 9000), lambda console: console.print("y")), {ways})
+except InputError as error:
+    raise SystemExit(str(error))
+"""
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "standard output: cannot be written: No space left on device. Send it to another place.\n"
 
 
 @pytest.mark.parametrize("name", command_names())
@@ -138,6 +159,9 @@ def test_doctor_and_export(run, model_folder, text, tmp_path, as_users, capsys):
     assert words[:2] == ["python", "-c"]
     exec(words[2])
     assert capsys.readouterr().out.startswith("Recording of LlamaForCausalLM: 14 layers, 16 tokens\n")
+    pytest.importorskip("perfetto", reason="needs perfetto, of the extra timeline")
+    _, said, _ = run("export", model_folder, *short, "--out", tmp_path / "it.pftrace")
+    assert said.splitlines()[-1] == "Next: python -m webbrowser https://ui.perfetto.dev   # open the file there"
     assert strict(run("export", model_folder, *short, "--out", tmp_path / "b.npz", "--json")[1])["num_tokens"] == 16
 
 

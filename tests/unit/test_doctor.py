@@ -12,6 +12,7 @@ from spikebrain.backends import BACKENDS
 from spikebrain.cli.app import app
 from spikebrain.jobs import doctor
 from spikebrain.lazy import install_command
+from spikebrain.version import __version__
 
 X86 = "processor\t: 0\nmodel name\t: Some CPU: 3 GHz\nflags\t\t: fpu avx2 avx512f avx_vnni\n"
 ARM = "processor\t: 0\nFeatures\t: fp asimd asimddp\n"
@@ -26,6 +27,7 @@ def screen(*options):
 def test_json_and_screen_agree():
     found = json.loads(screen("--json"))
     assert found == json.loads(json.dumps(doctor.examine()))
+    assert found["versions"]["spikebrain"] == __version__  # of the code that runs, whatever is installed
     assert found["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     assert set(found["devices"]["cpu"]["backends"]) == set(BACKENDS)
     assert found["devices"]["cpu"]["backends"]["reference"] is None

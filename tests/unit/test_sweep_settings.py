@@ -1,5 +1,6 @@
 """What a sweep refuses before it runs, and how it is written: in a file, on the line, and both."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from spikebrain.jobs import EnergySettings, ReportSettings, SimulateSettings, Sw
 from spikebrain.jobs.energy import DigitalEnergy
 from spikebrain.jobs.sweep import OBJECTIVES, Range, read_options, read_spec
 from spikebrain.jobs.sweep.keys import KEYS
+from spikebrain.jobs.sweep.results import Row, next_steps
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "sweep.toml"
 
@@ -197,6 +199,10 @@ def test_the_command_and_its_exit_codes(run, model_folder, text, tmp_path):
     assert ["k", "sparsity", "|count|", "<=", "7", "perplexity", "spikes", "front"] in lines
     assert [line[0] for line in lines if line[:1] in (["float"], ["2"], ["3"])] == ["float", "2", "3"]
     assert "spikes: k is best at its least, 2: try k=1.33,2.\n" in shown
+    steps = json.loads((tmp_path / "s" / "results.json").read_text())["next_steps"]
+    assert steps == [line[:-1] for line in shown.splitlines() if line[:-1] in steps]  # sentences, not pairs
+    assert len(steps) == 2
+    assert f"<p>{steps[1]}</p>" in (tmp_path / "s" / "results.html").read_text()
     assert shown.splitlines()[-1].startswith(f"Next: spikebrain sweep {spec} --option encoder=ternary --option k=")
     code, _, err = run("sweep", spec, *short, tmp_path / "s")
     assert code == 2
@@ -220,3 +226,14 @@ def test_the_command_and_its_exit_codes(run, model_folder, text, tmp_path):
         code, _, err = run("sweep", *typed, *here, *short, tmp_path / "u")
         assert code == 2
         assert said in err
+
+
+def test_rows_that_are_equally_good_give_no_advice():
+    settings = SweepSettings({"k": [2.0, 3.0]}, objectives=("spikes",))
+
+    def said(*spikes):
+        rows = [Row({"k": k}, {"spikes": n}, None, True) for k, n in zip((2.0, 3.0), spikes, strict=True)]
+        return next_steps(rows, settings)
+
+    assert said(1.0, 1.0) == []
+    assert said(1.0, 2.0) == [("spikes: k is best at its least, 2: try k=1.33,2", "k=1.33,2")]
