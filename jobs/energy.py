@@ -167,7 +167,8 @@ def read_counts(path: Path) -> ModelCounts:
         InputError: the file is none of this version, or it was changed; the message says where.
     """
     content = read_json(path)
-    energy = content.get("energy", content) if isinstance(content, dict) else None
+    pages.check_kind(content, str(path), ("report", "energy"))
+    energy = content.get("energy", content)
     if not isinstance(energy, dict) or "counts" not in energy:
         raise InputError(
             f"{path}: expected a report.json of this version, with the counts of its run. Run spikebrain report again."

@@ -6,7 +6,7 @@ import base64
 import functools
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -85,19 +85,33 @@ def write_page(
     return path.name
 
 
-def _builder(source: Any, where: str) -> Callable[[Figures, Mapping[str, str]], Page]:
+def check_kind(source: Any, where: str, kinds: Collection[str]) -> str:
+    """Return of which kind figures are.
+
+    Args:
+        source: JSON values.
+        where: they are, for messages.
+        kinds: that are expected.
+    Raises:
+        InputError: they are of another kind, or of another version.
+    """
     kind = source.get("kind") if isinstance(source, Mapping) else None
-    if not isinstance(kind, str) or kind not in _BUILDERS:
+    if not isinstance(kind, str) or kind not in kinds:
+        given = "none" if kind is None else repr(kind)
         raise InputError(
-            f"{where}: expected figures of one of the kinds {', '.join(_BUILDERS)}, got "
-            f"{'none' if kind is None else repr(kind)}. Run the command again; older files do not say their kind."
+            f"{where}: expected figures of one of the kinds {', '.join(kinds)}, got {given}. Run the command again; older "
+            "files do not say their kind."
         )
-    if source.get("format") != FORMAT:
+    if type(source.get("format")) is not int or source["format"] != FORMAT:
         raise InputError(
             f"{where}: expected format {FORMAT}, got {source.get('format')!r}: it is of another version of spikebrain. "
             "Run the command again."
         )
-    return import_module(f".{_BUILDERS[kind]}", __package__).build
+    return kind
+
+
+def _builder(source: Any, where: str) -> Callable[[Figures, Mapping[str, str]], Page]:
+    return import_module(f".{_BUILDERS[check_kind(source, where, _BUILDERS)]}", __package__).build
 
 
 def _render(page: Page, source: Mapping[str, Any], files: Sequence[str]) -> str:

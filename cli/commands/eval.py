@@ -136,7 +136,8 @@ def eval(
     if layer_tokens is None and text and "float" in found["stages"]:
         follows: dict[str, Any] = {"next": screen.typed.again(layer_tokens=256), "why": "which layers lose most"}
     else:
-        same = screen.typed.same("model", "encoder", "backend", "layers", "skip", "weights", "group_size", "device")
+        kept = ("model", "encoder", "backend", "layers", "skip", "weights", "group_size", "device")
+        same = screen.typed.same(*kept, *(["text"] if text and len(text) == 1 else []))
         to = ("--out", unused(Path("spikebrain-report")))
         follows = {"next": ("spikebrain", "report", *same, *to), "why": "its spikes and energy"}
     return Answer(_figure(found), found, lambda console: _print(console, found), out=out, files=WRITTEN, **follows)

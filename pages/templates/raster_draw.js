@@ -329,7 +329,7 @@ class RasterPicture {
         this.text(RasterPicture.number(panel.neurons[row]), RasterPicture.LEFT - 4, y + 4, "right");
       }
       if (this.isMap) {
-        const says = `${sign > 0 ? "+1" : "−1"}: darkest ${(100 * this.darkest).toFixed(0)} % of the places`;
+        const says = `${sign > 0 ? "+1" : "−1"}: darkest where ${(100 * this.darkest).toFixed(0)} % of the places fire`;
         pen.clearRect(main.x + 1, main.y + i * height + 1, pen.measureText(says).width + 8, 15);
         this.text(says, main.x + 4, main.y + i * height + 12, "left");
       }

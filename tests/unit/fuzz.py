@@ -119,7 +119,7 @@ def _report(folder: Path) -> Subject:
     with record(layer) as recording, torch.no_grad():
         layer(torch.tensor([[1.0, -1.0, 4.0, 0.0]]))
     counts = count_operations(recording)
-    content = json.dumps({"energy": {"counts": counts.to_dict()}}, indent=1)
+    content = json.dumps({"kind": "report", "format": 1, "energy": {"counts": counts.to_dict()}}, indent=1)
     return Subject(content.encode(), "report.json", read_counts, counts)
 
 

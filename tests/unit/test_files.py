@@ -37,7 +37,7 @@ COUNTS = ModelCounts(
     neuron="AdaptiveThreshold(k=3.0)",
     encoder="Ternary()",
 )
-REPORT = json.dumps({"energy": {"counts": COUNTS.to_dict()}}, indent=1).encode()
+REPORT = json.dumps({"kind": "report", "format": 1, "energy": {"counts": COUNTS.to_dict()}}, indent=1).encode()
 
 
 def written(tmp_path, content, name="it.json"):
