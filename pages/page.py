@@ -99,8 +99,8 @@ def check_kind(source: Any, where: str, kinds: Collection[str]) -> str:
     if not isinstance(kind, str) or kind not in kinds:
         given = "none" if kind is None else repr(kind)
         raise InputError(
-            f"{where}: expected figures of one of the kinds {', '.join(kinds)}, got {given}. Run the command again; older "
-            "files do not say their kind."
+            f"{where}: expected figures of one of the kinds {', '.join(kinds)}, got {given}. Run the command again; "
+            "older files do not say their kind."
         )
     if type(source.get("format")) is not int or source["format"] != FORMAT:
         raise InputError(

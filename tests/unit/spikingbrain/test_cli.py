@@ -25,7 +25,7 @@ def test_from_transformer_to_text(run, model_folder, text, tmp_path):
     options = ("--context", 32, "--batch-size", 2, "--attention-steps", 2, "--logits-steps", 2)
     code, out, err = run("distill", model_folder, ours, "--text", text, "--out", better, *options)
     assert code == 0, err
-    assert re.search(r"256 tokens, loss attention .* -> .*, logits .* -> .*; [\d.]+ minutes\.", out)
+    assert re.search(r"Trained on 256 tokens in [\d.]+ minutes: loss attention .* logits .*\.", out)
     assert len(json.loads((better / "loss.json").read_text())) == 4
     assert (better / "loss.png").stat().st_size > 3000
 
@@ -97,7 +97,7 @@ def test_on_spikes(run, model_folder, text, tmp_path):
     assert code == 0, err
     code, out, err = run("generate", tmp_path / "s", "A neuron", "--max-new-tokens", 3, "--temperature", 1.0)
     assert code == 0, err
-    assert re.search(r"\d spikes a token, [\d.]+ a channel", out)
+    assert re.search(r"[\d.]+ spikes per channel and token\.", out)
     code, _, err = run(
         "report", tmp_path / "s", "--text", text, "--num-tokens", 64, "--context", 32, "--out", tmp_path / "r"
     )
