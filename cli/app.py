@@ -69,4 +69,6 @@ def main() -> None:
 
 
 def _print_error(message: str) -> None:
-    typer.echo(f"{typer.style('error: ', fg='red', bold=True)}{message}", err=True)
+    # Not typer.echo, which writes UTF-8 to a console of another encoding.
+    label = typer.style("error: ", fg="red", bold=True) if sys.stderr.isatty() else "error: "
+    print(f"{label}{message}", file=sys.stderr)

@@ -47,7 +47,5 @@ def open_tutorial(progress: Progress = SILENT) -> int:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / NOTEBOOK.name
         copy_tutorial(copy)
-        progress.say(
-            "Ctrl-C ends the tutorial and drops what you changed in it; spikebrain tutorial --out keeps a copy."
-        )
+        progress.say("Ctrl-C ends the tutorial and drops what you changed in it. A copy of your own stays.")
         return subprocess.run([sys.executable, "-m", "marimo", "edit", str(copy)], check=False).returncode

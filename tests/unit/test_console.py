@@ -68,12 +68,13 @@ def test_interrupted_while_working(then):
 
 
 WRITES = """
+import torch
 from spikebrain.jobs import Generated
 def work(settings, write, progress):
     write("caf\\u00e9 \\u2192 \\U0001d54a")
     progress.say("\\u03bb")
     progress.bar("\\u2192", 2, "tokens")(2)
-    return Generated("", None, 2, 1.0, 8, None)
+    return Generated("", torch.zeros(2, dtype=torch.int64), 2, 1.0, 8, None)
 jobs.generate = work
 """
 

@@ -233,7 +233,7 @@ def test_bad_settings(options, message, as_users):
 def test_what_is_missing_is_said(run, model_folder, data, text, tmp_path, monkeypatch):
     out = ("--out", tmp_path / "out", "--device", "cpu")
     assert (
-        "--k: expected numbers with commas between, such as 2,3,4; got 'x'"
+        "'--k': expected a number such as 3, or PATTERN=NUMBER such as *down_proj=4; got 'x'."
         in run("eval", model_folder, "--text", text, "--k", "2,x", *out)[2]
     )
     shutil.copytree(model_folder, tmp_path / "mute")

@@ -57,7 +57,9 @@ def counts_file(folder, model):
     with record(spiking, block_bytes=(64,)) as recording, torch.no_grad():
         spiking(torch.arange(8)[None])
     path = folder / "report.json"
-    path.write_text(json.dumps({"energy": describe_energy(count_operations(recording), DigitalEnergy())}))
+    path.write_text(
+        json.dumps({"kind": "energy", "format": 1, **describe_energy(count_operations(recording), DigitalEnergy())})
+    )
     return path
 
 

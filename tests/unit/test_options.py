@@ -73,7 +73,7 @@ CASES = {
         "calibrate": ["DENSE", "--layout", "swa,full"],
         "seed": ["DENSE", "--layout", "swa,full"],
     },
-    "sweep": dict.fromkeys(("trials", "seed"), ("-o", "k=2,3")),
+    "sweep": dict.fromkeys(("trials", "seed", "tasks", "data", "limit"), ("-o", "k=2,3")),
     "distill": {
         "minutes": ["DENSE", "FLOAT", "--text", "TEXT", "--attention-steps", "1", "--logits-steps", "1"],
         "logits_rate": ["DENSE", "FLOAT", "--text", "TEXT", "--logits-steps", "0"],
@@ -97,7 +97,7 @@ VALUES = {
     **{"num_tokens": 512, "device": "auto", "shared_tokens": 1, "reads_per": "channel", "shifts_per": "timestep"},
     **{"sums_in": "register", "sram_bytes": 32768, "on_chip_bytes": 9, "leakage_w": 0, "token_s": 0.1},
     **{"block_bytes": 64, "calibrate_tokens": 4096, "fit": "columns", "layout": "7b", "window": 4096, "num_sinks": 0},
-    **{"data": "TEXT", "limit": 1, "batch_size": 1, "context": 16, "layer_tokens": 8},
+    **{"tasks": "piqa", "data": "TEXT", "limit": 1, "batch_size": 1, "context": 16, "layer_tokens": 8},
     "trains": None,
     "format": "compressed-tensors",
     **{"num_experts": 4, "trials": 5, "calibrate": "TEXT", "minutes": 10, "logits_rate": 0.1, "checkpointing": None},

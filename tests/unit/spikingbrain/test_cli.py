@@ -35,8 +35,8 @@ def test_from_transformer_to_text(run, model_folder, text, tmp_path):
     # One state [2, 6, 6], and keys and values [2, 6] for the 12 tokens that ran (the last one written did not), with a
     # byte each that says whether they are text; all float32.
     assert "5 tokens" in out
-    assert f"state {4 * (72 + 12 * 24) + 12:,} bytes" in out
-    assert "spikes" not in out
+    assert f"with a state of {4 * (72 + 12 * 24) + 12:,} bytes" in out
+    assert "spikes per channel" not in out
     code, _, err = run("report", better, "--text", text, "--num-tokens", 64, "--context", 32, "--out", tmp_path / "r")
     assert code == 0, err
     exactness = json.loads((tmp_path / "r" / "report.json").read_text())["exactness"]
