@@ -21,5 +21,5 @@ hybrid = sb.from_transformer(model, ",".join(plans), window=64, calibration=cali
 writers: dict[str, Any] = {"Transformer": model, "hybrid": hybrid, "hybrid on spikes": sb.to_spiking(hybrid)}
 for name, writer in writers.items():
     with torch.inference_mode():
-        ids = writer.generate(prompt, max_new_tokens=6, do_sample=False)
+        ids = writer.generate(prompt, max_new_tokens=5, do_sample=False)
     print(f"{name}: {tokenizer.decode(ids[0])}")

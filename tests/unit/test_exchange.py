@@ -224,7 +224,7 @@ def test_the_command(run, model_folder, text, tmp_path):
     short = ("--text", text, "--num-tokens", 20, "--device", "cpu")
     code, shown, err = run("export", model_folder, "--out", tmp_path / "it.parquet", "--trains", *short)
     assert code == 0, err
-    assert "it.parquet: recording with its trains, 14 spiking layers, 20 tokens." in " ".join(shown.split())
+    assert "Exported a recording with its trains: 14 spiking layers, 20 tokens." in " ".join(shown.split())
     found = sb.read_recording(tmp_path / "it.parquet")
     assert found.to_pandas("spikes")["train"].nunique() == 14
     code, _, err = run("export", model_folder, "--out", tmp_path / "it.parquet", *short)
@@ -241,4 +241,4 @@ def test_the_command(run, model_folder, text, tmp_path):
     code, _, err = run("export", model_folder, "--out", tmp_path / "it.csv", *short)
     assert code == 2
     assert "error: --out" in err
-    assert "expected a name that ends in .npz, .h5, .hdf5, .parquet, .json, .nir." in err
+    assert "expected a name that ends in .npz, .h5, .hdf5, .parquet, .pftrace, .json, .nir." in err

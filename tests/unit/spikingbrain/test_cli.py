@@ -53,7 +53,7 @@ def test_from_transformer_to_text(run, model_folder, text, tmp_path):
     assert torch.equal(on_spikes.model.norm.weight, trained.model.norm.weight)
     code, out, err = run("generate", spiking, "A neuron", "--max-new-tokens", 3)
     assert code == 0, err
-    assert "spikes a token" in out
+    assert "spikes per channel and token" in out
     for arguments, given in (((), "--spiking none"), (("--spiking", "as-described", "--window", 8), "--window")):
         code, _, err = run("convert", better, *arguments, "--out", tmp_path / "no")
         assert code != 0
@@ -79,7 +79,7 @@ def test_on_a_gpu(run, model_folder, text, tmp_path):
     assert run("convert", tmp_path / "b", "--spiking", "as-described", "--out", tmp_path / "s")[0] == 0
     code, out, err = run("generate", tmp_path / "s", "A neuron", "--max-new-tokens", 5, "--device", "cuda")
     assert code == 0, err
-    assert "spikes a token" in out
+    assert "spikes per channel and token" in out
 
 
 @pytest.mark.slow
