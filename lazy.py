@@ -71,7 +71,7 @@ def install_command(extra: str) -> str:
         if "vcs_info" in told:
             return f"pip install {shlex.quote(f'{package}[{extra}] @ git+{url}')}"
         if url.startswith("file:") and Path(path).exists():
-            source = path
+            source = "." if Path.cwd() == Path(path).resolve() else path
     return f"pip install {shlex.quote(f'{source}[{extra}]')}"
 
 
