@@ -175,6 +175,11 @@ def seed_for(what: str) -> Any:
     return typer.Option(help=f"Random seed for {what}.", show_default="0", rich_help_panel=MEASURED)
 
 
+def listed(text: str | None) -> tuple[str, ...]:
+    """Return what was typed with commas between; nothing if nothing was typed."""
+    return tuple(part.strip() for part in text.split(",")) if text else ()
+
+
 def folder_for(what: str) -> Any:
     """Return the option --out, with what is written there."""
     return typer.Option(help=f"Folder for {what}.", rich_help_panel=OUTPUT)

@@ -22,6 +22,7 @@ from ..options import (
     checked_k,
     folder_for,
     k_of,
+    listed,
     named,
     table_of,
 )
@@ -115,7 +116,7 @@ def eval(
 
     settings = jobs.EvalSettings(
         model=model,
-        tasks=_listed(tasks),
+        tasks=listed(tasks),
         data=data,
         limit=limit,
         batch_size=batch_size,
@@ -159,10 +160,6 @@ def _figure(found: dict[str, Any]) -> str:
                 f"{100 * figures[stage]['difference']:+.2f} {'%' if metric == 'perplexity' else 'points'} {task}"
             )
     return f"On spikes ({stage}), against {base}: {', '.join(said)}."
-
-
-def _listed(text: str | None) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",")) if text else ()
 
 
 def _print(console: Console, found: dict[str, Any]) -> None:

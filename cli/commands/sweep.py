@@ -10,7 +10,7 @@ import typer
 
 from ..answer import Answer
 from ..complete import models, words
-from ..options import MODEL, DeviceIfRun, TextFile, folder_for, seed_for, table_of, tokens_if_run
+from ..options import MODEL, DeviceIfRun, TextFile, folder_for, listed, seed_for, table_of, tokens_if_run
 from ..panels import INPUT, MACHINE, MANY, MEASURED, OUTPUT
 from ..progress import Screen
 from ..words import unused
@@ -137,7 +137,7 @@ def sweep(
     typed: dict[str, Any] = {"model": model, "text": text, "num_tokens": num_tokens, "context": context}
     typed |= {"objectives": tuple(objectives) if objectives else None, "method": method, "trials": trials}
     typed |= {"seed": seed, "device": device, "data": data, "limit": limit}
-    typed |= {"tasks": tuple(task.strip() for task in tasks.split(",")) if tasks else None}
+    typed |= {"tasks": listed(tasks) or None}
     given |= {name: value for name, value in typed.items() if value is not None}
     given["options"] = {**given.get("options", {}), **read_options(options or ())}
     settings = SweepSettings(**given)
