@@ -31,5 +31,9 @@ class CheckpointError(SpikebrainError, RuntimeError):
     """A model file is missing, damaged, of a kind that is never opened, or could not be fetched."""
 
 
+class RankError(SpikebrainError, RuntimeError):
+    """A process that shares the work has ended, or does not answer."""
+
+
 class TrainingError(SpikebrainError, ArithmeticError):
     """Training cannot continue: a loss is NaN or infinite."""

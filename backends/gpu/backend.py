@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from ...coding.kernels import interpreting
 from ...neuro import CountBounds, KernelRule, Neuron
 from ..base import BACKENDS, INT32, MAX_WEIGHT, Backend, check_mode
 from .job import MOST_GROUPED, Job, Matrix, power_of_two
+from .one_pass import any_failed
 from .tuning import fastest
 
 # Bits of a digit where counts are too large for 32-bit sums and are accumulated digit by digit.
@@ -46,17 +48,13 @@ class Triton(Backend):
 
     def why_unavailable(self, device: torch.device) -> str | None:
         """Return a reason if there is no Triton, or the tensors are not on a GPU that it serves."""
-        if importlib.util.find_spec("triton") is None:
+        if not _has_triton():
             return "Triton is not installed. On Linux it comes with PyTorch: pip install triton."
         if interpreting():
             return None if device.type == "cpu" else f"Triton's interpreter works on a CPU, not on {device}."
         if device.type != "cuda" or torch.version.hip is not None:
             return f"the tensors are on {device}; this backend works on an NVIDIA GPU only."
-        if not torch.cuda.is_available():
-            return "PyTorch finds no CUDA GPU."
-        if torch.cuda.get_device_capability(device) < (8, 0):
-            return f"{torch.cuda.get_device_name(device)} is older than compute capability 8.0, which it needs."
-        return None
+        return _why_too_old(device)
 
     def fused(
         self,
@@ -97,9 +95,8 @@ class Triton(Backend):
             self._run_groups(Matrix(weight, scale, bias, minimum, group_size), flat, y, rule, bounds, failed)
         else:
             high_capacity = int(bounds.mean * num_inputs / (MAX_WEIGHT - 1)) + 1
-            self._run(Job(flat, weight, y, high_capacity, rule, bounds, scale, bias, failed))
-        capturing = x.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        if not capturing and bool(failed.any()):
+            self._run(Job(flat, weight, y, high_capacity, rule, bounds, scale, bias, failed, x))
+        if any_failed(failed):
             return None
         return y.reshape(*x.shape[:-1], len(weight))
 
@@ -163,3 +160,17 @@ class Triton(Backend):
         candidates = kernels.settings_for(len(job.x))
         with torch.cuda.device_of(job.x):  # Triton launches on the current GPU
             kernels.run(fastest(key, candidates, lambda settings: kernels.run(settings, job), job.x.device), job)
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@functools.cache
+def _why_too_old(device: torch.device) -> str | None:
+    if not torch.cuda.is_available():
+        return "PyTorch finds no CUDA GPU."
+    if torch.cuda.get_device_capability(device) < (8, 0):
+        return f"{torch.cuda.get_device_name(device)} is older than compute capability 8.0, which it needs."
+    return None

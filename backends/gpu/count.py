@@ -15,11 +15,13 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ...coding.kernels import interpreting
 from ...neuro.threshold_triton import COUNTED, block_statistic, count_of, threshold_of
 from .job import Job, cdiv, num_processors, power_of_two
+from .one_pass import current_pass
 from .weights import columns_of, rows_of
 
 
@@ -46,35 +48,13 @@ def settings_for(num_tokens: int) -> list[Settings]:
 
 def run(settings: Settings, job: Job) -> None:
     """Fill job.y."""
-    x, weight, y, high_capacity, rule, _, scale, bias, failed = job
-    (num_tokens, num_inputs), num_outputs = x.shape, len(weight)
+    weight, y, high_capacity, scale, bias = job.weight, job.y, job.high_capacity, job.scale, job.bias
+    num_tokens, num_outputs = len(job.x), len(weight)
     rows, columns = rows_of(weight), columns_of(weight)
     stride = columns.shape[1]
-    low = torch.empty(num_tokens, stride, dtype=torch.int8, device=x.device)
-    threshold = torch.empty(num_tokens, dtype=torch.float32, device=x.device)
-    num_high = torch.empty(num_tokens, dtype=torch.int32, device=x.device)
-    channel, high = torch.empty(2, num_tokens, high_capacity, dtype=torch.int32, device=x.device)
-    block = power_of_two(stride)
-    count_spikes[num_tokens,](
-        x,
-        low,
-        threshold,
-        num_high,
-        channel,
-        high,
-        num_high if failed is None else failed,
-        num_inputs,
-        stride,
-        high_capacity,
-        *rule.parameters,
-        RULE=rule.number,
-        FMA=not interpreting(),  # the interpreter's fma rounds twice
-        BLOCK=block,
-        num_warps=2 if block <= 4096 else 16,
-        enable_fp_fusion=False,
-    )
+    low, threshold, num_high, channel, high = counts_of(job, stride)
     blocks = cdiv(num_tokens, settings.tokens) * cdiv(num_outputs, settings.outputs)
-    num_programs = min(blocks, num_processors(x.device))
+    num_programs = min(blocks, num_processors(y.device))
     multiply[num_programs,](
         TensorDescriptor.from_tensor(low, [settings.tokens, settings.inputs]),
         TensorDescriptor.from_tensor(columns, [settings.outputs, settings.inputs]),
@@ -101,6 +81,58 @@ def run(settings: Settings, job: Job) -> None:
         num_stages=settings.stages,
         enable_fp_fusion=False,
     )
+
+
+class Counts(NamedTuple):
+    """Spike counts of tokens, packed; see `count_spikes`."""
+
+    low: Tensor
+    threshold: Tensor
+    num_high: Tensor
+    channel: Tensor
+    high: Tensor
+
+
+def counts_of(job: Job, stride: int) -> Counts:
+    """Return the counts of a job's tokens: those of the layer before, if it had the same input in the same pass."""
+    shared, key = current_pass(), (job.rule, stride, job.high_capacity)
+    if shared is None or job.source is None or job.failed is None:
+        return _count(job, stride)
+    known = shared.counts_of(job.source, key)
+    if known is None:
+        known = _count(job, stride), job.failed
+        shared.keep(job.source, key, known)
+    elif known[1] is not job.failed:
+        job.failed.copy_(known[1])
+    return known[0]
+
+
+def _count(job: Job, stride: int) -> Counts:
+    x, rule, num_tokens = job.x, job.rule, len(job.x)
+    low = torch.empty(num_tokens, stride, dtype=torch.int8, device=x.device)
+    threshold = torch.empty(num_tokens, dtype=torch.float32, device=x.device)
+    num_high = torch.empty(num_tokens, dtype=torch.int32, device=x.device)
+    channel, high = torch.empty(2, num_tokens, job.high_capacity, dtype=torch.int32, device=x.device)
+    block = power_of_two(stride)
+    count_spikes[num_tokens,](
+        x,
+        low,
+        threshold,
+        num_high,
+        channel,
+        high,
+        num_high if job.failed is None else job.failed,
+        x.shape[1],
+        stride,
+        job.high_capacity,
+        *rule.parameters,
+        RULE=rule.number,
+        FMA=not interpreting(),  # the interpreter's fma rounds twice
+        BLOCK=block,
+        num_warps=2 if block <= 4096 else 16,
+        enable_fp_fusion=False,
+    )
+    return Counts(low, threshold, num_high, channel, high)
 
 
 @triton.jit

@@ -49,6 +49,7 @@ class Job(NamedTuple):
         scale: float32, [outputs, 1].
         bias: [outputs].
         failed: int32, [tokens], filled with 1 where a token's counts might not fit (its output is NaN), else with 0.
+        source: the caller's tensor that x is a view of, by which `one_pass` knows it again.
     """
 
     x: Tensor
@@ -60,6 +61,7 @@ class Job(NamedTuple):
     scale: Tensor | None = None
     bias: Tensor | None = None
     failed: Tensor | None = None
+    source: Tensor | None = None
 
 
 def power_of_two(number: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import statistics
 import threading
 from collections.abc import Callable, Sequence
@@ -34,7 +35,7 @@ def fastest(key: str, settings: Sequence[T], run: Callable[[T], object], device:
     """
     if len(settings) == 1:
         return settings[0]
-    key = f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, {key}, {settings}"
+    key = _full_key(key, device, tuple(settings))
     if key not in _known:
         _known.update(_read())
     if key not in _known:
@@ -44,6 +45,11 @@ def fastest(key: str, settings: Sequence[T], run: Callable[[T], object], device:
             _known[key] = min(range(len(settings)), key=lambda i: _seconds(run, settings[i]))
             _write()
     return settings[_known[key]]
+
+
+@functools.lru_cache(maxsize=4096)  # each call of a layer asks, and formatting takes microseconds
+def _full_key(key: str, device: torch.device, settings: tuple[object, ...]) -> str:
+    return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, {key}, {list(settings)}"
 
 
 def _seconds(run: Callable[[T], object], settings: T) -> float:

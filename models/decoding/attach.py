@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from ...backends.gpu.one_pass import one_pass
 from ...neuro.checks import checks_all
 from ..layers.spike_linear import SpikeLinear
 from ..spikingbrain.model import SpikingBrainOutput
@@ -78,9 +80,38 @@ def _with_decoder(plain: Any) -> Any:
             whole = _decode(self, {"input_ids": args[0], **options} if args else options)
             if whole is not None:
                 return whole
+            if _reads_text(self, {"input_ids": args[0], **options} if args else options):
+                before = [(cache, [dict(vars(layer)) for layer in cache.layers]) for cache in _caches_in(options)]
+                with one_pass() as shared:
+                    found = plain(self, *args, **options)
+                if not shared.failed():
+                    return found
+                for cache, layers in before:
+                    del cache.layers[len(layers) :]
+                    for layer, fields in zip(cache.layers, layers, strict=True):
+                        vars(layer).clear()
+                        vars(layer).update(fields)
         return plain(self, *args, **options)
 
     return forward
+
+
+def _caches_in(options: dict[str, Any]) -> list[Any]:
+    return [options[name] for name in _CACHES if options.get(name) is not None]
+
+
+def _reads_text(model: Any, options: dict[str, Any]) -> bool:
+    """Return whether a call gives a Transformer many tokens on a GPU, with a cache that can be put back, or none."""
+    ids, caches = options.get("input_ids"), _caches_in(options)
+    return (
+        is_llama_type(model)
+        and isinstance(ids, Tensor)
+        and ids.is_cuda
+        and ids.shape[-1] > 1
+        and not torch.is_grad_enabled()
+        # Layers of this kind replace their tensors and do not write to them.
+        and all(type(cache) is DynamicCache and all(type(x) is DynamicLayer for x in cache.layers) for cache in caches)
+    )
 
 
 def _decode(model: Any, options: dict[str, Any]) -> CausalLMOutputWithPast | SpikingBrainOutput | None:

@@ -7,12 +7,16 @@ from .causal_lm import SpikingBrainForCausalLM
 from .config import LayerPlan, SpikingBrainConfig
 from .layouts import layout, parse_layers, spikingbrain_7b, spikingbrain_76b, tiny_7b, tiny_76b
 from .model import SpikingBrainModel, SpikingBrainOutput
+from .prefill import prefill
+from .prefill_graph import PrefillGraph
+from .sequence import sequence_prefill
 from .transformers_config import SpikingBrainPretrainedConfig
 
 AutoConfig.register(SpikingBrainPretrainedConfig.model_type, SpikingBrainPretrainedConfig, exist_ok=True)
 
 __all__ = [
     "LayerPlan",
+    "PrefillGraph",
     "SpikingBrainCache",
     "SpikingBrainConfig",
     "SpikingBrainForCausalLM",
@@ -21,6 +25,8 @@ __all__ = [
     "SpikingBrainPretrainedConfig",
     "layout",
     "parse_layers",
+    "prefill",
+    "sequence_prefill",
     "spikingbrain_7b",
     "spikingbrain_76b",
     "tiny_7b",

@@ -9,7 +9,9 @@ Softmax attention on its own is not normalised, as in the 7B.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -19,13 +21,18 @@ from torch.nn import functional as F
 from ...neuro import AdaptiveThreshold
 from ..layers.spike_aware import SpikeAwareLinear
 from ..layers.spike_linear import SpikeLinear
+from ..layers.split_linear import SplitSpikeLinear
 from . import swa
 from .cache import LayerState
 from .config import LayerPlan, SpikingBrainConfig
 from .gla import gla
-from .int8 import quantize_tokens, rounded_to_int8
+from .int8 import count_queries, quantize_tokens, rounded_to_int8
+from .kernels import kernels_for
 from .norm import RMSNorm
 from .rope import rotate
+
+if TYPE_CHECKING:
+    from .sequence import SequencePart
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class Context:
         valid: bool, [B, L], False for padding; None if there is no padding.
         is_padded: whether any of these tokens, or any before them, is padding.
         causal: True: no token sees later ones; False: all tokens see each other, as sink tokens do.
+        sequence: this process's part of a text that several read; None for all of it.
     """
 
     cos: Tensor
@@ -45,6 +53,7 @@ class Context:
     valid: Tensor | None = None
     is_padded: bool = False
     causal: bool = True
+    sequence: SequencePart | None = None
 
 
 class Attention(nn.Module):
@@ -104,7 +113,9 @@ class Attention(nn.Module):
     @property
     def spiking(self) -> str | None:
         """How softmax attention spikes; None if the projections are dense (as after `to_dense`)."""
-        return self.config.spiking if isinstance(self.q_proj, SpikeLinear | SpikeAwareLinear) else None
+        return (
+            self.config.spiking if isinstance(self.q_proj, SpikeLinear | SpikeAwareLinear | SplitSpikeLinear) else None
+        )
 
     def linear_inputs(self, x: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and log-decay of linear attention, with feature maps and without rotary embedding.
@@ -116,23 +127,45 @@ class Attention(nn.Module):
         Returns:
             Queries and keys in the same shapes, and log-decay, [B, L, Hk, D].
         """
-        if self.config.gate == "tied":
-            # Decay 1 - sigmoid(k) = sigmoid(-k), without the cancellation.
-            log_decay = F.logsigmoid(-k)
-        else:
-            log_decay = F.logsigmoid(self.gk_proj(x).unflatten(-1, (-1, self.config.dim))) / self.config.gate_divisor
+        gate, divisor = self._gate(x, k)
+        log_decay = F.logsigmoid(gate) / divisor
         if self.config.feature_map == "relu":
             return q.relu(), k.relu(), log_decay
         return q.sigmoid(), k.sigmoid(), log_decay
 
+    def _gate(self, x: Tensor, k: Tensor) -> tuple[Tensor, float]:
+        """Return the input of the decay's logarithm, logsigmoid(gate) / divisor, [B, L, Hk, D], and the divisor."""
+        if self.config.gate == "tied":
+            # Decay 1 - sigmoid(k) = sigmoid(-k), without the cancellation.
+            return -k, 1.0
+        return self.gk_proj(x).unflatten(-1, (-1, self.config.dim)), self.config.gate_divisor
+
     def _linear(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, context: Context, state: LayerState | None) -> Tensor:
-        q, k, log_decay = self.linear_inputs(x, q, k)
-        if context.valid is not None:
-            # Padding adds nothing to the state and does not make it decay.
-            valid = context.valid[:, :, None, None]
-            v, log_decay = v.masked_fill(~valid, 0), log_decay.masked_fill(~valid, 0)
         before = None if state is None or state.linear is None else state.linear.expand(len(x), -1, -1, -1)
-        o, after = gla(q, k, v, log_decay, before, kernel=self.config.kernel, chunk_size=self.config.chunk_size)
+        kernels = kernels_for("gla", q, k, v) if self.config.kernel in ("auto", "triton") else None
+        if kernels is not None and context.valid is None and q.shape[1] > 1:
+            groups = kernels.Groups(kernels.Inputs(q, k, v, *self._gate(x, k), self.config.feature_map))
+            if context.sequence is None:
+                after = groups.states_before(before)
+            else:
+                added = groups.states_before(None)
+                before, after = context.sequence.state_before(added, groups.decay.sum(2), before)
+                groups.start_from(before)
+            o = groups.outputs()
+        else:
+            q, k, log_decay = self.linear_inputs(x, q, k)
+            if context.valid is not None:
+                # Padding adds nothing to the state and does not make it decay.
+                valid = context.valid[:, :, None, None]
+                v, log_decay = v.masked_fill(~valid, 0), log_decay.masked_fill(~valid, 0)
+            run = functools.partial(gla, q, k, v, log_decay, kernel=self.config.kernel)
+            run = functools.partial(run, chunk_size=self.config.chunk_size)
+            whole = None
+            if context.sequence is not None:
+                _, added = run()
+                before, whole = context.sequence.state_before(added, log_decay.float().sum(1), before)
+            o, after = run(before)
+            after = after if whole is None else whole
         if state is not None:
             state.linear = after
         return o
@@ -143,9 +176,12 @@ class Attention(nn.Module):
         k = rotate(k, context.cos, context.sin).transpose(1, 2)
         v = v.transpose(1, 2)
         query, new, core = self._softmax_inputs(q, k, v)
+        window = self.config.max_window_keys if self.plan.softmax == "swa" else None
+        if context.sequence is not None:
+            new = context.sequence.with_columns_before(new, window)
         columns, valid, num_sinks = new, context.valid, 0
         if state is not None and state.columns is not None:
-            is_text = v.new_ones(len(v), 1, v.shape[2], 1, dtype=torch.bool)
+            is_text = v.new_ones(len(v), 1, new[0].shape[2], 1, dtype=torch.bool)
             if valid is not None:
                 is_text = valid[:, None, :, None]
             *columns, seen = state.columns.append((*new, is_text))
@@ -153,9 +189,15 @@ class Attention(nn.Module):
             num_sinks = state.columns.num_pinned
         if self.spiking == "as-released":
             columns = [rounded_to_int8(x) for x in columns]
-        window = self.config.max_window_keys if self.plan.softmax == "swa" else None
         o = swa.attend(
-            query, tuple(columns), core, window=window, num_sinks=num_sinks, causal=context.causal, valid=valid
+            query,
+            tuple(columns),
+            core,
+            window=window,
+            num_sinks=num_sinks,
+            causal=context.causal,
+            valid=valid,
+            dtype=dtype,
         )
         return o.transpose(1, 2).to(dtype)
 
@@ -165,9 +207,10 @@ class Attention(nn.Module):
         """Return the query tensors, the column tensors to cache, and the function that attends with them."""
         if self.spiking is None:
             return (q,), (k, v), swa.float_attention
-        spikes = AdaptiveThreshold(self.config.k)(q)
         if self.spiking == "as-described" and not (torch.is_grad_enabled() and q.requires_grad):
-            return (spikes.count, spikes.threshold), (*quantize_tokens(k), *quantize_tokens(v)), swa.integer_attention
+            query = count_queries(q, AdaptiveThreshold(self.config.k))
+            return query, (*quantize_tokens(k), *quantize_tokens(v)), swa.integer_attention
+        spikes = AdaptiveThreshold(self.config.k)(q)
         query = (spikes.activation().to(q.dtype),)
         if self.spiking == "as-described":  # in training: the same values as floats, for the gradients
             return query, (rounded_to_int8(k), rounded_to_int8(v)), swa.float_attention

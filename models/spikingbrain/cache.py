@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ...errors import InputError
 from .config import SpikingBrainConfig
+
+if TYPE_CHECKING:
+    from .sequence import SequencePart
 
 
 class Columns:
@@ -67,14 +71,18 @@ class Columns:
                 "SpikingBrainCache: expected the same gradient mode as in earlier calls: a spiking model caches floats "
                 "while gradients are recorded and INT8 otherwise. Use one cache under torch.no_grad()."
             )
-        everything = tuple(
-            torch.cat([old.expand(batch, -1, -1, -1), one], 2) for old, one in zip(self._in_order(), new, strict=True)
-        )
+        is_first = self.tensors[0].shape[2] == 0
+        everything = new
+        if not is_first:
+            pairs = zip(self._in_order(), new, strict=True)
+            everything = tuple(torch.cat([old.expand(batch, -1, -1, -1), one], 2) for old, one in pairs)
         self._oldest = 0
         num_kept = self.tensors[0].shape[2] - self.num_pinned
         surplus = 0 if self.limit is None else max(num_kept + length - self.limit, 0)
         # Copied when columns are dropped, so that their memory is freed.
         self.tensors = tuple(_without(x, self.num_pinned, surplus) for x in everything)
+        if is_first and surplus == 0 and self.limit is not None:
+            self.tensors = tuple(x.clone() for x in new)  # overwritten later, and the caller's as they are
         return self.tensors if length == 1 else everything
 
     def select(self, index: Tensor) -> None:
@@ -132,6 +140,7 @@ class SpikingBrainCache:
         num_tokens: text positions seen so far, including padding.
         num_valid: tokens seen in each row, without padding, [B]; None before the first call.
         is_padded: whether any position in any row was padding.
+        sequence: while several processes read a text, the part of this one; else None. See `sequence_prefill`.
     """
 
     # Read by `generate`: the cache may change size, and it keeps track of the tokens it has seen.
@@ -144,6 +153,7 @@ class SpikingBrainCache:
         self.num_tokens = 0
         self.num_valid: Tensor | None = None
         self.is_padded = False
+        self.sequence: SequencePart | None = None
 
     @property
     def num_bytes(self) -> int:

@@ -16,7 +16,7 @@ FFNS = ("dense", "moe")
 GATES = ("low-rank", "full", "tied")
 FEATURE_MAPS = ("relu", "sigmoid")
 WINDOW_KEYS = ("w+1", "w")
-KERNELS = ("auto", "ours", "fla")
+KERNELS = ("auto", "ours", "triton", "fla")
 # Fields that hold a real number above 0.
 _POSITIVE = ("rope_theta", "norm_eps", "gate_divisor", "k", "initializer_range")
 

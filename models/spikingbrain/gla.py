@@ -18,7 +18,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...errors import BackendUnavailableError
 from . import fla_kernels
+from .kernels import kernels_for
 
 # Tokens whose pairwise decays are in memory at once: [tokens, chunk_size, D] for each key/value head.
 _SEGMENT = 2048
@@ -42,15 +44,25 @@ def gla(
         v: values.
         log_decay: logarithm of the decay, at most 0.
         state: state after the preceding tokens; None for zeros.
-        kernel: "ours": chunks in plain PyTorch, or one step of the recurrence for one token; "fla": the kernels of
-            flash-linear-attention; "auto": "fla" for half precision on a CUDA GPU, if it is installed and heads have
-            enough channels, else "ours". In float32, "fla" multiplies in TF32, so "auto" takes "ours".
+        kernel: "ours": chunks in plain PyTorch, or one step of the recurrence for one token; "triton": our kernels for
+            many tokens on a CUDA GPU, without gradients; "fla": the kernels of flash-linear-attention; "auto": "triton"
+            where it can run, else "fla" for half precision on a CUDA GPU, if it is installed and heads have enough
+            channels, else "ours". In float32, "fla" multiplies in TF32, so "auto" does not take it.
         chunk_size: tokens per chunk with "ours".
     Returns:
         Outputs in the dtype of q, and the state after the last token in at least float32.
     Raises:
-        BackendUnavailableError: kernel is "fla" and cannot run.
+        BackendUnavailableError: kernel is "fla" or "triton" and cannot run.
     """
+    if kernel in ("auto", "triton"):
+        kernels = kernels_for("gla", q, k, v, log_decay, *(() if state is None else (state,)))
+        if kernels is not None and (q.shape[1] > 1 or kernel == "triton"):
+            return kernels.run(kernels.Inputs(q, k, v, log_decay), state)
+        if kernel == "triton":
+            raise BackendUnavailableError(
+                f'gla: kernel "triton" cannot run: it needs a CUDA GPU, Triton, numbers of at most 32 bits and no '
+                f'gradients; the tensors are {q.dtype} on {q.device}. Use kernel="ours" or "auto".'
+            )
     half = q.dtype in (torch.float16, torch.bfloat16)
     dim = min(q.shape[-1], v.shape[-1])
     if kernel == "fla" or (kernel == "auto" and half and fla_kernels.why_unavailable(q.device, dim) is None):

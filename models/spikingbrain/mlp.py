@@ -6,6 +6,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .kernels import kernels_for
+
 
 class SwiGLU(nn.Module):
     """y = down(silu(gate(x)) * up(x)), without biases.
@@ -26,4 +28,6 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens hidden"]:
         """Run the feed-forward part on each token independently."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        kernels = kernels_for("norm", gate, up)
+        return self.down_proj(F.silu(gate) * up if kernels is None else kernels.silu_product(gate, up))

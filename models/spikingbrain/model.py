@@ -10,6 +10,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
+from ...backends.gpu.one_pass import current_pass, one_pass
 from ...errors import InputError
 from .attention import Attention, Context
 from .block import Block
@@ -124,22 +125,48 @@ class SpikingBrainModel(SpikingBrainPreTrainedModel):
         if cache is not None and cache.num_valid is None:
             self.start(cache, x)
         context = self._context(x, attention_mask, position_ids, cache)
-        hidden_states, losses = [x], []
+        between: list[Tensor] | None = [] if output_hidden_states else None
+        if x.is_cuda and x.shape[1] > 1 and not torch.is_grad_enabled() and current_pass() is None:
+            before = None if cache is None else [state.copy() for state in cache.layers]
+            with one_pass() as shared:
+                y, losses = self._run_layers(x, context, cache, between)
+            if shared.failed():
+                if cache is not None and before is not None:
+                    cache.layers = before
+                between = None if between is None else []
+                y, losses = self._run_layers(x, context, cache, between)
+            x = y
+        else:
+            x, losses = self._run_layers(x, context, cache, between, runs_twice=runs_twice)
+        x = self.norm(x)
+        return SpikingBrainOutput(
+            cache=cache if use_cache else None,
+            hidden_states=None if between is None else (*between, x),
+            aux_loss=torch.stack(losses).mean() if losses else None,
+            last_hidden_state=x,
+        )
+
+    def _run_layers(
+        self,
+        x: Tensor,
+        context: Context,
+        cache: SpikingBrainCache | None,
+        between: list[Tensor] | None,
+        *,
+        runs_twice: bool = False,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Return the residual stream after all layers and their losses; fill a list with the input of each layer."""
+        losses: list[Tensor] = []
         for i, layer in enumerate(self.layers):
             state = None if cache is None else cache.layers[i]
+            if between is not None:
+                between.append(x)
             if runs_twice:
                 x, loss = checkpoint(_from_copy, layer, x, context, state, use_reentrant=False)  # pyright: ignore[reportGeneralTypeIssues]
             else:
                 x, loss = layer(x, context, state)
-            hidden_states.append(x)
             losses += [] if loss is None else [loss]
-        x = self.norm(x)
-        return SpikingBrainOutput(
-            cache=cache if use_cache else None,
-            hidden_states=(*hidden_states[:-1], x) if output_hidden_states else None,
-            aux_loss=torch.stack(losses).mean() if losses else None,
-            last_hidden_state=x,
-        )
+        return x, losses
 
     def start(self, cache: SpikingBrainCache, x: Tensor) -> None:
         """Fill an empty cache with the sink tokens."""
@@ -177,9 +204,10 @@ class SpikingBrainModel(SpikingBrainPreTrainedModel):
                     f"SpikingBrainModel: expected {len(cache.num_valid)} rows, as in the cache, got {batch}. "
                     "A cache belongs to one batch."
                 )
-            positions = positions + cache.num_valid[:, None]
-            cache.num_valid = cache.num_valid + counted.sum(1)
-            cache.num_tokens += length
+            rank, size = (0, 1) if cache.sequence is None else (cache.sequence.rank, cache.sequence.size)
+            positions = positions + cache.num_valid[:, None] + rank * length
+            cache.num_valid = cache.num_valid + size * counted.sum(1)
+            cache.num_tokens += size * length
             is_padded = cache.is_padded = cache.is_padded or is_padded
         if position_ids is not None:
             positions = position_ids.to(x.device).expand(batch, -1)
@@ -188,7 +216,8 @@ class SpikingBrainModel(SpikingBrainPreTrainedModel):
                 f"SpikingBrainModel.position_ids: expected {(batch, length)}, got {tuple(positions.shape)}."
             )
         angles = self._angles(positions.clamp(min=0), x.dtype)
-        return Context(*angles, valid=valid if is_padded else None, is_padded=is_padded)
+        sequence = None if cache is None else cache.sequence
+        return Context(*angles, valid=valid if is_padded else None, is_padded=is_padded, sequence=sequence)
 
     def _angles(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         return rotary_angles(positions, self.settings.dim, self.settings.rope_theta, dtype)

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .kernels import kernels_for
+
 
 class RMSNorm(nn.Module):
     """y = x / sqrt(mean(x^2) + eps) * weight over the last axis, in at least float32, then cast once to x's dtype.
@@ -29,6 +31,9 @@ class RMSNorm(nn.Module):
         Args:
             x: activations of any floating-point dtype.
         """
+        kernels = kernels_for("norm", x, self.weight)
+        if kernels is not None:
+            return kernels.rms_norm(x, self.weight, self.eps)[0]
         return self._normalised(_wide(x)).to(x.dtype)
 
     def after_residual(
@@ -44,6 +49,9 @@ class RMSNorm(nn.Module):
             x: output of a layer.
             residual: the stream it is added to.
         """
+        kernels = kernels_for("norm", x, self.weight, residual)
+        if kernels is not None:
+            return kernels.rms_norm(x, self.weight, self.eps, residual)
         total = _wide(x) + _wide(residual)
         return self._normalised(total).to(residual.dtype), total.to(residual.dtype)
 

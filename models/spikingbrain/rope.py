@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .kernels import kernels_for
+
 
 def rotary_angles(
     positions: Int[Tensor, "B L"], dim: int, theta: float, dtype: torch.dtype
@@ -42,5 +44,8 @@ def rotate(
     >>> rotate(torch.tensor([[[[1.0, 0.0]]]]), *quarter).tolist()
     [[[[0.0, 1.0]]]]
     """
+    kernels = kernels_for("heads", x, cos, sin)
+    if kernels is not None:
+        return kernels.rotate(x, cos, sin)
     first, second = x.chunk(2, -1)
     return x * cos.to(x.dtype) + torch.cat([-second, first], -1) * sin.to(x.dtype)

@@ -19,6 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .kernels import kernels_for
+
 # Queries whose scores are in memory at once.
 _BLOCK = 512
 # float32 represents every integer up to this one.
@@ -39,6 +41,7 @@ def attend(
     num_sinks: int = 0,
     causal: bool = True,
     valid: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Let each query attend to the columns in its window.
 
@@ -53,6 +56,7 @@ def attend(
         num_sinks: number of sinks among the columns; they come first.
         causal: False lets every query see every column.
         valid: bool, [B, N], False for padding, which no other token sees; None if there is no padding.
+        dtype: that the caller turns the result into; kernels round the weights of values to it.
     Returns:
         [B, H, L, D].
     """
@@ -63,6 +67,10 @@ def attend(
     if whole and core is float_attention:
         (q,), (k, v) = query, columns
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    if valid is None and (core is float_attention or (core is integer_attention and query[0].dtype == torch.int16)):
+        kernels = kernels_for("attention", *(x for x in (*query, *columns) if x.is_floating_point()))
+        if kernels is not None:
+            return kernels.run(query, columns, window, num_sinks, dtype or query[-1].dtype)
     first_query = num_columns - num_queries
     outputs = []
     for begin in range(first_query, num_columns, _BLOCK):
