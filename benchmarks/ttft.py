@@ -217,13 +217,19 @@ def extrapolated(model: sb.SpikingBrainForCausalLM | None, before: list[dict[str
 
 
 def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Draw seconds over tokens."""
+    """Draw seconds over tokens; extrapolated times as open circles."""
     figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
     for name in dict.fromkeys(row["system"] for row in rows):
         own = [row for row in rows if row["system"] == name]
-        axes.plot([row["tokens"] for row in own], [row["seconds"] for row in own], marker="o", label=name)
+        (line,) = axes.plot([row["tokens"] for row in own], [row["seconds"] for row in own], label=name)
+        for row in own:
+            fill = "none" if row["extrapolated"] else "full"
+            axes.plot(row["tokens"], row["seconds"], marker="o", fillstyle=fill, color=line.get_color())
+    lengths = sorted({row["tokens"] for row in rows})
+    names = [f"{n // 2**20}M" if n >= 2**20 else f"{n // 1024}k" for n in lengths]
     axes.set(xscale="log", yscale="log", xlabel="tokens of the text", ylabel="seconds to the first token", title=title)
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1024:g}k")
+    axes.set_xticks(lengths, names)
+    axes.xaxis.minorticks_off()
     axes.grid(visible=True, alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)

@@ -25,7 +25,7 @@ from timing import environment, write_json
 from ttft import MODELS, build
 
 import spikebrain as sb
-from spikebrain.models.layers.split_linear import SplitSpikeLinear
+from spikebrain.models.layers import SplitSpikeLinear
 from spikebrain.models.spikingbrain import prefill, sequence_prefill
 
 

@@ -11,10 +11,11 @@ from .layers import (
     neuron_with_k,
     spike_aware,
     spiking_layers,
+    split_spiking,
     to_dense,
 )
 from .recording import LayerRecord, Recording, record
-from .spikingbrain import SpikingBrainConfig, SpikingBrainForCausalLM
+from .spikingbrain import PrefillGraph, SpikingBrainConfig, SpikingBrainForCausalLM, prefill, sequence_prefill
 from .training import DistillSettings, Stage, distill
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "DistillSettings",
     "LayerRecord",
     "Loaded",
+    "PrefillGraph",
     "Recording",
     "SpikeLinear",
     "SpikeSettings",
@@ -35,11 +37,14 @@ __all__ = [
     "from_transformer",
     "load",
     "neuron_with_k",
+    "prefill",
     "record",
     "save",
+    "sequence_prefill",
     "spike_aware",
     "spiking_layers",
     "spikingbrain_settings",
+    "split_spiking",
     "to_dense",
     "to_spiking",
 ]

@@ -6,6 +6,7 @@ from .guards import guard
 from .settings import SETTINGS, SpikeSettings, neuron_with_k
 from .spike_aware import SpikeAwareLinear, spike_aware
 from .spike_linear import SpikeLinear, spiking_layers
+from .split_linear import SplitSpikeLinear, split_spiking
 from .swap import Conversion, swap_linears, to_dense
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "SpikeAwareLinear",
     "SpikeLinear",
     "SpikeSettings",
+    "SplitSpikeLinear",
     "check_matches",
     "choose_layers",
     "guard",
@@ -22,6 +24,7 @@ __all__ = [
     "patterns_of",
     "spike_aware",
     "spiking_layers",
+    "split_spiking",
     "swap_linears",
     "to_dense",
 ]

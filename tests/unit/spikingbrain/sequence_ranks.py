@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 import spikebrain as sb
 from spikebrain.errors import InputError, RankError
-from spikebrain.models.layers.split_linear import SplitSpikeLinear, split_spiking
+from spikebrain.models.layers import SplitSpikeLinear, split_spiking
 from spikebrain.models.spikingbrain import (
     SpikingBrainForCausalLM,
     parse_layers,
