@@ -127,7 +127,9 @@ class Attention(nn.Module):
         Returns:
             Queries and keys in the same shapes, and log-decay, [B, L, Hk, D].
         """
-        gate, divisor = self._gate(x, k)
+        return self._mapped(q, k, *self._gate(x, k))
+
+    def _mapped(self, q: Tensor, k: Tensor, gate: Tensor, divisor: float) -> tuple[Tensor, Tensor, Tensor]:
         log_decay = F.logsigmoid(gate) / divisor
         if self.config.feature_map == "relu":
             return q.relu(), k.relu(), log_decay
@@ -142,9 +144,11 @@ class Attention(nn.Module):
 
     def _linear(self, x: Tensor, q: Tensor, k: Tensor, v: Tensor, context: Context, state: LayerState | None) -> Tensor:
         before = None if state is None or state.linear is None else state.linear.expand(len(x), -1, -1, -1)
-        kernels = kernels_for("gla", q, k, v) if self.config.kernel in ("auto", "triton") else None
-        if kernels is not None and context.valid is None and q.shape[1] > 1:
-            groups = kernels.Groups(kernels.Inputs(q, k, v, *self._gate(x, k), self.config.feature_map))
+        gate, divisor = self._gate(x, k)
+        may_run = self.config.kernel in ("auto", "triton") and context.valid is None and q.shape[1] > 1
+        kernels = kernels_for("gla", q, k, v, gate) if may_run else None
+        if kernels is not None:
+            groups = kernels.Groups(kernels.Inputs(q, k, v, gate, divisor, self.config.feature_map))
             if context.sequence is None:
                 after = groups.states_before(before)
             else:
@@ -153,19 +157,18 @@ class Attention(nn.Module):
                 groups.start_from(before)
             o = groups.outputs()
         else:
-            q, k, log_decay = self.linear_inputs(x, q, k)
+            q, k, log_decay = self._mapped(q, k, gate, divisor)
             if context.valid is not None:
                 # Padding adds nothing to the state and does not make it decay.
                 valid = context.valid[:, :, None, None]
                 v, log_decay = v.masked_fill(~valid, 0), log_decay.masked_fill(~valid, 0)
-            run = functools.partial(gla, q, k, v, log_decay, kernel=self.config.kernel)
-            run = functools.partial(run, chunk_size=self.config.chunk_size)
-            whole = None
+            run = functools.partial(gla, kernel=self.config.kernel, chunk_size=self.config.chunk_size)
+            after_all = None
             if context.sequence is not None:
-                _, added = run()
-                before, whole = context.sequence.state_before(added, log_decay.float().sum(1), before)
-            o, after = run(before)
-            after = after if whole is None else whole
+                _, added = run(q, k, v, log_decay)
+                before, after_all = context.sequence.state_before(added, log_decay.float().sum(1), before)
+            o, after = run(q, k, v, log_decay, before)
+            after = after if after_all is None else after_all
         if state is not None:
             state.linear = after
         return o

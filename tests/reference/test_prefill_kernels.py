@@ -14,6 +14,7 @@ from spikebrain.models.spikingbrain import (
     PrefillGraph,
     SpikingBrainCache,
     SpikingBrainForCausalLM,
+    parse_layers,
     prefill,
     swa,
     tiny_7b,
@@ -233,6 +234,31 @@ def test_a_model_in_one_piece_in_portions_and_without_kernels(monkeypatch, devic
     else:
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-3)
         torch.testing.assert_close(torch.cat(parts, 1), expected, atol=1e-4, rtol=1e-3)
+
+
+@on_devices
+@pytest.mark.parametrize("trained", ["gk_proj", "mlp_norm", "v_proj", "up_proj"])
+def test_kernels_step_aside_for_gradients(monkeypatch, device, trained):
+    with torch.inference_mode(mode=False), torch.enable_grad():
+        model = SpikingBrainForCausalLM(tiny_7b(layers=parse_layers("gla,swa"))).to(device)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trained in name and "layers.0" in name)
+        ids = torch.randint(256, (1, 20), device=device)
+
+        def gradients():
+            model.zero_grad()
+            model(ids, labels=ids).loss.backward()
+            return [p.grad.clone() for p in model.parameters() if p.requires_grad]
+
+        found = gradients()
+        with monkeypatch.context() as patch:
+            for module in ("attention", "gla", "int8", "mlp", "norm", "rope", "swa"):
+                patch.setattr(f"spikebrain.models.spikingbrain.{module}.kernels_for", lambda *_: None)
+            expected = gradients()
+        assert found
+        for one, right in zip(found, expected, strict=True):
+            assert float(right.abs().max()) > 0
+            torch.testing.assert_close(one, right, atol=1e-6, rtol=1e-3)
 
 
 @pytest.mark.gpu
