@@ -68,7 +68,14 @@ def test_a_line_of_a_pipe_is_never_broken(capsys):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("ways", ["as_json=True, quiet=False", "as_json=False, quiet=True", "as_json=0, quiet=0"])
+@pytest.mark.parametrize(
+    "ways",
+    [
+        pytest.param("as_json=True, quiet=False", marks=pytest.mark.slow),  # imports PyTorch
+        "as_json=False, quiet=True",
+        "as_json=0, quiet=0",
+    ],
+)
 def test_standard_output_on_a_full_disk(ways):
     script = f"""
 from spikebrain.cli.answer import Answer, print_answer
@@ -91,6 +98,7 @@ def test_every_command_can_be_asked_for_its_own_words(name):
     assert not {"--json", "--quiet", "-q"} & {*names.values()}
 
 
+@pytest.mark.slow
 def test_a_report_in_three_ways_and_what_follows(run, model_folder, text, tmp_path):
     short = ("report", model_folder, "--text", text, "--num-tokens", 32, "--context", 16, "--device", "cpu")
     out = tmp_path / "my report"
@@ -165,6 +173,7 @@ def test_doctor_and_export(run, model_folder, text, tmp_path, as_users, capsys):
     assert strict(run("export", model_folder, *short, "--out", tmp_path / "b.npz", "--json")[1])["num_tokens"] == 16
 
 
+@pytest.mark.slow
 def test_eval_and_sweep(run, model_folder, text, tmp_path):
     pytest.importorskip("optuna", reason="pip install 'spikebrain[sweep]'")
     typed = ("eval", model_folder, "--text", text, "--context", 16, "--device", "cpu", "--num-tokens", 64)

@@ -148,6 +148,7 @@ def test_vmap_over_weights_is_refused(model):
         torch.vmap(lambda s: functional_call(model, s, (X,)))(stacked)
 
 
+@pytest.mark.slow
 def test_errors_of_a_compiled_model_name_the_layer(model):
     run = compiled(model, fullgraph=True)
     run(X)
@@ -175,6 +176,7 @@ def test_what_is_replaced_after_compilation_counts(model, name, value):
     assert ('"ternary"' in str(texts)) == (name == "encoder")
 
 
+@pytest.mark.slow
 def test_observers_added_after_compilation_are_called(model):
     run, seen = compiled(model), []
     run(X)
@@ -206,7 +208,7 @@ def test_a_recording_of_a_compiled_model_is_that_of_the_model(tiny_llama):
         assert torch._dynamo.eval_frame._stance.stance == "default"
 
 
-@pytest.mark.parametrize("kind", ["neuron", "encoder", "backend"])
+@pytest.mark.parametrize("kind", ["neuron", *(pytest.param(k, marks=pytest.mark.slow) for k in ("encoder", "backend"))])
 def test_plugins_that_no_graph_can_hold(kind):
     own = {
         "neuron": OwnNeuron(k=2.0),
@@ -340,6 +342,7 @@ def test_kernels_get_the_layers_own_weights(model, monkeypatch, backend, grad):
     assert [weight is layer.weight for weight, layer in zip(seen, [model[0], model[2]] * 2, strict=True)] == [True] * 4
 
 
+@pytest.mark.slow
 def test_what_the_operator_does_not_know_stays_out_of_graphs():
     class Own(SpikeLinear):
         def run(self, x):

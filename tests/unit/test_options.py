@@ -184,6 +184,7 @@ def test_the_library_refuses_arguments_without_options(files, tmp_path):
         assert "--" not in str(found.value)
 
 
+@pytest.mark.slow
 def test_what_counts_is_not_refused(run, files, text, tmp_path):
     """The same options where they have an effect."""
     short = ("--text", text, "--num-tokens", 16, "--device", "cpu")
@@ -199,12 +200,14 @@ def test_what_counts_is_not_refused(run, files, text, tmp_path):
     assert run("convert", files["DENSE"], *sizes, "--out", tmp_path / "c")[0] == 0
 
 
+@pytest.mark.slow
 def test_an_encoder_without_shifts_says_so(run, files, text):
     short = ("--text", text, "--num-tokens", 16, "--device", "cpu", "--shifts-per", "spike")
     assert "none is shifted" in run("energy", files["DENSE"], *short, "--encoder", "ternary")[2]
     assert "none is shifted" not in run("energy", files["DENSE"], *short)[2]
 
 
+@pytest.mark.slow
 def test_a_report_with_other_settings_says_that_it_starts_again(run, files, text, tmp_path, monkeypatch):
     command = ("report", files["DENSE"], "--text", text, "--num-tokens", 32, "--context", 16, "--out", tmp_path / "r")
     monkeypatch.setattr(sys.modules["spikebrain.jobs.report"], "count_operations", lambda recording: 1 / 0)

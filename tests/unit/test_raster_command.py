@@ -13,6 +13,7 @@ from spikebrain.errors import InputError
 PROJ = "model.layers.?.mlp.down_proj"
 
 
+@pytest.mark.slow
 def test_a_prompt_and_what_is_written_after_it(run, model_folder, tmp_path):
     out = tmp_path / "r.svg"
     typed = (model_folder, "--prompt", "A neuron", "--max-new-tokens", 3, "--layers", PROJ, "--out", out, "--json")
@@ -87,6 +88,7 @@ def test_the_library_names_arguments(model_folder, tmp_path):
     assert found.text == ""
 
 
+@pytest.mark.slow
 def test_a_spikingbrain_model_with_sinks(run, model_folder, tmp_path):
     sizes = {"layout": "swa,full", "window": 4, "num_sinks": 2}
     jobs.convert(jobs.ConvertSettings(str(model_folder), **sizes, spiking="as-described"), tmp_path / "sb")

@@ -51,19 +51,25 @@ class Read:
         assert not any(open_slices.values())
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def simulation():
     rng = np.random.default_rng(0)
     chip = load_description("async-45nm")
-    spikes = rng.integers(-1, 2, (3, 2, 1200)).astype(np.int8)  # more channels than a core has room for
+    spikes = rng.integers(-1, 2, (3, 1, 1200)).astype(np.int8)  # more channels than a core has room for
     weight = rng.integers(-127, 128, (1200, 300)).astype(np.int8)
     placement = InOrder().place(1200, 300, chip)
     return simulate_layer(spikes, np.array([4, 2, 1]), weight, chip, placement, trace=True)
 
 
-def test_a_chip_timeline_holds_every_service(simulation, tmp_path):
-    num_services = write_chip_timeline(simulation, tmp_path / "t.pftrace", "a layer")
-    read = Read(tmp_path / "t.pftrace")
+@pytest.fixture(scope="module")
+def written(simulation, tmp_path_factory):
+    """The number of services that were written, and the file, read back."""
+    path = tmp_path_factory.mktemp("timeline") / "t.pftrace"
+    return write_chip_timeline(simulation, path, "a layer"), Read(path)
+
+
+def test_a_chip_timeline_holds_every_service(simulation, written):
+    num_services, read = written
     trace, network = simulation.outcome.trace, simulation.network
     assert read.names[1] == "a layer on async-45nm"
     assert num_services == len(trace.station) == sum(map(len, read.slices.values())) > 100
@@ -79,9 +85,8 @@ def test_a_chip_timeline_holds_every_service(simulation, tmp_path):
             assert end == (details["begin_ps"] + details["duration_ps"]) // 1000
 
 
-def test_flows_follow_a_spike_from_its_encoder_to_the_cores(simulation, tmp_path):
-    write_chip_timeline(simulation, tmp_path / "t.pftrace", "a layer")
-    read = Read(tmp_path / "t.pftrace")
+def test_flows_follow_a_spike_from_its_encoder_to_the_cores(simulation, written):
+    _, read = written
     ways = defaultdict(list)
     for station, found in read.slices.items():
         for name, begin, _, _, details, flows in found:
@@ -98,9 +103,8 @@ def test_flows_follow_a_spike_from_its_encoder_to_the_cores(simulation, tmp_path
     assert any(station.startswith("spike link") for way in ways.values() for _, station, *_ in way)
 
 
-def test_counters_of_a_chip_end_at_zero_and_agree_with_the_slices(simulation, tmp_path):
-    write_chip_timeline(simulation, tmp_path / "t.pftrace", "a layer")
-    read = Read(tmp_path / "t.pftrace")
+def test_counters_of_a_chip_end_at_zero_and_agree_with_the_slices(written):
+    _, read = written
     values = read.counters["busy: accumulate"]
     assert values[-1][1] == 0
     assert all(a[1] != b[1] for a, b in itertools.pairwise(values))

@@ -46,8 +46,11 @@ def rewrite(folder, change):
     save_file(tensors, folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("setting", "group_size"), [(None, None), ("as-described", None), ("as-released", 32)])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("setting", "group_size"),
+    [(None, None), pytest.param("as-described", None, marks=pytest.mark.slow), ("as-released", 32)],
+)
 def test_there_and_back(model, tmp_path, setting, group_size, dtype):
     if setting is not None:
         model = to_spiking(model, spikingbrain_settings(setting, group_size=group_size, k=2.0))

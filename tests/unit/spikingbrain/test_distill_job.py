@@ -39,6 +39,7 @@ def interrupted(run, monkeypatch, capsys):
     return interrupted
 
 
+@pytest.mark.slow
 def test_sampled_text_and_steps_that_fit_the_time(run, interrupted, model_folder, student, tmp_path):
     out = tmp_path / "b"
     options = ("--sample", 200, "--context", 20, "--minutes", 1e-9, "--out", out)
@@ -70,13 +71,21 @@ def test_sampled_text_and_steps_that_fit_the_time(run, interrupted, model_folder
 @pytest.mark.parametrize(
     ("later", "named"),
     [
-        (("--minutes", 2e-9), "--minutes: {} holds a training that was begun with 1e-09, not 2e-09."),
-        (("--logits-steps", 3), "--logits-steps: {} holds a training that was begun with None, not 3."),
-        (("--batch-size", 2), "--batch-size: {} holds a training that was begun with 4, not 2."),
-        (("--learning-rate", 1), "--learning-rate: {} holds a training that was begun with 0.001, not 1.0."),
         (("--seed", 5), "--seed: {} holds a training that was begun with 0, not 5."),
-        (("--spiking", "as-described"), "--spiking: {} holds a training that was begun with None, not as-described."),
-        (("--text", "TEXT"), "--text: {} holds a training that was begun with another."),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                (("--minutes", 2e-9), "--minutes: {} holds a training that was begun with 1e-09, not 2e-09."),
+                (("--logits-steps", 3), "--logits-steps: {} holds a training that was begun with None, not 3."),
+                (("--batch-size", 2), "--batch-size: {} holds a training that was begun with 4, not 2."),
+                (("--learning-rate", 1), "--learning-rate: {} holds a training that was begun with 0.001, not 1.0."),
+                (
+                    ("--spiking", "as-described"),
+                    "--spiking: {} holds a training that was begun with None, not as-described.",
+                ),
+                (("--text", "TEXT"), "--text: {} holds a training that was begun with another."),
+            ]
+        ),
     ],
 )
 def test_later_options_win_or_are_refused(run, interrupted, model_folder, student, text, tmp_path, later, named):
@@ -100,6 +109,7 @@ def test_later_options_win_or_are_refused(run, interrupted, model_folder, studen
         assert [point["stage"] for point in json.loads((out / "loss.json").read_text())] == [0, 1, 1, 1]
 
 
+@pytest.mark.slow
 def test_force_starts_again(run, interrupted, model_folder, student, text, tmp_path):
     steps = ("--attention-steps", 1, "--logits-steps", 2, "--text", text, "--context", 20, "--out", tmp_path / "b")
     interrupted(model_folder, student, *steps)
@@ -113,6 +123,7 @@ def test_force_starts_again(run, interrupted, model_folder, student, text, tmp_p
     assert all(torch.equal(p, q) for p, q in zip(found.parameters(), expected.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_is_of_its_models_alone(run, interrupted, model_folder, tmp_path):
     """Another student, and another teacher's samples, are not taken for those of before."""
     other = tmp_path / "teacher"
