@@ -7,6 +7,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from fast_first import fast_first
 from llama_type import MODELS, SETTINGS, cache_of, cache_option, plain_forward, spiking_model, tokens_of
 from torch import nn
 from torch.nn import functional as F
@@ -32,7 +33,7 @@ from spikebrain.models.layers.spike_linear import observing
 from spikebrain.models.layers.stored import StoredWeight, note_stored
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", fast_first(MODELS, 2))
 @pytest.mark.parametrize("settings", list(SETTINGS))
 @torch.inference_mode()
 def test_integers_are_exact_and_logits_those_of_the_model(name, settings, threads):

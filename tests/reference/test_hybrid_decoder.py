@@ -7,6 +7,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from fast_first import fast_first
 from torch.nn import functional as F
 
 import spikebrain
@@ -51,11 +52,6 @@ MODELS = {
         SpikeSettings(layers=("*.q_proj", "*.up_proj", "*.experts.1.*"), attention="as-described"),
     ),
 }
-
-
-def fast_first(names, num_fast=1):
-    """Return parameters of a test, of which all but the first are slow."""
-    return [pytest.param(name, marks=[pytest.mark.slow] if i >= num_fast else []) for i, name in enumerate(names)]
 
 
 def spiking_model(name="7b"):

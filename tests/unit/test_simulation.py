@@ -140,6 +140,7 @@ def test_energy_report(spiking, mode):
     assert EnergyReport.from_dict(written) == report
 
 
+@pytest.mark.slow
 def test_experts_and_sinks_are_refused():
     with pytest.raises(InputError, match=r"expected one call of .*experts.* with all 5 tokens, got one with"):
         simulate_model(to_spiking(SpikingBrainForCausalLM(tiny_76b(num_sinks=0))), IDS, ASYNC)

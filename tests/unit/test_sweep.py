@@ -87,6 +87,7 @@ def test_the_figures_are_those_of_single_runs(settings, tiny_llama, tokenizer, t
     assert found.num_failed == found.num_open == 0
 
 
+@pytest.mark.slow
 def test_files(settings, tmp_path):
     found = sweep(settings(), tmp_path / "s")
     assert sorted(path.name for path in (tmp_path / "s").iterdir()) == sorted([*found.files, JOURNAL])
@@ -180,6 +181,7 @@ def test_figures_that_were_written_are_not_lost(settings, tmp_path, monkeypatch,
     assert len(counted) == 3
 
 
+@pytest.mark.slow
 def test_a_point_that_stands_twice_in_the_queue_runs_once(settings, tmp_path, counted):
     study, bench, identity = study_of(settings(), tmp_path / "s")
     study.begin(identity)

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from fast_first import fast_first
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -21,7 +22,7 @@ from spikebrain.models.spikingbrain import SpikingBrainForCausalLM, tiny_7b, tin
 INDEX = "model.safetensors.index.json"
 
 
-@pytest.fixture(params=["7b", "7b tied", "76b"])
+@pytest.fixture(params=fast_first(["7b", "76b", "7b tied"], 2))
 def model(request):
     config = {"7b": tiny_7b(), "7b tied": tiny_7b(tie_word_embeddings=True), "76b": tiny_76b()}[request.param]
     model = SpikingBrainForCausalLM(config).eval()

@@ -146,6 +146,7 @@ def test_an_interrupted_training_is_of_its_models_alone(run, interrupted, model_
     assert "Sampling" in err
 
 
+@pytest.mark.slow
 def test_seconds_of_before_an_interruption_count(model_folder, student, text, tmp_path, monkeypatch):
     clock = SimpleNamespace(perf_counter=lambda: 0.0)
     monkeypatch.setattr(JOB, "time", clock)
@@ -178,6 +179,7 @@ def test_files_are_for_whom_the_umask_says(run, model_folder, student, text, tmp
     assert set(modes.values()) == {0o640}
 
 
+@pytest.mark.slow
 def test_what_a_gpu_changes(run, model_folder, student, text, tmp_path, monkeypatch):
     steps = ("--attention-steps", 1, "--logits-steps", 1, "--device", "cpu", "--out", tmp_path / "b")
     material = ("--text", text, "--text", text, "--sample", 50)
