@@ -181,7 +181,7 @@ def _print(console: Console, found: Swept, settings: SweepSettings) -> None:
     chosen = settings.chosen
     done = [row for row in found.rows if row.error is None]
     always = {name: title for name, title in _ALWAYS.items() if any(name in row.figures for row in done)}
-    console.print(f"\n{found.title}\n")
+    console.print(f"{found.title}\n")
     keys = [*settings.swept]
     table = table_of(*keys, *always.values(), *chosen, *(["front"] if len(chosen) > 1 else []), text_columns=())
     if found.float_perplexity is not None:

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from spikebrain.chip import load_description
+from spikebrain.chip.description import CHIPS
 from spikebrain.cli.answer import Answer, print_answer
 from spikebrain.cli.contents import command_names, function_of
 from spikebrain.cli.messages import option_names
 from spikebrain.cli.typed import Typed
 from spikebrain.cli.words import as_ratio, less_or_more, unused
 from spikebrain.energy import load_table
+from spikebrain.energy.table import TABLES
 from spikebrain.files import finite, read_json, write_json
 
 
@@ -204,6 +206,31 @@ def test_templates_are_files_that_can_be_used(run, tmp_path):
         assert shown.startswith("#")
         (tmp_path / "mine.toml").write_text(shown)
         assert load(tmp_path / "mine.toml").name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "name", "files"),
+    [("energy", "--table", "jouppi_7nm", TABLES), ("simulate", "--chip", "loihi", CHIPS)],
+)
+def test_a_template_is_what_was_asked_for(run, tmp_path, command, option, name, files):
+    code, shown, err = run(command, "--template", option, name)
+    assert (code, err) == (0, "")
+    assert shown == (files.folder / f"{name}.toml").read_text("utf-8")
+    (tmp_path / "mine.toml").write_text(shown)
+    assert run(command, option, tmp_path / "mine.toml", "--template")[1] == shown
+    assert "got 'nowhere'" in run(command, "--template", option, "nowhere")[2]
+    # Options at their usual values, too, since they were typed.
+    for others, named in [
+        (["--text", "book.txt", "--k", "3"], ["--text", "--k"]),
+        (["--json"], ["--json"]),
+        (["-q"], ["--quiet"]),
+        (["smollm2"], ["MODEL" if command == "simulate" else "SOURCE"]),
+        (["--mode", "decode"] if command == "simulate" else ["--neuron", "adaptive-threshold"], ["--"]),
+    ]:
+        code, shown, err = run(command, "--template", *others)
+        assert (code, shown) == (2, "")
+        assert "has no effect with --template, which prints a file and runs nothing. Leave out" in err
+        assert all(name in err for name in named)
 
 
 def test_the_same_command_again():
