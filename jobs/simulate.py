@@ -214,8 +214,8 @@ def _timelines(settings: SimulateSettings, names: Collection[str]) -> list[str]:
     found = [name for name in names if matches_any(name, (settings.timeline,))]
     if len(found) > MOST_TIMELINES:
         raise InputError(
-            f"timeline: expected at most {MOST_TIMELINES} layers, got {len(found)}, {found[0]!r} to {found[-1]!r}. Name "
-            f"fewer, such as {found[len(found) // 2]!r}."
+            f"timeline: expected at most {MOST_TIMELINES} layers, got {len(found)}, {found[0]!r} to {found[-1]!r}. "
+            f"Name fewer, such as {found[len(found) // 2]!r}."
         )
     return found
 

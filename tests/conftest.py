@@ -122,6 +122,7 @@ def run(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
         with pytest.raises(SystemExit) as end:
             main()
         found = capsys.readouterr()
+        assert not found.out.startswith("\n")  # COMMAND | head -1 shows something
         return end.value.code, found.out, " ".join(found.err.split())
 
     return run

@@ -191,8 +191,8 @@ def _print_energy(console: Console, energy: dict[str, Any]) -> None:
         table.add_row(name, *("no spikes" if ratio is None else as_ratio(ratio) for ratio in shown), meaning)
     console.print(table, "")
     console.print(
-        f"Additions alone: {paper['average_spikes']:.4f} a channel, {paper['spike_mac_pj']:.4f} pJ in place of a MAC of "
-        f"{paper['int8_mac_pj']:g} pJ (INT8) or {paper['fp16_mac_pj']:g} pJ (FP16). "
+        f"Additions alone: {paper['average_spikes']:.4f} a channel, {paper['spike_mac_pj']:.4f} pJ in place of a MAC "
+        f"of {paper['int8_mac_pj']:g} pJ (INT8) or {paper['fp16_mac_pj']:g} pJ (FP16). "
         f"Left out: {'; '.join(paper['left_out'])}."
     )
     console.print(f"Nothing is measured. Energies: {paper['table']['source']} ({paper['table']['process']}).")

@@ -28,8 +28,8 @@ from spikebrain.models.decoding import decoder_of
 from spikebrain.models.decoding.compiled import CompiledDecoder
 from spikebrain.models.decoding.kv_room import room_of
 from spikebrain.models.decoding.tables import shares
+from spikebrain.models.layers.observing import observing
 from spikebrain.models.layers.quantize import QuantizedWeight, dequantize
-from spikebrain.models.layers.spike_linear import observing
 from spikebrain.models.layers.stored import StoredWeight, note_stored
 
 

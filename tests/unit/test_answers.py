@@ -208,6 +208,16 @@ def test_templates_are_files_that_can_be_used(run, tmp_path):
         assert load(tmp_path / "mine.toml").name == "mine"
 
 
+@pytest.mark.slow
+def test_took_is_what_the_user_waited_imports_included():
+    script = "import time; t = time.perf_counter(); from spikebrain.cli import clock; time.sleep(0.3); import torch; "
+    script += "print(clock.took(), time.perf_counter() - t)"
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert said[0] == "Took"
+    assert said[2] == "s."
+    assert float(said[1]) == pytest.approx(float(said[3]), abs=0.2)
+
+
 @pytest.mark.parametrize(
     ("command", "option", "name", "files"),
     [("energy", "--table", "jouppi_7nm", TABLES), ("simulate", "--chip", "loihi", CHIPS)],

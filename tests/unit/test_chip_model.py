@@ -19,7 +19,7 @@ from spikebrain.energy import PaperEnergy, count_operations
 from spikebrain.errors import InputError
 from spikebrain.models import SpikeLinear, SpikeSettings
 from spikebrain.models.conversion import to_spiking
-from spikebrain.models.layers.spike_linear import observing
+from spikebrain.models.layers.observing import observing
 from spikebrain.models.recording import record
 from spikebrain.simulation.describe import describe_simulation
 from spikebrain.simulation.model import simulate_model

@@ -227,3 +227,13 @@ def test_a_report_with_other_settings_says_that_it_starts_again(run, files, text
     assert code == 0
     assert "anew" not in err
     assert not list((tmp_path / "r").glob("*unfinished*"))
+
+
+@pytest.mark.parametrize("words", ["--out", "--text", "--table", "--k", "-o", "--text=", "MODEL"])
+def test_an_empty_text_is_no_value(run, words):
+    """As an unset variable of a shell leaves one: a path would be the current folder."""
+    command = "sweep" if words == "-o" else "energy"
+    code, shown, err = run(command, *([""] if words == "MODEL" else [words] if words.endswith("=") else [words, ""]))
+    assert (code, shown) == (2, "")
+    of = "" if words == "MODEL" else f" for {words.removesuffix('=')}"
+    assert f"Expected a value{of}, got an empty text." in err

@@ -59,7 +59,7 @@ def test_bad_input(run, model_folder, text, tmp_path):
         (("--text", text, "--layers", "*", *out), "--layers: expected at most 8 layers in one raster, got 14"),
         (("--text", text, "--out", tmp_path / "r.pdf"), "expected a name that ends in .png, .svg, .html"),
         (("--text", empty, *out), "--text: expected at least 12 tokens for one window, got 0"),
-        (("--prompt", "", *out), "--prompt: expected a text of at least one token, got an empty one"),
+        (("--prompt", "", *out), "Expected a value for --prompt, got an empty text."),
         (("--prompt", "A", "--encoder", "morse", *out), "--encoder: expected one of"),
         (("--prompt", "A", "--max-new-tokens", -1, *out), "--max-new-tokens: expected an integer >= 0, got -1"),
         (("--prompt", "A", "--num-neurons", 0, *out), "--num-neurons: expected an integer >= 1, got 0"),
