@@ -262,7 +262,7 @@ def test_it_says_why_not(change, message):
         raise AssertionError(describe_decoding(model))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", fast_first([torch.bfloat16, torch.float16, torch.float64]))
 def test_other_dtypes_take_the_models_own_code_and_say_so(dtype, calls):
     model = spiking_model().to(dtype)
     assert describe_decoding(model).endswith(f"is {dtype}, not float32; model.float() makes it so.")

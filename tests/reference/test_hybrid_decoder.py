@@ -99,7 +99,7 @@ def calls(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("name", fast_first(MODELS, 2))
+@pytest.mark.parametrize("name", fast_first(MODELS))
 @torch.inference_mode()
 def test_integers_are_exact_and_logits_and_state_those_of_the_model(name, threads):
     torch.manual_seed(0)

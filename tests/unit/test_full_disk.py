@@ -100,9 +100,9 @@ def run_distill(folder, model, text, out):
 FAST = [
     (run_save, "model.safetensors"),
     (run_folder, "config.json"),
-    (run_plot, "histogram.png"),
 ]
 SLOW = [
+    (run_plot, "histogram.png"),
     (run_energy, "energy.json"),
     (run_convert, "config.json"),
     (run_report, "layers.csv"),

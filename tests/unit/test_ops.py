@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from fast_first import fast_first
 from made_codes import EXACT
 from torch import nn
 from torch._dynamo.exc import Unsupported
@@ -237,7 +238,7 @@ def test_a_plugin_that_may_change_is_no_constant(model, monkeypatch):
     assert "Changing is no frozen dataclass" in layer.graph_settings.obstacle
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", fast_first(["eager", "aot_eager"]))
 def test_gradients_of_a_compiled_model(backend):
     model = to_spiking(nn.Sequential(nn.Linear(16, 8)), SpikeSettings(group_size=5)).train()
     model[0].bias.requires_grad_()
@@ -256,6 +257,7 @@ def test_gradients_of_a_compiled_model(backend):
     assert all(torch.equal(a, b) for a, b in zip(found, gradients(model), strict=True))
 
 
+@pytest.mark.slow
 def test_a_neuron_without_gradient(model):
     model[0].neuron = sb.LeakyIntegrateAndFire()
     x = X.clone().requires_grad_()

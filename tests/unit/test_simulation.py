@@ -101,7 +101,8 @@ def test_layers_share_a_stage_if_they_were_handed_the_same_tensor():
     assert prefill.end_ps[-1] < decode.end_ps[-1]
 
 
-@pytest.mark.parametrize("mode", ["decode", pytest.param("prefill", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["decode", "prefill"])
 def test_portions_of_spikes_change_nothing(spiking, mode, monkeypatch):
     whole = simulate_model(spiking, IDS, ASYNC, mode=mode)
     monkeypatch.setattr(spike_linear, "_PORTION_BYTES", 400)  # one or two tokens a step

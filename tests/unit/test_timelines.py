@@ -113,6 +113,7 @@ def test_counters_of_a_chip_end_at_zero_and_agree_with_the_slices(written):
         assert busy == sum(begin <= time_ns < end for begin, end in spans)
 
 
+@pytest.mark.slow
 def test_flows_of_two_layers_are_kept_apart(simulation, written, tmp_path):
     num_services, alone = written
     assert write_chip_timeline({"a": simulation, "b": simulation}, tmp_path / "t.pftrace") == 2 * num_services
