@@ -65,9 +65,8 @@ def test_files_hold_no_constants_that_json_lacks(tmp_path):
 
 
 def test_a_line_of_a_pipe_is_never_broken(capsys):
-    print_answer(
-        Answer("x " * 300 + "end.", {}, lambda console: console.print("y " * 299 + "y")), as_json=False, quiet=False
-    )
+    answer = Answer("x " * 300 + "end.", {}, lambda console: console.print("y " * 299 + "y"))
+    print_answer(answer, as_json=False, quiet=False)
     assert [len(line) for line in capsys.readouterr().out.splitlines()] == [599, 604]
 
 
