@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from .errors import InputError
-from .files import read_toml
+from .files import read_toml, read_whole
 
 T = TypeVar("T")
 
@@ -197,6 +197,19 @@ class NamedFiles(PlugIns[T]):
             return self.load_announced(given)
         path, content = read_toml(given, self.folder, self.kind, self.names)  # pyright: ignore[reportArgumentType]
         return self.parse(content, path.stem, str(path))
+
+    def text(self, given: str | os.PathLike) -> str:
+        """Return the file of a description, by name or path, with its comments.
+
+        Raises:
+            InputError: there is none, it cannot be used, or a package made it in Python.
+        """
+        self.load(given)
+        found = self.announced(given) if isinstance(given, str) else []
+        path = found[0].entry.load() if found else read_toml(given, self.folder, self.kind, self.names)[0]
+        if isinstance(path, self.contract):
+            raise InputError(f"{self.kind} {given!r}: has no file, since {found[0]} makes it in Python. Name another.")
+        return read_whole(Path(path))
 
     def read(self, name: str, value: Any) -> T:
         """Return a description, or read it where the entry point names the path of its file."""

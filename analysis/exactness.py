@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..coding import SpikeTrain, decode
 from ..models import SpikeLinear, spiking_layers
-from ..models.layers.spike_linear import Step, observing
+from ..models.layers.observing import Step, observing
 
 # Integers as wide as a float, to compare bits.
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -6,7 +6,9 @@ was left out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +24,6 @@ from .raster_trains import Calls, aligned, calls_of_recording, calls_of_train, r
 
 # Without a length, each token is cut where this share of its neurons has fired for the last time.
 DONE = 0.99
-_MARKS = np.frombuffer(b".+-", np.uint8)
 
 
 @dataclass(frozen=True)
@@ -106,11 +107,7 @@ class Raster:
     def to_data(self) -> dict[str, Any]:
         """Return the raster as JSON values: the form of report.json, and what pages draw.
 
-        "spikes" has a line for each neuron, in which each place, token after token, is "+", "-" or "." for none.
-
-        >>> train = SpikeTrain(torch.tensor([[[1, 0]], [[-1, 0]]], dtype=torch.int8), torch.tensor([2, 1]))
-        >>> raster(train).to_data()["panels"][0]["spikes"]
-        ['+-', '..']
+        "spikes" holds bits, since a raster may have millions of places; `spikes_of` reads them.
         """
         return {
             "title": self.title,
@@ -133,13 +130,40 @@ def _panel_data(panel: Panel) -> dict[str, Any]:
         "num_tokens": panel.spikes.shape[1],
         "num_timesteps": panel.spikes.shape[2],
         "num_spikes": list(panel.num_spikes),
-        # -1 is the last mark.
-        "spikes": [_MARKS[line].tobytes().decode() for line in panel.spikes.reshape(len(panel.neurons), -1)],
+        "spikes": {
+            "plus": _bits(panel.spikes > 0),
+            "minus": _bits(panel.spikes < 0) if panel.num_spikes[1] else None,
+        },
         "counts": panel.counts.tolist(),
         "weights": panel.weights.tolist(),
         "timesteps": panel.timesteps.tolist(),
         "potential": None if potential is None else {"neuron": potential.neuron, "v": values},
     }
+
+
+def _bits(places: np.ndarray) -> str:
+    """Return booleans as Base64, eight of them a byte, the first in its highest bit."""
+    return base64.b64encode(np.packbits(places.ravel()).tobytes()).decode()
+
+
+def spikes_of(panel: Mapping[str, Any]) -> np.ndarray:
+    """Return the spikes of a panel of `Raster.to_data`.
+
+    Returns:
+        -1, 0 or 1, int8, [neurons, tokens, timesteps].
+
+    >>> train = SpikeTrain(torch.tensor([[[1, 0]], [[-1, 0]]], dtype=torch.int8), torch.tensor([2, 1]))
+    >>> data = raster(train).to_data()["panels"][0]
+    >>> data["spikes"], spikes_of(data).tolist()
+    ({'plus': 'gA==', 'minus': 'QA=='}, [[[1, -1]], [[0, 0]]])
+    """
+    shape = (len(panel["neurons"]), panel["num_tokens"], panel["num_timesteps"])
+
+    def places(bits: str | None) -> np.ndarray:
+        packed = np.frombuffer(base64.b64decode(bits or ""), np.uint8)
+        return np.unpackbits(packed, count=math.prod(shape)).reshape(shape).view(np.int8)
+
+    return places(panel["spikes"]["plus"]) - places(panel["spikes"]["minus"])
 
 
 def visible(text: str) -> str:

@@ -33,7 +33,7 @@ from torch import nn
 
 import spikebrain as sb
 from spikebrain.models.io import smollm2
-from spikebrain.models.layers.spike_linear import observing
+from spikebrain.models.layers.observing import observing
 
 PROMPT = "A neuron fires when its membrane potential reaches the threshold. After that,"
 PROMPTS = (

@@ -34,7 +34,7 @@ from spikebrain.coding import (
 )
 from spikebrain.jobs.inputs import read_text
 from spikebrain.models import SpikeLinear, spiking_layers
-from spikebrain.models.layers.spike_linear import Step, observing
+from spikebrain.models.layers.observing import Step, observing
 
 KS = (0.25, 0.5, 1.0, 2.0, 3.0, 4.0)
 KINDS = ("q_proj", "o_proj", "up_proj", "down_proj")

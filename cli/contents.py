@@ -7,6 +7,7 @@ built when it is asked for.
 from __future__ import annotations
 
 import importlib
+import itertools
 import pkgutil
 import re
 from collections.abc import Callable, Iterator, MutableMapping
@@ -59,7 +60,16 @@ def _write(formatter: Any, titles: tuple[str, ...], rows: list[tuple[str, tuple[
 
 
 class Page(TyperCommand):
-    """A command whose help lists its options by what they are about."""
+    """A command whose help lists its options by what they are about, and that takes no empty text for a value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read what was typed. An empty text, which an unset variable leaves, would be the current folder as a path."""
+        for before, word in itertools.pairwise(["", *args]):
+            if word == "" or re.fullmatch(r"--[\w-]+=", word):
+                option = word.removesuffix("=") or before
+                of = f" for {option}" if option.startswith("-") else ""
+                ctx.fail(f"Expected a value{of}, got an empty text.")
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments and options."""

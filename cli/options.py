@@ -185,29 +185,6 @@ def folder_for(what: str) -> Any:
     return typer.Option(help=f"Folder for {what}.", rich_help_panel=OUTPUT)
 
 
-def template_of(file: str, what: str, panel: str) -> Any:
-    """Return the option --template, which prints a file of the package as a start for one's own.
-
-    Args:
-        file: below the root of the package.
-        what: the file describes.
-        panel: of the option.
-    """
-
-    def show(wanted: bool) -> None:
-        if wanted:
-            print((Path(__file__).parents[1] / file).read_text(encoding="utf-8"), end="")
-            raise typer.Exit
-
-    return typer.Option(
-        "--template",
-        callback=show,
-        is_eager=True,
-        help=f"Print the file of {what} with comments, as a start for your own: --template > mine.toml.",
-        rich_help_panel=panel,
-    )
-
-
 def named(registry: Registry[Any], name: str | None, *words: str) -> Any:
     """Return the plug-in of that name; None and other words that are allowed there as they are.
 

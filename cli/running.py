@@ -30,11 +30,13 @@ _QUIET = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print only the answer, and errors.", rich_help_panel=OUTPUT)
 ]
 _EVERYWHERE = {"as_json": _JSON, "quiet": _QUIET}
+_TYPED = {"as_json": "--json", "quiet": "--quiet"}
 
 
 def _as_typed(names: Mapping[str, str], values: Mapping[str, Any]) -> Mapping[str, str]:
     """Return what was typed for each argument; patterns of neurons are those of --k."""
-    return {**names, "neuron": names["k"]} if any("=" in k for k in values.get("k") or ()) else names
+    as_patterns = {"neuron": names["k"]} if any("=" in k for k in values.get("k") or ()) else {}
+    return {**names, **_TYPED, **as_patterns}
 
 
 def runnable(command: Callable[..., Answer]) -> Callable[..., None]:
@@ -47,8 +49,9 @@ def runnable(command: Callable[..., Answer]) -> Callable[..., None]:
     names = option_names(command)
 
     @functools.wraps(command)
-    def run(*, as_json: bool, quiet: bool, **values: Any) -> None:
-        typed = Typed(command.__name__.replace("_", "-"), signature, names, values)
+    def run(ctx: typer.Context, *, as_json: bool, quiet: bool, **values: Any) -> None:
+        given = [name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"]
+        typed = Typed(command.__name__.replace("_", "-"), signature, names, values, given)
         try:
             importlib.import_module("...jobs", __name__)  # takes seconds, before Ctrl-C means to clean up
             interrupt.raise_on_interrupt()
@@ -63,6 +66,7 @@ def runnable(command: Callable[..., Answer]) -> Callable[..., None]:
 
     kept = [parameter for name, parameter in signature.parameters.items() if name != "screen"]
     kind = inspect.Parameter.KEYWORD_ONLY
+    kept.append(inspect.Parameter("ctx", kind, annotation=typer.Context))
     kept += [inspect.Parameter(name, kind, default=False, annotation=hint) for name, hint in _EVERYWHERE.items()]
     run.__signature__ = signature.replace(parameters=kept)  # pyright: ignore[reportAttributeAccessIssue]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in kept}

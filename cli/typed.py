@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -15,12 +15,18 @@ class Typed:
         signature: of its function.
         names: what is typed for each argument: an option, or a metavariable for an argument without one.
         values: of all arguments.
+        given: names of the arguments that were typed, --json and --quiet among them.
     """
 
     def __init__(
-        self, name: str, signature: inspect.Signature, names: Mapping[str, str], values: Mapping[str, Any]
+        self,
+        name: str,
+        signature: inspect.Signature,
+        names: Mapping[str, str],
+        values: Mapping[str, Any],
+        given: Sequence[str] = (),
     ) -> None:
-        self._name, self._signature, self._names, self.values = name, signature, names, values
+        self._name, self._signature, self._names, self.values, self.given = name, signature, names, values, given
 
     def same(self, *arguments: str) -> tuple[str, ...]:
         """Return the words that were typed for some arguments; those that were left at their usual values have none."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,42 +18,52 @@ from .trace_file import TraceFile, trace_file
 TIMESTEP_NS = 1000
 
 
-def write_chip_timeline(simulation: LayerSimulation, path: str | Path, name: str) -> int:
-    """Write every service of every station of a simulated layer, a track a station.
+def write_chip_timeline(simulations: Mapping[str, LayerSimulation], path: str | Path) -> int:
+    """Write every service of every station of simulated layers, a track a station.
 
     Arrows follow each spike from its encoder over the links to the cores. Counters say how many stations of a kind are
     busy. Simulated times are whole picoseconds and those of the format whole nanoseconds: each is rounded down, which
     keeps the order, and every slice has its `begin_ps` and `duration_ps` exactly.
 
     Args:
-        simulation: with a trace.
+        simulations: by the name of the layer, each with a trace.
         path: *.pftrace to write.
-        name: of the layer.
     Returns:
         The number of services.
     Raises:
-        InputError: the simulation kept no trace, the file cannot be written, or the package of the extra `timeline` is
+        InputError: a simulation kept no trace, the file cannot be written, or the package of the extra `timeline` is
             not installed.
     """
-    trace, network = simulation.outcome.trace, simulation.network
-    if trace is None:
-        raise InputError("write_chip_timeline: expected a simulation with trace=True.")
-    in_order = np.lexsort((trace.begin_ps, trace.station))
+    traces = {name: simulation.outcome.trace for name, simulation in simulations.items()}
+    for name, trace in traces.items():
+        if trace is None:
+            raise InputError(f"write_chip_timeline: expected a simulation with trace=True, {name!r} has none.")
     with trace_file(Path(path)) as file:
-        root = file.track(f"{name} on {simulation.chip.name}")
-        # The last station is the encoder, where spikes begin.
-        tracks = {s: file.track(network.names[s], root) for s in reversed(range(network.num_stations))}
-        columns = (trace.station, trace.word, trace.begin_ps, trace.end_ps)
-        for s, word, begin, end in zip(*(column[in_order].tolist() for column in columns), strict=True):
-            what, details, flow = _service(simulation, s, word)
-            details |= {"begin_ps": begin, "duration_ps": end - begin}
-            file.begin(tracks[s], begin // 1000, what, details, flow)
-            file.end(tracks[s], end // 1000)
-        for kind in np.unique(network.kind).tolist():
-            is_of_kind = network.kind[trace.station] == kind
-            counter = file.track(f"busy: {KIND_NAMES[kind]}", root, unit="stations")
-            _count_busy(file, counter, trace.begin_ps[is_of_kind], trace.end_ps[is_of_kind])
-    return len(trace.station)
+        num_flows = 0
+        for name, simulation in simulations.items():
+            _write_layer(file, name, simulation, num_flows)
+            num_flows += len(simulation.traffic.num_adds)
+    return sum(len(trace.station) for trace in traces.values() if trace is not None)
+
+
+def _write_layer(file: TraceFile, name: str, simulation: LayerSimulation, first_flow: int) -> None:
+    """Write the services of one layer; its flows have the numbers after `first_flow`."""
+    trace, network = simulation.outcome.trace, simulation.network
+    assert trace is not None
+    in_order = np.lexsort((trace.begin_ps, trace.station))
+    root = file.track(f"{name} on {simulation.chip.name}")
+    # The last station is the encoder, where spikes begin.
+    tracks = {s: file.track(network.names[s], root) for s in reversed(range(network.num_stations))}
+    columns = (trace.station, trace.word, trace.begin_ps, trace.end_ps)
+    for s, word, begin, end in zip(*(column[in_order].tolist() for column in columns), strict=True):
+        what, details, flow = _service(simulation, s, word)
+        details |= {"begin_ps": begin, "duration_ps": end - begin}
+        file.begin(tracks[s], begin // 1000, what, details, first_flow + flow if flow else 0)
+        file.end(tracks[s], end // 1000)
+    for kind in np.unique(network.kind).tolist():
+        is_of_kind = network.kind[trace.station] == kind
+        counter = file.track(f"busy: {KIND_NAMES[kind]}", root, unit="stations")
+        _count_busy(file, counter, trace.begin_ps[is_of_kind], trace.end_ps[is_of_kind])
 
 
 def _service(simulation: LayerSimulation, station: int, word: int) -> tuple[str, dict[str, int | float | str], int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from ..errors import InputError
 from ..exchange import require_perfetto, write_chip_timeline
 from ..files import write_json
 from ..models import SpikeLinear, SpikeSettings, spiking_layers
-from ..models.layers import patterns_of
+from ..models.layers import check_matches, patterns_of
+from ..models.layers.settings import matches_any
 from ..neuro import NEURONS, Neuron
 from ..registry import label
 from ..simulation.describe import describe_simulation
@@ -28,6 +30,8 @@ from .progress import SILENT, Progress
 
 # Tokens from which an order of channels is learned.
 ORDER_TOKENS = 128
+# Of timelines, which hold every service of every station, in one file.
+MOST_TIMELINES = 8
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,8 @@ class SimulateSettings:
         jitter: services last up to this share longer, at random; changes times, never sums.
         seed: random seed for the jitter, which must be above 0; None for 0.
         critical_path: find what holds tokens up, which takes twice as long.
-        timeline: name of a layer of which timeline.pftrace is written, for Perfetto.
+        timeline: pattern of the names of layers, at most 8, of which timeline.pftrace is written, for Perfetto. When
+            decoding, each layer has a time of its own, from the beginning of its first token.
     """
 
     model: str = "smollm2"
@@ -132,7 +137,7 @@ def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT)
     require_writable(out)
     wanted = num_tokens + (ORDER_TOKENS if order is not None else 0)
     inputs = {"num_tokens": wanted, "context": num_tokens, "device": "cpu", "progress": progress}
-    inputs["fits"] = lambda shapes: check_fit(shapes, chip, settings)
+    inputs["fits"] = lambda shapes: (check_fit(shapes, chip, settings), _timelines(settings, shapes))
     model, ids, source, text_source, _ = load_spiking(settings.model, settings.text, settings, **inputs)
     spiking = spiking_layers(model)
     check_fit({name: (layer.in_features, layer.out_features) for name, layer in spiking.items()}, chip, settings)
@@ -147,7 +152,8 @@ def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT)
         progress.say(f"Learning the order of channels from {len(following)} tokens")
         orders = learn_orders(model, following, order)
     began = time.perf_counter()
-    traced = settings.timeline or max(spiking, key=lambda name: spiking[name].in_features * spiking[name].out_features)
+    timelines = _timelines(settings, spiking)
+    traced = max(timelines or spiking, key=lambda name: spiking[name].in_features * spiking[name].out_features)
     found = simulate_model(
         model,
         ids,
@@ -159,7 +165,7 @@ def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT)
         jitter=settings.jitter,
         seed=usual(settings.seed, 0),
         trace=settings.critical_path,
-        timeline=traced,
+        timelines=timelines or (traced,),
         progress=progress.bar("simulated", len(spiking), "layers"),
     )
     figures = {"kind": "simulation", "format": pages.FORMAT, **describe_simulation(found)}
@@ -168,10 +174,10 @@ def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT)
     order_name = "as-given" if order is None else ORDERS.name_of(order) or label(order)
     figures["order"] = {"name": order_name, "num_tokens": len(following)}
     figures["settings"] = _describe_settings(settings, next(iter(spiking.values())))
-    figures["queue_steps"] = None if found.timeline is None else queue_steps(found.timeline, traced)
+    figures["queue_steps"] = queue_steps(found.timelines[traced], traced)
     figures["seconds"] = time.perf_counter() - began
     title = f"{Path(source).stem}, {len(ids)} tokens, {settings.mode}, on {chip.name}"
-    files = _write(found, figures, title, settings.timeline, out)
+    files = _write(found, figures, title, timelines, out)
     return Simulated(figures, title, files)
 
 
@@ -200,6 +206,20 @@ def check_fit(shapes: dict[str, tuple[int, int]], chip: Description, settings: S
         raise InputError(said + (f" `layers` {fitting!r} fits." if fitting is not None else ""))
 
 
+def _timelines(settings: SimulateSettings, names: Collection[str]) -> list[str]:
+    """Return the names of the layers of which a timeline is asked for."""
+    if settings.timeline is None:
+        return []
+    check_matches("timeline", (settings.timeline,), names)
+    found = [name for name in names if matches_any(name, (settings.timeline,))]
+    if len(found) > MOST_TIMELINES:
+        raise InputError(
+            f"timeline: expected at most {MOST_TIMELINES} layers, got {len(found)}, {found[0]!r} to {found[-1]!r}. "
+            f"Name fewer, such as {found[len(found) // 2]!r}."
+        )
+    return found
+
+
 def _describe_settings(settings: SimulateSettings, layer: SpikeLinear) -> dict[str, Any]:
     """Return the settings that were used, those of the spiking layers included."""
     return {
@@ -219,13 +239,14 @@ def _describe_settings(settings: SimulateSettings, layer: SpikeLinear) -> dict[s
     }
 
 
-def _write(found: ModelOnChip, figures: dict[str, Any], title: str, timeline: str | None, out: Path) -> tuple[str, ...]:
+def _write(found: ModelOnChip, figures: dict[str, Any], title: str, timelines: list[str], out: Path) -> tuple[str, ...]:
     analysis.plot_chip_energy(found, out / "energy.png", title)
     analysis.plot_chip_time(found, out / "time.png", title)
     analysis.plot_mesh(found, out / "mesh.png", title)
     files = ("simulation.html", "simulation.json", "energy.png", "time.png", "mesh.png")
-    if found.timeline is not None and timeline is not None:
-        figures["num_timeline_events"] = write_chip_timeline(found.timeline, out / "timeline.pftrace", timeline)
+    if timelines:
+        kept = {name: found.timelines[name] for name in timelines}
+        figures["num_timeline_events"] = write_chip_timeline(kept, out / "timeline.pftrace")
         files += ("timeline.pftrace",)
     write_json(out / "simulation.json", figures)
     pages.write_page(figures, out / "simulation.html", files, pages.attributes_of(SimulateSettings))

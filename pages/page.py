@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..files import read_json, write_whole
+from ..results import COMMANDS
 from ..version import __version__
 from .bundle import vega_bundle
 from .data import script_json
@@ -96,6 +97,9 @@ def check_kind(source: Any, where: str, kinds: Collection[str]) -> str:
         InputError: they are of another kind, or of another version.
     """
     kind = source.get("kind") if isinstance(source, Mapping) else None
+    if isinstance(kind, str) and kind in COMMANDS and kind not in kinds:
+        wanted = " or ".join(f"spikebrain {COMMANDS[name]}" for name in kinds)
+        raise InputError(f"{where}: expected figures of {wanted}, got those of spikebrain {COMMANDS[kind]}.")
     if not isinstance(kind, str) or kind not in kinds:
         given = "none" if kind is None else repr(kind)
         raise InputError(

@@ -12,7 +12,8 @@ from .parts import Column, Page, Section, Table, Text, View
 
 _HOW_TO = (
     "A filled box above the line of its neuron is a spike of +1, a hollow or thin one below it a spike of −1. Where "
-    "boxes would be too small there are maps, whose shade is the share of places that fire. Drag a box to zoom in, "
+    "boxes would be too small there is a map: its shade is the share of places that fire, and its colour how many of "
+    "them fire +1 or −1. Drag a box to zoom in, "
     "scroll to move, double-click to see all. Keys: arrows move the place that is read out, + and − zoom, 0 shows all."
 )
 
@@ -76,13 +77,13 @@ def raster_section(rasters: Sequence[Figures], names: Sequence[str], intro: str,
         for name, raster in zip(names, rasters, strict=True)
         for note in raster["notes"]
     ]
-    data = [{"name": name, **raster} for name, raster in zip(names, rasters, strict=True)]
     return Section(
         "raster",
         "Raster",
         intro,
         [
-            View("raster", "raster", "", data, _HOW_TO),
+            # The script takes the rasters from the page's figures, so that they are there once.
+            View("raster", "raster", "", {"names": list(names)}, _HOW_TO),
             Text(notes),
             Table("Figures of the raster", columns, rows, is_open=is_open),
         ],

@@ -36,7 +36,7 @@ def build(figures: Figures, meanings: Mapping[str, str]) -> Page:
         title=f"Sweep of {figures['title']}",
         subject=f"{figures['title']}; swept: {', '.join(swept)}",
         answer=_answer(done, len(rows), objectives),
-        cards=_cards(figures["best"], objectives),
+        cards=_cards(figures["best"], done, objectives),
         sections=sections,
         terms={},
     )
@@ -54,12 +54,18 @@ def _answer(done: list[Figures], num_rows: int, objectives: Figures) -> str:
     return f"Of {len(done)} runs, {many} in all objectives.{failed}"
 
 
-def _cards(best: Figures, objectives: Figures) -> list[Card]:
+def _cards(best: Figures, done: list[Figures], objectives: Figures) -> list[Card]:
+    def settings(name: str, row: Figures) -> str:
+        num_as_good = sum(other["figures"][name] == row["figures"][name] for other in done)
+        if num_as_good == len(done) > 1:
+            return f"All {len(done)} runs are equal."
+        return row["label"] + (f", and {num_as_good - 1} as good" if num_as_good > 1 else "")
+
     return [
         Card(
             f"Best {name}",
             f"{row['figures'].number(name):{objectives[name]['form']}}",
-            (row["label"], f"{objectives[name]['better']} is better."),
+            (settings(name, row), f"{objectives[name]['better']} is better."),
             objectives[name]["meaning"].split(",")[0].split(" ")[0],
             name,
         )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..coding import SpikeTrain
 from ..errors import InputError
 from ..models import SpikeLinear
-from ..models.layers.spike_linear import Step, observing
+from ..models.layers.observing import Step, observing
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ class ModelOnChip:
         stages: in order; the last one has no layers but what comes after them.
         end_ps: when each token ended, int64 [tokens].
         unsupported: parts of the model whose work is not counted.
-        timeline: the simulation of the layer that was asked for.
+        timelines: simulations of the layers that were asked for, by name.
         run: model, neuron and code that ran.
     """
 
@@ -54,7 +54,7 @@ class ModelOnChip:
     stages: list[Stage]
     end_ps: np.ndarray
     unsupported: tuple[str, ...] = ()
-    timeline: LayerSimulation | None = None
+    timelines: Mapping[str, LayerSimulation] = field(default_factory=dict)
     run: str = ""
 
     def __repr__(self) -> str:
@@ -121,7 +121,7 @@ def simulate_model(
     jitter: float = 0.0,
     seed: int = 0,
     trace: bool = False,
-    timeline: str | None = None,
+    timelines: Collection[str] = (),
     num_threads: int = 2,
     progress: Callable[[int], None] = lambda layers: None,
 ) -> ModelOnChip:
@@ -141,7 +141,7 @@ def simulate_model(
         jitter: services last up to this share longer, at random; changes times, never sums.
         seed: of the jitter.
         trace: find what held tokens up, which takes twice as long.
-        timeline: name of a layer whose simulation is kept, with a trace.
+        timelines: names of layers whose simulations are kept, each with a trace.
         num_threads: layers that are simulated at a time.
         progress: called with the number of layers that were simulated since the last call.
     Raises:
@@ -165,7 +165,7 @@ def simulate_model(
                 f"byte a weight; got {layer.weight_bits} bits with group_size={layer.group_size}. Convert the float "
                 'model with SpikeSettings(weights="int8", group_size=None).'
             )
-    for what, names in (("orders", list(orders or {})), ("timeline", [timeline] if timeline else [])):
+    for what, names in (("orders", list(orders or {})), ("timelines", timelines)):
         for name in names:
             if name not in spiking:
                 raise InputError(f"{what}: expected a spiking layer such as {next(iter(spiking))!r}, got {name!r}.")
@@ -185,7 +185,7 @@ def simulate_model(
             seed=seed,
             orders=orders or {},
             trace=trace,
-            timeline=timeline,
+            timelines=timelines,
             progress=progress,
         )
         run_calls(model, spiking, ids, replay.add)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..chip import ChannelOrder
 from ..models import spiking_layers
-from ..models.layers.spike_linear import Step
+from ..models.layers.observing import Step
 from .calls import run_steps
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -72,10 +72,10 @@ class Replay:
         seed: of the jitter.
         orders: channels of a layer in the order in which they lie in memory, by the name of the layer.
         trace: find what held tokens up.
-        timeline: name of a layer whose simulation is kept, with a trace.
+        timelines: names of layers whose simulations are kept, each with a trace.
         progress: called with the number of layers that were simulated since the last call.
         layers: what was found, by the name of the layer.
-        kept: simulation of the layer `timeline`.
+        kept: simulations of the layers `timelines`, by name.
     """
 
     chip: Description
@@ -89,10 +89,10 @@ class Replay:
     seed: int = 0
     orders: Mapping[str, np.ndarray] = field(default_factory=dict)
     trace: bool = False
-    timeline: str | None = None
+    timelines: Collection[str] = ()
     progress: Callable[[int], None] = lambda layers: None
     layers: dict[str, LayerOnChip] = field(default_factory=dict, init=False)
-    kept: LayerSimulation | None = field(default=None, init=False)
+    kept: dict[str, LayerSimulation] = field(default_factory=dict, init=False)
     _held: dict[str, Call] = field(default_factory=dict, init=False)
     _waiting: dict[str, Future[tuple[LayerOnChip, LayerSimulation]]] = field(default_factory=dict, init=False)
     _stage: int = field(default=0, init=False)
@@ -150,8 +150,8 @@ class Replay:
     def _collect(self, name: str) -> None:
         """Wait for a layer."""
         self.layers[name], simulation = self._waiting.pop(name).result()
-        if name == self.timeline:
-            self.kept = simulation
+        if name in self.timelines:
+            self.kept[name] = simulation
         self.progress(1)
 
     def _simulate(self, call: Call, arrival_ps: np.ndarray | None) -> tuple[LayerOnChip, LayerSimulation]:
@@ -169,7 +169,7 @@ class Replay:
             arrival_ps=arrival_ps,
             jitter=self.jitter,
             seed=self.seed,
-            trace=self.trace or call.name == self.timeline,
+            trace=self.trace or call.name in self.timelines,
         )
         sums = found.sums - train.zero_point * weight.sum(0, dtype=np.int64)
         expected = call.accumulation[:, 0].numpy()

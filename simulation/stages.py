@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..chip import Activity, Description, Placement
 from ..energy import ModelCounts, count_operations
 from ..models import Recording, SpikeLinear
-from ..models.layers.spike_linear import Step
+from ..models.layers.observing import Step
 from ..models.recording import ModuleRecord, record
 from ..models.recording.modules import UNCOUNTED
 from .calls import check_step, run_steps

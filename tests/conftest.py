@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+# Before torch is imported. Processes of pytest-xdist share the cores; teams of threads that wait for each other
+# would make tests of tiny models several times slower. The fixture `threads` runs with more where it matters.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import jaxtyping
 import numpy as np
@@ -116,6 +122,7 @@ def run(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
         with pytest.raises(SystemExit) as end:
             main()
         found = capsys.readouterr()
+        assert not found.out.startswith("\n")  # COMMAND | head -1 shows something
         return end.value.code, found.out, " ".join(found.err.split())
 
     return run

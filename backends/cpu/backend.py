@@ -52,8 +52,8 @@ class Cpu(Backend):
         check_mode(self, self.mode)
 
     def why_unavailable(self, device: torch.device) -> str | None:
-        """Return a reason if the tensors are not in main memory."""
-        return None if device.type == "cpu" else f"the tensors are on {device}; this backend works on a CPU only."
+        """Return a reason if the device is no CPU."""
+        return None if device.type == "cpu" else f"It works on a CPU only, not on {device}."
 
     def fused(
         self,

@@ -47,13 +47,15 @@ class Triton(Backend):
         check_mode(self, self.mode)
 
     def why_unavailable(self, device: torch.device) -> str | None:
-        """Return a reason if there is no Triton, or the tensors are not on a GPU that it serves."""
+        """Return a reason if there is no Triton, or the device is no GPU that it serves."""
         if not _has_triton():
             return "Triton is not installed. On Linux it comes with PyTorch: pip install triton."
         if interpreting():
             return None if device.type == "cpu" else f"Triton's interpreter works on a CPU, not on {device}."
-        if device.type != "cuda" or torch.version.hip is not None:
-            return f"the tensors are on {device}; this backend works on an NVIDIA GPU only."
+        if not torch.cuda.is_available() or torch.version.hip is not None:
+            return "PyTorch finds no NVIDIA GPU."
+        if device.type != "cuda":
+            return f"It works on an NVIDIA GPU only, not on {device}."
         return _why_too_old(device)
 
     def fused(
@@ -169,8 +171,6 @@ def _has_triton() -> bool:
 
 @functools.cache
 def _why_too_old(device: torch.device) -> str | None:
-    if not torch.cuda.is_available():
-        return "PyTorch finds no CUDA GPU."
     if torch.cuda.get_device_capability(device) < (8, 0):
         return f"{torch.cuda.get_device_name(device)} is older than compute capability 8.0, which it needs."
     return None

@@ -42,7 +42,7 @@ def _print(console: Console, found: dict[str, Any]) -> None:
     versions = ", ".join(f"{name} {version or 'not installed'}" for name, version in found["versions"].items())
     instructions = cpu["instructions"]
     known = "unknown" if instructions is None else ", ".join(k for k, v in instructions.items() if v) or "none"
-    console.print(f"\n{versions}")
+    console.print(versions)
     console.print(f"CPU: {cpu['model']}, {cpu['num_threads']} of {cpu['num_cpus']} threads; instructions: {known}")
     for i, gpu in enumerate(found["gpus"]):
         memory = gpu["memory_bytes"] / 2**30

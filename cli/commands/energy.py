@@ -21,11 +21,11 @@ from ..options import (
     k_of,
     named,
     table_of,
-    template_of,
     tokens_if_run,
 )
 from ..panels import COSTS, INPUT, MEASURE, OUTPUT
 from ..progress import Screen
+from ..template import print_template, template_of
 from ..words import as_ratio, less_or_more, unconfirmed
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def energy(
             rich_help_panel=COSTS,
         ),
     ] = _TABLE,
-    template: Annotated[bool, template_of("energy/tables/horowitz_45nm.toml", "an energy table", COSTS)] = False,
+    template: Annotated[bool, template_of("an energy table", "--table", COSTS)] = False,
     reads_per: Annotated[
         str | None,
         _cost("How often weights are read: once per spike, channel or block.", "channel", "spike", "channel", "block"),
@@ -102,7 +102,10 @@ def energy(
     """
     from ... import coding, jobs, neuro
     from ...energy import load_table
+    from ...energy.table import TABLES
 
+    if template:
+        print_template(screen.typed, TABLES, "table")
     options: dict[str, Any] = {"reads_per": reads_per, "shifts_per": shifts_per, "sums_in": sums_in}
     options |= {"sram_bytes": sram_bytes, "on_chip_bytes": on_chip_bytes, "leakage_w": leakage_w, "token_s": token_s}
     options = {name: value for name, value in options.items() if value is not None}
@@ -164,7 +167,7 @@ def _print_synops(console: Console, report: EnergyReport, assumptions: bool) -> 
 
 def _print(console: Console, figures: dict[str, Any], counts: ModelCounts, assumptions: bool) -> None:
     digital = figures["digital"]
-    console.print(f"\n{counts.model}, {counts.neuron}, {counts.encoder}, {digital['num_tokens']:,} tokens")
+    console.print(f"{counts.model}, {counts.neuron}, {counts.encoder}, {digital['num_tokens']:,} tokens")
     for sentence in digital["options"]:
         console.print(f"- {sentence}")
     console.print(f"Table {digital['table']['name']} ({digital['table']['process']})\n")

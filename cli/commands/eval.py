@@ -166,7 +166,7 @@ def _print(console: Console, found: dict[str, Any]) -> None:
     """Print all figures: first each stage's own, then the differences."""
     # Figures of many stages are wider than a narrow console, which may wrap a line but must not cut it.
     console.width = max(console.width, 30 + 20 * len(found["stages"]))
-    console.print(f"\n{found['model']['source']}")
+    console.print(found["model"]["source"])
     for stage, meaning in found["stages"].items():
         console.print(f"{stage}: {meaning}")
     console.print()

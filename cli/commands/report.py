@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..answer import Answer
+from ..clock import took
 from ..options import (
     BackendName,
     Device,
@@ -112,7 +113,7 @@ def _print(console: Console, found: dict[str, Any]) -> None:
     """Print a summary, each figure with its meaning."""
     model, text = found["model"], found["text"]
     console.print(
-        f"\n{model['source']}: {model['num_spiking_layers']} layers on spikes, "
+        f"{model['source']}: {model['num_spiking_layers']} layers on spikes, "
         f"{found['settings']['neuron']}, code {found['settings']['encoder']}"
         + (" (lossy)" if found["settings"]["lossy_code"] else "")
     )
@@ -123,7 +124,7 @@ def _print(console: Console, found: dict[str, Any]) -> None:
     _print_spikes(console, found["spikes"], found["codes"])
     _print_energy(console, found["energy"])
     _print_exactness(console, found["exactness"])
-    console.print(f"Took {found['seconds']['total']:.0f} s.")
+    console.print(took())
 
 
 def _print_k(console: Console, layers: list[dict[str, Any]]) -> None:
@@ -178,35 +179,27 @@ def _print_spikes(console: Console, spikes: dict[str, Any], codes: dict[str, Any
 
 
 def _print_energy(console: Console, energy: dict[str, Any]) -> None:
-    paper = energy["paper"]
-    columns = ("Energy (modelled)", "pJ per MAC", "spiking saves", "ratio", "")
-    table = table_of(*columns, text_columns=(0, 4), no_wrap=True)
-    for name, key in (("FP16 MAC", "fp16"), ("INT8 MAC", "int8")):
-        ratio = paper[f"ratio_vs_{key}"]
-        shown = "none: no spikes" if ratio is None else as_ratio(ratio)
-        saved = f"{paper[f'saving_vs_{key}']:.1%}"
-        if ratio is not None and ratio < 1:
-            saved = f"nothing: costs {1 / ratio:.3g} times more"
-        table.add_row(name, f"{paper[f'{key}_mac_pj']:.4f}", saved, shown)
-    additions = f"{paper['average_spikes']:.4f} additions of 8 bits"
-    table.add_row("spikes", f"{paper['spike_mac_pj']:.4f}", "", additions)
+    """Print the whole model's energy first, and then what additions alone would give."""
+    paper, whole = energy["paper"], energy["waterfall"][-1]
+    columns = ("Energy, dense / on spikes (modelled)", "INT8", "FP16", "")
+    table = table_of(*columns, text_columns=(0, 3), no_wrap=True)
+    for name, ratios, meaning in (
+        ("the whole model", whole, "every operation and byte that is counted; see waterfall.png"),
+        ("additions alone", paper, "the paper's estimate: one 8-bit addition a spike, layers that spike"),
+    ):
+        shown = [ratios[f"ratio_vs_{system}"] for system in ("int8", "fp16")]
+        table.add_row(name, *("no spikes" if ratio is None else as_ratio(ratio) for ratio in shown), meaning)
     console.print(table, "")
     console.print(
-        f"This is the paper's estimate (additions only), nothing is measured. Energies: {paper['table']['source']} "
-        f"({paper['table']['process']})."
+        f"Additions alone: {paper['average_spikes']:.4f} a channel, {paper['spike_mac_pj']:.4f} pJ in place of a MAC "
+        f"of {paper['int8_mac_pj']:g} pJ (INT8) or {paper['fp16_mac_pj']:g} pJ (FP16). "
+        f"Left out: {'; '.join(paper['left_out'])}."
     )
-    console.print("Left out: " + "; ".join(paper["left_out"]) + ".")
-    steps, digital = energy["waterfall"], energy["digital"]
-    first, last = steps[0]["ratio_vs_int8"], steps[-1]["ratio_vs_int8"]
-    if last is not None:
-        console.print(
-            f"With all that is counted (sums as wide as they must be, encoding, weights, activations, what stays "
-            f"dense) the ratio to INT8 is {as_ratio(last)} instead of {as_ratio(first)}: see waterfall.png."
-        )
+    console.print(f"Nothing is measured. Energies: {paper['table']['source']} ({paper['table']['process']}).")
     if energy["not_counted"]["parts"]:
         console.print(energy["not_counted"]["sentence"])
-    if digital["unverified"]:
-        console.print(unconfirmed(digital["unverified"]))
+    if energy["digital"]["unverified"]:
+        console.print(unconfirmed(energy["digital"]["unverified"]))
     console.print()
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..answer import Answer
+from ..clock import took
 from ..complete import chips as chip_names
 from ..complete import layers_of, mappings, orders, words
 from ..options import (
@@ -24,10 +25,10 @@ from ..options import (
     named,
     seed_for,
     table_of,
-    template_of,
 )
 from ..panels import CHIP, MEASURED, OUTPUT, SIMULATE
 from ..progress import Screen
+from ..template import print_template, template_of
 from ..words import less_or_more
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def simulate(
             rich_help_panel=CHIP,
         ),
     ] = "async-45nm",
-    template: Annotated[bool, template_of("chip/presets/async-45nm.toml", "a chip", CHIP)] = False,
+    template: Annotated[bool, template_of("a chip", "--chip", CHIP)] = False,
     text: TextFile = None,
     num_tokens: NumTokens = 16,
     mode: Annotated[
@@ -96,7 +97,7 @@ def simulate(
     timeline: Annotated[
         str | None,
         typer.Option(
-            help="Layer of which to write timeline.pftrace for Perfetto.",
+            help="Layers of which to write timeline.pftrace for Perfetto: a pattern of names, of 8 layers at most.",
             autocompletion=layers_of,
             rich_help_panel=OUTPUT,
         ),
@@ -111,7 +112,10 @@ def simulate(
     """
     from ... import chip as chips
     from ... import coding, jobs, neuro
+    from ...chip.description import CHIPS
 
+    if template:
+        print_template(screen.typed, CHIPS, "chip")
     settings = jobs.SimulateSettings(
         model=model,
         chip=chip,
@@ -162,9 +166,7 @@ def _figure(figures: dict[str, Any]) -> str:
 def _print(console: Console, found: Simulated) -> None:
     figures = found.figures
     cores, exact, per_mac = figures["num_cores"], figures["exactness"], figures["energy_per_mac_pj"]
-    console.print(
-        f"\n{found.title}: {figures['num_layers']} layers on {cores['mapped']:,} of {cores['chip']:,} cores\n"
-    )
+    console.print(f"{found.title}: {figures['num_layers']} layers on {cores['mapped']:,} of {cores['chip']:,} cores\n")
     energy = figures["energy_per_token_pj"]
     table = table_of("Energy per token (simulated)", "µJ", "share", "", text_columns=(0, 3))
     for name, meaning in figures["components"].items():
@@ -188,4 +190,4 @@ def _print(console: Console, found: Simulated) -> None:
     if figures["unsupported"]:
         console.print(f"Not counted: {'; '.join(figures['unsupported'])}.")
     console.print(f"It rests on {len(figures['assumptions'])} assumptions: simulation.json lists them.")
-    console.print(f"Took {figures['seconds']:.1f} s.")
+    console.print(took())

@@ -132,6 +132,7 @@ def sweep(
     """
     from ...jobs.sweep import SweepSettings, read_options, read_spec
     from ...jobs.sweep import sweep as run
+    from ...jobs.sweep.results import best_in_words
 
     given: dict[str, Any] = {} if spec is None else read_spec(spec)
     typed: dict[str, Any] = {"model": model, "text": text, "num_tokens": num_tokens, "context": context}
@@ -142,7 +143,7 @@ def sweep(
     given["options"] = {**given.get("options", {}), **read_options(options or ())}
     settings = SweepSettings(**given)
     found = run(settings, out, screen, workers=workers, storage=storage, study=study, retry_failed=retry_failed)
-    best = [f"{name}: {_shown(row.settings)}" for name, row in found.best.items()]
+    best = [f"{name}: {best_in_words(found.rows, name, row)}" for name, row in found.best.items()]
     whole = {name: getattr(found, name) for name in ("title", "float_perplexity", "next_steps", "num_open", "died")}
     rows = [asdict(row) for row in found.rows]
     best_rows = {name: row.settings for name, row in found.best.items()}
@@ -181,7 +182,7 @@ def _print(console: Console, found: Swept, settings: SweepSettings) -> None:
     chosen = settings.chosen
     done = [row for row in found.rows if row.error is None]
     always = {name: title for name, title in _ALWAYS.items() if any(name in row.figures for row in done)}
-    console.print(f"\n{found.title}\n")
+    console.print(f"{found.title}\n")
     keys = [*settings.swept]
     table = table_of(*keys, *always.values(), *chosen, *(["front"] if len(chosen) > 1 else []), text_columns=())
     if found.float_perplexity is not None:

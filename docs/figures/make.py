@@ -21,8 +21,8 @@ from spikebrain.analysis.histogram import plot_histogram
 from spikebrain.analysis.stats import merged_histogram
 from spikebrain.analysis.style import NEGATIVE, NEUTRAL, POSITIVE, SHADE, plain_log_axis, save_figure
 from spikebrain.energy.count_spiking import accumulator_bits
+from spikebrain.models.layers.observing import observing
 from spikebrain.models.layers.quantize import dequantize, quantize_to
-from spikebrain.models.layers.spike_linear import observing
 from spikebrain.models.spikingbrain.gla import recurrent_gla
 from spikebrain.models.spikingbrain.layouts import layout
 

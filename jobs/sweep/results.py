@@ -61,6 +61,23 @@ def best_rows(rows: Sequence[Row], settings: SweepSettings) -> dict[str, Row]:
     }
 
 
+def best_in_words(rows: Sequence[Row], objective: str, best: Row) -> str:
+    """Return the settings of the best row and of those that are as good; or that all rows are equal.
+
+    Args:
+        rows: of the sweep.
+        objective: its name.
+        best: row of this objective.
+    """
+    done = [row for row in rows if row.error is None]
+    as_good = [row for row in done if row.figures[objective] == best.figures[objective]]
+    if len(as_good) == len(done) > 1:
+        return f"all {len(done)} runs are equal"
+    others = f" and {len(as_good) - 3} more" if len(as_good) > 4 else ""
+    first = as_good[:3] if others else as_good
+    return ", ".join(in_words(row.settings) for row in first) + others
+
+
 def next_steps(rows: Sequence[Row], settings: SweepSettings) -> list[tuple[str, str | None]]:
     """Return what to try next: beyond an end at which a best row is, or between the values around it.
 

@@ -20,6 +20,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, Pretr
 from ... import hugging_face
 from ...errors import CheckpointError, InputError
 from ...files import read_json
+from ...results import about_result
 from ..layers.spike_linear import spiking_layers
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from .layer_table import layer_table
@@ -167,7 +168,9 @@ def config_json(path: Path) -> dict[str, Any]:
     """
     file = path / CONFIG
     if not file.exists():
-        raise CheckpointError(f"{path}: expected a model folder, but it has no config.json.{interrupted(path)}")
+        raise CheckpointError(
+            f"{path}: expected a model folder, but it has no config.json.{interrupted(path)}{about_result(path)}"
+        )
     fields = read_json(file, CheckpointError)
     if not isinstance(fields, dict):
         raise CheckpointError(f"{file}: expected a JSON object, got {type(fields).__name__}. Fetch it again.")

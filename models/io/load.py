@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ...errors import CheckpointError
+from ...results import about_result
 from ..decoding import attach_decoder
 from ..layers import guard
 from . import smollm2
@@ -103,7 +104,10 @@ def _load_file(path: Path, dtype: torch.dtype, architecture: nn.Module | None, b
     if path.suffix.lower() in _PICKLES:
         raise CheckpointError(f"{path}: a pickle can run any code, so it is never opened. {_CONVERT_IT}")
     if path.suffix.lower() != ".safetensors":
-        raise CheckpointError(f"{path}: expected a .gguf or .safetensors file or a model folder.")
+        got = f"a {path.suffix} file" if path.suffix else "a file without an ending"
+        raise CheckpointError(
+            f"{path}: expected a .gguf or .safetensors file or a model folder, got {got}.{about_result(path)}"
+        )
     model, tokenizer = read_file(path, architecture)
     return Loaded(model.eval(), tokenizer, str(path))
 
@@ -115,6 +119,7 @@ def _load_folder(path: Path, dtype: torch.dtype | None, *, may_be_hub: bool) -> 
     if not (path / "config.json").is_file():
         ggufs = sorted(p.name for p in path.iterdir() if p.suffix.lower() == ".gguf")
         hint = f" It holds GGUF files: name one of them, such as {ggufs[0]}." if ggufs else interrupted(path)
+        hint += about_result(path)
         hint += " To load the hub id of that name, run from another folder." if may_be_hub else ""
         raise CheckpointError(f"{path}: expected a Hugging Face model folder, but it has no config.json.{hint}")
     pickles = sorted(p.name for p in path.iterdir() if p.suffix in _PICKLES)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int8
@@ -21,7 +19,8 @@ from ...errors import InputError, SpikebrainError
 from ...neuro import NEURONS, AdaptiveThreshold, Neuron, SpikeCount
 from ...neuro.checks import checks_all, spikes_of
 from .dense_gradient import DenseGradient
-from .graphs import graph_settings, in_graph, uncompiled
+from .graphs import graph_settings, in_graph
+from .observing import Observer, Step
 from .quantize import QuantizedWeight, copy_bias, dequantize, groups_of, input_major, quantize_to, why_not_loadable
 from .rescale import group_counts, rescale
 from .transforms import is_compiling, is_recorded
@@ -30,32 +29,6 @@ from .transforms import is_compiling, is_recorded
 _PORTION_BYTES = 64 * 2**20
 # The plug-ins of a layer, and the words that may stand in their place.
 _PLUGINS: dict[str, tuple[Any, ...]] = {"neuron": (NEURONS,), "encoder": (ENCODERS,), "backend": (BACKENDS, "auto")}
-
-
-@dataclass(frozen=True)
-class Step:
-    """Intermediate results of a `SpikeLinear` for some tokens of one call, flattened to [tokens, ...].
-
-    Attributes:
-        count: spike counts, int32, [tokens, in_features].
-        train: the counts unrolled, [T, tokens, in_features]; T is the same for all steps of one call.
-        accumulation: exact sums, int32, [tokens, groups, out_features].
-        first_token: position of the first of these tokens within the call.
-        num_tokens: tokens in the whole call, which may take several steps.
-        x: activations of the whole call, as passed to the layer, [*tokens, in_features].
-        threshold: with which the sums are rescaled, float32 or float64, [tokens, 1].
-    """
-
-    count: Tensor
-    train: SpikeTrain
-    accumulation: Tensor
-    first_token: int
-    num_tokens: int
-    x: Tensor
-    threshold: Tensor
-
-
-Observer: TypeAlias = Callable[["SpikeLinear", Step], None]
 
 
 class SpikeLinear(nn.Module):
@@ -385,17 +358,3 @@ def spiking_layers(model: nn.Module, *, every_name: bool = False) -> dict[str, S
     """
     modules = model.named_modules(remove_duplicate=not every_name)
     return {name: module for name, module in modules if isinstance(module, SpikeLinear)}
-
-
-@contextmanager
-def observing(layers: Iterable[SpikeLinear], observer: Observer) -> Iterator[None]:
-    """Call a function with every step of some layers inside a `with` block, in which nothing runs compiled."""
-    watched = list(layers)
-    for layer in watched:
-        layer.observers.append(observer)
-    try:
-        with uncompiled():
-            yield
-    finally:
-        for layer in watched:
-            layer.observers.remove(observer)

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from ...registry import label
-from ..layers.spike_linear import SpikeLinear, Step
+from ..layers.observing import Step
+from ..layers.spike_linear import SpikeLinear
 from .weight_reads import WeightReads, row_bytes
 
 # Counting into bins is ten times faster than sorting, as long as the bins fit the cache.

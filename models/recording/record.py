@@ -18,8 +18,9 @@ from ...errors import InputError
 from ...lazy import optional
 from ...text_table import kind_of, text_table
 from ..layers.choose import check_matches
+from ..layers.observing import Step, observing
 from ..layers.settings import check_patterns
-from ..layers.spike_linear import SpikeLinear, Step, observing, spiking_layers
+from ..layers.spike_linear import SpikeLinear, spiking_layers
 from .layer_record import LayerRecord
 from .modules import UNCOUNTED, ModuleRecord, describe
 from .weight_reads import WeightReads

@@ -48,8 +48,7 @@ class RasterPanel extends RasterPicture {
     canvas.addEventListener("dblclick", () => this.zoom(Infinity));
     canvas.addEventListener("wheel", (event) => {
       if (event.ctrlKey) return; // the browser's own zoom
-      const high = this.high / this.signs.length;
-      if (this.shift(-event.deltaY / high, event.deltaX / this.wide)) event.preventDefault(); // at an end the page scrolls on
+      if (this.shift(-event.deltaY / this.high, event.deltaX / this.wide)) event.preventDefault(); // at an end the page scrolls on
     }, { passive: false });
     canvas.addEventListener("keydown", (event) => {
       if (event.ctrlKey || event.metaKey || event.altKey) return;
@@ -64,10 +63,7 @@ class RasterPanel extends RasterPicture {
     const { main, view } = this;
     const isInside = x >= main.x && x < main.x + main.width && y >= main.y && y < main.y + main.height;
     if (isInside) {
-      const height = main.height / this.signs.length;
-      this.placeMap = Math.floor((y - main.y) / height);
-      const fromBottom = (this.placeMap + 1) * height - (y - main.y);
-      const row = Math.floor(view.row[0] + fromBottom * this.signs.length / this.high);
+      const row = Math.floor(view.row[0] + (main.y + main.height - y) / this.high);
       const column = Math.floor(view.column[0] + (x - main.x) / this.wide);
       this.place = [Math.min(row, this.rows - 1), Math.min(column, this.columns - 1)];
       this.say();
@@ -124,9 +120,7 @@ class RasterPanel extends RasterPicture {
   /* Zoom into a box; one as flat or narrow as a stroke leaves the other axis as it is. */
   zoomTo([x1, y1, x2, y2]) {
     const { main, view } = this;
-    const height = main.height / this.signs.length, high = this.high / this.signs.length;
-    const map = Math.max(0, Math.min(this.signs.length - 1, Math.floor((y1 - main.y) / height)));
-    const row = (y) => view.row[0] + Math.max(0, Math.min(height, (map + 1) * height - (y - main.y))) / high;
+    const row = (y) => view.row[0] + Math.max(0, Math.min(main.height, main.y + main.height - y)) / this.high;
     const column = (x) => view.column[0] + Math.max(0, Math.min(main.width, x - main.x)) / this.wide;
     const rows = Math.abs(y2 - y1) < 6 ? view.row : [row(Math.max(y1, y2)), row(Math.min(y1, y2))];
     const columns = Math.abs(x2 - x1) < 6 ? view.column : [column(Math.min(x1, x2)), column(Math.max(x1, x2))];
@@ -144,7 +138,9 @@ class RasterPanel extends RasterPicture {
 }
 
 // One raster at a time: a row of panels for each layer, in which its codes stand side by side.
-painters.raster = (figure, rasters) => {
+painters.raster = (figure, { names }) => {
+  const figures = JSON.parse(document.getElementById("data").textContent);
+  const rasters = figures.rasters.map((raster, i) => ({ name: names[i], ...raster }));
   const drawing = figure.querySelector(".drawing"), controls = figure.querySelector(".controls");
   const built = new Map();
   let shown;

@@ -1,6 +1,6 @@
 /* How a panel of `analysis.Raster.to_data()` is drawn. Spikes of +1 stand above the line of their neuron and those of -1
-   below it; where places are too small for that, a panel has two maps, +1 above -1, whose shade is the share of places
-   that fire. raster.js fills a page with panels and answers the pointer. */
+   below it; where places are too small for that, a panel is a map, whose shade is the share of places that fire and whose
+   colour lies between those of +1 and -1, by their shares. raster.js fills a page with panels and answers the pointer. */
 class RasterPicture {
   /* Pixels: margins, heights beside the main field; and of a place from which on single spikes are drawn. */
   static LEFT = 72; static RIGHT = 78; static LABELS = 62; static SUMS = 36; static GAP = 5; static AXIS = 34;
@@ -10,18 +10,24 @@ class RasterPicture {
     Object.assign(this, { raster, panel });
     this.rows = panel.neurons.length;
     this.columns = panel.num_tokens * panel.num_timesteps;
-    this.isSigned = panel.num_spikes[1] > 0;
     this.weights = panel.weights.flat();
     this.timesteps = panel.timesteps.flat();
     this.spikes = new Int8Array(this.rows * this.columns);
-    panel.spikes.forEach((line, row) => {
-      for (let column = 0; column < this.columns; column++) {
-        if (line[column] !== ".") this.spikes[row * this.columns + column] = line[column] === "+" ? 1 : -1;
-      }
-    });
+    this.unpack(panel.spikes.plus, 1);
+    if (panel.spikes.minus) this.unpack(panel.spikes.minus, -1);
     this.place = null; // [row, column] that is read out
     this.sheet = document.createElement("canvas"); // the picture without that place
     this.view = this.whole;
+  }
+
+  /* Base64 of eight places a byte, row by row, the first in its highest bit. */
+  unpack(bits, sign) {
+    const { spikes } = this, bytes = atob(bits);
+    for (let i = 0; i < bytes.length; i++) {
+      for (let byte = bytes.charCodeAt(i), at = 8 * i; byte; byte = (byte << 1) & 255, at++) {
+        if (byte & 128) spikes[at] = sign;
+      }
+    }
   }
 
   static number(value) {
@@ -41,10 +47,9 @@ class RasterPicture {
     this.main = { x: RasterPicture.LEFT, y: top, width: Math.max(1, width - RasterPicture.LEFT - RasterPicture.RIGHT), height };
     this.size = { width, height: top + height + below + RasterPicture.AXIS };
     const { row, column } = this.view;
-    this.high = height / (row[1] - row[0]); // of a row; half of it in each of two maps
+    this.high = height / (row[1] - row[0]); // of a row
     this.wide = this.main.width / (column[1] - column[0]);
     this.isMap = this.high < RasterPicture.HIGH || this.wide < RasterPicture.WIDE;
-    this.signs = this.isMap && this.isSigned ? [1, -1] : [1];
   }
 
   x(column) {
@@ -62,7 +67,7 @@ class RasterPicture {
     pen.setTransform(context.getTransform());
     pen.font = `11px ${getComputedStyle(document.body).fontFamily}`;
     this.drawPadding();
-    if (this.isMap) this.drawMaps();
+    if (this.isMap) this.drawMap();
     else this.drawSpikes();
     this.drawSums();
     this.drawRates();
@@ -130,26 +135,26 @@ class RasterPicture {
     });
   }
 
-  drawMaps() {
-    const { pen, main, view, signs } = this;
-    const width = Math.max(1, Math.floor(main.width)), height = Math.max(1, Math.floor(main.height / signs.length));
+  drawMap() {
+    const { pen, main, view } = this;
+    const width = Math.max(1, Math.floor(main.width)), height = Math.max(1, Math.floor(main.height));
     const rows = view.row[1] - view.row[0], columns = view.column[1] - view.column[0];
-    const pixel = (i, first, size, length) => Math.min(size - 1, Math.floor((i - first) * size / length));
-    const fired = signs.map(() => new Float32Array(width * height));
+    const pixel = (i, first, size, length) => Math.max(0, Math.min(size - 1, Math.floor((i - first) * size / length)));
+    const maps = [new Float32Array(width * height), new Float32Array(width * height)]; // shares of +1 and of -1
     const ofRow = new Float32Array(height), ofColumn = new Float32Array(width);
-    for (let c = Math.floor(view.column[0]); c < view.column[1]; c++) {
-      ofColumn[Math.max(0, pixel(c, view.column[0], width, columns))]++;
-    }
+    const first = Math.floor(view.column[0]), last = Math.min(this.columns, Math.ceil(view.column[1]));
+    const at = Int32Array.from({ length: last - first }, (_, i) => pixel(first + i, view.column[0], width, columns));
+    for (const x of at) ofColumn[x]++;
     for (let r = Math.floor(view.row[0]); r < view.row[1]; r++) {
-      const y = height - 1 - Math.max(0, pixel(r, view.row[0], height, rows));
+      const y = height - 1 - pixel(r, view.row[0], height, rows);
       ofRow[y]++;
-      for (let c = Math.floor(view.column[0]); c < view.column[1]; c++) {
+      for (let c = first; c < last; c++) {
         const spike = this.spikes[r * this.columns + c];
-        if (spike) fired[spike > 0 ? 0 : 1][y * width + Math.max(0, pixel(c, view.column[0], width, columns))]++;
+        if (spike) maps[spike > 0 ? 0 : 1][y * width + at[c - first]]++;
       }
     }
     // A place that is wider than a pixel covers all of them.
-    for (const map of fired) {
+    for (const map of maps) {
       for (let y = 0; y < height; y++) {
         for (let x = 0; x < width; x++) {
           const places = ofRow[y] * ofColumn[x];
@@ -161,24 +166,27 @@ class RasterPicture {
         if (!ofRow[y]) map.copyWithin(y * width, (y + 1) * width, (y + 2) * width);
       }
     }
-    const darkest = fired.reduce((most, map) => map.reduce((a, b) => Math.max(a, b), most), 1e-9);
-    fired.forEach((map, i) => {
-      const sheet = document.createElement("canvas");
-      sheet.width = width;
-      sheet.height = height;
-      const brush = sheet.getContext("2d", { willReadFrequently: true });
-      brush.fillStyle = this.color[signs[i]];
-      brush.fillRect(0, 0, width, height);
-      const image = brush.getImageData(0, 0, width, height);
-      map.forEach((share, j) => { image.data[4 * j + 3] = 255 * Math.sqrt(share / darkest); });
-      brush.putImageData(image, 0, 0);
-      const y = main.y + i * main.height / signs.length;
-      pen.imageSmoothingEnabled = false;
-      pen.drawImage(sheet, main.x, y, main.width, main.height / signs.length);
-      pen.fillStyle = this.ink;
-      if (i) pen.fillRect(main.x, y - 0.5, main.width, 1);
+    const [plus, minus] = maps;
+    this.darkest = plus.reduce((most, share, i) => Math.max(most, share + minus[i]), 1e-9);
+    const sheet = document.createElement("canvas");
+    sheet.width = width;
+    sheet.height = height;
+    const brush = sheet.getContext("2d", { willReadFrequently: true });
+    const [ofPlus, ofMinus] = [1, -1].map((sign) => {
+      brush.fillStyle = this.color[sign];
+      brush.fillRect(0, 0, 1, 1);
+      return brush.getImageData(0, 0, 1, 1).data;
     });
-    this.darkest = darkest;
+    const image = brush.createImageData(width, height);
+    plus.forEach((share, i) => {
+      const total = share + minus[i];
+      if (!total) return;
+      for (let k = 0; k < 3; k++) image.data[4 * i + k] = (share * ofPlus[k] + minus[i] * ofMinus[k]) / total;
+      image.data[4 * i + 3] = 255 * Math.sqrt(total / this.darkest);
+    });
+    brush.putImageData(image, 0, 0);
+    pen.imageSmoothingEnabled = false;
+    pen.drawImage(sheet, main.x, main.y, main.width, main.height);
   }
 
   /* Spikes of the visible rows in each timestep: +1 upwards, -1 downwards. */
@@ -321,19 +329,16 @@ class RasterPicture {
       }
     }
     this.text(oneToken ? "timestep" : `token, ${RasterPicture.number(step)} timesteps each`, main.x + main.width / 2, bottom + 27, "center");
-    this.signs.forEach((sign, i) => {
-      const height = main.height / this.signs.length, rows = view.row[1] - view.row[0];
-      const step = this.roundStep(rows, height / 24);
-      for (let row = Math.ceil(view.row[0] / step) * step; row < view.row[1]; row += step) {
-        const y = main.y + (i + 1) * height - (row + 0.5 - view.row[0]) * height / rows;
-        this.text(RasterPicture.number(panel.neurons[row]), RasterPicture.LEFT - 4, y + 4, "right");
-      }
-      if (this.isMap) {
-        const says = `${sign > 0 ? "+1" : "−1"}: darkest where ${(100 * this.darkest).toFixed(0)} % of the places fire`;
-        pen.clearRect(main.x + 1, main.y + i * height + 1, pen.measureText(says).width + 8, 15);
-        this.text(says, main.x + 4, main.y + i * height + 12, "left");
-      }
-    });
+    const rows = view.row[1] - view.row[0], tick = this.roundStep(rows, main.height / 24);
+    for (let row = Math.ceil(view.row[0] / tick) * tick; row < view.row[1]; row += tick) {
+      const y = main.y + main.height - (row + 0.5 - view.row[0]) * this.high;
+      this.text(RasterPicture.number(panel.neurons[row]), RasterPicture.LEFT - 4, y + 4, "right");
+    }
+    if (this.isMap) {
+      const says = `darkest where ${(100 * this.darkest).toFixed(0)} % of the places fire`;
+      pen.clearRect(main.x + 1, main.y + 1, pen.measureText(says).width + 8, 15);
+      this.text(says, main.x + 4, main.y + 12, "left");
+    }
   }
 
   /* The smallest round number of places between ticks, of which there is room for `most`. */
@@ -361,11 +366,10 @@ class RasterPicture {
         context.strokeRect(x1, y1, x2 - x1, y2 - y1);
       }
       if (!this.place) return;
-      const [row, column] = this.place, map = Math.min(this.placeMap || 0, this.signs.length - 1);
-      const height = main.height / this.signs.length, high = this.high / this.signs.length;
-      const y = main.y + (map + 1) * height - (row + 1 - this.view.row[0]) * high;
+      const [row, column] = this.place;
+      const y = main.y + main.height - (row + 1 - this.view.row[0]) * this.high;
       context.lineWidth = 1.5;
-      context.strokeRect(this.x(column) - 1, y - 1, Math.max(this.wide, 1) + 2, Math.max(high, 1) + 2);
+      context.strokeRect(this.x(column) - 1, y - 1, Math.max(this.wide, 1) + 2, Math.max(this.high, 1) + 2);
     }, context);
   }
 }

@@ -49,7 +49,7 @@ def emulated(weight, scale, minimum, bias, size, x):
 
 
 @pytest.mark.parametrize("encoder", EXACT)
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(case=layers())
 @torch.no_grad()
 def test_equals_an_emulation_in_integers(encoder, case):

@@ -13,7 +13,7 @@ from spikebrain.backends.cpu.plain import rescaled, sums_of_groups
 from spikebrain.backends.cpu.projection import PROJECTION, project
 from spikebrain.coding.base import MAX_LOSSLESS_COUNT
 from spikebrain.compiled import compiled
-from spikebrain.models.layers.spike_linear import observing
+from spikebrain.models.layers.observing import observing
 
 
 @compiled

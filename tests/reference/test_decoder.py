@@ -7,6 +7,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from fast_first import fast_first
 from llama_type import MODELS, SETTINGS, cache_of, cache_option, plain_forward, spiking_model, tokens_of
 from torch import nn
 from torch.nn import functional as F
@@ -27,12 +28,12 @@ from spikebrain.models.decoding import decoder_of
 from spikebrain.models.decoding.compiled import CompiledDecoder
 from spikebrain.models.decoding.kv_room import room_of
 from spikebrain.models.decoding.tables import shares
+from spikebrain.models.layers.observing import observing
 from spikebrain.models.layers.quantize import QuantizedWeight, dequantize
-from spikebrain.models.layers.spike_linear import observing
 from spikebrain.models.layers.stored import StoredWeight, note_stored
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", fast_first(MODELS, 2))
 @pytest.mark.parametrize("settings", list(SETTINGS))
 @torch.inference_mode()
 def test_integers_are_exact_and_logits_those_of_the_model(name, settings, threads):
@@ -261,7 +262,7 @@ def test_it_says_why_not(change, message):
         raise AssertionError(describe_decoding(model))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", fast_first([torch.bfloat16, torch.float16, torch.float64]))
 def test_other_dtypes_take_the_models_own_code_and_say_so(dtype, calls):
     model = spiking_model().to(dtype)
     assert describe_decoding(model).endswith(f"is {dtype}, not float32; model.float() makes it so.")

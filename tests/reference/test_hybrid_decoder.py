@@ -7,6 +7,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
+from fast_first import fast_first
 from torch.nn import functional as F
 
 import spikebrain
@@ -98,7 +99,7 @@ def calls(monkeypatch):
     return found
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize("name", fast_first(MODELS))
 @torch.inference_mode()
 def test_integers_are_exact_and_logits_and_state_those_of_the_model(name, threads):
     torch.manual_seed(0)
@@ -134,7 +135,7 @@ def test_integers_are_exact_and_logits_and_state_those_of_the_model(name, thread
     assert (routed > 0) == ("experts" in "".join(n for n, m in model.named_modules() if isinstance(m, SpikeLinear)))
 
 
-@pytest.mark.parametrize("name", ["7b", "76b"])
+@pytest.mark.parametrize("name", fast_first(["7b", "76b"]))
 @torch.inference_mode()
 def test_back_and_forth_between_the_decoder_and_the_models_own_code(name, calls):
     torch.manual_seed(1)
@@ -154,7 +155,7 @@ def test_back_and_forth_between_the_decoder_and_the_models_own_code(name, calls)
     assert len(calls) == sum(number % 3 != 2 and number % 7 != 6 for number in range(24))
 
 
-@pytest.mark.parametrize("name", ["7b", "76b"])
+@pytest.mark.parametrize("name", fast_first(["7b", "76b"]))
 def test_generate_uses_it_and_gives_the_same_tokens(name, calls, monkeypatch):
     torch.manual_seed(2)
     model = spiking_model(name)

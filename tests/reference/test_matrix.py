@@ -12,7 +12,7 @@ import spikebrain
 from spikebrain import record, to_spiking
 from spikebrain.energy import count_operations
 from spikebrain.models import spiking_layers
-from spikebrain.models.layers.spike_linear import observing
+from spikebrain.models.layers.observing import observing
 
 _SIZES = {
     97: "vocab_size vocab_size_per_layer_input",

@@ -260,7 +260,7 @@ def test_tuning(monkeypatch, tmp_path):
 
 @pytest.mark.skipif(INTERPRETING, reason="the interpreter runs on a CPU")
 def test_unavailable_on_a_cpu():
-    with pytest.raises(BackendUnavailableError, match=r"an NVIDIA GPU only|not installed"):
+    with pytest.raises(BackendUnavailableError, match=r"NVIDIA GPU|not installed"):
         layer_of("spike", 4, 3)(torch.ones(1, 4))
 
 

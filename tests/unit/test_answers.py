@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from spikebrain.chip import load_description
+from spikebrain.chip.description import CHIPS
 from spikebrain.cli.answer import Answer, print_answer
 from spikebrain.cli.contents import command_names, function_of
 from spikebrain.cli.messages import option_names
 from spikebrain.cli.typed import Typed
 from spikebrain.cli.words import as_ratio, less_or_more, unused
 from spikebrain.energy import load_table
+from spikebrain.energy.table import TABLES
 from spikebrain.files import finite, read_json, write_json
 
 
@@ -63,12 +65,20 @@ def test_files_hold_no_constants_that_json_lacks(tmp_path):
 
 
 def test_a_line_of_a_pipe_is_never_broken(capsys):
-    print_answer(Answer("x " * 300 + "end.", {}, lambda console: console.print("y " * 300)), as_json=False, quiet=False)
-    assert [len(line) for line in capsys.readouterr().out.splitlines()] == [600, 604]
+    answer = Answer("x " * 300 + "end.", {}, lambda console: console.print("y " * 299 + "y"))
+    print_answer(answer, as_json=False, quiet=False)
+    assert [len(line) for line in capsys.readouterr().out.splitlines()] == [599, 604]
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize("ways", ["as_json=True, quiet=False", "as_json=False, quiet=True", "as_json=0, quiet=0"])
+@pytest.mark.parametrize(
+    "ways",
+    [
+        pytest.param("as_json=True, quiet=False", marks=pytest.mark.slow),  # imports PyTorch
+        "as_json=False, quiet=True",
+        "as_json=0, quiet=0",
+    ],
+)
 def test_standard_output_on_a_full_disk(ways):
     script = f"""
 from spikebrain.cli.answer import Answer, print_answer
@@ -91,6 +101,7 @@ def test_every_command_can_be_asked_for_its_own_words(name):
     assert not {"--json", "--quiet", "-q"} & {*names.values()}
 
 
+@pytest.mark.slow
 def test_a_report_in_three_ways_and_what_follows(run, model_folder, text, tmp_path):
     short = ("report", model_folder, "--text", text, "--num-tokens", 32, "--context", 16, "--device", "cpu")
     out = tmp_path / "my report"
@@ -165,6 +176,7 @@ def test_doctor_and_export(run, model_folder, text, tmp_path, as_users, capsys):
     assert strict(run("export", model_folder, *short, "--out", tmp_path / "b.npz", "--json")[1])["num_tokens"] == 16
 
 
+@pytest.mark.slow
 def test_eval_and_sweep(run, model_folder, text, tmp_path):
     pytest.importorskip("optuna", reason="pip install 'spikebrain[sweep]'")
     typed = ("eval", model_folder, "--text", text, "--context", 16, "--device", "cpu", "--num-tokens", 64)
@@ -195,6 +207,41 @@ def test_templates_are_files_that_can_be_used(run, tmp_path):
         assert shown.startswith("#")
         (tmp_path / "mine.toml").write_text(shown)
         assert load(tmp_path / "mine.toml").name == "mine"
+
+
+@pytest.mark.slow
+def test_took_is_what_the_user_waited_imports_included():
+    script = "import time; t = time.perf_counter(); from spikebrain.cli import clock; time.sleep(0.3); import torch; "
+    script += "print(clock.took(), time.perf_counter() - t)"
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert said[0] == "Took"
+    assert said[2] == "s."
+    assert float(said[1]) == pytest.approx(float(said[3]), abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "name", "files"),
+    [("energy", "--table", "jouppi_7nm", TABLES), ("simulate", "--chip", "loihi", CHIPS)],
+)
+def test_a_template_is_what_was_asked_for(run, tmp_path, command, option, name, files):
+    code, shown, err = run(command, "--template", option, name)
+    assert (code, err) == (0, "")
+    assert shown == (files.folder / f"{name}.toml").read_text("utf-8")
+    (tmp_path / "mine.toml").write_text(shown)
+    assert run(command, option, tmp_path / "mine.toml", "--template")[1] == shown
+    assert "got 'nowhere'" in run(command, "--template", option, "nowhere")[2]
+    # Options at their usual values, too, since they were typed.
+    for others, named in [
+        (["--text", "book.txt", "--k", "3"], ["--text", "--k"]),
+        (["--json"], ["--json"]),
+        (["-q"], ["--quiet"]),
+        (["smollm2"], ["MODEL" if command == "simulate" else "SOURCE"]),
+        (["--mode", "decode"] if command == "simulate" else ["--neuron", "adaptive-threshold"], ["--"]),
+    ]:
+        code, shown, err = run(command, "--template", *others)
+        assert (code, shown) == (2, "")
+        assert "has no effect with --template, which prints a file and runs nothing. Leave out" in err
+        assert all(name in err for name in named)
 
 
 def test_the_same_command_again():

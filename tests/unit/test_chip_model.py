@@ -19,7 +19,7 @@ from spikebrain.energy import PaperEnergy, count_operations
 from spikebrain.errors import InputError
 from spikebrain.models import SpikeLinear, SpikeSettings
 from spikebrain.models.conversion import to_spiking
-from spikebrain.models.layers.spike_linear import observing
+from spikebrain.models.layers.observing import observing
 from spikebrain.models.recording import record
 from spikebrain.simulation.describe import describe_simulation
 from spikebrain.simulation.model import simulate_model
@@ -50,7 +50,7 @@ def test_ideal_chip_equals_the_papers_estimate(spiking):
 @pytest.mark.parametrize("mode", ["decode", "prefill"])
 def test_a_whole_model(spiking, mode):
     ids = torch.arange(5)
-    found = simulate_model(spiking, ids, ASYNC, mode=mode, trace=True, timeline="model.layers.0.mlp.up_proj")
+    found = simulate_model(spiking, ids, ASYNC, mode=mode, trace=True, timelines=["model.layers.0.mlp.up_proj"])
     report = json.loads(json.dumps(describe_simulation(found)))
     outputs = sum(m.out_features for m in spiking.modules() if isinstance(m, SpikeLinear))
     assert report["exactness"] == {"num_checked": 5 * outputs, "num_mismatches": 0}
@@ -66,8 +66,7 @@ def test_a_whole_model(spiking, mode):
         alone = simulate_model(spiking, ids, ASYNC, mode="decode")
         assert found.end_ps[-1] < alone.end_ps[-1]
         assert found.end_ps[0] == alone.end_ps[0]
-    assert found.timeline is not None
-    assert found.timeline.outcome.trace is not None
+    assert [name for name, kept in found.timelines.items() if kept.outcome.trace] == ["model.layers.0.mlp.up_proj"]
     held_up, times = held_up_by(found), time_by_kind(found)
     assert bool(held_up) == (mode == "decode")
     for kind, stations in held_up.items():
@@ -99,8 +98,8 @@ def test_what_is_refused(spiking, as_users):
     ids = torch.arange(3)
     with pytest.raises(InputError, match="expected one of decode, prefill"):
         simulate_model(spiking, ids, ASYNC, mode="train")
-    with pytest.raises(InputError, match="timeline: expected a spiking layer such as"):
-        simulate_model(spiking, ids, ASYNC, timeline="nowhere")
+    with pytest.raises(InputError, match="timelines: expected a spiking layer such as"):
+        simulate_model(spiking, ids, ASYNC, timelines=["nowhere"])
     with pytest.raises(InputError, match="has none"):
         simulate_model(torch.nn.Linear(2, 2), ids, ASYNC)
     with pytest.raises(InputError, match="permutation"):

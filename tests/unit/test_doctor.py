@@ -32,6 +32,7 @@ def test_json_and_screen_agree():
     assert set(found["devices"]["cpu"]["backends"]) == set(BACKENDS)
     assert found["devices"]["cpu"]["backends"]["reference"] is None
     said = screen()
+    assert said.startswith("python ")  # doctor | head -1 shows something
     assert len(said.splitlines()) <= 40
     for name in BACKENDS:
         assert name in said
@@ -45,10 +46,15 @@ def test_instruction_sets():
     assert doctor.examine_cpu("")["instructions"] is None
 
 
+def _no_triton():
+    return "Triton is not installed. On Linux it comes with PyTorch: pip install triton."
+
+
 def test_without_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     found = doctor.examine()
     assert found["gpus"] == []
+    assert found["devices"]["cpu"]["backends"]["triton"] in ("PyTorch finds no NVIDIA GPU.", _no_triton())
     assert list(found["devices"]) == ["cpu"]
     assert "No GPU" in " ".join(found["advice"])
     assert "No GPU" in " ".join(screen().split())

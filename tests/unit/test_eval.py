@@ -170,6 +170,7 @@ def test_a_faulty_task_leaves_the_others(run, model_folder, data, tmp_path):
     assert "SpikingBrain-7B-W8ASpike" in shown
 
 
+@pytest.mark.slow
 @needs_lm_eval
 def test_a_model_that_gives_nan_is_said(tiny_llama, tokenizer):
     from spikebrain.jobs.eval_scoring import Scorer  # noqa: PLC0415
@@ -193,6 +194,7 @@ def test_scoring_leaves_the_model_as_it_is(tiny_llama, tokenizer):
         assert torch.equal(spiking(ids).logits, before)
 
 
+@pytest.mark.slow
 def test_a_spiking_model_is_compared_with_its_own_weights(tiny_llama, tokenizer, text, tmp_path):
     save(to_spiking(tiny_llama), tmp_path / "spikes.safetensors", tokenizer=tokenizer)
     found = jobs.evaluate(settings(tmp_path / "spikes.safetensors", text=(text,), context=16), tmp_path / "out")
@@ -200,6 +202,7 @@ def test_a_spiking_model_is_compared_with_its_own_weights(tiny_llama, tokenizer,
     assert "difference" in found["texts"][str(text)]["perplexity"]["spiking"]
 
 
+@pytest.mark.slow
 def test_worst_layers_are_named(run, model_folder, text, tmp_path):
     command = ("eval", model_folder, "--text", text, "--context", 16, "--layer-tokens", 16, "--k", "2,4")
     code, shown, _ = run(*command, "--out", tmp_path / "out", "--device", "cpu")

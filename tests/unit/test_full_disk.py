@@ -98,12 +98,12 @@ def run_distill(folder, model, text, out):
 
 
 FAST = [
-    (run_energy, "energy.json"),
     (run_save, "model.safetensors"),
     (run_folder, "config.json"),
-    (run_plot, "histogram.png"),
 ]
 SLOW = [
+    (run_plot, "histogram.png"),
+    (run_energy, "energy.json"),
     (run_convert, "config.json"),
     (run_report, "layers.csv"),
     (run_simulate, "simulation.json"),

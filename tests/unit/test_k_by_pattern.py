@@ -69,6 +69,7 @@ def test_a_pattern_behind_others_is_no_effect(tiny_llama):
     choose_layers(tiny_llama, sb.SpikeSettings(neuron=sb.neuron_with_k({"*mlp*": 2.0, "*attn*": 4.0, "*": 3.0})))
 
 
+@pytest.mark.slow
 def test_commands_take_patterns(run, model_folder, text, tmp_path):
     short = (model_folder, "--text", text, "--num-tokens", 16)
     out = tmp_path / "report"

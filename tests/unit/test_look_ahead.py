@@ -60,6 +60,7 @@ def test_a_short_text(run, folders, tmp_path):
         assert said.format(size, option) in err
 
 
+@pytest.mark.slow
 def test_the_words_for_a_short_text_work(run, model_folder, tmp_path):
     (tmp_path / "short.txt").write_text("A neuron " * 5)
     code, _, err = run(

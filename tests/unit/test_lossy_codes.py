@@ -33,10 +33,10 @@ def test_what_each_carries():
 
 
 def test_poisson_has_the_count_as_its_mean():
-    # 4 spikes expected in 8 timesteps with probability 1/2: variance 2, of a mean of 2000 draws 0.001.
-    values = [decode(Poisson(seed=s).encode(torch.tensor([[4, 8]]), 8))[0].tolist() for s in range(2000)]
-    mean = sum(v[0] for v in values) / 2000
-    assert abs(mean - 4) < 0.13
+    # 4 spikes expected in 8 timesteps with probability 1/2: variance 2, of a mean of 500 draws 0.004.
+    values = [decode(Poisson(seed=s).encode(torch.tensor([[4, 8]]), 8))[0].tolist() for s in range(500)]
+    mean = sum(v[0] for v in values) / 500
+    assert abs(mean - 4) < 0.26
     assert {v[1] for v in values} == {8}
     assert len({v[0] for v in values}) > 5
 

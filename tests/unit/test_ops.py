@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from fast_first import fast_first
 from made_codes import EXACT
 from torch import nn
 from torch._dynamo.exc import Unsupported
@@ -148,6 +149,7 @@ def test_vmap_over_weights_is_refused(model):
         torch.vmap(lambda s: functional_call(model, s, (X,)))(stacked)
 
 
+@pytest.mark.slow
 def test_errors_of_a_compiled_model_name_the_layer(model):
     run = compiled(model, fullgraph=True)
     run(X)
@@ -175,6 +177,7 @@ def test_what_is_replaced_after_compilation_counts(model, name, value):
     assert ('"ternary"' in str(texts)) == (name == "encoder")
 
 
+@pytest.mark.slow
 def test_observers_added_after_compilation_are_called(model):
     run, seen = compiled(model), []
     run(X)
@@ -206,7 +209,7 @@ def test_a_recording_of_a_compiled_model_is_that_of_the_model(tiny_llama):
         assert torch._dynamo.eval_frame._stance.stance == "default"
 
 
-@pytest.mark.parametrize("kind", ["neuron", "encoder", "backend"])
+@pytest.mark.parametrize("kind", ["neuron", *(pytest.param(k, marks=pytest.mark.slow) for k in ("encoder", "backend"))])
 def test_plugins_that_no_graph_can_hold(kind):
     own = {
         "neuron": OwnNeuron(k=2.0),
@@ -235,7 +238,7 @@ def test_a_plugin_that_may_change_is_no_constant(model, monkeypatch):
     assert "Changing is no frozen dataclass" in layer.graph_settings.obstacle
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", fast_first(["eager", "aot_eager"]))
 def test_gradients_of_a_compiled_model(backend):
     model = to_spiking(nn.Sequential(nn.Linear(16, 8)), SpikeSettings(group_size=5)).train()
     model[0].bias.requires_grad_()
@@ -254,6 +257,7 @@ def test_gradients_of_a_compiled_model(backend):
     assert all(torch.equal(a, b) for a, b in zip(found, gradients(model), strict=True))
 
 
+@pytest.mark.slow
 def test_a_neuron_without_gradient(model):
     model[0].neuron = sb.LeakyIntegrateAndFire()
     x = X.clone().requires_grad_()
@@ -340,6 +344,7 @@ def test_kernels_get_the_layers_own_weights(model, monkeypatch, backend, grad):
     assert [weight is layer.weight for weight, layer in zip(seen, [model[0], model[2]] * 2, strict=True)] == [True] * 4
 
 
+@pytest.mark.slow
 def test_what_the_operator_does_not_know_stays_out_of_graphs():
     class Own(SpikeLinear):
         def run(self, x):

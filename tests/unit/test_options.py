@@ -5,6 +5,7 @@ import json
 import sys
 
 import pytest
+from fast_first import fast_first
 
 from spikebrain import jobs
 from spikebrain.chip import load_description
@@ -127,7 +128,7 @@ def test_every_option_says_when_it_counts():
             assert parameters[name].default in (None, False)
 
 
-@pytest.mark.parametrize("command", CASES)
+@pytest.mark.parametrize("command", fast_first(CASES, 3))
 def test_options_in_vain_are_refused(command, run, files, tmp_path):
     names = option_names(function_of(command))
     for option, before in CASES[command].items():
@@ -184,6 +185,7 @@ def test_the_library_refuses_arguments_without_options(files, tmp_path):
         assert "--" not in str(found.value)
 
 
+@pytest.mark.slow
 def test_what_counts_is_not_refused(run, files, text, tmp_path):
     """The same options where they have an effect."""
     short = ("--text", text, "--num-tokens", 16, "--device", "cpu")
@@ -199,12 +201,14 @@ def test_what_counts_is_not_refused(run, files, text, tmp_path):
     assert run("convert", files["DENSE"], *sizes, "--out", tmp_path / "c")[0] == 0
 
 
+@pytest.mark.slow
 def test_an_encoder_without_shifts_says_so(run, files, text):
     short = ("--text", text, "--num-tokens", 16, "--device", "cpu", "--shifts-per", "spike")
     assert "none is shifted" in run("energy", files["DENSE"], *short, "--encoder", "ternary")[2]
     assert "none is shifted" not in run("energy", files["DENSE"], *short)[2]
 
 
+@pytest.mark.slow
 def test_a_report_with_other_settings_says_that_it_starts_again(run, files, text, tmp_path, monkeypatch):
     command = ("report", files["DENSE"], "--text", text, "--num-tokens", 32, "--context", 16, "--out", tmp_path / "r")
     monkeypatch.setattr(sys.modules["spikebrain.jobs.report"], "count_operations", lambda recording: 1 / 0)
@@ -224,3 +228,13 @@ def test_a_report_with_other_settings_says_that_it_starts_again(run, files, text
     assert code == 0
     assert "anew" not in err
     assert not list((tmp_path / "r").glob("*unfinished*"))
+
+
+@pytest.mark.parametrize("words", ["--out", "--text", "--table", "--k", "-o", "--text=", "MODEL"])
+def test_an_empty_text_is_no_value(run, words):
+    """As an unset variable of a shell leaves one: a path would be the current folder."""
+    command = "sweep" if words == "-o" else "energy"
+    code, shown, err = run(command, *([""] if words == "MODEL" else [words] if words.endswith("=") else [words, ""]))
+    assert (code, shown) == (2, "")
+    of = "" if words == "MODEL" else f" for {words.removesuffix('=')}"
+    assert f"Expected a value{of}, got an empty text." in err

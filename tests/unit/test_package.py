@@ -49,6 +49,7 @@ UNDER_ALL = [
     "compiled",
     "interrupt",
     "lazy",
+    "results",
     "text_table",
     "version",
 ]

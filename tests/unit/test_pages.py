@@ -13,6 +13,7 @@ from made_pages import JSON_OF, NAME, figures_of
 
 import spikebrain
 from spikebrain import pages
+from spikebrain.analysis.rasters import spikes_of
 from spikebrain.chip import Placement, load_description
 from spikebrain.chip.layer import simulate_layer
 from spikebrain.chip.mapping import CoreTile
@@ -133,9 +134,7 @@ def test_rasters_and_histograms_of_a_report(results):
         (panel,) = raster["panels"]
         weights = np.array(panel["weights"])
         assert weights.shape == (len(raster["tokens"]), panel["num_timesteps"])
-        for line, counts in zip(panel["spikes"], panel["counts"], strict=True):
-            spikes = np.array([{"+": 1, "-": -1, ".": 0}[mark] for mark in line]).reshape(weights.shape)
-            assert (spikes * weights).sum(1).tolist() == counts
+        assert (spikes_of(panel) * weights).sum(2).tolist() == panel["counts"]
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import torch
 from made_pages import JSON_OF
 from torch import nn
 
-from spikebrain import AdaptiveThreshold, SpikeLinear, pages, record
+from spikebrain import AdaptiveThreshold, SpikeLinear, SpikeTrain, pages, record
 from spikebrain.analysis import raster
+from spikebrain.analysis.rasters import spikes_of
 
 selenium = pytest.importorskip("selenium.webdriver", reason="needs selenium, of the extra test")
 from selenium.webdriver.chrome.service import Service  # noqa: E402
@@ -168,12 +169,13 @@ def test_the_raster_of_a_report(browser, results):
     browser.drawn()
     (figures,) = pages.read_page(results["report"].with_suffix(".html"))["rasters"][0]["panels"]
     panel = Panel(browser, figures)
-    rows, columns = len(figures["neurons"]), len(figures["spikes"][0])
+    spikes = spikes_of(figures).reshape(len(figures["neurons"]), -1)
+    rows, columns = spikes.shape
     told = panel.told(0, 0, rows, columns)
     assert "q_proj, k_proj, v_proj · neuron 0 · token 1 “<” · timestep 1 of" in told
     panel.canvas.send_keys(Keys.ARROW_UP + 3 * Keys.ARROW_RIGHT)
     token, t = divmod(3, figures["num_timesteps"])
-    spike = {"+": "spike +1", "-": "spike −1", ".": "no spike"}[figures["spikes"][1][3]]
+    spike = ["no spike", "spike +1", "spike −1"][spikes[1, 3]]
     told, count = panel.readout.text, str(figures["counts"][1][token]).replace("-", "−")
     assert f"neuron 1 · token {token + 1} " in told
     assert f"timestep {t + 1} of {figures['num_timesteps']} shown (weighs {figures['weights'][token][t]})" in told
@@ -260,6 +262,28 @@ def test_the_keys_of_a_raster(browser, panels):
     assert panel.readout.text.startswith("neuron 0 · token 1 “a” (call 1) · timestep 1 ")
     panel.canvas.send_keys("-")
     assert "neuron 3 · token 3" in panel.told(3, 17, 4, 18)
+
+
+def test_where_boxes_would_be_too_small_one_map_shows_both_signs(browser, tmp_path):
+    # Four neurons a pixel. Timesteps in which all fire +1, all -1, half of them each, and none.
+    spikes = torch.tensor([1, -1, 0, 0], dtype=torch.int8).repeat(1840, 1)
+    spikes[::2, 2], spikes[1::2, 2] = 1, -1
+    train = SpikeTrain(spikes.t()[:, None].contiguous(), torch.ones(4, dtype=torch.int64))
+    pages.write_raster_page(raster(train, num_neurons=1840, num_timesteps=4), tmp_path / "r.html")
+    browser.open(tmp_path / "r.html")
+    browser.drawn()
+    panel = Panel(browser, pages.read_page(tmp_path / "r.html")["rasters"][0]["panels"][0])
+    script = """(() => {
+      const canvas = arguments[0], scale = canvas.width / canvas.clientWidth, context = canvas.getContext("2d");
+      const { LEFT, RIGHT, SUMS, GAP } = RasterPicture, top = 2 * GAP + SUMS;
+      const x = (i) => LEFT + (i + 0.5) * (canvas.clientWidth - LEFT - RIGHT) / 4;
+      return [0, 1, 2, 3].map((i) => [...context.getImageData(x(i) * scale, (top + 100) * scale, 1, 1).data]);
+    })()"""
+    plus, minus, both, none = browser.run(script, panel.canvas)
+    assert plus[3] == minus[3] == both[3] == 255
+    assert none[3] == 0
+    assert both[:3] == pytest.approx([(p + m) / 2 for p, m in zip(plus[:3], minus[:3], strict=True)], abs=2)
+    assert plus[:3] != minus[:3]
 
 
 def test_the_mesh_and_its_queues(browser, results):

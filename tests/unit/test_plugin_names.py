@@ -188,6 +188,7 @@ def test_different_settings_have_different_names():
     assert len({describe(value) for value in DIFFERENT}) == len(DIFFERENT)
 
 
+@pytest.mark.slow
 def test_equal_settings_have_the_same_name_without_addresses():
     holder = Code()
     object.__setattr__(holder, "itself", holder)

@@ -68,6 +68,7 @@ def test_each_kind_is_listed_and_made(tiny):
     assert " #" in describe(settings.encoder)  # a report does not go on with edited code
 
 
+@pytest.mark.slow
 def test_an_author_proves_a_plug_in_in_a_line(tiny):
     check_encoder("tiny-code", examples=10)
     check_neuron("tiny-neuron", examples=10)

@@ -140,6 +140,7 @@ def test_a_file_keeps_minima_and_widths(tmp_path):
         assert back[name].weight.t().is_contiguous()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bits", [8, 4])
 def test_groups_in_a_compiled_model(bits):
     model, x = nn.Sequential(layer_of(bits), nn.ReLU(), layer_of(bits, 3, 6, 2)), torch.randn(3, 10)

@@ -1,5 +1,6 @@
 """What a raster holds: the spikes that ran, codes of the same counts, calls in a row, a potential that agrees."""
 
+import base64
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import nn
 
 from spikebrain import AdaptiveThreshold, IntegrateAndFire, SpikeLinear, SpikeTrain, Ternary, decode, record
 from spikebrain.analysis import plot_raster, raster
+from spikebrain.analysis.rasters import spikes_of
 from spikebrain.coding import Poisson
 from spikebrain.errors import InputError
 from spikebrain.pages import read_page, write_raster_page
@@ -129,8 +131,11 @@ def test_the_data_of_a_page(two_calls):
     data = json.loads(json.dumps(drawn.to_data()))
     panel = data["panels"][0]
     # Counts 2, 1, -2 of the first neuron, and at most 6 of any.
-    assert panel["spikes"][0] == "++....+.....--...."
-    assert panel["spikes"][2] == "++++..------+++++."
+    # As one bit a place: "++....+.....--...." has 11000010 00000000 00 for +1, and neuron 2, "++++..------+++++.".
+    assert spikes_of(panel)[2].ravel().tolist() == [1] * 4 + [0] * 2 + [-1] * 6 + [1] * 5 + [0]
+    assert base64.b64decode(panel["spikes"]["plus"])[0] == 0b11000010
+    assert base64.b64decode(panel["spikes"]["minus"])[1] == 0b00001100
+    assert np.array_equal(spikes_of(panel), drawn.panels[0].spikes)
     assert panel["counts"] == [[2, 1, -2], [-1, 1, 0], [4, -6, 5], [-1, 0, -1]]
     assert data["tokens"] == ["a", "␣", "</script>"]
     assert data["calls"] == [0, 0, 1]
@@ -149,6 +154,16 @@ def test_a_page_stands_alone_and_has_its_figures_without_javascript(two_calls, t
     assert found == {"kind": "raster", "format": 1, "rasters": [drawn.to_data()]}
     assert "<td>ternary</td>" in page
     assert "<noscript>" in page
+
+
+def test_a_page_holds_a_place_in_a_few_bits(tmp_path):
+    spikes = torch.randint(-1, 2, (100, 40, 50), dtype=torch.int8)  # T, tokens, neurons
+    drawn = raster(SpikeTrain(spikes, torch.ones(100, dtype=torch.int64)), num_neurons=50, num_timesteps=100)
+    write_raster_page(drawn, tmp_path / "r.html")
+    write_raster_page(raster(SpikeTrain(spikes[:1], torch.tensor([1]))), tmp_path / "one.html")
+    more = (tmp_path / "r.html").stat().st_size - (tmp_path / "one.html").stat().st_size
+    # Two bits a place as Base64, and once: 1/3 of a byte. The counts and the numbers of timesteps are the rest.
+    assert more < 1.2 * spikes.numel() / 3 + 40 * 50 * 6 + 100 * 40 * 6
 
 
 def test_bad_input(two_calls, tmp_path, as_users):

@@ -13,6 +13,7 @@ from spikebrain.errors import InputError
 PROJ = "model.layers.?.mlp.down_proj"
 
 
+@pytest.mark.slow
 def test_a_prompt_and_what_is_written_after_it(run, model_folder, tmp_path):
     out = tmp_path / "r.svg"
     typed = (model_folder, "--prompt", "A neuron", "--max-new-tokens", 3, "--layers", PROJ, "--out", out, "--json")
@@ -58,7 +59,7 @@ def test_bad_input(run, model_folder, text, tmp_path):
         (("--text", text, "--layers", "*", *out), "--layers: expected at most 8 layers in one raster, got 14"),
         (("--text", text, "--out", tmp_path / "r.pdf"), "expected a name that ends in .png, .svg, .html"),
         (("--text", empty, *out), "--text: expected at least 12 tokens for one window, got 0"),
-        (("--prompt", "", *out), "--prompt: expected a text of at least one token, got an empty one"),
+        (("--prompt", "", *out), "Expected a value for --prompt, got an empty text."),
         (("--prompt", "A", "--encoder", "morse", *out), "--encoder: expected one of"),
         (("--prompt", "A", "--max-new-tokens", -1, *out), "--max-new-tokens: expected an integer >= 0, got -1"),
         (("--prompt", "A", "--num-neurons", 0, *out), "--num-neurons: expected an integer >= 1, got 0"),
@@ -87,6 +88,7 @@ def test_the_library_names_arguments(model_folder, tmp_path):
     assert found.text == ""
 
 
+@pytest.mark.slow
 def test_a_spikingbrain_model_with_sinks(run, model_folder, tmp_path):
     sizes = {"layout": "swa,full", "window": 4, "num_sinks": 2}
     jobs.convert(jobs.ConvertSettings(str(model_folder), **sizes, spiking="as-described"), tmp_path / "sb")

@@ -12,6 +12,7 @@ from spikebrain.energy import EnergyReport
 from spikebrain.errors import InputError
 from spikebrain.models import SpikeSettings, to_spiking
 from spikebrain.models.layers import spike_linear
+from spikebrain.models.layers.observing import observing
 from spikebrain.models.spikingbrain import LayerPlan, SpikingBrainForCausalLM, tiny_7b, tiny_76b
 from spikebrain.simulation import describe_simulation, simulate_model
 
@@ -100,12 +101,13 @@ def test_layers_share_a_stage_if_they_were_handed_the_same_tensor():
     assert prefill.end_ps[-1] < decode.end_ps[-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["decode", "prefill"])
 def test_portions_of_spikes_change_nothing(spiking, mode, monkeypatch):
     whole = simulate_model(spiking, IDS, ASYNC, mode=mode)
     monkeypatch.setattr(spike_linear, "_PORTION_BYTES", 400)  # one or two tokens a step
     seen = []
-    with spike_linear.observing([spiking.model.layers[0].mlp.down_proj], lambda _, step: seen.append(step)):
+    with observing([spiking.model.layers[0].mlp.down_proj], lambda _, step: seen.append(step)):
         parts = simulate_model(spiking, IDS, ASYNC, mode=mode)
     assert len(seen) > 2 * 2  # several steps in each of the two runs
     assert topology(parts) == topology(whole)
@@ -140,6 +142,7 @@ def test_energy_report(spiking, mode):
     assert EnergyReport.from_dict(written) == report
 
 
+@pytest.mark.slow
 def test_experts_and_sinks_are_refused():
     with pytest.raises(InputError, match=r"expected one call of .*experts.* with all 5 tokens, got one with"):
         simulate_model(to_spiking(SpikingBrainForCausalLM(tiny_76b(num_sinks=0))), IDS, ASYNC)

@@ -87,6 +87,7 @@ def test_the_figures_are_those_of_single_runs(settings, tiny_llama, tokenizer, t
     assert found.num_failed == found.num_open == 0
 
 
+@pytest.mark.slow
 def test_files(settings, tmp_path):
     found = sweep(settings(), tmp_path / "s")
     assert sorted(path.name for path in (tmp_path / "s").iterdir()) == sorted([*found.files, JOURNAL])
@@ -105,6 +106,7 @@ def test_files(settings, tmp_path):
     assert (tmp_path / "s" / "pareto.png").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_runs_leave_nothing_behind(settings, tmp_path):
     """Equal figures in any order, and a model as it was loaded."""
     one = settings({"k": [2.0, 4.0], "weights": ["int8", "int4"]}, objectives=("perplexity", "bytes_read"))
@@ -118,6 +120,7 @@ def test_runs_leave_nothing_behind(settings, tmp_path):
     assert fingerprint_of(bench.model) == before
 
 
+@pytest.mark.slow
 def test_a_second_start_runs_nothing(settings, tmp_path, counted):
     first = sweep(settings(), tmp_path / "s")
     assert len(counted) == 4
@@ -128,6 +131,7 @@ def test_a_second_start_runs_nothing(settings, tmp_path, counted):
     assert states(tmp_path / "s") == ["COMPLETE"] * 4
 
 
+@pytest.mark.slow
 def test_optuna_sees_its_grid_as_exhausted(settings, tmp_path):
     study, bench, identity = study_of(settings(), tmp_path / "s")
     study.begin(identity)
@@ -145,6 +149,7 @@ def begun_by_a_dead_process(settings, out, monkeypatch):
         return study, bench, study.take()
 
 
+@pytest.mark.slow
 def test_what_a_dead_process_left_is_taken_up_once(settings, tmp_path, monkeypatch, counted):
     out = tmp_path / "s"
     whole = sweep(settings(), tmp_path / "whole")
@@ -163,6 +168,7 @@ def test_what_a_dead_process_left_is_taken_up_once(settings, tmp_path, monkeypat
     assert not counted
 
 
+@pytest.mark.slow
 def test_figures_that_were_written_are_not_lost(settings, tmp_path, monkeypatch, counted):
     """A process that died between its figures and the end of its trial."""
     out = tmp_path / "s"
@@ -175,6 +181,7 @@ def test_figures_that_were_written_are_not_lost(settings, tmp_path, monkeypatch,
     assert len(counted) == 3
 
 
+@pytest.mark.slow
 def test_a_point_that_stands_twice_in_the_queue_runs_once(settings, tmp_path, counted):
     study, bench, identity = study_of(settings(), tmp_path / "s")
     study.begin(identity)
@@ -208,6 +215,7 @@ def test_who_lives(changed, expected):
     assert not lives(None)
 
 
+@pytest.mark.slow
 def test_a_failure_is_kept_and_the_others_too(settings, tmp_path, counted):
     many = settings({"group_size": [8, 4, "all"], "k": [3.0]}, objectives=("perplexity",))
 
@@ -231,6 +239,7 @@ def test_a_failure_is_kept_and_the_others_too(settings, tmp_path, counted):
     assert again.num_failed == 0
 
 
+@pytest.mark.slow
 def test_another_model_text_or_spec_is_refused(settings, tmp_path, tiny_llama, model_folder):
     out = tmp_path / "s"
     sweep(settings(), out)
@@ -266,6 +275,7 @@ def test_an_edited_table_makes_another_study(settings, tmp_path):
     assert {name for name in first if first[name] != second[name]} == {f"spec.{mine}"}
 
 
+@pytest.mark.slow
 def test_a_search_makes_as_many_runs_as_asked_for(settings, tmp_path, counted):
     options = {"k": Range(1.5, 6.0), "encoder": ["ternary", "signed-digit"], "table": "jouppi_7nm"}
     given = {"method": "search", "trials": 6, "seed": 1, "objectives": ("perplexity", "energy_digital")}
@@ -304,6 +314,7 @@ def test_latency_and_energy_on_a_chip(settings, tmp_path):
     assert 0 < ideal["chip_energy_nj"] < real["chip_energy_nj"]
 
 
+@pytest.mark.slow
 def test_a_database_instead_of_the_journal(settings, tmp_path, counted):
     url = f"sqlite:///{tmp_path / 'study.db'}"
     found = sweep(settings(), tmp_path / "s", storage=url)
@@ -314,6 +325,7 @@ def test_a_database_instead_of_the_journal(settings, tmp_path, counted):
     assert not (tmp_path / "s" / JOURNAL).exists()
 
 
+@pytest.mark.slow
 def test_a_full_disk_and_what_is_left_of_a_record(settings, tmp_path, monkeypatch):
     out = tmp_path / "s"
     whole = sweep(settings(), tmp_path / "whole")

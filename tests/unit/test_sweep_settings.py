@@ -11,7 +11,7 @@ from spikebrain.jobs import EnergySettings, ReportSettings, SimulateSettings, Sw
 from spikebrain.jobs.energy import DigitalEnergy
 from spikebrain.jobs.sweep import OBJECTIVES, Range, read_options, read_spec
 from spikebrain.jobs.sweep.keys import KEYS
-from spikebrain.jobs.sweep.results import Row, next_steps
+from spikebrain.jobs.sweep.results import Row, best_in_words, best_rows, next_steps
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "sweep.toml"
 
@@ -237,3 +237,22 @@ def test_rows_that_are_equally_good_give_no_advice():
 
     assert said(1.0, 1.0) == []
     assert said(1.0, 2.0) == [("spikes: k is best at its least, 2: try k=1.33,2", "k=1.33,2")]
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "said"),
+    [
+        ([0.5, 0.5, 0.5], "all 3 runs are equal"),
+        ([0.5, 0.6, 0.6], "k=3, k=4"),
+        ([0.5, None, 0.4], "k=2"),
+        ([0.5, None, None], "k=2"),
+        ([0.6, 0.6, 0.5, 0.6, 0.6, 0.6], "k=2, k=3, k=5 and 2 more"),
+    ],
+)
+def test_runs_that_are_as_good_as_the_best_are_said(accuracies, said):
+    settings = SweepSettings({"k": [2.0, 3.0]}, objectives=("spikes",))
+    rows = [
+        Row({"k": 2.0 + i}, {} if value is None else {"spikes": -value}, "failed" if value is None else None, True)
+        for i, value in enumerate(accuracies)
+    ]
+    assert best_in_words(rows, "spikes", best_rows(rows, settings)["spikes"]) == said

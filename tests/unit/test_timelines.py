@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from spikebrain import AdaptiveThreshold, SpikeLinear, record
+from spikebrain import AdaptiveThreshold, SpikeLinear, jobs, record
 from spikebrain.chip import InOrder, load_description, simulate_layer
 from spikebrain.errors import InputError
 from spikebrain.exchange import write_chip_timeline, write_recording_timeline
@@ -51,19 +51,25 @@ class Read:
         assert not any(open_slices.values())
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def simulation():
     rng = np.random.default_rng(0)
     chip = load_description("async-45nm")
-    spikes = rng.integers(-1, 2, (3, 2, 1200)).astype(np.int8)  # more channels than a core has room for
+    spikes = rng.integers(-1, 2, (3, 1, 1200)).astype(np.int8)  # more channels than a core has room for
     weight = rng.integers(-127, 128, (1200, 300)).astype(np.int8)
     placement = InOrder().place(1200, 300, chip)
     return simulate_layer(spikes, np.array([4, 2, 1]), weight, chip, placement, trace=True)
 
 
-def test_a_chip_timeline_holds_every_service(simulation, tmp_path):
-    num_services = write_chip_timeline(simulation, tmp_path / "t.pftrace", "a layer")
-    read = Read(tmp_path / "t.pftrace")
+@pytest.fixture(scope="module")
+def written(simulation, tmp_path_factory):
+    """The number of services that were written, and the file, read back."""
+    path = tmp_path_factory.mktemp("timeline") / "t.pftrace"
+    return write_chip_timeline({"a layer": simulation}, path), Read(path)
+
+
+def test_a_chip_timeline_holds_every_service(simulation, written):
+    num_services, read = written
     trace, network = simulation.outcome.trace, simulation.network
     assert read.names[1] == "a layer on async-45nm"
     assert num_services == len(trace.station) == sum(map(len, read.slices.values())) > 100
@@ -79,9 +85,8 @@ def test_a_chip_timeline_holds_every_service(simulation, tmp_path):
             assert end == (details["begin_ps"] + details["duration_ps"]) // 1000
 
 
-def test_flows_follow_a_spike_from_its_encoder_to_the_cores(simulation, tmp_path):
-    write_chip_timeline(simulation, tmp_path / "t.pftrace", "a layer")
-    read = Read(tmp_path / "t.pftrace")
+def test_flows_follow_a_spike_from_its_encoder_to_the_cores(simulation, written):
+    _, read = written
     ways = defaultdict(list)
     for station, found in read.slices.items():
         for name, begin, _, _, details, flows in found:
@@ -98,9 +103,8 @@ def test_flows_follow_a_spike_from_its_encoder_to_the_cores(simulation, tmp_path
     assert any(station.startswith("spike link") for way in ways.values() for _, station, *_ in way)
 
 
-def test_counters_of_a_chip_end_at_zero_and_agree_with_the_slices(simulation, tmp_path):
-    write_chip_timeline(simulation, tmp_path / "t.pftrace", "a layer")
-    read = Read(tmp_path / "t.pftrace")
+def test_counters_of_a_chip_end_at_zero_and_agree_with_the_slices(written):
+    _, read = written
     values = read.counters["busy: accumulate"]
     assert values[-1][1] == 0
     assert all(a[1] != b[1] for a, b in itertools.pairwise(values))
@@ -109,10 +113,42 @@ def test_counters_of_a_chip_end_at_zero_and_agree_with_the_slices(simulation, tm
         assert busy == sum(begin <= time_ns < end for begin, end in spans)
 
 
+@pytest.mark.slow
+def test_flows_of_two_layers_are_kept_apart(simulation, written, tmp_path):
+    num_services, alone = written
+    assert write_chip_timeline({"a": simulation, "b": simulation}, tmp_path / "t.pftrace") == 2 * num_services
+    both = Read(tmp_path / "t.pftrace")
+    roots = {uuid: name for uuid, name in both.names.items() if not both.parents[uuid]}
+    assert [*roots.values()] == ["a on async-45nm", "b on async-45nm"]
+
+    def lengths(read):
+        return Counter(flow for found in read.slices.values() for *_, flows in found for flow in flows)
+
+    assert sorted(lengths(both).values()) == sorted([*lengths(alone).values()] * 2)
+
+
+@pytest.mark.slow
+def test_a_pattern_names_the_layers(model_folder, text, tmp_path):
+    of = {"model": str(model_folder), "text": text, "num_tokens": 2}
+    found = jobs.simulate(jobs.SimulateSettings(**of, timeline="*.0.mlp.*"), tmp_path / "out")
+    read = Read(tmp_path / "out" / "timeline.pftrace")
+    roots = [name for uuid, name in read.names.items() if not read.parents[uuid]]
+    assert roots == [f"model.layers.0.mlp.{kind}_proj on async-45nm" for kind in ("gate", "up", "down")]
+    assert found.figures["num_timeline_events"] == sum(map(len, read.slices.values()))
+    assert found.figures["queue_steps"]["layer"] == roots[0].partition(" ")[0]  # all three are as large
+    bad = {
+        "nowhere": r"timeline 'nowhere': expected a pattern that matches",
+        "*": "timeline: expected at most 8 .* 14,",
+    }
+    for pattern, message in bad.items():
+        with pytest.raises(InputError, match=message):
+            jobs.simulate(jobs.SimulateSettings(**of, timeline=pattern), tmp_path / "no")
+
+
 def test_a_simulation_without_a_trace_is_refused(simulation, tmp_path):
     bare = replace(simulation, outcome=replace(simulation.outcome, trace=None))
     with pytest.raises(InputError, match="expected a simulation with trace=True"):
-        write_chip_timeline(bare, tmp_path / "t.pftrace", "a layer")
+        write_chip_timeline({"a layer": bare}, tmp_path / "t.pftrace")
 
 
 def test_a_recording_timeline(tmp_path):

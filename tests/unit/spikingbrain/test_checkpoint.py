@@ -7,6 +7,7 @@ import sys
 
 import pytest
 import torch
+from fast_first import fast_first
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
@@ -21,7 +22,7 @@ from spikebrain.models.spikingbrain import SpikingBrainForCausalLM, tiny_7b, tin
 INDEX = "model.safetensors.index.json"
 
 
-@pytest.fixture(params=["7b", "7b tied", "76b"])
+@pytest.fixture(params=fast_first(["7b", "76b", "7b tied"], 2))
 def model(request):
     config = {"7b": tiny_7b(), "7b tied": tiny_7b(tie_word_embeddings=True), "76b": tiny_76b()}[request.param]
     model = SpikingBrainForCausalLM(config).eval()
@@ -46,8 +47,11 @@ def rewrite(folder, change):
     save_file(tensors, folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("setting", "group_size"), [(None, None), ("as-described", None), ("as-released", 32)])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("setting", "group_size"),
+    [(None, None), pytest.param("as-described", None, marks=pytest.mark.slow), ("as-released", 32)],
+)
 def test_there_and_back(model, tmp_path, setting, group_size, dtype):
     if setting is not None:
         model = to_spiking(model, spikingbrain_settings(setting, group_size=group_size, k=2.0))
@@ -122,7 +126,7 @@ def test_all_that_is_wrong_is_told_at_once(folder):
     assert "not of floats: model.layers.3.mlp_norm.weight (torch.int64)" in text
 
 
-@pytest.mark.parametrize("name", ["model.layers.0.attn.k_proj", "model.layers.2.mlp.gate_proj"])
+@pytest.mark.parametrize("name", fast_first(["model.layers.0.attn.k_proj", "model.layers.2.mlp.gate_proj"]))
 def test_missing_and_wrong_scales(tmp_path, name):
     save(to_spiking(SpikingBrainForCausalLM(tiny_7b())), tmp_path)
     rewrite(tmp_path, lambda tensors: tensors.pop(f"{name}.scale"))
@@ -174,7 +178,7 @@ def test_other_damage(folder):
         read_folder(folder)
 
 
-@pytest.mark.parametrize("setting", [None, "as-described", "as-released"])
+@pytest.mark.parametrize("setting", fast_first(["as-released", None, "as-described"]))
 def test_transformers_opens_a_folder(tmp_path, setting):
     model = SpikingBrainForCausalLM(tiny_7b(initializer_range=0.1)).eval()
     if setting is not None:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fast_first import fast_first
 from safetensors.torch import load_file, save_file
 
 from spikebrain import jobs, load
@@ -39,6 +40,7 @@ def interrupted(run, monkeypatch, capsys):
     return interrupted
 
 
+@pytest.mark.slow
 def test_sampled_text_and_steps_that_fit_the_time(run, interrupted, model_folder, student, tmp_path):
     out = tmp_path / "b"
     options = ("--sample", 200, "--context", 20, "--minutes", 1e-9, "--out", out)
@@ -70,13 +72,21 @@ def test_sampled_text_and_steps_that_fit_the_time(run, interrupted, model_folder
 @pytest.mark.parametrize(
     ("later", "named"),
     [
-        (("--minutes", 2e-9), "--minutes: {} holds a training that was begun with 1e-09, not 2e-09."),
-        (("--logits-steps", 3), "--logits-steps: {} holds a training that was begun with None, not 3."),
-        (("--batch-size", 2), "--batch-size: {} holds a training that was begun with 4, not 2."),
-        (("--learning-rate", 1), "--learning-rate: {} holds a training that was begun with 0.001, not 1.0."),
         (("--seed", 5), "--seed: {} holds a training that was begun with 0, not 5."),
-        (("--spiking", "as-described"), "--spiking: {} holds a training that was begun with None, not as-described."),
-        (("--text", "TEXT"), "--text: {} holds a training that was begun with another."),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                (("--minutes", 2e-9), "--minutes: {} holds a training that was begun with 1e-09, not 2e-09."),
+                (("--logits-steps", 3), "--logits-steps: {} holds a training that was begun with None, not 3."),
+                (("--batch-size", 2), "--batch-size: {} holds a training that was begun with 4, not 2."),
+                (("--learning-rate", 1), "--learning-rate: {} holds a training that was begun with 0.001, not 1.0."),
+                (
+                    ("--spiking", "as-described"),
+                    "--spiking: {} holds a training that was begun with None, not as-described.",
+                ),
+                (("--text", "TEXT"), "--text: {} holds a training that was begun with another."),
+            ]
+        ),
     ],
 )
 def test_later_options_win_or_are_refused(run, interrupted, model_folder, student, text, tmp_path, later, named):
@@ -100,6 +110,7 @@ def test_later_options_win_or_are_refused(run, interrupted, model_folder, studen
         assert [point["stage"] for point in json.loads((out / "loss.json").read_text())] == [0, 1, 1, 1]
 
 
+@pytest.mark.slow
 def test_force_starts_again(run, interrupted, model_folder, student, text, tmp_path):
     steps = ("--attention-steps", 1, "--logits-steps", 2, "--text", text, "--context", 20, "--out", tmp_path / "b")
     interrupted(model_folder, student, *steps)
@@ -113,6 +124,7 @@ def test_force_starts_again(run, interrupted, model_folder, student, text, tmp_p
     assert all(torch.equal(p, q) for p, q in zip(found.parameters(), expected.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_is_of_its_models_alone(run, interrupted, model_folder, tmp_path):
     """Another student, and another teacher's samples, are not taken for those of before."""
     other = tmp_path / "teacher"
@@ -135,6 +147,7 @@ def test_an_interrupted_training_is_of_its_models_alone(run, interrupted, model_
     assert "Sampling" in err
 
 
+@pytest.mark.slow
 def test_seconds_of_before_an_interruption_count(model_folder, student, text, tmp_path, monkeypatch):
     clock = SimpleNamespace(perf_counter=lambda: 0.0)
     monkeypatch.setattr(JOB, "time", clock)
@@ -167,6 +180,7 @@ def test_files_are_for_whom_the_umask_says(run, model_folder, student, text, tmp
     assert set(modes.values()) == {0o640}
 
 
+@pytest.mark.slow
 def test_what_a_gpu_changes(run, model_folder, student, text, tmp_path, monkeypatch):
     steps = ("--attention-steps", 1, "--logits-steps", 1, "--device", "cpu", "--out", tmp_path / "b")
     material = ("--text", text, "--text", text, "--sample", 50)
@@ -194,7 +208,7 @@ def test_losses_go_from_start_to_end():
     assert _ends([float(i) for i in range(1000)]) == "4.5 -> 994.5"
 
 
-@pytest.mark.parametrize("command", ["convert", "distill"])
+@pytest.mark.parametrize("command", fast_first(["convert", "distill"]))
 def test_folders_that_cannot_be_written(command, run, model_folder, student, text, tmp_path, monkeypatch):
     sources = (model_folder, student, "--text", text) if command == "distill" else (model_folder,)
     (tmp_path / "full").mkdir()

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from fast_first import fast_first
 from transformers import AutoModelForCausalLM, DynamicCache, StaticCache
 
 from spikebrain import spikingbrain_settings
@@ -23,13 +24,13 @@ from spikebrain.models.spikingbrain.norm import RMSNorm
 EVERYTHING = "gla,swa,full,gla+swa/moe,gla+full"
 CONFIGS = {
     "7b": tiny_7b(initializer_range=0.2),
-    "76b": tiny_76b(layers=layout("76b", 7)[3:], initializer_range=0.1, window=9),
     "everything": tiny_76b(layers=parse_layers(EVERYTHING), initializer_range=0.1, window=5, num_sinks=3),
+    "76b": tiny_76b(layers=layout("76b", 7)[3:], initializer_range=0.1, window=9),
     "no sinks": tiny_76b(layers=parse_layers(EVERYTHING), initializer_range=0.1, window=5, num_sinks=0),
 }
 
 
-@pytest.fixture(params=CONFIGS)
+@pytest.fixture(params=fast_first(CONFIGS, 2))
 def model(request):
     return SpikingBrainForCausalLM(CONFIGS[request.param]).eval()
 
