@@ -106,35 +106,6 @@ def rotate(x, cos, sin):  # pragma: no cover - compiled
         x[half + i] = second * cos[half + i] + first * sin[half + i]
 
 
-@compiled(error_model="numpy")
-def attend(q, key, value, keys, values, length, score, out):  # pragma: no cover - compiled
-    """Fill out with softmax(q . keys) . values of one head, over `length` cached rows and the token itself.
-
-    Args:
-        q: query, scaled, float32 [dim].
-        key: of the token itself, [dim].
-        value: of the token itself, [dim].
-        keys: cached, [length or more, dim].
-        values: cached, [length or more, dim].
-        length: cached rows.
-        score: memory for [length + 1].
-        out: float32 [dim].
-    """
-    highest = dot(q, key)
-    score[length] = highest
-    for row in range(length):
-        score[row] = dot(q, keys[row])
-        highest = max(highest, score[row])
-    total = exp_all(score[: length + 1], highest)
-    weight = np.float32(score[length] / total)
-    for i in range(out.shape[0]):
-        out[i] = weight * value[i]
-    for row in range(length):
-        weight = np.float32(score[row] / total)
-        for i in range(out.shape[0]):
-            out[i] += weight * values[row, i]
-
-
 @compiled(fastmath={"reassoc", "nsz"})
 def exp_all(score, highest):  # pragma: no cover - compiled
     """Replace scores by exp(score - highest), and return their sum."""
