@@ -14,9 +14,11 @@ The peers have full attention in all 16 layers:
   llama_q8   the same with 8-bit keys and values (q8_0)
   sdpa       Llama of transformers in bfloat16, its attention by SDPA, a static cache; weights are 16-bit
 
-Each peer is measured in turns with the hybrid, one token after the other, so that both meet the same busy moments; the
-ratio is that of the medians, its spread the quartiles of the ratios turn by turn. A token is a call of the model and
-argmax. Memory is that of the process, and that of the cache. A peer that would need more than --memory is left out.
+First the hybrid runs alone at all lengths, for its memory. Then each peer is measured in turns with it, so that both
+meet the same busy moments; the ratio is that of the medians, its spread the quartiles of the ratios turn by turn. A
+token is a call of the model and argmax. Memory is that of the process, and that of the cache. A peer that would need
+more than --memory is left out. The last row of a length is no peer but a bound: the hybrid's own time, and the time to
+read 16-bit keys and values as fast as PyTorch's product of a matrix and a vector read in the same turns.
 """
 
 from __future__ import annotations
@@ -49,7 +51,7 @@ LENGTHS = [2**12, 2**16, 2**17, 2**18]
 TARGETS = {2**16: 4.04, 2**17: 7.52, 2**18: 15.39}
 # Bytes that a cached number takes, and how much more than its cache a peer needs, in bytes.
 PEERS = {
-    "int8": (1 + 4 / HEAD_DIM, 4.5e9),
+    "int8": (1 + 4 / HEAD_DIM, 0.9e9),
     "float32": (4, 4.5e9),
     "llama_cpp": (2, 1.5e9),
     "llama_q8": (34 / 32, 1.5e9),
@@ -84,26 +86,20 @@ def of_spikingbrain(model: Any, length: int) -> Model:
 
 
 def of_spiking_llama(length: int) -> Model:
-    model = spiking_llama(torch.Generator().manual_seed(0))
-    cache, generator = DynamicCache(), torch.Generator().manual_seed(0)
-    for layer in range(LAYERS):
-        cache.update(*(_rows(length, torch.float32, generator) for _ in "kv"), layer)
-
-    def call(ids: torch.Tensor) -> torch.Tensor:
-        return model(ids, past_key_values=cache, use_cache=True).logits
-
-    def size() -> int:
-        return sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values))
-
-    return Model(call, size)
+    generator = torch.Generator().manual_seed(0)
+    return _of_llama(spiking_llama(generator), DynamicCache(), torch.float32, length, generator)
 
 
 def of_sdpa(length: int) -> Model:
     generator = torch.Generator().manual_seed(0)
     model = dense_llama(torch.bfloat16, generator)
     cache = StaticCache(config=model.config, max_cache_len=length + 256)
+    return _of_llama(model, cache, torch.bfloat16, length, generator)
+
+
+def _of_llama(model: Any, cache: Any, dtype: torch.dtype, length: int, generator: torch.Generator) -> Model:
     for layer in range(LAYERS):
-        cache.update(*(_rows(length, torch.bfloat16, generator) for _ in "kv"), layer)
+        cache.update(*(_rows(length, dtype, generator) for _ in "kv"), layer)
 
     def call(ids: torch.Tensor) -> torch.Tensor:
         return model(ids, past_key_values=cache, use_cache=True).logits
@@ -149,18 +145,17 @@ class LlamaCpp:
 
 
 @contextlib.contextmanager
-def peer_of(name: str, length: int, file: Path) -> Iterator[Any]:
-    """Make a peer at a length, and free its memory."""
+def peer_of(name: str, length: int, file: Path, hybrid: Any) -> Iterator[Any]:
+    """Make a peer at a length, and free its memory; `int8` shares the hybrid's layers."""
     if name in ("llama_cpp", "llama_q8"):
         peer = LlamaCpp(length, "f16" if name == "llama_cpp" else "q8_0", file)
         yield peer
         peer.close()
         return
     if name == "int8":
-        yield of_spikingbrain(spiking("full", torch.Generator().manual_seed(0)), length)
+        yield of_spikingbrain(spiking("full", torch.Generator().manual_seed(0), hybrid), length)
     else:
         yield of_spiking_llama(length) if name == "float32" else of_sdpa(length)
-    gc.collect()
 
 
 def resident() -> int:
@@ -181,6 +176,17 @@ def in_turns(ours: Steps, theirs: Steps, repeats: int, num: int) -> tuple[list[f
     return pairs
 
 
+def reading_speed() -> float:
+    """Return the bytes a second that a product of a float32 matrix of 256 MiB and a vector reads."""
+    matrix, vector = torch.ones(2**14, 2**12), torch.ones(2**12)
+    seconds = []
+    for _ in range(5):
+        start = time.perf_counter()
+        torch.mv(matrix, vector)
+        seconds.append(time.perf_counter() - start)
+    return matrix.nbytes / statistics.median(seconds)
+
+
 def row_of(name: str, length: int, hybrid: list[float], peer: list[float], **memory: int) -> dict[str, Any]:
     """Return what was measured of a pair, and print it."""
     ratios = [b / a for a, b in zip(hybrid, peer, strict=True)]
@@ -198,6 +204,49 @@ def row_of(name: str, length: int, hybrid: list[float], peer: list[float], **mem
         flush=True,
     )
     return row
+
+
+def run_alone(hybrid: Any, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return time and memory of the hybrid at all lengths."""
+    alone = []
+    for length in options.lengths:
+        ours = of_spikingbrain(hybrid, length)
+        ours.steps(4)
+        ms = 1e3 * statistics.median(ours.steps(options.tokens * options.repeats))
+        alone.append({"length": length, "ms": ms, "state_bytes": ours.cache_bytes(), "resident_bytes": resident()})
+        memory = f"state {ours.cache_bytes():,} bytes, process {resident() / 1e6:,.0f} MB"
+        print(f"{length:>7} hybrid alone: {ms:.1f} ms, {memory}", flush=True)
+    return alone
+
+
+def run_peers(hybrid: Any, peers: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return a row for each length and peer."""
+    rows = []
+    for length in options.lengths:
+        ours, own, speeds = of_spikingbrain(hybrid, length), [], []
+        for name in peers:
+            per_number, more = PEERS[name]
+            needed = 2 * LAYERS * KEY_HEADS * HEAD_DIM * length * per_number
+            # Ours copies the cache once into memory with spare rows, and frees the first.
+            needed = needed * (2 if name in ("int8", "float32") else 1) + more + resident()
+            if needed > 1e9 * options.memory:
+                print(f"{length:>7} {name}: left out, needs about {needed / 1e9:.0f} GB")
+                continue
+            with peer_of(name, length, options.gguf, hybrid) as peer:
+                seconds = in_turns(ours.steps, peer.steps, options.repeats, options.tokens)
+                memory = {"peer_cache_bytes": peer.cache_bytes(), "hybrid_state_bytes": ours.cache_bytes()}
+            rows.append(row_of(name, length, *seconds, **memory))
+            own += seconds[0]
+            del peer
+            gc.collect()
+            speeds.append(reading_speed())
+        if own:
+            num_bytes = 2 * 2 * LAYERS * KEY_HEADS * HEAD_DIM * length
+            bound = [statistics.median(own) + num_bytes / speed for speed in speeds]
+            memory = {"peer_cache_bytes": num_bytes, "hybrid_state_bytes": ours.cache_bytes()}
+            rows.append(row_of("reading", length, [statistics.median(own)] * len(bound), bound, **memory))
+            rows[-1]["reading_bytes_per_s"] = speeds
+    return rows
 
 
 def main() -> None:
@@ -224,24 +273,8 @@ def main() -> None:
     print(environment() | found)
     hybrid = spiking("hybrid", torch.Generator().manual_seed(0))
     print(sb.describe_decoding(hybrid))
-    rows, alone = [], []
-    for length in options.lengths:
-        ours = of_spikingbrain(hybrid, length)
-        ours.steps(3)
-        alone.append({"length": length, "state_bytes": ours.cache_bytes(), "resident_bytes": resident()})
-        print(f"{length:>7} hybrid: state {ours.cache_bytes():,} bytes, process {resident() / 1e6:,.0f} MB", flush=True)
-        for name in peers:
-            per_number, more = PEERS[name]
-            needed = 2 * LAYERS * KEY_HEADS * HEAD_DIM * length * per_number
-            # Ours copies the cache once into memory with spare rows, and frees the first.
-            needed = needed * (2 if name in ("int8", "float32") else 1) + more + resident()
-            if needed > 1e9 * options.memory:
-                print(f"{length:>7} {name}: left out, needs about {needed / 1e9:.0f} GB")
-                continue
-            with peer_of(name, length, options.gguf) as peer:
-                seconds = in_turns(ours.steps, peer.steps, options.repeats, options.tokens)
-                memory = {"peer_cache_bytes": peer.cache_bytes(), "hybrid_state_bytes": ours.cache_bytes()}
-            rows.append(row_of(name, length, *seconds, **memory))
+    alone = run_alone(hybrid, options)
+    rows = run_peers(hybrid, peers, options)
     case = {"tokens": options.tokens, "repeats": options.repeats, "filled": "random states, no prefill", "k": 3.0}
     write_json(options.out, rows, **found, hybrid=alone, targets=TARGETS, **case)
 

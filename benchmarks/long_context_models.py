@@ -27,13 +27,14 @@ POSITIONS = 2**18 + 2**12
 _GROUP = 32
 
 
-def spiking(kind: str, generator: torch.Generator) -> SpikingBrainForCausalLM:
+def spiking(kind: str, generator: torch.Generator, like: Any = None) -> SpikingBrainForCausalLM:
     """Return a model on spikes with 4-bit weights in groups of 32, made one layer after the other.
 
     Args:
         kind: "hybrid": linear and window attention in turns, as in SpikingBrain-7B, window 4096; "full": full attention
             in all layers. Keys and values are INT8, as in SpikingBrain.
         generator: of the weights.
+        like: a model whose layers are used where it has them, to save memory; None for none.
     """
     plans = layout("7b", LAYERS) if kind == "hybrid" else parse_layers(",".join(["full"] * LAYERS))
     settings = SpikingBrainConfig(
@@ -52,14 +53,14 @@ def spiking(kind: str, generator: torch.Generator) -> SpikingBrainForCausalLM:
     )
     with torch.device("meta"):
         model = SpikingBrainForCausalLM(SpikingBrainPretrainedConfig(settings)).eval()
-    return _filled(model, spikingbrain_settings(), generator)
+    return _filled(model, spikingbrain_settings(), generator, like)
 
 
 def spiking_llama(generator: torch.Generator) -> Any:
     """Return a Llama of transformers with the same spiking layers, whose keys and values are float32."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(llama_config()).eval()
-    return _filled(model, sb.SpikeSettings(), generator)
+    return _filled(model, sb.SpikeSettings(), generator, None)
 
 
 def dense_llama(dtype: torch.dtype, generator: torch.Generator) -> Any:
@@ -89,12 +90,15 @@ def llama_config() -> LlamaConfig:
     )
 
 
-def _filled(model: Any, settings: sb.SpikeSettings, generator: torch.Generator) -> Any:
+def _filled(model: Any, settings: sb.SpikeSettings, generator: torch.Generator, like: Any) -> Any:
     """Give a model on the meta device weights: 4-bit integers with 16-bit scales for linear layers, the head too."""
+    there = {} if like is None else dict(like.named_modules())
+    if like is not None:
+        model.model.embeddings = like.model.embeddings
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear):
             parent, _, child = name.rpartition(".")
-            layer = _random_layer(name, module, settings, generator)
+            layer = there.get(name) or _random_layer(name, module, settings, generator)
             setattr(model.get_submodule(parent), child, layer)
     for name, parameter in list(model.named_parameters()):
         owner, _, child = name.rpartition(".")

@@ -11,10 +11,13 @@ order. The plain rules are `swa.float_attention` and `swa.integer_attention`.
 
 from __future__ import annotations
 
+import numba
 import numpy as np
+from numba.np.numpy_support import carray
 
 from ...compiled import compiled
-from .decoder_parts import exp, exp_all
+from .decoder_parts import exp, exp_within
+from .memory import at
 from .simd import (
     add_product,
     as_numbers,
@@ -53,7 +56,7 @@ def attend(query, factor, keys, key_scales, values, value_scales, num_rows, dim,
     Args:
         query: float32 [heads, dim]; counts, if the columns are codes, of which no head's sum of magnitudes is above
             `MOST_CHARGE`.
-        factor: float32 [heads].
+        factor: float32 [heads], above 0.
         keys: address of float32 [rows, dim], or with scales of int8 codes.
         key_scales: address of float32 [rows], or 0.
         values: as keys.
@@ -72,13 +75,13 @@ def attend(query, factor, keys, key_scales, values, value_scales, num_rows, dim,
         num = min(BLOCK, num_rows - first)
         rows = _rows_of(keys, key_scales != 0, first, num, dim, tile)
         for head in range(heads):
-            _multiply(rows, padded.ctypes.data + head * stride, width, num, score[head])
-            here = score[head, :num]
+            here, so_far = score.ctypes.data + 4 * head * BLOCK, to_sums + head * stride
+            _multiply(rows, padded.ctypes.data + head * stride, width, num, here)
             if key_scales != 0:
-                _scale(here, key_scales + 4 * first)
-            highest[head], total[head] = _weigh(here, factor[head], highest[head], total[head], sums[head])
+                _scale(here, key_scales + 4 * first, num)
+            highest[head], total[head] = _weigh(here, num, factor[head], highest[head], total[head], so_far, width)
             if value_scales != 0:
-                _scale(here, value_scales + 4 * first)
+                _scale(here, value_scales + 4 * first, num)
         rows = _rows_of(values, value_scales != 0, first, num, dim, tile)
         for begin in range(0, num, _ADDED):
             added = min(_ADDED, num - begin)
@@ -119,39 +122,50 @@ def _rows_of(columns, are_codes, first, num, dim, tile):  # pragma: no cover - c
 
 @compiled
 def _multiply(rows, query, width, num, score):  # pragma: no cover - compiled
-    """Fill score, float32 [BLOCK], with the products of rows, float32 [num, width], and a query, both by address."""
+    """Write the products of rows, float32 [num, width], and a query to `score`, float32 [BLOCK]; all are addresses."""
     stride = 4 * width
     for row in range(0, num, _TOGETHER):
         total = no_floats_128()
         for place in range(0, stride, 4 * LANES):
             part = repeat(load(query + place, no_floats_16()), total)
             total = add_product(total, load_rows(rows + row * stride + place, stride, total), part)
-        store(score.ctypes.data + 4 * row, fold(total))
+        store(score + 4 * row, fold(total))
 
 
 @compiled(error_model="numpy")
-def _weigh(score, factor, highest, total, sums):  # pragma: no cover - compiled
+def _weigh(score, num, factor, highest, total, sums, width):  # pragma: no cover - compiled
     """Replace products by exp(product * factor - highest), and let what was added before count as much less.
 
     Args:
-        score: float32 [rows].
-        factor: of all rows.
-        highest: score of all rows before.
+        score: address of float32 [num].
+        num: rows.
+        factor: of all rows, above 0.
+        highest: product * factor of all rows before.
         total: of the weights before.
-        sums: weighted rows before, float32 [channels].
+        sums: address of weighted rows before, float32 [width].
+        width: channels.
     Returns:
-        The highest score and the total with these rows.
+        The highest product * factor and the total with these rows.
     """
-    for row in range(score.shape[0]):
-        score[row] *= factor
-    now = max(highest, _highest_of(score))
+    products = carray(at(score, numba.float32), num)
+    now = max(highest, np.float32(_highest_of(products) * factor))
     if now > highest:
         less = exp(highest - now)
         total *= less
-        sums *= less
+        before = carray(at(sums, numba.float32), width)
+        for i in range(width):
+            before[i] *= less
+    return now, np.float32(total + _exp_all(products, factor, now))
+
+
+@compiled(fastmath={"reassoc", "nsz"})
+def _exp_all(score, factor, highest):  # pragma: no cover - compiled
+    """Replace scores by exp(score * factor - highest), and return their sum."""
+    total = np.float32(0)
     for row in range(score.shape[0]):
-        score[row] = max(score[row], now - _DEEPEST)
-    return now, np.float32(total + exp_all(score, now))
+        score[row] = exp_within(max(np.float32(score[row] * factor) - highest, -_DEEPEST))
+        total += score[row]
+    return total
 
 
 @compiled(fastmath={"nnan", "nsz", "reassoc"})
@@ -163,14 +177,14 @@ def _highest_of(score):  # pragma: no cover - compiled
 
 
 @compiled
-def _scale(score, scales):  # pragma: no cover - compiled
-    """Multiply scores, float32 [rows], by the numbers at an address."""
-    here, num = score.ctypes.data, score.shape[0]
+def _scale(score, scales, num):  # pragma: no cover - compiled
+    """Multiply scores, float32 [num], by as many numbers, all by address."""
     whole = num // LANES * LANES
     for place in range(0, 4 * whole, 4 * LANES):
-        store(here + place, load(here + place, no_floats_16()) * load(scales + place, no_floats_16()))
+        store(score + place, load(score + place, no_floats_16()) * load(scales + place, no_floats_16()))
+    rest, factors = carray(at(score, numba.float32), num), carray(at(scales, numba.float32), num)
     for row in range(whole, num):
-        score[row] *= float32_at(scales + 4 * row)
+        rest[row] *= factors[row]
 
 
 @compiled

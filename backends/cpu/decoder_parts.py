@@ -41,7 +41,12 @@ def _power_of_two(typing_context, exponent):  # pragma: no cover - compiled
 @compiled(error_model="numpy")
 def exp(x):  # pragma: no cover - compiled
     """Return e to the power of x, float32, from -87 on within 2 units in the last place; it compiles to vectors."""
-    x = min(max(x, _LOWEST), _HIGHEST)
+    return exp_within(min(max(x, _LOWEST), _HIGHEST))
+
+
+@compiled(error_model="numpy")
+def exp_within(x):  # pragma: no cover - compiled
+    """Return `exp` of an x from -87 to 88."""
     whole = np.float32(np.float32(x * _PER_LN2 + _TO_INTEGER) - _TO_INTEGER)
     r = np.float32(np.float32(x - whole * _LN2_HIGH) - whole * _LN2_LOW)
     tail = _C2 + r * (_C3 + r * (_C4 + r * (_C5 + r * (_C6 + r * _C7))))

@@ -9,9 +9,12 @@ so with vectors. They may be wider than a register; the compiler divides them as
 
 from __future__ import annotations
 
+import functools
 import operator
+import platform
 from typing import Any
 
+import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core.extending import register_model
@@ -80,6 +83,7 @@ def _vectors(element: types.Type, lanes: int):
 
 no_bytes_32, no_bytes_64 = _vectors(types.uint8, 32), _vectors(types.uint8, 64)
 no_small_integers = _vectors(types.int8, 32)
+no_words = _vectors(types.int16, 32)
 no_small_16 = _vectors(types.int8, 16)
 no_numbers, no_floats = _vectors(types.int32, 32), _vectors(types.float32, 32)
 no_floats_16, no_floats_64, no_floats_128 = (_vectors(types.float32, lanes) for lanes in (16, 64, 128))
@@ -223,6 +227,24 @@ def to_floats(typing_context, numbers):  # pragma: no cover - compiled
         return builder.sitofp(arguments[0], context.get_value_type(floats))
 
     return floats(numbers), generate
+
+
+@intrinsic
+def halves_to_floats(typing_context, words):  # pragma: no cover - compiled
+    """Return the float16 numbers whose bits are in 16-bit words as float32; see `has_halves`."""
+    floats = Vector(types.float32, words.lanes)
+
+    def generate(context, builder, signature, arguments):
+        halves = builder.bitcast(arguments[0], ir.VectorType(ir.HalfType(), words.lanes))
+        return builder.fpext(halves, context.get_value_type(floats))
+
+    return floats(words), generate
+
+
+@functools.cache
+def has_halves() -> bool:
+    """Return whether the machine turns float16 into float32; compiled code would else call a missing function."""
+    return platform.machine().lower() in ("aarch64", "arm64") or bool(llvm.get_host_cpu_features().get("f16c"))
 
 
 @intrinsic

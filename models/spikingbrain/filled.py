@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -45,7 +47,7 @@ def filled_cache(model: SpikingBrainForCausalLM, num_tokens: int, *, seed: int =
         return torch.randn(1, heads, rows, dim, generator=generator).to(parameter)
 
     for block, state in zip(model.model.layers, cache.layers, strict=True):
-        attention = block.attn
+        attention: Any = block.attn
         if "gla" in attention.plan.mixers:
             state.linear = draw(dim).to(torch.promote_types(parameter.dtype, torch.float32))
         if state.columns is None:
