@@ -256,6 +256,20 @@ def test_a_token_that_needs_the_separate_steps_leaves_the_cache_to_them():
         model(torch.tensor([[4]]), cache=cache)
 
 
+@pytest.mark.parametrize(("k", "fits"), [(1000.0, True), (3000.0, False)])
+@torch.inference_mode()
+def test_query_counts_whose_products_might_not_be_exact_take_the_models_own_code(k, fits):
+    """A head of 64 channels has a sum of |count| of about 64 k; products are exact up to 2^24 / 128 = 131,072."""
+    config = tiny_7b(layers=parse_layers("swa,full"), head_dim=64)
+    model = to_spiking(SpikingBrainForCausalLM(config).eval(), spikingbrain_settings(k=k))
+    cache = prompt_read(model)
+    before, token = copy.deepcopy(cache), torch.tensor([[4]])
+    assert (decoder_of(model).step(token, cache, None, None) is not None) == fits
+    if not fits:
+        assert_same(cache, before)
+        assert model(token, cache=cache).logits.isfinite().all()
+
+
 def test_it_says_why_not():
     model = spiking_model()
     assert describe_decoding(model).startswith("Decoding one text by the compiled decoder")
