@@ -10,8 +10,9 @@ their values, and `tests/unit/spikingbrain/test_filled.py` shows that decoding g
 The peers have full attention in all 16 layers:
   int8       the same spiking model, INT8 keys and values
   float32    Llama of transformers with the same spiking layers in this project's decoder, float32 keys and values
-  llama_cpp  llama.cpp, Q4_0, 16-bit keys and values, flash attention; needs llama-cpp-python and gguf
-  llama_q8   the same with 8-bit keys and values (q8_0)
+  llama_cpp  llama.cpp, Q4_0, 16-bit keys and values; needs llama-cpp-python and gguf
+  llama_fused  the same with its fused kernel (flash attention)
+  llama_q8   the same with that kernel and 8-bit keys and values (q8_0)
   sdpa       Llama of transformers in bfloat16, its attention by SDPA, a static cache; weights are 16-bit
 
 First the hybrid runs alone at all lengths, for its memory. Then each peer is measured in turns with it, so that both
@@ -54,9 +55,15 @@ PEERS = {
     "int8": (1 + 4 / HEAD_DIM, 0.9e9),
     "float32": (4, 4.5e9),
     "llama_cpp": (2, 1.5e9),
+    "llama_fused": (2, 1.5e9),
     "llama_q8": (34 / 32, 1.5e9),
-    "sdpa": (2, 3.5e9),
+    "sdpa": (2, 2.7e9),
 }
+# Tokens whose keys and values are made at once.
+_PORTION = 2**14
+
+# Caches of llama.cpp's peers.
+LLAMA_CACHES = {"llama_cpp": "f16-plain", "llama_fused": "f16", "llama_q8": "q8_0"}
 
 # Runs a number of tokens, and returns the seconds of each.
 Steps = Callable[[int], list[float]]
@@ -99,7 +106,9 @@ def of_sdpa(length: int) -> Model:
 
 def _of_llama(model: Any, cache: Any, dtype: torch.dtype, length: int, generator: torch.Generator) -> Model:
     for layer in range(LAYERS):
-        cache.update(*(_rows(length, dtype, generator) for _ in "kv"), layer)
+        for first in range(0, length, _PORTION):
+            num = min(_PORTION, length - first)
+            cache.update(*(_rows(num, dtype, generator) for _ in "kv"), layer)
 
     def call(ids: torch.Tensor) -> torch.Tensor:
         return model(ids, past_key_values=cache, use_cache=True).logits
@@ -107,23 +116,22 @@ def _of_llama(model: Any, cache: Any, dtype: torch.dtype, length: int, generator
     return Model(call, lambda: sum(part.nbytes for layer in cache.layers for part in (layer.keys, layer.values)))
 
 
-def _rows(length: int, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
-    """Return random keys or values of a layer; 4096 of them repeat."""
-    some = torch.randn(1, KEY_HEADS, 4096, HEAD_DIM, generator=generator).to(dtype)
-    return some.repeat(1, 1, -(-length // 4096), 1)[:, :, :length]
+def _rows(num: int, dtype: torch.dtype, generator: torch.Generator) -> torch.Tensor:
+    """Return random keys or values of a layer."""
+    return torch.randn(1, KEY_HEADS, num, HEAD_DIM, generator=generator).to(dtype)
 
 
 class LlamaCpp:
     """llama.cpp in a process of its own."""
 
-    def __init__(self, length: int, cache: str, file: Path) -> None:
+    def __init__(self, name: str, length: int, file: Path) -> None:
         script = Path(__file__).with_name("long_context_llama_cpp.py")
-        command = [sys.executable, script, file, length, torch.get_num_threads(), cache]
+        command = [sys.executable, script, file, length, torch.get_num_threads(), LLAMA_CACHES[name]]
         self._process = subprocess.Popen(
             [str(word) for word in command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.resident = int(self._line())
-        per_number = PEERS["llama_cpp" if cache == "f16" else "llama_q8"][0]
+        per_number = PEERS[name][0]
         self.cache_bytes = lambda: int(2 * LAYERS * KEY_HEADS * HEAD_DIM * length * per_number)
 
     def steps(self, num: int) -> list[float]:
@@ -147,8 +155,8 @@ class LlamaCpp:
 @contextlib.contextmanager
 def peer_of(name: str, length: int, file: Path, hybrid: Any) -> Iterator[Any]:
     """Make a peer at a length, and free its memory; `int8` shares the hybrid's layers."""
-    if name in ("llama_cpp", "llama_q8"):
-        peer = LlamaCpp(length, "f16" if name == "llama_cpp" else "q8_0", file)
+    if name in LLAMA_CACHES:
+        peer = LlamaCpp(name, length, file)
         yield peer
         peer.close()
         return
@@ -266,7 +274,7 @@ def main() -> None:
         )
     torch.set_num_threads(options.threads)
     missing = [name for name in ("llama_cpp", "gguf") if importlib.util.find_spec(name) is None]
-    peers = [name for name in options.peers if not (missing and name.startswith("llama_"))]
+    peers = [name for name in options.peers if not (missing and name in LLAMA_CACHES)]
     if peers != options.peers:
         print(f"not installed: {missing}; so no llama.cpp")
     found = {name: version(name) for name in ("transformers", "llama-cpp-python") if name[:5] != "llama" or not missing}

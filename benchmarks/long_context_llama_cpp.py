@@ -3,9 +3,10 @@
     python benchmarks/long_context_llama_cpp.py FILE.gguf LENGTH THREADS CACHE
 
 FILE is written first, with the shapes of Llama-3.2-1B and random 4-bit weights (Q4_0), if it is not there. The cache of
-keys and values (`f16`, or `q8_0`) is filled through llama.cpp's own function that restores a saved state, in portions,
-with random numbers. Each line on standard input is a number of tokens to write; each line on standard output the
-seconds of each token. The line before them is the memory of this process, in bytes.
+keys and values is `f16`, `q8_0`, or `f16-plain` for attention without the fused kernel. It is filled through llama.cpp's
+own function that restores a saved state, in portions, with random numbers. Each line on standard input is a number of
+tokens to write; each line on standard output the seconds of each token. The line before them is the memory of this
+process, in bytes.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from typing import Any
 import numpy as np
 
 HIDDEN, LAYERS, HEADS, KEY_HEADS, HEAD_DIM, INNER, VOCABULARY = 2048, 16, 32, 8, 64, 8192, 128256
-# Of ggml: number of the type, and bytes that 32 numbers take.
-CACHES = {"f16": (1, 64), "q8_0": (8, 34)}
+# Of ggml: number of the type, bytes that 32 numbers take, and whether attention runs in the kernel for long texts.
+CACHES = {"f16": (1, 64, True), "f16-plain": (1, 64, False), "q8_0": (8, 34, True)}
 # Cells that are filled by one call.
 _PORTION = 8192
 
@@ -78,11 +79,11 @@ class Peer:
         self.api.llama_backend_init()
         self.model = self.api.llama_model_load_from_file(str(path).encode(), self.api.llama_model_default_params())
         params = self.api.llama_context_default_params()
-        kind, _ = CACHES[cache]
+        kind, _, fused = CACHES[cache]
         params.n_ctx, params.n_batch, params.n_ubatch = length + 256, 64, 64
         params.n_threads = params.n_threads_batch = num_threads
         params.type_k = params.type_v = kind
-        params.flash_attn_type = 1  # its kernel for long texts; a q8_0 cache of values needs it
+        params.flash_attn_type = int(fused)
         params.n_seq_max, params.kv_unified = 2, True  # a second sequence, to fill the first in portions
         self.context = self.api.llama_init_from_model(self.model, params)
         if not self.context:
@@ -94,16 +95,18 @@ class Peer:
         self.step()
         header = self._state()[:8]  # what this version begins a state with
         api.llama_memory_clear(memory, True)
-        kind, block = CACHES[cache]
+        kind, block, fused = CACHES[cache]
         row_bytes = KEY_HEADS * HEAD_DIM // 32 * block
         random = np.random.default_rng(0)
         for first in range(0, length, _PORTION):
             num = min(_PORTION, length - first)
             rows = _rows(random, num, cache)
             cells = np.stack([np.arange(first, first + num), np.ones(num), np.zeros(num)], 1).astype("<i4")
-            layer = struct.pack("<iQ", kind, row_bytes) + rows
-            state = header + struct.pack("<II", 1, num) + cells.tobytes() + struct.pack("<II", 0, LAYERS)
-            state += layer * (2 * LAYERS)  # keys of all layers, then values
+            keys = struct.pack("<iQ", kind, row_bytes) + rows
+            # Without the fused kernel values lie channel by channel, each number with its size.
+            values = keys if fused else struct.pack("<iII", kind, block // 32, KEY_HEADS * HEAD_DIM) + rows
+            state = header + struct.pack("<II", 1, num) + cells.tobytes() + struct.pack("<II", not fused, LAYERS)
+            state += keys * LAYERS + values * LAYERS
             buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
             if api.llama_state_seq_set_data(self.context, buffer, len(state), 1) != len(state):
                 sys.exit("This version of llama.cpp has states in another format.")
@@ -129,7 +132,7 @@ class Peer:
 def _rows(random: np.random.Generator, num: int, cache: str) -> bytes:
     """Return random keys or values of so many tokens as a cache has them."""
     numbers = random.standard_normal((num, KEY_HEADS * HEAD_DIM // 32, 32), dtype=np.float32)
-    if cache == "f16":
+    if cache != "q8_0":
         return numbers.astype(np.float16).tobytes()
     scale = (np.abs(numbers).max(-1, keepdims=True) / 127).astype(np.float16)
     codes = np.rint(numbers / scale).clip(-127, 127).astype(np.int8)
