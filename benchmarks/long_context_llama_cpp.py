@@ -3,8 +3,8 @@
     python benchmarks/long_context_llama_cpp.py FILE.gguf LENGTH THREADS CACHE
 
 FILE is written first, with the shapes of Llama-3.2-1B and random 4-bit weights (Q4_0), if it is not there. The cache of
-keys and values is `f16`, `q8_0`, or `f16-plain` for attention without the fused kernel. It is filled through llama.cpp's
-own function that restores a saved state, in portions, with random numbers. Each line on standard input is a number of
+keys and values is `f16`, `q8_0`, or `f16-plain` for attention without the fused kernel. It is filled through the
+function that restores a saved state, in portions, with random numbers. Each line on standard input is a number of
 tokens to write; each line on standard output the seconds of each token. The line before them is the memory of this
 process, in bytes.
 """
