@@ -25,7 +25,8 @@ from numba.np.numpy_support import carray
 
 from ...compiled import compiled, compiled_callback
 from . import tiles
-from .decoder_parts import attend, exp_all, rms_norm, rotate, silu_product
+from .attention import attend
+from .decoder_parts import exp_all, rms_norm, rotate, silu_product
 from .digits import room_for_digits
 from .hybrid import MIXER, mix
 from .memory import at, call, look, record_of, take
@@ -39,7 +40,7 @@ class Kind(IntEnum):
     ADD = 1  # to the residual stream, times the weight of a chosen expert
     PRODUCT = 2  # of silu(gate) and up, from two projections
     LOGITS = 3
-    ATTENTION = 4  # a head of a Llama-type model
+    ATTENTION = 4  # a key head of a Llama-type model, with its query heads
     MIX = 5  # a key head of a SpikingBrain model, with its query heads; see `hybrid.py`
     ROUTE = 6  # chooses the experts of the token
 
@@ -92,7 +93,7 @@ _FIELDS = {
     "widest": c_int64,  # outputs of the widest piece
     "most_inputs": c_int64,
     "smallest_block": c_int64,
-    "num_cached": c_int64,  # tokens in the cache; most of all layers
+    "num_cached": c_int64,  # tokens in the cache of a Llama-type model
     "scaling": c_double,  # of queries
     "eps": c_double,  # of the norms
     "give_way": c_int64,  # address of a function that lets other threads run, or 0
@@ -132,7 +133,6 @@ def _work_through_parts(address):  # pragma: no cover - compiled
     sums, totals = np.empty(tiles.MOST_OUTPUTS, np.int32), np.empty(task.widest + tiles.NARROW_TILE, np.int32)
     y = np.empty((2, task.widest + tiles.NARROW_TILE), np.float32)
     listed = np.zeros(2, np.int64)  # for which block and bits the input is listed; 0 if it is not yet
-    score = np.empty(task.num_cached + 1, np.float32)
     threshold, prepared = np.float32(0), -1
     while True:
         ticket = take(address + _NEXT_PART)
@@ -142,10 +142,10 @@ def _work_through_parts(address):  # pragma: no cover - compiled
         _wait_for_stage_before(task, stages, part.stage)
         if look(address + _REFUSED) == 0:
             if part.kind == _ATTENTION:
-                _attend(task, carray(at(task.layers, LAYER), task.num_layers)[part.layer], part.first, score)
+                _attend(task, carray(at(task.layers, LAYER), task.num_layers)[part.layer], part.first)
             elif part.kind == _MIX:
                 mixer = carray(at(task.layers, MIXER), task.num_layers)[part.layer]
-                if not mix(task, mixer, part.first, score):
+                if not mix(task, mixer, part.first):
                     take(address + _REFUSED)
             else:
                 stage = stages[part.stage]
@@ -226,30 +226,22 @@ def _choose(score, choices):  # pragma: no cover - compiled
 
 
 @compiled
-def _attend(task, layer, head, score):  # pragma: no cover - compiled
-    """Let a head read the cache; the first head of a group also writes the token's key and value into it."""
-    dim, group = task.head_dim, task.num_heads // task.num_key_heads
-    key_head = head // group
-    projected = carray(at(task.projected, numba.float32), ((task.num_heads + 2 * task.num_key_heads), dim))
-    cos = carray(at(task.cos, numba.float32), dim)
-    sin = carray(at(task.sin, numba.float32), dim)
-    q, key = np.empty(dim, np.float32), np.empty(dim, np.float32)
-    q[:] = projected[head]
-    key[:] = projected[task.num_heads + key_head]
-    if layer.query_norm != 0:
-        rms_norm(projected[head], carray(at(layer.query_norm, numba.float32), dim), np.float32(task.eps), q)
-    if layer.key_norm != 0:
-        weight = carray(at(layer.key_norm, numba.float32), dim)
-        rms_norm(projected[task.num_heads + key_head], weight, np.float32(task.eps), key)
-    rotate(q, cos, sin)
-    rotate(key, cos, sin)
-    for i in range(dim):
-        q[i] *= np.float32(task.scaling)
-    value = projected[task.num_heads + task.num_key_heads + key_head]
-    keys = carray(at(layer.keys, numba.float32), (task.num_key_heads, layer.capacity, dim))[key_head]
-    values = carray(at(layer.values, numba.float32), (task.num_key_heads, layer.capacity, dim))[key_head]
-    attended = carray(at(task.attended, numba.float32), (task.num_heads, dim))
-    attend(q, key, value, keys, values, task.num_cached, score, attended[head])
-    if head % group == 0:
-        keys[task.num_cached] = key
-        values[task.num_cached] = value
+def _attend(task, layer, key_head):  # pragma: no cover - compiled
+    """Write the token's key and value into the cache, and let the query heads of a key head read it."""
+    dim, heads, key_heads, eps = task.head_dim, task.num_heads, task.num_key_heads, np.float32(task.eps)
+    group = heads // key_heads
+    projected = carray(at(task.projected, numba.float32), (heads + 2 * key_heads, dim))
+    cos, sin = carray(at(task.cos, numba.float32), dim), carray(at(task.sin, numba.float32), dim)
+    turned = np.empty((group + 1, dim), np.float32)
+    turned[:group], turned[group] = projected[group * key_head : group * (key_head + 1)], projected[heads + key_head]
+    for head in range(group + 1):
+        norm = layer.key_norm if head == group else layer.query_norm
+        if norm != 0:
+            rms_norm(turned[head], carray(at(norm, numba.float32), dim), eps, turned[head])
+        rotate(turned[head], cos, sin)
+    first, row = 4 * key_head * layer.capacity * dim, 4 * task.num_cached * dim
+    carray(at(layer.keys + first + row, numba.float32), dim)[:] = turned[group]
+    carray(at(layer.values + first + row, numba.float32), dim)[:] = projected[heads + key_heads + key_head]
+    attended = carray(at(task.attended, numba.float32), (heads, dim))[group * key_head : group * (key_head + 1)]
+    factor = np.full(group, np.float32(task.scaling))
+    attend(turned[:group], factor, layer.keys + first, 0, layer.values + first, 0, task.num_cached + 1, dim, attended)

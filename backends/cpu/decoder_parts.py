@@ -41,7 +41,12 @@ def _power_of_two(typing_context, exponent):  # pragma: no cover - compiled
 @compiled(error_model="numpy")
 def exp(x):  # pragma: no cover - compiled
     """Return e to the power of x, float32, from -87 on within 2 units in the last place; it compiles to vectors."""
-    x = min(max(x, _LOWEST), _HIGHEST)
+    return exp_within(min(max(x, _LOWEST), _HIGHEST))
+
+
+@compiled(error_model="numpy")
+def exp_within(x):  # pragma: no cover - compiled
+    """Return `exp` of an x from -87 to 88."""
     whole = np.float32(np.float32(x * _PER_LN2 + _TO_INTEGER) - _TO_INTEGER)
     r = np.float32(np.float32(x - whole * _LN2_HIGH) - whole * _LN2_LOW)
     tail = _C2 + r * (_C3 + r * (_C4 + r * (_C5 + r * (_C6 + r * _C7))))
@@ -104,35 +109,6 @@ def rotate(x, cos, sin):  # pragma: no cover - compiled
         first, second = x[i], x[half + i]
         x[i] = first * cos[i] - second * sin[i]
         x[half + i] = second * cos[half + i] + first * sin[half + i]
-
-
-@compiled(error_model="numpy")
-def attend(q, key, value, keys, values, length, score, out):  # pragma: no cover - compiled
-    """Fill out with softmax(q . keys) . values of one head, over `length` cached rows and the token itself.
-
-    Args:
-        q: query, scaled, float32 [dim].
-        key: of the token itself, [dim].
-        value: of the token itself, [dim].
-        keys: cached, [length or more, dim].
-        values: cached, [length or more, dim].
-        length: cached rows.
-        score: memory for [length + 1].
-        out: float32 [dim].
-    """
-    highest = dot(q, key)
-    score[length] = highest
-    for row in range(length):
-        score[row] = dot(q, keys[row])
-        highest = max(highest, score[row])
-    total = exp_all(score[: length + 1], highest)
-    weight = np.float32(score[length] / total)
-    for i in range(out.shape[0]):
-        out[i] = weight * value[i]
-    for row in range(length):
-        weight = np.float32(score[row] / total)
-        for i in range(out.shape[0]):
-            out[i] += weight * values[row, i]
 
 
 @compiled(fastmath={"reassoc", "nsz"})

@@ -18,7 +18,8 @@ import numpy as np
 from numba.np.numpy_support import carray
 
 from ...compiled import compiled
-from .decoder_parts import dot, exp, exp_all, rms_norm, rotate
+from .attention import MOST_CHARGE, attend
+from .decoder_parts import exp, rms_norm, rotate
 from .memory import at, record_of
 from .projection import count_all
 
@@ -54,14 +55,13 @@ _SMALLEST_SCALE, _LARGEST_SCALE = np.float32(1e-5), np.float32(1e4)
 
 
 @compiled
-def mix(task, mixer, key_head, score):  # pragma: no cover - compiled
+def mix(task, mixer, key_head):  # pragma: no cover - compiled
     """Fill what the query heads of a key head attend to, and the token's part of state and columns.
 
     Args:
         task: a record of `decoder`, whose `projected` has queries, keys, values and gates, one head after the other.
         mixer: a `MIXER`.
         key_head: which.
-        score: memory for a float32 of each visible row.
     Returns:
         Whether all counts fit; if not, nothing that was there before has changed but the row of the token.
     """
@@ -83,7 +83,7 @@ def mix(task, mixer, key_head, score):  # pragma: no cover - compiled
         for head in range(group):
             rms_norm(out[head], weight, eps, attended[head])
     if mixer.num_visible != 0:
-        if not _attend(task, mixer, key_head, query, key, value, scaling, score, out):
+        if not _attend(task, mixer, key_head, query, key, value, scaling, out):
             return False
         if mixer.after == 0:
             attended[:] = out
@@ -148,39 +148,44 @@ def _feature(x, is_sigmoid):  # pragma: no cover - compiled
 
 
 @compiled
-def _attend(task, mixer, key_head, query, key, value, scaling, score, out):  # pragma: no cover - compiled
+def _attend(task, mixer, key_head, query, key, value, scaling, out):  # pragma: no cover - compiled
     """Write the token's column, and fill out with softmax attention; return whether all counts fit."""
-    dim, row, num_visible = task.head_dim, mixer.row, mixer.num_visible
-    shape = (task.num_key_heads, mixer.capacity, dim)
+    dim, row = task.head_dim, mixer.row
     cos, sin = carray(at(task.cos, numba.float32), dim), carray(at(task.sin, numba.float32), dim)
-    turned = np.empty(dim, np.float32)
-    turned[:] = key
-    rotate(turned, cos, sin)
+    rows = key_head * mixer.capacity
+    turned, factor = np.empty((query.shape[0] + 1, dim), np.float32), np.full(query.shape[0], scaling)
+    turned[:-1], turned[-1] = query, key
+    for head in range(turned.shape[0]):
+        rotate(turned[head], cos, sin)
     if mixer.key_scales == 0:
-        keys = carray(at(mixer.keys, numba.float32), shape)[key_head]
-        values = carray(at(mixer.values, numba.float32), shape)[key_head]
-        keys[row] = turned
-        values[row] = value
-        for head in range(query.shape[0]):
-            turned[:] = query[head]
-            rotate(turned, cos, sin)
-            attend_floats(turned, keys[:num_visible], values[:num_visible], scaling, score, out[head])
-        return True
-    keys = carray(at(mixer.keys, numba.int8), shape)[key_head]
-    values = carray(at(mixer.values, numba.int8), shape)[key_head]
-    key_scales = carray(at(mixer.key_scales, numba.float32), shape[:2])[key_head]
-    value_scales = carray(at(mixer.value_scales, numba.float32), shape[:2])[key_head]
-    key_scales[row] = quantize(turned, keys[row])
-    value_scales[row] = quantize(value, values[row])
-    a, b, c = np.float32(mixer.a), np.float32(mixer.b), np.float32(mixer.c)
-    count = np.empty(dim, np.int32)
-    for head in range(query.shape[0]):
-        turned[:] = query[head]
-        rotate(turned, cos, sin)
-        threshold = count_all(turned, mixer.rule, a, b, c, count)
-        if not threshold > 0:
+        keys, values = mixer.keys + 4 * rows * dim, mixer.values + 4 * rows * dim
+        key_scales, value_scales = 0, 0
+        carray(at(keys + 4 * row * dim, numba.float32), dim)[:] = turned[-1]
+        carray(at(values + 4 * row * dim, numba.float32), dim)[:] = value
+    else:
+        keys, values = mixer.keys + rows * dim, mixer.values + rows * dim
+        key_scales, value_scales = mixer.key_scales + 4 * rows, mixer.value_scales + 4 * rows
+        key_scale = quantize(turned[-1], carray(at(keys + row * dim, numba.int8), dim))
+        value_scale = quantize(value, carray(at(values + row * dim, numba.int8), dim))
+        carray(at(key_scales, numba.float32), row + 1)[row] = key_scale
+        carray(at(value_scales, numba.float32), row + 1)[row] = value_scale
+        if not _count_queries(mixer, turned[:-1], factor):
             return False
-        attend_counts(count, threshold, keys[:num_visible], key_scales, values, value_scales, scaling, score, out[head])
+    attend(turned[:-1], factor, keys, key_scales, values, value_scales, mixer.num_visible, dim, out)
+    return True
+
+
+@compiled
+def _count_queries(mixer, query, factor):  # pragma: no cover - compiled
+    """Replace queries by their counts, multiply factors by the thresholds, and return whether all counts fit."""
+    a, b, c = np.float32(mixer.a), np.float32(mixer.b), np.float32(mixer.c)
+    count = np.empty(query.shape[1], np.int32)
+    for head in range(query.shape[0]):
+        threshold = count_all(query[head], mixer.rule, a, b, c, count)
+        if not threshold > 0 or np.abs(count).sum() > MOST_CHARGE:
+            return False
+        factor[head] *= threshold
+        query[head] = count
     return True
 
 
@@ -195,46 +200,3 @@ def quantize(x, codes):  # pragma: no cover - compiled
         rounded = np.rint(np.float32(x[i] / scale))
         codes[i] = np.int8(min(max(rounded, np.float32(-128)), _LARGEST_CODE))
     return scale
-
-
-@compiled(error_model="numpy")
-def attend_floats(q, keys, values, scaling, score, out):  # pragma: no cover - compiled
-    """Fill out, float32 [dim], with softmax(scaling * q . keys) . values over all rows of keys and values."""
-    score = score[: keys.shape[0]]
-    for row in range(keys.shape[0]):
-        score[row] = dot(q, keys[row]) * scaling
-    total = exp_all(score, score.max())
-    out[:] = 0
-    for row in range(keys.shape[0]):
-        weight = np.float32(score[row] / total)
-        for i in range(out.shape[0]):
-            out[i] += weight * values[row, i]
-
-
-@compiled(error_model="numpy")
-def attend_counts(
-    count, threshold, keys, key_scales, values, value_scales, scaling, score, out
-):  # pragma: no cover - compiled
-    """Fill out, float32 [dim], as `attend_floats` does, with counts times a threshold and codes times their scales.
-
-    The products of counts and keys are exact, as `count_all` bounds the counts.
-    """
-    score = score[: keys.shape[0]]
-    for row in range(keys.shape[0]):
-        product = np.float32(dot_counts(count, keys[row]))
-        score[row] = np.float32(np.float32(product * threshold) * key_scales[row]) * scaling
-    total = exp_all(score, score.max())
-    out[:] = 0
-    for row in range(keys.shape[0]):
-        weight = np.float32(score[row] / total) * value_scales[row]
-        for i in range(out.shape[0]):
-            out[i] += weight * np.float32(values[row, i])
-
-
-@compiled
-def dot_counts(count, codes):  # pragma: no cover - compiled
-    """Return the inner product of int32 [N] and int8 [N] as int32."""
-    total = np.int32(0)
-    for i in range(count.shape[0]):
-        total = np.int32(total + np.int32(count[i] * np.int32(codes[i])))
-    return total

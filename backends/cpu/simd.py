@@ -9,9 +9,12 @@ so with vectors. They may be wider than a register; the compiler divides them as
 
 from __future__ import annotations
 
+import functools
 import operator
+import platform
 from typing import Any
 
+import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import types
 from numba.core.extending import register_model
@@ -80,7 +83,12 @@ def _vectors(element: types.Type, lanes: int):
 
 no_bytes_32, no_bytes_64 = _vectors(types.uint8, 32), _vectors(types.uint8, 64)
 no_small_integers = _vectors(types.int8, 32)
+no_words = _vectors(types.int16, 32)
+no_small_16 = _vectors(types.int8, 16)
 no_numbers, no_floats = _vectors(types.int32, 32), _vectors(types.float32, 32)
+no_floats_16, no_floats_64, no_floats_128 = (_vectors(types.float32, lanes) for lanes in (16, 64, 128))
+# Numbers of a row in `load_rows`.
+_ROW = 16
 
 
 @intrinsic
@@ -125,6 +133,7 @@ def _setter(kind: Any):
 
 
 int32_at, uint8_at, float32_at = _element(types.int32), _element(types.uint8), _element(types.float32)
+int8_at = _element(types.int8)
 put_int32, put_uint8 = _setter(types.int32), _setter(types.uint8)
 
 
@@ -221,6 +230,24 @@ def to_floats(typing_context, numbers):  # pragma: no cover - compiled
 
 
 @intrinsic
+def halves_to_floats(typing_context, words):  # pragma: no cover - compiled
+    """Return the float16 numbers whose bits are in 16-bit words as float32; see `has_halves`."""
+    floats = Vector(types.float32, words.lanes)
+
+    def generate(context, builder, signature, arguments):
+        halves = builder.bitcast(arguments[0], ir.VectorType(ir.HalfType(), words.lanes))
+        return builder.fpext(halves, context.get_value_type(floats))
+
+    return floats(words), generate
+
+
+@functools.cache
+def has_halves() -> bool:
+    """Return whether the machine turns float16 into float32; compiled code would else call a missing function."""
+    return platform.machine().lower() in ("aarch64", "arm64") or bool(llvm.get_host_cpu_features().get("f16c"))
+
+
+@intrinsic
 def fitted(typing_context, words, like):  # pragma: no cover - compiled
     """Return words, which are not negative, in the width of `like`: 16 or 32 bits."""
 
@@ -247,6 +274,67 @@ def _alternate(half: int):
 
 
 alternate_first, alternate_second = _alternate(0), _alternate(1)
+
+
+@intrinsic
+def add_product(typing_context, total, first, second):  # pragma: no cover - compiled
+    """Return total + first * second; the machine may round once or twice."""
+
+    def generate(context, builder, signature, arguments):
+        product = builder.fmul(*arguments[1:], flags=("contract",))
+        return builder.fadd(arguments[0], product, flags=("contract",))
+
+    return total(total, first, second), generate
+
+
+@intrinsic
+def load_rows(typing_context, address, stride, like):  # pragma: no cover - compiled
+    """Return 16 numbers of each of some rows, `stride` bytes apart, row after row, as many as `like` holds."""
+    row = Vector(like.element, _ROW)
+
+    def generate(context, builder, signature, arguments):
+        first, step, _ = arguments
+        kind, parts = context.get_value_type(row), []
+        for number in range(like.lanes // _ROW):
+            place = builder.add(first, builder.mul(step, ir.IntType(64)(number)))
+            parts.append(builder.load(builder.inttoptr(place, kind.as_pointer())))
+            parts[-1].align = 1
+        while len(parts) > 1:
+            both = ir.VectorType(_INDEX, 2 * parts[0].type.count)
+            mask = ir.Constant(both, list(range(both.count)))
+            pairs = zip(parts[::2], parts[1::2], strict=True)
+            parts = [builder.shuffle_vector(one, other, mask) for one, other in pairs]
+        return parts[0]
+
+    return like(types.int64, types.int64, like), generate
+
+
+@intrinsic
+def repeat(typing_context, row, like):  # pragma: no cover - compiled
+    """Return the numbers of a row again and again, as many as `like` holds."""
+
+    def generate(context, builder, signature, arguments):
+        mask = ir.Constant(ir.VectorType(_INDEX, like.lanes), [lane % row.lanes for lane in range(like.lanes)])
+        return builder.shuffle_vector(arguments[0], ir.Constant(arguments[0].type, ir.Undefined), mask)
+
+    return like(row, like), generate
+
+
+@intrinsic
+def fold(typing_context, rows):  # pragma: no cover - compiled
+    """Return the sum of each 16 neighbours, float32, as a vector: neighbours are added first, then their sums."""
+    sums = Vector(rows.element, rows.lanes // _ROW)
+
+    def generate(context, builder, signature, arguments):
+        found = arguments[0]
+        while found.type.count > sums.lanes:
+            half = ir.VectorType(_INDEX, found.type.count // 2)
+            even, odd = (ir.Constant(half, list(range(start, found.type.count, 2))) for start in (0, 1))
+            nothing = ir.Constant(found.type, ir.Undefined)
+            found = builder.fadd(*(builder.shuffle_vector(found, nothing, mask) for mask in (even, odd)))
+        return found
+
+    return sums(rows), generate
 
 
 @intrinsic

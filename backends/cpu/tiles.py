@@ -36,12 +36,15 @@ from .simd import (
     as_numbers,
     as_words,
     fitted,
+    halves_to_floats,
+    has_halves,
     int32_at,
     load,
     no_bytes_32,
     no_bytes_64,
     no_floats,
     no_numbers,
+    no_words,
     num_lanes,
     prefetch,
     same,
@@ -66,8 +69,8 @@ _TILES_AHEAD, _LINE = 2, 64
 FIELDS: dict[str, type] = dict.fromkeys(
     (
         "rows",  # 4-bit rows as `pack` gives them, or INT8 [inputs, width]
-        "scale",  # float32 [groups, width]
-        "minimum",  # float32 [groups, width], or 0
+        "scale",  # float32 or float16 [groups, width]
+        "minimum",  # the same, or 0
         "num_inputs",
         "num_outputs",
         "width",  # outputs that rows, scale and minimum have memory for: whole narrow tiles
@@ -75,6 +78,7 @@ FIELDS: dict[str, type] = dict.fromkeys(
         "offset",  # was added to 4-bit weights to make them unsigned
         "block",  # channels of a block
         "grouped",  # 1 if every block has a scale, 0 if all blocks share one
+        "scale_bytes",  # 2 or 4, of a scale and of a minimum
         "seen_sums",  # int32 [groups, outputs] to fill with the sums, or 0; for checks
     ),
     c_int64,
@@ -137,6 +141,8 @@ class Rows:
         else:
             rows = F.pad(weight.t(), (0, missing)) if missing else weight.t()
         scales = [None if one is None else F.pad(one.t(), (0, missing)).contiguous() for one in (scale, minimum)]
+        if grouped and has_halves() and all(one is None or _are_halves(one) for one in scales):
+            scales = [None if one is None else one.half() for one in scales]
         self._kept = (rows, *scales)
         addresses = [0 if one is None else one.data_ptr() for one in self._kept]
         self.fields = {
@@ -148,7 +154,13 @@ class Rows:
             "offset": offset,
             "block": block,
             "grouped": int(grouped),
+            "scale_bytes": 4 if scales[0] is None else scales[0].element_size(),
         }
+
+
+def _are_halves(numbers: Tensor) -> bool:
+    """Return whether float16 has all of these float32 numbers exactly, as it has the scales of a GGUF file."""
+    return torch.equal(numbers.half().float(), numbers)
 
 
 @compiled
@@ -215,9 +227,8 @@ def add_tiles(projection, digits, start, stop, sums, totals, y):  # pragma: no c
             if projection.grouped == 0:
                 _add_up(to_sums, width, to_totals + done)
                 continue
-            here = 4 * (b * projection.width + output)
             total = np.float32(digits.total[b])
-            _rescale(to_sums, width, projection.scale + here, projection.minimum, here, total, to_y + done)
+            _rescale(projection, b * projection.width + output, to_sums, width, total, to_y + done)
             if projection.seen_sums != 0:
                 _show(projection, b, output, min(width, stop - output), sums)
     if projection.grouped == 0 and projection.seen_sums != 0:
@@ -248,12 +259,23 @@ def _add_up(sums, width, totals):  # pragma: no cover - compiled
 
 
 @compiled
-def _rescale(sums, width, scale, minimum, here, total, y):  # pragma: no cover - compiled
-    for place in range(0, 4 * width, 128):
-        term = to_floats(load(sums + place, no_numbers())) * load(scale + place, no_floats())
+def _rescale(projection, first, sums, width, total, y):  # pragma: no cover - compiled
+    """Add scale * sum + minimum * total to y, for `width` outputs whose scale and minimum is number `first` on."""
+    scale, minimum, size = projection.scale, projection.minimum, projection.scale_bytes
+    for i in range(0, width, 32):
+        place = 4 * i
+        term = to_floats(load(sums + place, no_numbers())) * _floats_at(scale + size * (first + i), size)
         if minimum != 0:
-            term = term + same(total, no_floats()) * load(minimum + here + place, no_floats())
+            term = term + same(total, no_floats()) * _floats_at(minimum + size * (first + i), size)
         store(y + place, load(y + place, no_floats()) + term)
+
+
+@compiled
+def _floats_at(address, size):  # pragma: no cover - compiled
+    """Return 32 numbers of 2 or 4 bytes as float32."""
+    if size == 2:
+        return halves_to_floats(load(address, no_words()))
+    return load(address, no_floats())
 
 
 @compiled
@@ -287,8 +309,9 @@ def _fetch(projection, lists, tile, start, stop):  # pragma: no cover - compiled
         event += 1
     outputs = 128 if projection.bits == 4 else 64
     if projection.grouped:
-        for place in range(0, 4 * min(outputs, stop - output), _LINE):
-            here = 4 * (b * projection.width + output) + place
+        size = projection.scale_bytes
+        for place in range(0, size * min(outputs, stop - output), _LINE):
+            here = size * (b * projection.width + output) + place
             prefetch(projection.scale + here)
             if projection.minimum != 0:
                 prefetch(projection.minimum + here)

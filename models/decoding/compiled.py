@@ -85,7 +85,7 @@ class CompiledDecoder:
             targets = (part.data_ptr() for part in (projected, key, value))
             outputs = [Output(query + which, target) for which, target in enumerate(targets)]
             tables.add_stage(Kind.STORE, self._hidden, outputs, norm=block.input_layernorm.weight)
-            tables.add_heads(Kind.ATTENTION, number, num_heads)
+            tables.add_heads(Kind.ATTENTION, number, self.num_key_heads)
             tables.add_stage(Kind.ADD, attended, [Output(output, hidden)])
             outputs = [Output(gate, product.data_ptr())]
             tables.add_stage(Kind.PRODUCT, self._hidden, outputs, norm=block.post_attention_layernorm.weight)

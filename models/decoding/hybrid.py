@@ -208,8 +208,7 @@ class HybridDecoder:
         record["after"][linear] = after.data_ptr() + 4 * after.stride(0) * np.arange(len(linear))
         self._hidden.copy_(self._embed(ids)[0, 0])
         position = cache.num_valid if positions is None else positions
-        most = max((group.length for group in room.groups), default=0)
-        logits = self.tables.run(self._angles.at(max(int(position), 0)), most)
+        logits = self.tables.run(self._angles.at(max(int(position), 0)))
         if logits is None:
             return None
         room.advance(cache, after)

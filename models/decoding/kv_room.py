@@ -102,8 +102,9 @@ def with_spare_rows(parts: list[Tensor], length: int, most: int | None = None) -
     num_rows = 2 * length + SPARE_ROWS
     with torch.inference_mode(False):  # so that changes are counted, and may be made in any mode
         size = (len(parts), batch, heads, num_rows if most is None else min(most, num_rows), dim)
-        # Ones, since where columns have a flag it says that the row is text.
-        memory = torch.ones(size, dtype=parts[0].dtype, device=parts[0].device)
+        memory = torch.empty(size, dtype=parts[0].dtype, device=parts[0].device)
+    if memory.dtype == torch.bool:
+        memory.fill_(True)  # the flag of a column: it is text. All else takes no memory before it is written.
     for target, part in zip(memory, parts, strict=True):
         target[:, :, :length] = part[:, :, :length]
     return memory

@@ -144,12 +144,12 @@ class Tables:
             **numbers,
         )
 
-    def run(self, angles: tuple[int, int], num_cached: int) -> Tensor | None:
+    def run(self, angles: tuple[int, int], num_cached: int = 0) -> Tensor | None:
         """Let a token pass, whose embedding is in the source of the first stage.
 
         Args:
             angles: addresses of the cosines and sines of its position, float32 [head_dim].
-            num_cached: most tokens of a layer that it sees, besides itself.
+            num_cached: tokens in the cache of a Llama-type model.
         Returns:
             Its logits, float32 [1, 1, vocabulary]; None if a layer needs the separate steps.
         """

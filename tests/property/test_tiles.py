@@ -11,6 +11,7 @@ from spikebrain.backends.cpu import tiles
 from spikebrain.backends.cpu.digits import list_digits, room_for_digits
 from spikebrain.backends.cpu.plain import rescaled, sums_of_groups
 from spikebrain.backends.cpu.projection import PROJECTION, project
+from spikebrain.backends.cpu.simd import has_halves
 from spikebrain.coding.base import MAX_LOSSLESS_COUNT
 from spikebrain.compiled import compiled
 from spikebrain.models.layers.observing import observing
@@ -40,6 +41,9 @@ def layers(draw):
         count[:] = largest * draw(st.sampled_from([-1, 1]))
     groups = -(-num_inputs // (group_size or num_inputs))
     scale, minimum = rng.normal(size=(2, num_outputs, groups)).astype(np.float32)
+    if draw(st.booleans()):  # numbers that float16 has, down to its smallest
+        exponent = draw(st.sampled_from([0, -20, 14]))
+        scale, minimum = (np.ldexp(one, exponent).astype(np.float16).astype(np.float32) for one in (scale, minimum))
     return weight.astype(np.int8), scale, minimum if has_minimum else None, group_size, bits, count.astype(np.int32)
 
 
@@ -69,6 +73,23 @@ def test_sums_are_exact_and_outputs_equal_to_the_last_bit(layer, start_tile):
         blocks = len(totals)
         assert np.array_equal(digits.total[:blocks], totals)
         assert np.array_equal(y[: len(weight) - start], rescaled(sums, totals, scale, minimum, threshold)[start:])
+
+
+@pytest.mark.parametrize(
+    ("scale", "minimum", "size"),
+    [
+        (0.1, None, 4),
+        (0.125, None, 2),
+        (0.125, 0.1, 4),
+        (0.125, -(2.0**-24), 2),
+        (2.0**-25, None, 4),
+        (65536.0, None, 4),
+    ],
+)
+def test_scales_that_float16_has_exactly_are_kept_in_it(scale, minimum, size):
+    scales = [None if one is None else torch.full((8, 2), one) for one in (scale, minimum)]
+    rows = tiles.Rows(torch.ones(64, 8, dtype=torch.int8).t(), *scales, 32, 4)
+    assert rows.fields["scale_bytes"] == (size if has_halves() else 4)
 
 
 @given(
