@@ -131,9 +131,13 @@ def gla_inputs(length, device, heads, dims, strength):
 
 @on_devices
 @pytest.mark.parametrize(
-    ("length", "heads", "dims"), [(1, (4, 2), (16, 16)), (64, (1, 1), (24, 40)), (330, (2, 1), (24, 80))]
+    ("length", "heads", "dims", "strength"),
+    [
+        (1, (4, 2), (16, 16), 0.1),
+        (330, (2, 1), (24, 80), 0.1),
+        (70, (2, 1), (24, 24), 8.0),  # so strong that each difference is taken by itself
+    ],
 )
-@pytest.mark.parametrize("strength", [0.1, 8.0])  # the second takes each difference by itself
 def test_groups_and_chunks_equal_the_recurrence(device, length, heads, dims, strength):
     kernels = kernels_for("gla", torch.ones(1, device=device))
     # Sums of strong decays are large, and differences of them only as exact as they are.
