@@ -113,7 +113,7 @@ def raster(
     return Answer(
         _figure(found.raster),
         {"out": str(out), "text": found.text, **_data(found.raster)},
-        lambda console: console.print(*found.raster.notes, sep="\n"),
+        (lambda console: console.print(*found.raster.notes, sep="\n")) if found.raster.notes else None,
         out=out,
         next=more,
         why="accuracy, spikes and energy of the whole model" if out.suffix == ".html" else "the same, with zoom",
