@@ -122,7 +122,7 @@ def test_files_and_keys(run, tmp_path):
         "Perplexity",
         "silent channels",
         "Left out",
-        "nothing is measured",
+        "Nothing is measured",
         "Exactness: 0 of 1,792",
         "0 of 55,616",
     ):

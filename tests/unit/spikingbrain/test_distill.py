@@ -128,7 +128,7 @@ def test_a_killed_run_goes_on(teacher, tokens, tmp_path):
     script = """
         import os, signal, sys
         from pathlib import Path
-        sys.path.insert(0, sys.argv[2])
+        sys.path[:0] = [sys.argv[2], str(Path(sys.argv[2]).parent)]
         from conftest import make_teacher
         from test_distill import SETTINGS, torch
         import dataclasses
