@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .weights import version_of
+
 
 class Pass:
     """The flags of a pass, and the counts of the last input."""
@@ -54,17 +56,13 @@ class Pass:
             key: what else the counts depend on.
             counts: anything.
         """
-        self._input, self._key, self._counts = weakref.ref(x), (key, _version(x)), counts
+        self._input, self._key, self._counts = weakref.ref(x), (key, version_of(x)), counts
 
     def counts_of(self, x: Tensor, key: Any) -> Any:
         """Return the counts that were kept for an input, if it was the last one and has not changed, else None."""
-        if self._input is None or self._input() is not x or self._key != (key, _version(x)):
+        if self._input is None or self._input() is not x or self._key != (key, version_of(x)):
             return None
         return self._counts
-
-
-def _version(x: Tensor) -> int | None:
-    return None if x.is_inference() else x._version
 
 
 _PASS: ContextVar[Pass | None] = ContextVar("pass", default=None)

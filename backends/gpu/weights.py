@@ -24,10 +24,15 @@ def columns_of(weight: Tensor) -> Tensor:
     return _aligned(weight, weight, _column_copies)
 
 
+def version_of(tensor: Tensor) -> int | None:
+    """Return how often PyTorch saw a write to a tensor; None for one of inference mode, where it does not count."""
+    return None if tensor.is_inference() else tensor._version
+
+
 def _aligned(matrix: Tensor, weight: Tensor, copies: WeakTensorKeyDictionary) -> Tensor:
     if matrix.is_contiguous() and matrix.shape[1] % _ALIGNMENT == 0 and matrix.data_ptr() % _ALIGNMENT == 0:
         return matrix
-    version = None if weight.is_inference() else weight._version
+    version = version_of(weight)
     found = copies.get(weight)
     if found is None or found[0] != version:
         padded = matrix.new_zeros(matrix.shape[0], -(-matrix.shape[1] // _ALIGNMENT) * _ALIGNMENT)

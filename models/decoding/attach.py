@@ -77,10 +77,11 @@ def _with_decoder(plain: Any) -> Any:
     @functools.wraps(plain)
     def forward(self: Any, *args: Any, **options: Any) -> Any:
         if len(args) <= 1 and not torch.compiler.is_compiling() and not torch._C._get_tracing_state():
-            whole = _decode(self, {"input_ids": args[0], **options} if args else options)
+            given = {"input_ids": args[0], **options} if args else options
+            whole = _decode(self, given)
             if whole is not None:
                 return whole
-            if _reads_text(self, {"input_ids": args[0], **options} if args else options):
+            if _reads_text(self, given):
                 before = [(cache, [dict(vars(layer)) for layer in cache.layers]) for cache in _caches_in(options)]
                 with one_pass() as shared:
                     found = plain(self, *args, **options)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from ...backends.base import INT32, MAX_WEIGHT
 from ...backends.checks import sums_of
-from ...errors import AccumulatorOverflowError, InputError, RankError
+from ...errors import AccumulatorOverflowError, InputError
 from ...neuro.checks import spikes_of
+from .ranks import answers_of_others, place_in
 from .rescale import rescale
 from .spike_linear import SpikeLinear, spiking_layers
 
@@ -35,16 +36,11 @@ class SplitSpikeLinear(nn.Module):
     def __init__(self, layer: SpikeLinear, group: dist.ProcessGroup | None = None) -> None:
         super().__init__()
         where = f"split_spiking: layer {layer.name!r}"
-        if not (dist.is_available() and dist.is_initialized()):
-            raise InputError(
-                f"{where}: expected a process group. Start the program with torchrun, and call "
-                "torch.distributed.init_process_group first."
-            )
+        rank, size = place_in(group, where)
         if layer.group_size is not None or layer.minimum is not None:
             raise InputError(
                 f"{where}: expected one scale per output, got weight groups of {layer.group_size} channels."
             )
-        rank, size = dist.get_rank(group), dist.get_world_size(group)
         if layer.in_features < size:
             raise InputError(f"{where}: expected at least {size} input channels, one a rank, got {layer.in_features}.")
         self.in_features, self.out_features = layer.in_features, layer.out_features
@@ -85,13 +81,8 @@ class SplitSpikeLinear(nn.Module):
         # int32 sums of parts may wrap where all of them together do not fit.
         fits = MAX_WEIGHT * int(count.abs().sum(1, dtype=torch.int64).max() if count.numel() else 0) <= INT32.max
         total = total if fits else total.to(torch.int64)
-        try:
+        with answers_of_others(f"SplitSpikeLinear {self.part.name!r}"):
             dist.all_reduce(total, group=self._group)
-        except RuntimeError as error:
-            raise RankError(
-                f"SplitSpikeLinear {self.part.name!r}: another rank has ended or does not answer. Look at the first "
-                f"error of the other ranks, and start all of them again. ({error})"
-            ) from error
         if not fits and bool(((total < INT32.min) | (total > INT32.max)).any()):
             raise AccumulatorOverflowError(
                 f"SplitSpikeLinear {self.part.name!r}: expected sums that fit 32 bits. Raise the threshold's ceiling."

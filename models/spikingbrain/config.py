@@ -105,8 +105,7 @@ class SpikingBrainConfig:
             cache; "as-released": the same computation as the released W8ASpike code.
         k: k of the adaptive threshold in spiking layers.
         group_size: input channels that share a weight scale in spiking layers; None for all.
-        kernel: implementation of linear attention. "ours": plain PyTorch; "fla": flash-linear-attention; "auto": "fla"
-            for half precision on a CUDA GPU, if it is installed and heads have enough channels, else "ours".
+        kernel: implementation of linear attention: "ours", "triton", "fla" or "auto"; `gla.gla` says what each is.
         chunk_size: tokens per chunk in our chunked linear attention.
         max_position_embeddings: length the model was made for, in tokens; None for no limit. Longer texts still run.
         initializer_range: standard deviation of newly initialised weights.

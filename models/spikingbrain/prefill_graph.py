@@ -5,6 +5,7 @@ A short text is read in milliseconds, and Python takes longer than that to launc
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -80,10 +81,9 @@ class PrefillGraph:
 
     def _copied_cache(self) -> SpikingBrainCache:
         """Return a cache with tensors of its own, which the next replay does not change."""
-        cache = SpikingBrainCache(self._model.settings)
-        for name, value in vars(self._cache).items():
-            if name != "layers":
-                setattr(cache, name, value.clone() if isinstance(value, Tensor) else value)
+        cache = copy.copy(self._cache)
+        assert cache.num_valid is not None
+        cache.num_valid = cache.num_valid.clone()
         cache.layers = [layer.copy() for layer in self._cache.layers]
         tensors: list[Any] = [tensor for layer in cache.layers for tensor in layer.tensors()]
         copies = [torch.empty_like(tensor) for tensor in tensors]

@@ -12,15 +12,15 @@ Communication is torch.distributed's: NCCL between GPUs, gloo between CPUs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Int
 from torch import Tensor
 
-from ...errors import InputError, RankError
+from ...errors import InputError
+from ..layers.ranks import answers_of_others, place_in
 from .cache import SpikingBrainCache
 from .causal_lm import SpikingBrainForCausalLM
 from .model import SpikingBrainOutput
@@ -37,13 +37,8 @@ class SequencePart:
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None) -> None:
-        if not (dist.is_available() and dist.is_initialized()):
-            raise InputError(
-                "sequence_prefill: expected a process group. Start the program with torchrun, and call "
-                "torch.distributed.init_process_group first."
-            )
         self._group = group
-        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        self.rank, self.size = place_in(group, "sequence_prefill")
 
     def state_before(self, added: Tensor, log_decay: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the state before this rank's tokens and the one after those of all ranks, float32 [B, Hk, D, Dv].
@@ -108,17 +103,8 @@ class SequencePart:
     def _global(self, rank: int) -> int:
         return rank if self._group is None else dist.get_global_rank(self._group, rank)
 
-    @contextmanager
-    def _reporting(self) -> Iterator[None]:
-        try:
-            yield
-        except InputError:
-            raise
-        except RuntimeError as error:
-            raise RankError(
-                f"sequence_prefill: rank {self.rank} of {self.size} got no answer from another rank, which has ended "
-                f"or is too slow. Look at the first error of the other ranks, and start all of them again. ({error})"
-            ) from error
+    def _reporting(self) -> AbstractContextManager[None]:
+        return answers_of_others(f"sequence_prefill: rank {self.rank} of {self.size}")
 
 
 @torch.no_grad()

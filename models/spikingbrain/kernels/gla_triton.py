@@ -176,6 +176,15 @@ def log_decay_of(gate, inverse_divisor, GATED: tl.constexpr):
 
 
 @triton.jit
+def chunk_of(k_ptr, v_ptr, gate_ptr, is_key, is_value, inverse_divisor, MAP: tl.constexpr, GATED: tl.constexpr):
+    """Return keys with their feature map, values and log-decays of a chunk, float32, 0 where a mask is False."""
+    k = tl.where(is_key, mapped(tl.load(k_ptr, mask=is_key, other=0), MAP), 0.0)
+    v = tl.load(v_ptr, mask=is_value, other=0).to(tl.float32)
+    gate = tl.load(gate_ptr, mask=is_key, other=0)
+    return k, v, tl.where(is_key, log_decay_of(gate, inverse_divisor, GATED), 0.0)
+
+
+@triton.jit
 def added_states(
     k_ptr,  # [B, L, Hk, D], and so on; see `Inputs`
     v_ptr,
@@ -217,12 +226,12 @@ def added_states(
     for first in range(group * GROUP, tl.minimum((group + 1) * GROUP, num_tokens), CHUNK):
         token = (first + tl.arange(0, CHUNK)).to(tl.int64)[:, None]
         is_token = token < num_tokens
-        k = mapped(tl.load(k_row + token * k_token, mask=is_token & is_channel, other=0), MAP)
-        v = tl.load(v_row + token * v_token, mask=is_token & is_value, other=0).to(tl.float32)
-        gate = tl.load(gate_row + token * gate_token, mask=is_token & is_channel, other=0)
-        log_decay = tl.where(is_token & is_channel, log_decay_of(gate, inverse_divisor, GATED), 0.0)
+        k, v, log_decay = chunk_of(
+            k_row + token * k_token, v_row + token * v_token, gate_row + token * gate_token,
+            is_token & is_channel, is_token & is_value, inverse_divisor, MAP, GATED,
+        )  # fmt: skip
         total = tl.sum(log_decay, 0)
-        k = tl.where(is_token & is_channel, k, 0.0) * tl.exp(total[None, :] - tl.cumsum(log_decay, 0))
+        k = k * tl.exp(total[None, :] - tl.cumsum(log_decay, 0))
         k, v = k.to(OPERAND), v.to(OPERAND)
         state = tl.dot(tl.trans(k), v, state * tl.exp(total)[:, None], input_precision=PRECISION)
         sums += total
@@ -318,11 +327,11 @@ def group_outputs(
         token = (first + tl.arange(0, CHUNK)).to(tl.int64)[:, None]
         is_token = token < num_tokens
         q = mapped(tl.load(q_row + token * q_token, mask=is_token & is_channel, other=0), MAP) * scale
-        k = mapped(tl.load(k_row + token * k_token, mask=is_token & is_channel, other=0), MAP)
-        v = tl.load(v_row + token * v_token, mask=is_token & is_value, other=0).to(tl.float32)
-        gate = tl.load(gate_row + token * gate_token, mask=is_token & is_channel, other=0)
-        log_decay = tl.where(is_token & is_channel, log_decay_of(gate, inverse_divisor, GATED), 0.0)
-        q, k = tl.where(is_token & is_channel, q, 0.0), tl.where(is_token & is_channel, k, 0.0)
+        k, v, log_decay = chunk_of(
+            k_row + token * k_token, v_row + token * v_token, gate_row + token * gate_token,
+            is_token & is_channel, is_token & is_value, inverse_divisor, MAP, GATED,
+        )  # fmt: skip
+        q = tl.where(is_token & is_channel, q, 0.0)
         so_far, total = tl.cumsum(log_decay, 0), tl.sum(log_decay, 0)
         if tl.min(total, 0) > _STRONGEST:
             from_middle = so_far - 0.5 * total[None, :]
