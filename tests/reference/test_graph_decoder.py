@@ -1,12 +1,10 @@
 """The graph decoder beside the model's own code: on a GPU, and without a graph in Triton's interpreter."""
 
 import copy
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from devices import DEVICES, INTERPRETING, run_in_interpreter
 from llama_type import (
     MODELS,
     SETTINGS,
@@ -24,15 +22,6 @@ from spikebrain.models.decoding.graph import GraphDecoder, why_not_graph
 from spikebrain.models.decoding.kv_room import room_of
 
 pytest.importorskip("triton")
-INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-ON_GPU = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(INTERPRETING or not torch.cuda.is_available(), reason="this machine has no CUDA GPU"),
-]
-DEVICES = [
-    pytest.param("cpu", marks=pytest.mark.skipif(not INTERPRETING, reason="runs with TRITON_INTERPRET=1, from below")),
-    pytest.param("cuda", marks=ON_GPU),
-]
 CASES = [
     *[(name, "all") for name in MODELS],
     ("llama", "head too, rare spikes"),
@@ -57,12 +46,7 @@ SETTINGS = {
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETING, reason="this is the process that it starts")
 def test_all_of_this_through_the_interpreter():
-    # In a process of its own: Triton reads the variable when the kernels are defined.
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", "-p", "no:cacheprovider", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert " passed" in run.stdout
+    run_in_interpreter(__file__)
 
 
 def model_on(device, name="llama", settings="all", dtype=torch.float32):

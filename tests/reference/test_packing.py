@@ -1,12 +1,10 @@
 """The Triton kernels equal plain PyTorch bit for bit: through Triton's interpreter, and on a GPU (`pytest -m gpu`)."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from devices import DEVICES, INTERPRETING, run_in_interpreter
 from made_codes import EXACT
 
 from spikebrain import AdaptiveThreshold, ChannelEvents, PackedTrain, SpikeTrain, pack_activations
@@ -14,29 +12,12 @@ from spikebrain.coding import ENCODERS, activations, kernels
 from spikebrain.errors import ActivationError, EncodingError
 from spikebrain.neuro import NEURONS
 
-INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICES = [
-    pytest.param("cpu", marks=pytest.mark.skipif(not INTERPRETING, reason="runs with TRITON_INTERPRET=1, from below")),
-    pytest.param(
-        "cuda",
-        marks=[
-            pytest.mark.gpu,
-            pytest.mark.skipif(INTERPRETING or not torch.cuda.is_available(), reason="this machine has no CUDA GPU"),
-        ],
-    ),
-]
-
 
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETING, reason="this is the process that it starts")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_all_of_this_through_the_interpreter():
-    # In a process of its own: Triton reads the variable when the kernels are defined.
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", "-p", "no:cacheprovider", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert " passed" in run.stdout
+    run_in_interpreter(__file__)
 
 
 @pytest.mark.parametrize("device", DEVICES)

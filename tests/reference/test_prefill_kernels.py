@@ -1,12 +1,10 @@
 """Kernels for many tokens equal their plain forms: through Triton's interpreter, and on a GPU (-m gpu)."""
 
 import importlib.util
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from devices import DEVICES, INTERPRETING, run_in_interpreter
 
 from spikebrain.errors import ActivationError, InputError
 from spikebrain.models.conversion import to_spiking
@@ -28,17 +26,6 @@ from spikebrain.models.spikingbrain.norm import RMSNorm
 from spikebrain.models.spikingbrain.rope import rotary_angles, rotate
 from spikebrain.neuro import AdaptiveThreshold
 
-INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICES = [
-    pytest.param("cpu", marks=pytest.mark.skipif(not INTERPRETING, reason="runs with TRITON_INTERPRET=1, from below")),
-    pytest.param(
-        "cuda",
-        marks=[
-            pytest.mark.gpu,
-            pytest.mark.skipif(INTERPRETING or not torch.cuda.is_available(), reason="this machine has no CUDA GPU"),
-        ],
-    ),
-]
 # The interpreter truncates where a GPU rounds to bfloat16.
 HALF = torch.float16 if INTERPRETING else torch.bfloat16
 on_devices = pytest.mark.parametrize("device", DEVICES)
@@ -48,11 +35,7 @@ on_devices = pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.skipif(INTERPRETING, reason="this is the process that it starts")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_all_of_this_through_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", "-p", "no:cacheprovider", __file__]
-    environment = {**os.environ, "TRITON_INTERPRET": "1"}
-    run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    assert run.returncode == 0, run.stdout + run.stderr
-    assert " passed" in run.stdout
+    run_in_interpreter(__file__)
 
 
 @pytest.fixture(autouse=True)

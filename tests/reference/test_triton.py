@@ -2,13 +2,11 @@
 
 import importlib
 import importlib.util
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from devices import DEVICES, INTERPRETING, run_in_interpreter
 from torch import nn
 
 import spikebrain as sb
@@ -18,17 +16,6 @@ from spikebrain.backends.gpu import tuning
 from spikebrain.errors import AccumulatorOverflowError, ActivationError, BackendUnavailableError, InputError
 from spikebrain.neuro import NEURONS
 
-INTERPRETING = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICES = [
-    pytest.param("cpu", marks=pytest.mark.skipif(not INTERPRETING, reason="runs with TRITON_INTERPRET=1, from below")),
-    pytest.param(
-        "cuda",
-        marks=[
-            pytest.mark.gpu,
-            pytest.mark.skipif(INTERPRETING or not torch.cuda.is_available(), reason="this machine has no CUDA GPU"),
-        ],
-    ),
-]
 MODES = ["spike", "count"]
 LARGE = [(1, 18944, 577), (2, 577, 18944), (70, 640, 1024)]  # minutes in the interpreter
 
@@ -37,14 +24,9 @@ LARGE = [(1, 18944, 577), (2, 577, 18944), (70, 640, 1024)]  # minutes in the in
 @pytest.mark.skipif(INTERPRETING, reason="this is the process that it starts")
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
 def test_all_of_this_through_the_interpreter():
-    # In a process of its own: Triton reads the variable when the kernels are defined.
     shared = Path(__file__).with_name("test_backends.py")
     for arguments in ([__file__], [str(shared), "-k", "triton"]):
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "not gpu", "-p", "no:cacheprovider", *arguments]
-        environment = {**os.environ, "TRITON_INTERPRET": "1"}
-        run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        assert run.returncode == 0, run.stdout + run.stderr
-        assert " passed" in run.stdout
+        run_in_interpreter(*arguments)
 
 
 @pytest.fixture(autouse=True)
