@@ -8,7 +8,7 @@ and routers. Their initial values keep the model as close to the Transformer as 
   `TIME_CONSTANT` tokens. The first of two low-rank matrices is random, so that the second learns from the first step.
 - *Norms*: weight 1. *Parallel branches*: `BRANCH_WEIGHTS`, so that softmax attention dominates.
 - *Sink tokens*: the embedding of the beginning-of-text token, if the model has one, else the mean embedding.
-- *Experts*: see `upcycle`.
+- *Experts*: see `upcycle`. All of a layer are equal, so they are one set of weights until `unshare_experts`.
 
 A norm gives every head of every token the same magnitude, unlike softmax attention's outputs. Their magnitudes can only
 come from data: pass `calibration` tokens (see `calibrate`).
@@ -67,7 +67,8 @@ def from_transformer(
         fit: "columns" or "o-proj", as for `calibrate`.
         seed: seed of the random numbers in gates and routers.
         progress: as for `calibrate`.
-        choices: fields of `SpikingBrainConfig` that the Transformer does not fix, such as window, gate or num_sinks.
+        choices: fields of `SpikingBrainConfig` that the Transformer does not fix, such as window, gate or num_sinks;
+            equal_experts=False gives each expert weights of its own at once, as `unshare_experts` does.
             The defaults of "76b" are a tied gate, the sigmoid feature map, 128 sink tokens and 16 experts.
     Returns:
         The model, in evaluation mode, with the Transformer's dtype, device and generation settings.
@@ -92,7 +93,9 @@ def from_transformer(
     if len(plans) != num_layers:
         raise InputError(f"from_transformer.layout: expected {num_layers} plans, one per layer, got {len(plans)}.")
     named = _CHOICES.get(layout, {}) if isinstance(layout, str) else {}
-    settings = SpikingBrainConfig.from_dict({**fixed, **named, **choices, "layers": plans})
+    # Copies of one part: kept once until training makes them differ.
+    equal = {"equal_experts": any(getattr(plan, "ffn", None) == "moe" for plan in plans)}
+    settings = SpikingBrainConfig.from_dict({**fixed, **named, **equal, **choices, "layers": plans})
     tokens = {name: getattr(source.config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = SpikingBrainPretrainedConfig(settings, **tokens)
     with torch.device("meta"):

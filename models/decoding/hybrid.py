@@ -58,8 +58,7 @@ def _projections(block: Any) -> list[list[nn.Module]]:
     experts: list[Any] = [*mlp.experts, *mlp.shared]
     inner = [part for expert in experts for part in (expert.gate_proj, expert.up_proj)]
     groups += [[mlp.router], inner, [expert.down_proj for expert in mlp.experts]]
-    groups += [[expert.down_proj] for expert in mlp.shared]
-    return groups
+    return [*groups, *([expert.down_proj] for expert in mlp.shared)]
 
 
 def _gate(attention: Any) -> list[list[nn.Module]]:
@@ -174,9 +173,10 @@ class HybridDecoder:
         mlp, tables, norm, hidden = block.mlp, self.tables, block.mlp_norm.weight, self._hidden
         address = choices.ctypes.data
         tables.add_stage(Kind.ROUTE, hidden, [Output(tables.add([mlp.router]), address)], norm=norm)
-        numbers = [tables.add([e.gate_proj, e.up_proj, e.down_proj]) for e in (*mlp.experts, *mlp.shared)]
-        chosen = [(numbers[0], address + CHOICE.itemsize * which, len(mlp.experts)) for which in range(len(choices))]
-        experts = [*chosen, *((number, 0, 1) for number in numbers[len(mlp.experts) :])]
+        members = [*mlp.routed_experts, *mlp.shared_experts]
+        numbers = [tables.add([e.gate_proj, e.up_proj, e.down_proj]) for e in members]
+        chosen = [(numbers[0], address + CHOICE.itemsize * which, mlp.num_experts) for which in range(len(choices))]
+        experts = [*chosen, *((number, 0, 1) for number in numbers[mlp.num_experts :])]
         outputs = [
             Output(number, product.data_ptr(), choice, alternatives)
             for (number, choice, alternatives), product in zip(experts, self._products, strict=True)

@@ -56,6 +56,7 @@ class Tables:
         self.projections = np.zeros(0, PROJECTION)
         self.copied: list[Tensor] = []
         self._rows: list[Rows] = []  # keeps their memory
+        self._numbers: dict[int, int] = {}
         self._kept: list[object] = []
         self._records: list[np.ndarray] = []
         self._stages: list[tuple[int, ...]] = []
@@ -66,8 +67,12 @@ class Tables:
         """Add projections, and return the number of the first."""
         first = len(self.modules)
         for module in modules:
-            record = np.zeros(1, PROJECTION)
-            self._fill(record[0], module)
+            known = self._numbers.setdefault(id(module), len(self.modules))
+            if known == len(self.modules):
+                record = np.zeros(1, PROJECTION)
+                self._fill(record[0], module)
+            else:  # equal experts are one module: its rows are packed once
+                record = self._records[known].copy()
             self._records.append(record)
             self.modules.append(module)
         return first
