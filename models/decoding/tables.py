@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ...backends.cpu import team
-from ...backends.cpu.decoder import PART, PER_EXPERT, PIECE, PROJECTION, STAGE, Kind, Task, give_way, kernel
+from ...backends.cpu.decoder import PART, PER_EXPERT, PIECE, PROJECTION, STAGE, Kind, Task, kernel
+from ...backends.cpu.memory import give_way
 from ...backends.cpu.tiles import TILE, Rows
 from ...neuro import NO_RULE
 from ..layers.spike_linear import SpikeLinear

@@ -100,8 +100,8 @@ class SpikingBrainConfig:
         num_experts_per_token: routed experts per token.
         num_shared: experts that every token goes through.
         expert_intermediate_size: width of an expert; None for intermediate_size.
-        equal_experts: whether all experts of a layer, routed and shared, are one set of weights, as after conversion: it
-            is kept once, in memory and in files. `unshare_experts` gives each its own, before training.
+        equal_experts: whether all experts of a layer, routed and shared, are one set of weights, as after conversion.
+            It is kept once, in memory and in files; `unshare_experts` gives each its own, before training.
         aux_loss_weight: weight of the load-balancing loss in the training loss.
         spiking: None for a float model; "as-described": every projection on spikes, INT8 keys and values also in the
             cache; "as-released": the same computation as the released W8ASpike code.

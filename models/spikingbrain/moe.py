@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ...errors import InputError
+from ..layers.grouped import Routes, have_hooks, routes_of, run_grouped
+from ..layers.shared_input import SharedInput
 from .config import SpikingBrainConfig
-from .mlp import SwiGLU
+from .mlp import SwiGLU, silu_product
 
 
 class MixtureOfExperts(nn.Module):
@@ -79,9 +82,10 @@ class MixtureOfExperts(nn.Module):
         tokens = x.flatten(0, 1)
         probability = self.router(tokens).float().softmax(-1)  # [tokens, experts]
         weight, chosen = probability.topk(self.num_chosen, -1)  # [tokens, k]
-        y = self._routed(tokens, weight.to(x.dtype), chosen)
-        for expert in self.shared_experts:
-            y = y + expert(tokens)
+        weight, routes = weight.to(x.dtype), routes_of(chosen, self.num_experts)
+        y = self._together(tokens, weight, routes)
+        if y is None:
+            y = self._one_by_one(tokens, weight, routes)
         text = slice(None) if valid is None else valid.flatten()
         return y.view_as(x), load_balancing_loss(probability[text], chosen[text])
 
@@ -95,18 +99,34 @@ class MixtureOfExperts(nn.Module):
                 "or let them require no gradients."
             )
 
-    def _routed(self, tokens: Tensor, weight: Tensor, chosen: Tensor) -> Tensor:
-        """Group the tokens by expert, run each expert that has tokens, and sum the results per token."""
+    def _together(self, tokens: Tensor, weight: Tensor, routes: Routes) -> Tensor | None:
+        """Run all experts at once, where they spike and nobody watches; the result is that of `_one_by_one`."""
+        members: list[Any] = [*self.routed_experts, *self.shared_experts]
+        if any(type(expert) is not SwiGLU for expert in members) or have_hooks(members):
+            return None
+        whole = routes.with_all(len(tokens), self.num_shared)
+        found = run_grouped([(expert.gate_proj, expert.up_proj) for expert in members], tokens, whole)
+        if found is None:
+            return None
+        down = [(expert.down_proj,) for expert in members]
+        found = run_grouped(down, silu_product(*found), whole.one_by_one())
+        if found is None:
+            return None
+        share = weight.flatten()[routes.place]
+        share = torch.cat([share, share.new_ones(len(whole.row) - len(share))])
+        return torch.zeros_like(tokens).index_add(0, whole.row, found[0] * share[:, None])
+
+    def _one_by_one(self, tokens: Tensor, weight: Tensor, routes: Routes) -> Tensor:
+        """Run each expert that has tokens, and sum the results per token."""
+        members: list[Any] = [*self.routed_experts, *self.shared_experts]
+        shared = SharedInput(tokens, (expert.gate_proj for expert in members if type(expert) is SwiGLU))
         y = torch.zeros_like(tokens)
-        order = chosen.flatten().argsort(stable=True)
-        num_tokens = chosen.flatten().bincount(minlength=self.num_experts).tolist()
-        first = 0
-        for expert, num in zip(self.routed_experts, num_tokens, strict=True):
-            if num:
-                assigned = order[first : first + num]
-                rows = assigned.div(self.num_chosen, rounding_mode="floor")
-                y = y.index_add(0, rows, expert(tokens[rows]) * weight.flatten()[assigned, None])
-                first += num
+        for e, expert in enumerate(self.routed_experts):
+            rows, place = routes.row[routes.of(e)], routes.place[routes.of(e)]
+            if len(rows):
+                y = y.index_add(0, rows, expert(shared.tokens(rows)) * weight.flatten()[place, None])
+        for expert in self.shared_experts:
+            y = y + expert(shared.tokens())
         return y
 
 
