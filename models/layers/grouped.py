@@ -72,6 +72,8 @@ def run_grouped(
     first: Any = layers[0][0]
     if not _are_alike(layers, first) or is_compiling() or records_operators(x) or checks_all():
         return None
+    if x.ndim != 2 or x.shape[1] != first.in_features:
+        return None
     if torch.is_grad_enabled() and (x.requires_grad or any(one._trains_bias for one in _every(layers))):
         return None
     num_used = sum(a < b for a, b in zip(routes.starts, routes.starts[1:], strict=False))
