@@ -14,6 +14,7 @@ import ctypes
 import functools
 from collections.abc import Sequence
 from ctypes import c_int64
+from itertools import pairwise
 
 import numba
 import numpy as np
@@ -79,24 +80,20 @@ def run_experts(
     Returns:
         Outputs, in the operations and the order of the separate steps; None if those must run.
     """
-    used = [e for e in range(len(experts)) if starts[e] < starts[e + 1]]
+    every = [one for expert in experts for one in expert]
     num_matrices, num_tokens, num_routes = len(experts[0]), len(x), len(row)
     # Integers of 4 bits are read as INT8: packing them would take longer than one call.
-    rows = [
-        tiles.Rows(one.weight, one.scale, one.minimum, one.group_size, weight_bits=8)
-        for e in used
-        for one in experts[e]
-    ]
+    rows = [tiles.Rows(one.weight, one.scale, one.minimum, one.group_size, weight_bits=8) for one in every]
     records = np.zeros(len(rows), PROJECTION)
-    for record, one, weights in zip(records, rows, (w for e in used for w in experts[e]), strict=True):
+    for record, one, weights in zip(records, rows, every, strict=True):
         for name, value in one.fields.items():
             record[name] = value
         record["bias"] = 0 if weights.bias is None else weights.bias.data_ptr()
         record["rule"] = rule.number
         record["a"], record["b"], record["c"] = rule.parameters
-    most_outputs = max(len(weights.weight) for weights in experts[used[0]])
-    parts = _divided([(starts[e], starts[e + 1]) for e in used], num_threads)
-    outputs = [torch.empty(num_routes, len(weights.weight)) for weights in experts[used[0]]]
+    most_outputs = max(len(weights.weight) for weights in experts[0])
+    parts = _divided(list(pairwise(starts)), num_threads)
+    outputs = [torch.empty(num_routes, len(weights.weight)) for weights in experts[0]]
     addresses = np.array([y.data_ptr() for y in outputs])
     count, threshold = torch.empty(x.shape, dtype=torch.int32), torch.empty(num_tokens)
     task = _Task(

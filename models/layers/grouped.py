@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ... import backends
 from ...backends.base import ExpertWeights
 from ...neuro.checks import checks_all, needs_check
 from .spike_linear import SpikeLinear
@@ -69,21 +70,25 @@ def run_grouped(
         by one; None where they must run so: they do not all spike alike, are observed, have hooks or pass gradients, a
         graph is made, or there is no such kernel.
     """
-    first: Any = layers[0][0]
-    if not _are_alike(layers, first) or is_compiling() or records_operators(x) or checks_all():
+    used = [e for e in range(len(layers)) if routes.starts[e] < routes.starts[e + 1]]
+    if not used or is_compiling() or records_operators(x) or checks_all():
         return None
-    if x.ndim != 2 or x.shape[1] != first.in_features:
+    experts: list[Sequence[Any]] = [layers[e] for e in used]
+    first = experts[0][0]
+    if not _are_alike(experts, first) or x.ndim != 2 or x.shape[1] != first.in_features:
         return None
-    if torch.is_grad_enabled() and (x.requires_grad or any(one._trains_bias for one in _every(layers))):
+    every = [one for expert in experts for one in expert]
+    if torch.is_grad_enabled() and (x.requires_grad or any(one._trains_bias for one in every)):
         return None
-    num_used = sum(a < b for a, b in zip(routes.starts, routes.starts[1:], strict=False))
-    backend = first._backend_for(x, -(-len(routes.row) // max(num_used, 1)))
+    backend = first.backend
+    if backend == "auto":  # together, weights of experts soon exceed a cache
+        num_weights = sum(one.in_features * one.out_features for one in every)
+        backend = backends.auto(x.device, -(-len(routes.row) // len(used)), num_weights)
     if needs_check(backend) or needs_check(first.neuron) or needs_check(first.encoder):
         return None
-    weights = [[_weights_of(one) for one in expert] for expert in layers]
-    found = backend.experts(x, routes.row, routes.starts, weights, first.neuron, first.encoder)
-    assert found is None or all(len(y) == len(routes.row) for y in found)
-    return found
+    weights = [[_weights_of(one) for one in expert] for expert in experts]
+    starts = [*(routes.starts[e] for e in used), routes.starts[-1]]
+    return backend.experts(x, routes.row, starts, weights, first.neuron, first.encoder)
 
 
 def have_hooks(modules: Iterable[nn.Module]) -> bool:
@@ -91,33 +96,40 @@ def have_hooks(modules: Iterable[nn.Module]) -> bool:
     return any("forward" in vars(one) or any(getattr(one, name) for name in _HOOKS) for one in modules)
 
 
-def _every(layers: Sequence[Sequence[Any]]) -> list[Any]:
-    return [one for expert in layers for one in expert]
-
-
-def _are_alike(layers: Sequence[Sequence[Any]], first: Any) -> bool:
+def _are_alike(experts: Sequence[Sequence[Any]], first: Any) -> bool:
     """Return whether all are spiking layers with the plug-ins of the first, and the shapes of the first expert's."""
-    for expert in layers:
-        for one, like in zip(expert, layers[0], strict=True):
-            if type(one) is not SpikeLinear or one.observers or have_hooks([one]):
+    plug_ins, shapes = (
+        _plug_ins_of(first),
+        [None if type(one) is not SpikeLinear else _shape(one) for one in experts[0]],
+    )
+    for expert in experts:
+        for one, shape in zip(expert, shapes, strict=True):
+            if type(one) is not SpikeLinear or one.observers or have_hooks([one]) or _plug_ins_of(one) != plug_ins:
                 return False
-            same = one.neuron == first.neuron and one.encoder == first.encoder and one.backend == first.backend
-            sizes = (one.weight.shape, one.group_size, one.minimum is None, one.bias is None)
-            if not same or sizes != (like.weight.shape, like.group_size, like.minimum is None, like.bias is None):
-                return False
-            if not _is_whole(one):
+            if shape is None or _shape(one) != shape:
                 return False
     return True
 
 
-def _is_whole(layer: SpikeLinear) -> bool:
-    """Return whether a layer's tensors are as it was made with; the separate steps check those that were replaced."""
-    shape = (layer.out_features, len(layer.groups))
-    scales = [layer.scale] if layer.minimum is None else [layer.scale, layer.minimum]
-    fits = layer.weight.shape == (layer.out_features, layer.in_features) and layer.weight.dtype == torch.int8
-    fits = fits and all(one.shape == shape and one.dtype == torch.float32 for one in scales)
-    return fits and (layer.bias is None or layer.bias.shape == (layer.out_features,))
+def _plug_ins_of(layer: Any) -> tuple[Any, ...]:
+    return tuple(vars(layer).get(name) for name in ("neuron", "encoder", "backend"))
 
 
-def _weights_of(layer: SpikeLinear) -> ExpertWeights:
-    return ExpertWeights(layer.weight, layer.scale, layer.bias, layer.minimum, layer.group_size)
+def _shape(layer: SpikeLinear) -> tuple[Any, ...] | None:
+    """Return sizes of a layer; None if its tensors are not as it was made with, which the separate steps check."""
+    tensors = layer._buffers
+    weight, scale, minimum, bias = tensors["weight"], tensors["scale"], tensors["minimum"], layer.bias
+    assert weight is not None
+    assert scale is not None
+    sizes = (layer.out_features, layer.in_features)
+    shape = (sizes[0], 1 if layer.group_size is None else len(layer.groups))
+    whole = weight.shape == sizes and weight.dtype == torch.int8
+    whole = whole and all(one is None or (one.shape, one.dtype) == (shape, torch.float32) for one in (scale, minimum))
+    if not whole or (bias is not None and bias.shape != sizes[:1]):
+        return None
+    return (*sizes, layer.group_size, minimum is None, bias is None)
+
+
+def _weights_of(layer: Any) -> ExpertWeights:
+    tensors = layer._buffers
+    return ExpertWeights(tensors["weight"], tensors["scale"], layer.bias, tensors["minimum"], layer.group_size)
