@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 from .graphs import experts_in_graph
-from .grouped import Routes, have_hooks, routes_of, run_grouped
+from .grouped import Routes, have_hooks, in_order, routes_of, run_grouped, sum_by_token
 from .shared_input import SharedInput
 from .transforms import is_compiling, records_operators
 
@@ -117,12 +117,13 @@ class Experts(nn.Module):
         weights: Float[Tensor, "tokens k"],
     ) -> Float[Tensor, "tokens hidden"]:
         """Run the experts outside of graphs; see `forward`."""
+        index, weights = in_order(index, weights)
         routes = routes_of(index, self.num_experts)
         y = torch.zeros_like(hidden_states, dtype=torch.promote_types(hidden_states.dtype, weights.dtype))
         found = self._together(hidden_states, routes)
         if found is not None:
-            share = weights.flatten()[routes.place, None]
-            return y.index_add(0, routes.row, (found * share).to(y.dtype)).to(hidden_states.dtype)
+            found = (found * weights.flatten()[routes.place, None]).to(y.dtype)
+            return sum_by_token(found, routes, len(y)).to(hidden_states.dtype)
         shared = SharedInput(hidden_states, (expert[self.gate.first] for expert in self._in_order()))
         for e, expert in enumerate(self._in_order()):  # as the original sums them
             rows, share = routes.row[routes.of(e)], weights.flatten()[routes.place[routes.of(e)], None]

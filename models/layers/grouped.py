@@ -25,12 +25,14 @@ class Routes(NamedTuple):
     Attributes:
         row: token of each route, int64 [routes].
         starts: first route of each expert, and after them the number of routes.
-        place: place of each route among [tokens, k], counted through, int64 [routes].
+        place: place of each route among [tokens, k], counted through, int64 [routes]; those of `with_all` have none.
+        chosen: k.
     """
 
     row: Tensor
     starts: tuple[int, ...]
     place: Tensor
+    chosen: int
 
     def of(self, e: int) -> slice:
         """Return the routes of an expert."""
@@ -40,7 +42,7 @@ class Routes(NamedTuple):
         """Return these routes, and after them those of so many more experts that get all tokens."""
         every = torch.arange(num_tokens, device=self.row.device)
         starts = (*self.starts, *(self.starts[-1] + num_tokens * (i + 1) for i in range(num_more)))
-        return Routes(torch.cat([self.row, *[every] * num_more]), starts, self.place)
+        return self._replace(row=torch.cat([self.row, *[every] * num_more]), starts=starts)
 
     def one_by_one(self) -> Routes:
         """Return the routes of what the experts made of their tokens: each has an input of its own."""
@@ -53,7 +55,24 @@ def routes_of(index: Int[Tensor, "tokens k"], num_experts: int) -> Routes:
     flat = flat.where((flat >= 0) & (flat < num_experts), num_experts)
     starts = (0, *accumulate(flat.bincount(minlength=num_experts)[:num_experts].tolist()))
     place = flat.argsort(stable=True)[: starts[-1]]
-    return Routes(place.div(index.shape[1], rounding_mode="floor"), starts, place)
+    return Routes(place.div(index.shape[1], rounding_mode="floor"), starts, place, index.shape[1])
+
+
+def in_order(index: Int[Tensor, "tokens k"], weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the experts of each token in rising order, in which a loop over them adds, and their weights."""
+    index, order = index.sort(dim=1, stable=True)
+    return index, weight.gather(1, order)
+
+
+def sum_by_token(y: Float[Tensor, "routes hidden"], routes: Routes, num_tokens: int) -> Float[Tensor, "tokens hidden"]:
+    """Return the sum over the routes of each token, added in the order of its experts, on a GPU as well."""
+    k = routes.chosen
+    parts = y.new_zeros(num_tokens * k, y.shape[1]).index_copy(0, routes.place, y[: len(routes.place)])
+    total, *others = parts.view(num_tokens, k, y.shape[1]).unbind(1)
+    of_all = [y[first : first + num_tokens] for first in range(len(routes.place), len(y), max(num_tokens, 1))]
+    for part in (*others, *of_all):
+        total = total + part
+    return total
 
 
 def run_grouped(

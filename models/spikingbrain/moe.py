@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ...errors import InputError
-from ..layers.grouped import Routes, have_hooks, routes_of, run_grouped
+from ..layers.grouped import Routes, have_hooks, in_order, routes_of, run_grouped, sum_by_token
 from ..layers.shared_input import SharedInput
 from .config import SpikingBrainConfig
 from .mlp import SwiGLU, silu_product
@@ -82,7 +82,8 @@ class MixtureOfExperts(nn.Module):
         tokens = x.flatten(0, 1)
         probability = self.router(tokens).float().softmax(-1)  # [tokens, experts]
         weight, chosen = probability.topk(self.num_chosen, -1)  # [tokens, k]
-        weight, routes = weight.to(x.dtype), routes_of(chosen, self.num_experts)
+        chosen, weight = in_order(chosen, weight.to(x.dtype))
+        routes = routes_of(chosen, self.num_experts)
         y = self._together(tokens, weight, routes)
         if y is None:
             y = self._one_by_one(tokens, weight, routes)
@@ -114,7 +115,7 @@ class MixtureOfExperts(nn.Module):
             return None
         share = weight.flatten()[routes.place]
         share = torch.cat([share, share.new_ones(len(whole.row) - len(share))])
-        return torch.zeros_like(tokens).index_add(0, whole.row, found[0] * share[:, None])
+        return sum_by_token(found[0] * share[:, None], whole, len(tokens))
 
     def _one_by_one(self, tokens: Tensor, weight: Tensor, routes: Routes) -> Tensor:
         """Run each expert that has tokens, and sum the results per token."""
