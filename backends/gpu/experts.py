@@ -31,12 +31,12 @@ class Counted(NamedTuple):
     """Tokens with their spike counts.
 
     Attributes:
-        count: int32 [tokens, inputs].
+        spikes: counts, int32 [tokens, inputs].
         threshold: float32 [tokens]; NaN where counts might not fit.
         failed: int32 [tokens], 1 there, else 0.
     """
 
-    count: Tensor
+    spikes: Tensor
     threshold: Tensor
     failed: Tensor
 
@@ -93,7 +93,7 @@ def run_routes(
     ]
     table = torch.tensor(addresses, dtype=torch.int64, device=y.device)
     block = torch.tensor(blocks, dtype=torch.int32, device=y.device)
-    shared = (counted.count, counted.threshold, row, block, table, y, num_inputs, num_outputs, matrices[0].shape[1])
+    shared = (counted.spikes, counted.threshold, row, block, table, y, num_inputs, num_outputs, matrices[0].shape[1])
     kinds = {"BIAS": biased, "BIAS_TYPE": _TYPES[biases[0].dtype]}
     if by_row:
         outputs = min(power_of_two(num_outputs), 128)

@@ -58,7 +58,8 @@ def _projections(block: Any) -> list[list[nn.Module]]:
     experts: list[Any] = [*mlp.experts, *mlp.shared]
     inner = [part for expert in experts for part in (expert.gate_proj, expert.up_proj)]
     groups += [[mlp.router], inner, [expert.down_proj for expert in mlp.experts]]
-    return [*groups, *([expert.down_proj] for expert in mlp.shared)]
+    groups += [[expert.down_proj] for expert in mlp.shared]
+    return groups
 
 
 def _gate(attention: Any) -> list[list[nn.Module]]:
