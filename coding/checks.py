@@ -34,7 +34,7 @@ def fitted_to(encoder: Encoder, low: int, high: int) -> tuple[Encoder, int]:
     return found
 
 
-def promise_train(encoder: Encoder, count: Tensor, num_timesteps: int, make: Callable[[], SpikeTrain]) -> None:
+def promise_train(encoder: Encoder, count: Tensor, num_timesteps: int, make: Callable[[], SpikeTrain | None]) -> None:
     """Let `train_of` use a train that is known already, such as some tokens of another one; see `Once.promise`."""
     _encoded.promise(count, (encoder, num_timesteps), make)
 

@@ -105,7 +105,7 @@ class Untouched:
         return not bool(((now == before) | torch.isnan(before)).all())
 
 
-def promise_spikes(neuron: Neuron, x: Tensor, make: Callable[[], SpikeCount]) -> None:
+def promise_spikes(neuron: Neuron, x: Tensor, make: Callable[[], SpikeCount | None]) -> None:
     """Let `spikes_of` use counts that are known already, such as some rows of other counts; see `Once.promise`."""
     _counted.promise(x, neuron, make)
 

@@ -65,10 +65,10 @@ class Once(threading.local):
             if same and torch.equal(known.numbers, given):
                 kept.append(known)
                 return known.made
-        promised = self._promised
+        promised, made = self._promised, None
         if promised is not None and promised[0]() is given and promised[1] == key:
-            make = promised[2]
-        made = make()
+            made = promised[2]()
+        made = make() if made is None else made
 
         def forget(dead: weakref.ref[Tensor]) -> None:
             kept[:] = [entry for entry in kept if entry.given is not dead]
@@ -83,6 +83,7 @@ class Once(threading.local):
         Args:
             given: a tensor that nobody changes, such as some rows of another whose result is known.
             key: as of `get`.
-            make: gives what the one of `get` would give, in less time.
+            make: gives what the one of `get` would give, in less time; or None if it cannot any more. It is kept until
+                the next promise, so it should hold no large tensors.
         """
         self._promised = (weakref.ref(given), key, make)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import weakref
 from collections.abc import Iterable
 from typing import Any
 
@@ -43,7 +44,7 @@ class SharedInput:
         """Return some tokens, by number, or all of them: the input itself."""
         part = self._x if rows is None else self._x[rows]
         if self._neuron is not None:
-            promise_spikes(self._neuron, part, functools.partial(self._some, rows))
+            promise_spikes(self._neuron, part, functools.partial(_if_alive, weakref.WeakMethod(self._some), rows))
         return part
 
     def _some(self, rows: Tensor | None) -> SpikeCount:
@@ -52,7 +53,8 @@ class SharedInput:
             found = SpikeCount(whole.count[rows], whole.threshold[rows], extent=self._extent)
         encoder, num_timesteps = self._fitted
         if num_timesteps * whole.count.numel() <= _MOST_BYTES:
-            promise_train(encoder, found.by_token, num_timesteps, functools.partial(self._some_of_train, rows))
+            make = functools.partial(_if_alive, weakref.WeakMethod(self._some_of_train), rows)
+            promise_train(encoder, found.by_token, num_timesteps, make)
         return found
 
     def _some_of_train(self, rows: Tensor | None) -> SpikeTrain:
@@ -77,6 +79,12 @@ class SharedInput:
     def _train(self) -> SpikeTrain:
         encoder, num_timesteps = self._fitted
         return encoder.encode(self._counted.by_token, num_timesteps)
+
+
+def _if_alive(method: weakref.WeakMethod[Any], rows: Tensor | None) -> Any:
+    """Call a method if its object still lives: a promise must not keep the tokens of a call in memory."""
+    alive = method()
+    return None if alive is None else alive(rows)
 
 
 def extent_of(count: Tensor) -> tuple[int, int]:

@@ -10,6 +10,7 @@ from torch import nn
 import spikebrain as sb
 from spikebrain import AdaptiveThreshold, SpikeLinear, checking_plugins, record, to_spiking
 from spikebrain.models.layers import spike_linear
+from spikebrain.models.layers.shared_input import SharedInput
 from spikebrain.models.spikingbrain import tiny_76b
 from spikebrain.models.spikingbrain.moe import MixtureOfExperts
 from spikebrain.neuro import once
@@ -224,3 +225,20 @@ def test_a_mixture_counts_and_encodes_its_tokens_once(calls, backend):
         calls.clear()
         moe(x)
         assert len([0 for _, shape in calls if shape[-1] == 16]) <= 2
+
+
+def test_a_promise_keeps_no_input_in_memory(calls, layers):
+    layers = [layers[0], layers[1]]
+    x = torch.randn(5, 16)
+    shared = SharedInput(x, layers)
+    part = shared.tokens(torch.tensor([1, 3]))
+    with torch.no_grad():
+        found = spikes_of(layers[0].neuron, part)
+        assert torch.equal(found.count, layers[0].neuron(x[[1, 3]]).count)
+        calls.clear()
+        other = shared.tokens(torch.tensor([0]))
+        kept = weakref.ref(shared)
+        del shared
+        assert kept() is None
+        assert torch.equal(spikes_of(layers[0].neuron, other).count, layers[0].neuron(x[:1]).count)
+        assert calls == [("count", (1, 16)), ("count", (1, 16))]

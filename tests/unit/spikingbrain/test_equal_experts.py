@@ -8,6 +8,7 @@ from transformers import AutoModelForCausalLM
 
 from spikebrain import from_transformer, to_spiking, unshare_experts
 from spikebrain.errors import CheckpointError, InputError
+from spikebrain.jobs import ConvertSettings
 from spikebrain.models.io import load, save
 from spikebrain.models.layers import spiking_layers
 from spikebrain.models.training import DistillSettings, Stage, distill
@@ -127,6 +128,28 @@ def test_a_note_that_is_damaged_or_does_not_fit(student, tmp_path, as_users, not
     change_note(tmp_path / "model", note)
     with pytest.raises(error, match=match):
         load(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("choices", "match"),
+    [
+        ({"num_experts": 0}, r'num_experts: expected at least 1, as a layer is "moe", got 0'),
+        (
+            {"num_experts": 2, "num_experts_per_token": 3},
+            "num_experts_per_token: expected at most num_experts = 2, got 3",
+        ),
+        ({"expert_intermediate_size": 7}, r"\['expert_intermediate_size'\] cannot be chosen"),
+        ({"num_experts": 2, "num_shared": -1}, "num_shared: expected an integer >= 0, got -1"),
+    ],
+)
+def test_experts_that_no_mixture_has(teacher, choices, match):
+    with pytest.raises(InputError, match=match):
+        from_transformer(teacher, PLANS, **choices)
+
+
+def test_the_command_refuses_no_experts_before_it_reads_a_model():
+    with pytest.raises(InputError, match="num_experts: expected 1 or more, got 0"):
+        ConvertSettings("no/such/model", layout="76b", num_experts=0)
 
 
 def test_spiking_experts_do_not_separate(student):
