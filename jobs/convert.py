@@ -8,19 +8,23 @@ from typing import Any
 
 from torch import Tensor
 
+from ..analysis import measure_perplexity
 from ..backends import device_of
 from ..errors import InputError
 from ..models import spikingbrain_settings
 from ..models.conversion import from_transformer, to_spiking
+from ..models.conversion.calibrate import STEPS
 from ..models.io import load, save
 from ..models.layers.settings import ATTENTION
 from ..models.spikingbrain import LayerPlan, SpikingBrainForCausalLM, parse_layers
 from .given import K, for_all_layers, refuse, usual
-from .inputs import alone, read_text, require_new, require_tokenizer, token_ids
+from .inputs import alone, check_length, read_text, require_new, require_tokenizer, token_ids
 from .progress import SILENT, Progress
 
 # Tokens of a text that parameters are fitted to.
 _CONTEXT = 512
+# Tokens that the result is measured on, at most.
+_MEASURED = 1024
 # Settings that a SpikingBrain model takes, too.
 _OF_SPIKES = ("model", "spiking", "k", "weights", "format")
 
@@ -39,7 +43,10 @@ class ConvertSettings:
         num_experts: experts; None for those of the layout.
         calibrate: a UTF-8 text that new parameters are fitted to; None to leave them as they start.
         calibrate_tokens: tokens from the start of that text; None for 4096.
-        fit: what is fitted: "columns" or "o-proj"; None for "columns".
+        fit: what is fitted: "layers", "columns" or "o-proj"; None for "layers".
+        steps: gradient steps of each layer, with `fit` "layers"; None for 50.
+        placement: "alternate" for linear layers where the layout has them, or "measured" for those that cost least;
+            None for "alternate".
         spiking: None, "as-described" or "as-released".
         k: of `AdaptiveThreshold`, with `spiking`: mean |x| of a token divided by its threshold, or one for each
             pattern of names of layers, of which the first that matches counts; None for 3.
@@ -60,6 +67,8 @@ class ConvertSettings:
     calibrate: Path | None = None
     calibrate_tokens: int | None = None
     fit: str | None = None
+    steps: int | None = None
+    placement: str | None = None
     spiking: str | None = None
     k: K | None = None
     weights: str | None = None
@@ -73,15 +82,35 @@ class ConvertSettings:
         if self.num_experts is not None and self.num_experts < 1:
             raise InputError(f"num_experts: expected 1 or more, got {self.num_experts}. Choose layers without experts.")
         if self.calibrate is None:
-            refuse(self, ("calibrate_tokens", "fit", "device"), "without a text to `calibrate` on")
+            refuse(self, ("calibrate_tokens", "fit", "steps", "device"), "without a text to `calibrate` on")
+            if self.placement == "measured":
+                refuse(self, ("placement",), "without a text to `calibrate` on, which it measures on")
+        if usual(self.fit, "layers") != "layers":
+            refuse(self, ("steps",), f'with `fit` "{self.fit}"')
         if self.spiking is None:
             refuse(self, ("k", "weights", "format"), "on a model that does not spike (`spiking`)")
 
 
+@dataclass(frozen=True)
+class Converted:
+    """What `convert` did.
+
+    Attributes:
+        model: the converted model, on the CPU.
+        perplexity: of the float model on the text that it was calibrated on, behind the tokens that it was fitted to,
+            or on the last of these where the text ends there; None if nothing was calibrated.
+        teacher_perplexity: the same of the Transformer.
+        num_tokens: tokens that both are measured on.
+    """
+
+    model: SpikingBrainForCausalLM
+    perplexity: float | None = None
+    teacher_perplexity: float | None = None
+    num_tokens: int = 0
+
+
 @alone
-def convert(
-    settings: ConvertSettings, out: Path, progress: Progress = SILENT, *, force: bool = False
-) -> SpikingBrainForCausalLM:
+def convert(settings: ConvertSettings, out: Path, progress: Progress = SILENT, *, force: bool = False) -> Converted:
     """Convert a model, and save it.
 
     Args:
@@ -90,13 +119,14 @@ def convert(
         progress: told what happens.
         force: write over what is in the folder.
     Returns:
-        The converted model, on the CPU.
+        The converted model, and how far it is from the Transformer.
     Raises:
         SpikebrainError: bad input; the message says which and what to do.
     """
     require_new(out, sources=(settings.model,), force=force)
     where = device_of(usual(settings.device, "auto")) if settings.calibrate is not None else "cpu"
     teacher, tokenizer, found = load(settings.model, say=progress.say, bar=progress.bar)
+    start: dict[str, Any] = {}
     if isinstance(teacher, SpikingBrainForCausalLM):
         _check_for_spikingbrain(settings, found)
         require_tokenizer(tokenizer, found)
@@ -106,22 +136,33 @@ def convert(
         num_layers = getattr(getattr(teacher, "config", None), "num_hidden_layers", None)
         if num_layers is not None:  # else from_transformer says what it can convert
             _check_layout(settings, parse_layers(layout, num_layers))
-        tokens = _calibration(settings, tokenizer, found, where, progress)
+        tokens, held_out = _calibration(settings, tokenizer, found, where, progress)
         choices = {"window": settings.window, "num_sinks": settings.num_sinks, "num_experts": settings.num_experts}
         student = from_transformer(
             teacher.to(where),
             layout,
             calibration=tokens,
-            fit=usual(settings.fit, "columns"),
+            fit=usual(settings.fit, "layers"),
+            steps=usual(settings.steps, STEPS),
+            placement=usual(settings.placement, "alternate"),
             seed=usual(settings.seed, 0),
             progress=lambda title, total: progress.bar(title, total, "parts"),
             **{name: value for name, value in choices.items() if value is not None},
-        ).cpu()
+        )
+        if held_out is not None:
+            progress.say("Measuring how far it is from the Transformer")
+            start = {"perplexity": _perplexity(student, held_out), "teacher_perplexity": _perplexity(teacher, held_out)}
+            start["num_tokens"] = held_out.numel()
+        student = student.cpu()
     if settings.spiking is not None:
         how = {"k": for_all_layers(usual(settings.k, 3.0)), "weights": usual(settings.weights, "int8")}
         student = to_spiking(student, spikingbrain_settings(settings.spiking, **how), inplace=True)
     save(student, out, tokenizer, format=usual(settings.format, "spikebrain"))
-    return student
+    return Converted(student, **start)
+
+
+def _perplexity(model: Any, rows: Tensor) -> float:
+    return measure_perplexity(model, list(rows.to(model.device)))
 
 
 def _check_for_spikingbrain(settings: ConvertSettings, source: str) -> None:
@@ -151,17 +192,20 @@ def _check_layout(settings: ConvertSettings, plans: tuple[LayerPlan, ...]) -> No
 
 def _calibration(
     settings: ConvertSettings, tokenizer: Any, source: str, device: str, progress: Progress
-) -> Tensor | None:
-    """Return the token ids that parameters are fitted to, [B, L], or None."""
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return the token ids that parameters are fitted to, and those that the result is measured on, [B, L] each."""
     if settings.calibrate is None:
-        progress.say("Without a text to `calibrate` on, the model writes noise until it has been trained.")
-        return None
+        progress.say("Without a text to `calibrate` on, what linear attention loses is lost until it has been trained.")
+        return None, None
     num_tokens = usual(settings.calibrate_tokens, 4096)
     if num_tokens < 2:
         raise InputError(f"calibrate_tokens: expected 2 or more, got {num_tokens}.")
     text, name = read_text(settings.calibrate, "calibrate")
-    ids = token_ids(text, tokenizer, source)[:num_tokens]
-    length = max(min(_CONTEXT, len(ids)), 1)
-    tokens = ids[: len(ids) // length * length].view(-1, length)
+    ids = token_ids(text, tokenizer, source)
+    length = min(_CONTEXT, num_tokens)
+    check_length(name, len(ids), length, "calibrate_tokens")
+    rows = ids[: len(ids) // length * length].view(-1, length)
+    tokens, rest = rows[: num_tokens // length], rows[num_tokens // length :]
+    held_out = (rest if len(rest) else tokens[-1:])[: max(_MEASURED // length, 1)]
     progress.say(f"Fitting {tokens.numel():,} tokens of {name} on {device}")
-    return tokens
+    return tokens, held_out

@@ -23,6 +23,7 @@ from ..models.training import (
     DistillResult,
     DistillSettings,
     Recipe,
+    WrittenText,
     fit_steps,
     sample_from,
     texts_at_once,
@@ -53,7 +54,8 @@ class DistillRun:
         teacher: the Transformer that the student was made of; anything that `load` takes.
         student: folder of a converted model, not on spikes.
         text: UTF-8 files to train on.
-        sample: train on this many tokens that the teacher writes; None for none.
+        sample: train on this many tokens that the teacher writes beforehand; None for none.
+        fresh: train on tokens that the teacher writes meanwhile, none of them twice, instead of `text` and `sample`.
         minutes: the number of steps that are not given is chosen so that training takes about this long; None for 10.
         context: tokens of a text.
         batch_size: texts of a batch.
@@ -75,6 +77,7 @@ class DistillRun:
     student: Path
     text: tuple[Path, ...] = ()
     sample: int | None = None
+    fresh: bool = False
     minutes: float | None = None
     context: int | None = None
     batch_size: int | None = None
@@ -90,8 +93,12 @@ class DistillRun:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.text and self.sample is None:
-            raise InputError("text: expected a UTF-8 file to train on, `sample`, or both; got neither.")
+        if not self.text and self.sample is None and not self.fresh:
+            raise InputError(
+                "text: expected a UTF-8 file to train on, `sample`, or both; or `fresh`; got none of them."
+            )
+        if self.fresh and (self.text or self.sample is not None):
+            raise InputError("fresh: expected no `text` and no `sample` beside it: the teacher writes all of the text.")
         if self.sample is not None and self.sample < 1:
             raise InputError(f"sample: expected an integer >= 1, got {self.sample}.")
         if self.minutes is not None and not 0 < self.minutes < math.inf:
@@ -121,6 +128,7 @@ class DistillRun:
         """Return the arguments that the result depends on, as JSON values; models and text are not among them."""
         names = (
             "sample",
+            "fresh",
             "minutes",
             "attention_steps",
             "logits_steps",
@@ -170,31 +178,35 @@ def distill(run: DistillRun, out: Path, progress: Progress = SILENT, *, force: b
     job = run.job(recipe, where)
     going_on(out, job, force)
     texts = [read_text(path)[0] for path in run.text]
-    if run.sample is None:
+    if run.text and run.sample is None:
         look_ahead(run.teacher, texts, ", ".join(path.name for path in run.text), recipe.context)
     teacher, tokenizer, source = load(run.teacher, say=progress.say, bar=progress.bar)
-    student: Any = load_spikingbrain(run.student, progress).model
+    of_student = load_spikingbrain(run.student, progress)
+    student: Any = of_student.model
+    _check_tokenizers(tokenizer, of_student.tokenizer, run)
     teacher, student = teacher.to(where), student.to(where)
     origin = fingerprint(student)
     job |= {"teacher": fingerprint(teacher), "student": origin}
     going_on(out, job, force)
-    parts = [token_ids(text, tokenizer, source) for text in texts]
-    if run.sample is not None:
-        parts.insert(0, samples(teacher, run.sample, recipe.context, run.seed, out, progress))
-    tokens = torch.cat(parts)
-    check_length("all of it", len(tokens), recipe.context, "context")
-    job["text"] = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
+    tokens = None if run.fresh else _text_of(run, texts, teacher, tokenizer, source, recipe.context, out, progress)
+    if tokens is not None:
+        job["text"] = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
     kept = going_on(out, job, force)
     rates = " and ".join(f"{stage.learning_rate:g}" for stage in settings.stages)
     sizes = f"{recipe.batch_size} texts of {recipe.context} at a time, rates {rates}, {recipe.precision}"
-    progress.say(f"Training on {len(tokens):,} tokens on {where}: {sizes}")
+    what = "tokens that the teacher writes meanwhile" if tokens is None else f"{len(tokens):,} tokens"
+    progress.say(f"Training on {what} on {where}: {sizes}")
+    if tokens is None:
+        at_once = None if kept is None else kept.get("at_once")
+        tokens = WrittenText(teacher, at_once=at_once, longest=recipe.context, seed=run.seed)
     start = time.perf_counter()
     if kept is not None:
         steps = kept["steps"]
         progress.say(f"Going on with an interrupted training: {_listed(steps)}.")
     else:
         steps = plan(student, teacher, tokens, settings, run, recipe, progress)
-        _write(out / PLAN, {"job": job, "steps": steps})
+        at_once = {"at_once": tokens.at_once} if isinstance(tokens, WrittenText) else {}
+        _write(out / PLAN, {"job": job, "steps": steps, **at_once})
     planned_s = time.perf_counter() - start
     stages = tuple(replace(stage, steps=steps[stage.objective]) for stage in settings.stages)
     settings = replace(settings, stages=stages)
@@ -207,6 +219,38 @@ def distill(run: DistillRun, out: Path, progress: Progress = SILENT, *, force: b
     for name in (PLAN, STATE):
         remove(out / name)
     return Distilled(student, settings, result)
+
+
+def _check_tokenizers(teachers: Any, students: Any, run: DistillRun) -> None:
+    """Raise an InputError if both models have a tokenizer, and the same tokens do not mean the same."""
+    if teachers is None or students is None:
+        return
+    ours, theirs = students.get_vocab(), teachers.get_vocab()
+    if ours != theirs:
+        text, _ = min(ours.items() ^ theirs.items())
+        raise InputError(
+            f"student: expected the teacher's tokenizer, got another: {text!r} is token {ours.get(text, 'none')} in "
+            f"{run.student} and {theirs.get(text, 'none')} in {run.teacher}. Give the Transformer that it was made of."
+        )
+
+
+def _text_of(
+    run: DistillRun,
+    texts: list[str],
+    teacher: Any,
+    tokenizer: Any,
+    source: str,
+    context: int,
+    out: Path,
+    progress: Progress,
+) -> Tensor:
+    """Return the tokens to train on: what the teacher wrote beforehand, then the texts."""
+    parts = [token_ids(text, tokenizer, source) for text in texts]
+    if run.sample is not None:
+        parts.insert(0, samples(teacher, run.sample, context, run.seed, out, progress))
+    tokens = torch.cat(parts)
+    check_length("all of it", len(tokens), context, "context")
+    return tokens
 
 
 def going_on(out: Path, job: dict[str, Any], force: bool = False) -> dict[str, Any] | None:
@@ -245,7 +289,7 @@ def going_on(out: Path, job: dict[str, Any], force: bool = False) -> dict[str, A
 def plan(
     student: Any,
     teacher: Any,
-    tokens: Tensor,
+    tokens: Tensor | WrittenText,
     settings: DistillSettings,
     run: DistillRun,
     recipe: Recipe,

@@ -33,6 +33,7 @@ MIXER, _ = record_of(
         "sigmoid": c_int64,  # 1 if that is the feature map, 0 for relu
         "tied": c_int64,  # 1 if the decay is 1 - key
         "gate_divisor": c_double,
+        "head_eps": c_double,
         # Softmax attention: [key heads, capacity, head_dim], INT8 with scales [key heads, capacity], or float32.
         "keys": c_int64,
         "values": c_int64,
@@ -65,7 +66,7 @@ def mix(task, mixer, key_head):  # pragma: no cover - compiled
     Returns:
         Whether all counts fit; if not, nothing that was there before has changed but the row of the token.
     """
-    dim, heads, key_heads, eps = task.head_dim, task.num_heads, task.num_key_heads, np.float32(task.eps)
+    dim, heads, key_heads, eps = task.head_dim, task.num_heads, task.num_key_heads, np.float32(mixer.head_eps)
     group = heads // key_heads
     projected = carray(at(task.projected, numba.float32), (heads + 3 * key_heads, dim))
     query = projected[group * key_head : group * (key_head + 1)]

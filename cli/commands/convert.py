@@ -45,7 +45,17 @@ def convert(
     num_experts: Annotated[int | None, _of_model("Experts of a layer with experts.", "76b: 16")] = None,
     calibrate: Annotated[Path | None, _of_model("UTF-8 text that new parameters are fitted to.", "none")] = None,
     calibrate_tokens: Annotated[int | None, _of_model("Tokens from the start of that text.", "4096")] = None,
-    fit: Annotated[str | None, _of_model("What is fitted: columns or o-proj.", "columns", "columns", "o-proj")] = None,
+    fit: Annotated[
+        str | None,
+        _of_model("What is fitted: layers, or only columns or o-proj: quick.", "layers", "layers", "columns", "o-proj"),
+    ] = None,
+    steps: Annotated[int | None, _of_model("Gradient steps of each layer that is fitted.", "50")] = None,
+    placement: Annotated[
+        str | None,
+        _of_model(
+            "Linear layers: alternate, or measured: where they cost least.", "alternate", "alternate", "measured"
+        ),
+    ] = None,
     spiking: Spiking = "none",
     k: K = None,
     weights: Weights = None,
@@ -65,8 +75,8 @@ def convert(
     """Convert a Transformer into a SpikingBrain model, on spikes or not.
 
     --device says where it is calibrated. With --spiking it also puts a SpikingBrain model on spikes, for example one
-    that was distilled; then only --k, --weights and --format go with it. --calibrate-tokens, --fit and --device need
-    --calibrate; --k, --weights and --format need --spiking.
+    that was distilled; then only --k, --weights and --format go with it. --calibrate-tokens, --fit, --steps, --device
+    and --placement measured need --calibrate; --k, --weights and --format need --spiking.
     """
     from ... import jobs
 
@@ -79,6 +89,8 @@ def convert(
         calibrate=calibrate,
         calibrate_tokens=calibrate_tokens,
         fit=fit,
+        steps=steps,
+        placement=placement,
         spiking=spiking_or_none(spiking),
         k=k_of(k),
         weights=weights,
@@ -86,7 +98,8 @@ def convert(
         device=device,
         seed=seed,
     )
-    student = jobs.convert(settings, out, screen, force=force)
+    found = jobs.convert(settings, out, screen, force=force)
+    student = found.model
     num_bytes = sum(x.numel() * x.element_size() for x in (*student.parameters(), *student.buffers()))
     if spiking != "none":
         follows: dict[str, Any] = {"next": ("spikebrain", "report", out), "why": "its accuracy, spikes and energy"}
@@ -95,13 +108,24 @@ def convert(
         trains_on = ("--text", calibrate) if long else ("--sample", 20_000)
         to = ("--out", unused(Path(f"{out}-trained")))
         follows = {"next": ("spikebrain", "distill", model, out, *trains_on, *to), "why": "recovers what was lost"}
+    start = ""
+    if found.perplexity is not None and found.teacher_perplexity is not None:
+        start = (
+            f"\nIt starts at {found.perplexity / found.teacher_perplexity:.2f} times the perplexity of {model}: "
+            f"{found.perplexity:.1f} beside {found.teacher_perplexity:.1f}, in float, on {found.num_tokens:,} tokens "
+            f"of {calibrate}."
+        )
     return Answer(
-        f"Converted {model}: {student.settings.num_layers} layers, {num_bytes / 2**20:,.0f} MiB, spiking: {spiking}.",
+        f"Converted {model}: {student.settings.num_layers} layers, {num_bytes / 2**20:,.0f} MiB, spiking: {spiking}."
+        + start,
         {
             "model": model,
             "out": str(out),
             "spiking": spiking_or_none(spiking),
             "num_bytes": num_bytes,
+            "perplexity": found.perplexity,
+            "teacher_perplexity": found.teacher_perplexity,
+            "num_measured_tokens": found.num_tokens,
             "settings": student.settings.to_dict(),
         },
         out=out,

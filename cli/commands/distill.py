@@ -43,8 +43,15 @@ def distill(
         typer.Option(help="UTF-8 text to train on; may be given several times.", rich_help_panel=INPUT),
     ] = None,
     sample: Annotated[
-        int | None, typer.Option(help="Train on this many tokens that the teacher writes.", rich_help_panel=INPUT)
+        int | None,
+        typer.Option(help="Train on this many tokens that the teacher writes beforehand.", rich_help_panel=INPUT),
     ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option(
+            "--fresh", help="Train on tokens that the teacher writes meanwhile, none twice.", rich_help_panel=INPUT
+        ),
+    ] = False,
     minutes: Annotated[float | None, _of_training("Train for about this many minutes.", "10")] = None,
     context: Annotated[int | None, _of_training("Tokens of a text.", "256; cuda: 512")] = None,
     batch_size: Annotated[int | None, _of_training("Texts of a batch.", "4; cuda: 32")] = None,
@@ -98,6 +105,7 @@ def distill(
         student=student,
         text=tuple(text or ()),
         sample=sample,
+        fresh=fresh,
         minutes=minutes,
         context=context,
         batch_size=batch_size,

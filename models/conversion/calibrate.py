@@ -1,15 +1,22 @@
-"""Fit initial values for the new parameters of a converted model on some text, in closed form without gradients.
+"""Fit a converted model to its Transformer on some text, layer by layer: in closed form, then by a few gradient steps.
 
-Each layer with linear attention gets the input of the Transformer's layer and is fitted to that layer's output, in
-three steps over all tokens:
+Each layer with linear attention gets the input of the Transformer's layer and is fitted to that layer's output:
 
 1. *Decay.* For each key/value head, choose the time constant from `TIME_CONSTANTS` whose outputs fit best, by the
-   squared error that step 2 would leave. (Not for a tied gate, which has no parameters.)
-2. *Columns.* A branch is normalised per head, which loses the magnitude of the Transformer's outputs. So each column of
-   o_proj is scaled by the least-squares factor between the layer's channel and the Transformer's. If two branches share
-   the columns, softmax attention sets the factors; both branch weights then follow by least squares over all channels.
-3. *Output projection* (fit="o-proj"). The whole of o_proj is fitted to the attention output by ridge regression towards
-   the result of step 2.
+   squared error that step 3 would leave. (Not for a tied gate, which has no parameters.)
+2. *Magnitudes.* The outputs of linear attention are sums without a divisor. Where linear attention is alone, its
+   queries (with the sigmoid feature map: values) are scaled so that the outputs of a head have a mean square of
+   `eps_of_heads`. There a norm keeps small outputs small, as most heads give nothing at most tokens, and limits large
+   ones.
+3. *Columns.* Each column of o_proj is scaled by the least-squares factor between the layer's channel and the
+   Transformer's. If two branches share the columns, softmax attention sets the factors; both branch weights then follow
+   by least squares over all channels.
+4. fit="layers": all of the layer's attention learns in a few gradient steps (`fit_layers`), where linear attention is
+   alone. fit="o-proj": the whole of o_proj is fitted to the attention output instead, by ridge regression towards the
+   result of step 3. fit="columns": neither.
+
+Sink tokens are fitted to the Transformer's predictions (`fit_sinks`): first of all, or last if linear attention is
+alone in a layer, since predictions say nothing before such layers are fitted.
 
 The norms keep weight 1: g_norm shares one weight per channel between heads, while o_proj has a column for each head.
 """
@@ -26,9 +33,14 @@ from torch import Tensor
 from ...errors import InputError
 from ..spikingbrain.attention import Attention
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
+from .fit_layers import fit_layers
+from .fit_sinks import STEPS as SINK_STEPS
+from .fit_sinks import fit_sinks
 from .layerwise import LayerTrace, Surroundings, trace, watch
 
-FITS = ("columns", "o-proj")
+FITS = ("layers", "columns", "o-proj")
+# Gradient steps of a layer with fit="layers".
+STEPS = 50
 # Tokens after which a state has decayed to 1 / e.
 TIME_CONSTANTS = (2.0, 8.0, 32.0, 128.0, 512.0, 4096.0)
 # Strength of the ridge regression, relative to the mean square of a column.
@@ -45,44 +57,63 @@ def calibrate(
     teacher: Any,
     tokens: Tensor,
     *,
-    fit: str = "columns",
+    fit: str = "layers",
+    steps: int = STEPS,
     progress: Callable[[str, int], Callable[[int], None]] | None = None,
 ) -> None:
-    """Fit the new parameters and the output projections of a model from `from_transformer`, in place.
+    """Fit a model from `from_transformer` to its Transformer, in place.
 
     Args:
         student: the converted model, not spiking.
         teacher: the Transformer that it was converted from.
         tokens: token ids, [B, L], or [L] for one text. A few thousand tokens are enough.
-        fit: "columns": scales only; "o-proj": the output projections as well, which lowers the error of each layer on
-            these tokens, but not always the perplexity on others (DESIGN.md).
+        fit: "layers": all of a linear layer's attention; "o-proj": scales and output projections; "columns": scales
+            only, which is quick (docs/results.md compares them).
+        steps: gradient steps of each layer, for fit="layers".
         progress: called with a step's title and number of parts; the function it returns gets the number of parts done.
     Raises:
-        InputError: no tokens, ids outside the vocabulary, an unknown fit, or a spiking model.
+        InputError: no tokens, ids outside the vocabulary, an unknown fit, steps below 1, or a spiking model.
     """
     if fit not in FITS:
         raise InputError(f"calibrate.fit: expected one of {FITS}, got {fit!r}.")
+    if type(steps) is not int or steps < 1:
+        raise InputError(f"calibrate.steps: expected an integer >= 1, got {steps!r}.")
     if student.settings.spiking is not None:
         raise InputError("calibrate: expected a float model, got one that spikes. Calibrate it before to_spiking.")
     rows = check_tokens(tokens, student.settings.vocab_size, "calibrate.tokens").to(student.device)
     rows = rows[None] if rows.ndim == 1 else rows
+    groups = rows.split(max(_TOKENS // rows.shape[1], 1))
     mixers: Any = [layer.attn for layer in student.model.layers]
     layers: dict[int, Attention] = {i: mixer for i, mixer in enumerate(mixers) if "gla" in mixer.plan.mixers}
-    if not layers:
-        return
+    alone = {i: mixer for i, mixer in layers.items() if not mixer.plan.is_parallel}
+
+    def told(title: str, total: int) -> Callable[[int], None]:
+        return progress(title, total) if progress else lambda number: None
 
     def parts(title: str) -> Iterator[_Part]:
-        groups = rows.split(max(_TOKENS // rows.shape[1], 1))
-        done = progress(title, len(groups) * len(layers)) if progress else lambda number: None
+        done = told(title, len(groups) * len(layers))
         for part in _each(student, teacher, groups, layers):
             yield part
             done(1)
 
-    if student.settings.gate != "tied":
+    def sinks() -> None:
+        if student.model.sinks is not None:
+            fit_sinks(student, teacher, rows, SINK_STEPS, told("sinks", SINK_STEPS))
+
+    if not alone:
+        sinks()
+    if layers and student.settings.gate != "tied":
         _choose_decay(student, layers, parts("time constants"))
-    _scale_columns(student, layers, parts("columns"))
-    if fit == "o-proj":
+    if alone and student.settings.head_norm_eps is not None:
+        _scale_outputs(student, teacher, groups[0], alone)
+    if layers:
+        _scale_columns(student, layers, parts("columns"))
+    if alone and fit == "layers":
+        fit_layers(student, teacher, groups, alone, steps, told("layers", len(alone)))
+    if layers and fit == "o-proj":
         _fit_output(student, layers, parts("o_proj"))
+    if alone:
+        sinks()
 
 
 def check_tokens(tokens: Tensor, vocab_size: int, where: str) -> Tensor:
@@ -140,6 +171,7 @@ def _choose_decay(student: SpikingBrainForCausalLM, layers: dict[int, Attention]
     # Per layer, summed over tokens: target * output and output^2, each [constants, channels].
     sums = {i: torch.zeros(2, len(TIME_CONSTANTS), settings.num_heads * settings.dim).double() for i in layers}
     for i, attention, target, run in parts:
+        attention.g_norm.eps = settings.norm_eps  # magnitudes, which differ between constants, do not count here
         for j, constant in enumerate(TIME_CONSTANTS):
             _gate_bias(attention).fill_(gate_bias(constant, settings.gate_divisor))
             output = _flat(run()["g_norm"][1].flatten(2))
@@ -151,6 +183,20 @@ def _choose_decay(student: SpikingBrainForCausalLM, layers: dict[int, Attention]
         best = explained.unflatten(1, (settings.num_kv_heads, -1)).sum(-1).argmax(0)  # [Hk]
         biases = torch.tensor([gate_bias(TIME_CONSTANTS[j], settings.gate_divisor) for j in best.tolist()])
         _gate_bias(attention).copy_(biases.repeat_interleave(settings.dim))
+        attention.g_norm.eps = settings.eps_of_heads
+
+
+def _scale_outputs(student: SpikingBrainForCausalLM, teacher: Any, group: Tensor, layers: dict[int, Attention]) -> None:
+    """Scale queries or values so that the outputs of linear attention have a mean square of `eps_of_heads`."""
+    settings = student.settings
+    for _, attention, _, run in _each(student, teacher, [group], layers):
+        heads = run()["g_norm"][0].float()  # [B, L, H, D]
+        projection = attention.q_proj
+        if settings.feature_map != "relu":  # a factor of a query is a factor of relu(query) only
+            heads, projection = heads.unflatten(2, (settings.num_kv_heads, -1)).flatten(3), attention.v_proj
+        factor = (settings.eps_of_heads / heads.square().mean((0, 1, 3)).clamp(min=1e-30)).sqrt()
+        for parameter in projection.parameters():
+            parameter.unflatten(0, (len(factor), -1)).flatten(1).mul_(factor.to(parameter)[:, None])
 
 
 def _scale_columns(student: SpikingBrainForCausalLM, layers: dict[int, Attention], parts: Iterator[_Part]) -> None:

@@ -6,19 +6,24 @@ and routers. Their initial values keep the model as close to the Transformer as 
 
 - *Gate*: its matrices give 0, so at first the decay is the same for every token, with a time constant of
   `TIME_CONSTANT` tokens. The first of two low-rank matrices is random, so that the second learns from the first step.
-- *Norms*: weight 1. *Parallel branches*: `BRANCH_WEIGHTS`, so that softmax attention dominates.
-- *Sink tokens*: the embedding of the beginning-of-text token, if the model has one, else the mean embedding.
+- *Norms* of heads: a norm takes away the magnitude of a head's output, which says how much a head has to give, and
+  softmax attention has no such norm. An epsilon far above the mean square of the outputs keeps it (`eps_for_heads`),
+  and the weight of softmax attention's norm makes up for the constant divisor.
+- *Parallel branches*: `BRANCH_WEIGHTS`, so the layer begins as softmax attention; the weight of the linear branch
+  learns from the first step.
+- *Sink tokens*: the embedding of the beginning-of-text token, if the model has one, then those of random tokens. Many
+  sinks that are all alike take more attention from the text.
 - *Experts*: see `upcycle`. All of a layer are equal, so they are one set of weights until `unshare_experts`.
 
-A norm gives every head of every token the same magnitude, unlike softmax attention's outputs. Their magnitudes can only
-come from data: pass `calibration` tokens (see `calibrate`).
+What linear attention loses can only come back from data: pass `calibration` tokens (see `calibrate`).
 
 Source: SpikingBrain (arXiv:2509.05276), sections 2 and 3.1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,13 +36,16 @@ from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from ..spikingbrain.config import LayerPlan, SpikingBrainConfig
 from ..spikingbrain.layouts import parse_layers
 from ..spikingbrain.transformers_config import SpikingBrainPretrainedConfig
-from .calibrate import calibrate, gate_bias
+from .calibrate import STEPS, calibrate, gate_bias
+from .placement import check_placement, least_sensitive, sensitivities
 from .source import origins, settings_of, weights_of
 
 # Tokens after which a state has decayed to 1 / e, before calibration; the best single value for SmolLM2 (DESIGN.md).
 TIME_CONSTANT = 64.0
 # Weights of linear and softmax attention in a layer that has both, before calibration.
-BRANCH_WEIGHTS = (0.1, 0.9)
+BRANCH_WEIGHTS = (0.0, 1.0)
+# Tokens that linear layers are placed by, at most.
+_PLACING_TOKENS = 4096
 # Spread of a new router's logits: enough to give experts different tokens, with almost even probabilities.
 _ROUTER_LOGITS = 1e-4
 # Settings of a published layout besides its layers; all others are the same for both.
@@ -51,12 +59,14 @@ def from_transformer(
     layout: str | tuple[LayerPlan, ...] = "7b",
     *,
     calibration: Tensor | None = None,
-    fit: str = "columns",
+    fit: str = "layers",
+    steps: int = STEPS,
+    placement: str = "alternate",
     seed: int = 0,
     progress: Callable[[str, int], Callable[[int], None]] | None = None,
     **choices: Any,
 ) -> SpikingBrainForCausalLM:
-    """Convert a Transformer. Its weights are copy_bias; the Transformer itself does not change.
+    """Convert a Transformer. Its weights are copied; the Transformer itself does not change.
 
     A "full" layer computes the same as the Transformer's layer, and so does "swa" for texts within its window.
 
@@ -64,7 +74,10 @@ def from_transformer(
         model: a causal language model of transformers with a convertible architecture (`models/architectures.py`).
         layout: "7b", "76b", plans separated by commas, such as "gla,swa,gla+full/moe", or a tuple of plans.
         calibration: token ids, [B, L] or [L]; None to keep the initial values of the new parameters.
-        fit: "columns" or "o-proj", as for `calibrate`.
+        fit: "layers", "columns" or "o-proj", as for `calibrate`.
+        steps: as for `calibrate`.
+        placement: "alternate": linear layers are where the layout has them; "measured": where they cost least by
+            `sensitivities`, which needs calibration tokens.
         seed: seed of the random numbers in gates and routers.
         progress: as for `calibrate`.
         choices: fields of `SpikingBrainConfig` that the Transformer does not fix, such as window, gate or num_sinks;
@@ -93,19 +106,71 @@ def from_transformer(
     if len(plans) != num_layers:
         raise InputError(f"from_transformer.layout: expected {num_layers} plans, one per layer, got {len(plans)}.")
     named = _CHOICES.get(layout, {}) if isinstance(layout, str) else {}
+    named = {"head_norm_eps": eps_for_heads(source, plans), **named}
     # Copies of one part: kept once until training makes them differ.
     equal = {"equal_experts": any(getattr(plan, "ffn", None) == "moe" for plan in plans)}
     settings = SpikingBrainConfig.from_dict({**fixed, **named, **equal, **choices, "layers": plans})
+    if placement != "alternate":
+        calibration = check_placement(placement, settings, calibration)
+        settings = settings.replace(layers=_placed(source, settings, calibration, progress))
+    student = _converted(source, settings, seed)
+    if calibration is not None:
+        calibrate(student, source, calibration, fit=fit, steps=steps, progress=progress)
+    return student
+
+
+def eps_for_heads(model: Any, plans: Sequence[LayerPlan]) -> float | None:
+    """Return an epsilon for the norms of heads' outputs; None if no layer has such norms.
+
+    Where linear attention is alone in its layer, 1 will do: calibration scales the outputs accordingly. Beside softmax
+    attention it must be far above the mean square of that branch's outputs. Attention averages values, so these are
+    below the mean square of a head's values. The epsilon is four times the largest of those, for normed inputs of
+    independent channels, rounded up to a power of two.
+
+    Args:
+        model: a Transformer of a convertible architecture.
+        plans: one per layer.
+    """
+    if not any(plan.is_parallel for plan in plans):
+        return 1.0 if any("gla" in plan.mixers for plan in plans) else None
+    weights, largest = weights_of(model), 0.0
+    parameters = dict(model.named_parameters())
+    for i in range(model.config.num_hidden_layers):
+        layer = f"{weights.layers}.{i}."
+        value = parameters[layer + weights.layer["attn.v_proj.weight"]].detach().float()
+        squares = (value * parameters[layer + weights.layer["attn_norm.weight"]].detach().float()).square().sum(1)
+        bias = parameters.get(layer + weights.biases.get("attn.v_proj.bias", ""))
+        squares = squares if bias is None else squares + bias.detach().float().square()
+        heads = squares.unflatten(0, (model.config.num_key_value_heads, -1)).mean(1)
+        largest = max(largest, float(heads.max()))
+    return 2.0 ** math.ceil(math.log2(max(4 * largest, 1e-30)))
+
+
+def _placed(
+    source: Any,
+    settings: SpikingBrainConfig,
+    tokens: Tensor,
+    progress: Callable[[str, int], Callable[[int], None]] | None,
+) -> tuple[LayerPlan, ...]:
+    """Return the plans of the settings with linear layers where they cost least, by what scales alone can reach."""
+    rows = tokens.to(source.device).view(-1, tokens.shape[-1])
+    rows = rows[: max(_PLACING_TOKENS // rows.shape[1], 1)]
+    every = {mixer: settings.replace(layers=[LayerPlan((mixer,))] * settings.num_layers) for mixer in ("gla", "full")}
+    linear, softmax = (_converted(source, every[mixer], 0) for mixer in ("gla", "full"))
+    calibrate(linear, source, rows, fit="columns", progress=progress)
+    done = progress("sensitivities", settings.num_layers) if progress else lambda number: None
+    return least_sensitive(settings.layers, sensitivities(linear, softmax, source, rows, done))
+
+
+def _converted(source: Any, settings: SpikingBrainConfig, seed: int) -> SpikingBrainForCausalLM:
+    """Return a model with a Transformer's weights, not calibrated."""
     tokens = {name: getattr(source.config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = SpikingBrainPretrainedConfig(settings, **tokens)
     with torch.device("meta"):
         student = SpikingBrainForCausalLM(config)
     _fill(student, source, seed)
     student.generation_config = source.generation_config
-    student.eval()
-    if calibration is not None:
-        calibrate(student, source, calibration, fit=fit, progress=progress)
-    return student
+    return student.eval()
 
 
 def _fill(student: SpikingBrainForCausalLM, source: Any, seed: int) -> None:
@@ -121,9 +186,10 @@ def _fill(student: SpikingBrainForCausalLM, source: Any, seed: int) -> None:
             dense = f"{name.partition('.mlp.')[0]}.mlp.{_tail(name)}"
             value = upcycle(weights[origin[dense]], name, student.settings)
         elif name == "model.sinks":
-            first = source.config.bos_token_id
-            row = embedding.mean(0) if first is None else embedding[first]
-            value = row.expand(parameter.shape).clone()
+            drawn = torch.Generator().manual_seed(seed)
+            value = embedding[torch.randint(len(embedding), (len(parameter),), generator=drawn)].clone()
+            if source.config.bos_token_id is not None:
+                value[0] = embedding[source.config.bos_token_id]
         else:
             value = _fresh(name, tuple(parameter.shape), student.settings, generator).to(embedding)
         owner, _, attribute = name.rpartition(".")
@@ -162,7 +228,8 @@ def upcycle(weight: Tensor, name: str, settings: SpikingBrainConfig) -> Tensor:
 def _fresh(name: str, shape: tuple[int, ...], settings: SpikingBrainConfig, generator: torch.Generator) -> Tensor:
     """Return the initial value, in float32, of a parameter that the Transformer does not have."""
     if name.endswith("_norm.weight"):
-        return torch.ones(shape)
+        keeps = name.endswith("s_norm.weight") and settings.head_norm_eps is not None
+        return torch.full(shape, math.sqrt(settings.eps_of_heads) if keeps else 1.0)
     if name.endswith("branch_weight"):
         return torch.tensor(BRANCH_WEIGHTS)
     if name.endswith("gk_proj.0.weight"):

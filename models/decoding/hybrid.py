@@ -156,6 +156,7 @@ class HybridDecoder:
         output = Output(tables.add([attention.o_proj]), self._hidden.data_ptr())
         tables.add_stage(Kind.ADD, self._attended, [output])
         record = self._layers[number]
+        record["head_eps"] = settings.eps_of_heads
         if "gla" in attention.plan.mixers:
             record["linear_norm"] = attention.g_norm.weight.data_ptr()
             record["sigmoid"], record["tied"] = settings.feature_map == "sigmoid", settings.gate == "tied"

@@ -81,9 +81,9 @@ class Attention(nn.Module):
                 self.gk_proj = nn.Sequential(inner, nn.Linear(config.gate_rank, kv_width))
             elif config.gate == "full":
                 self.gk_proj = nn.Linear(config.hidden_size, kv_width)
-            self.g_norm = RMSNorm(config.dim, config.norm_eps)
+            self.g_norm = RMSNorm(config.dim, config.eps_of_heads)
         if plan.is_parallel:
-            self.s_norm = RMSNorm(config.dim, config.norm_eps)
+            self.s_norm = RMSNorm(config.dim, config.eps_of_heads)
             self.branch_weight = nn.Parameter(torch.full((2,), 0.5))
 
     def forward(

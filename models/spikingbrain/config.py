@@ -87,7 +87,9 @@ class SpikingBrainConfig:
         window_keys: "w+1": a token sees itself and the w tokens before it, as in the released code; "w": itself and
             w - 1 before it, as in the report's formula.
         rope_theta: base of the rotary embedding, for softmax attention only.
-        norm_eps: epsilon of every RMSNorm.
+        norm_eps: epsilon of every RMSNorm but those of head_norm_eps.
+        head_norm_eps: epsilon of the norms of each head's output (`Attention.g_norm`, `s_norm`); None for norm_eps. A
+            head whose mean square is far below it keeps its magnitudes: the norm then only divides by a constant.
         tie_word_embeddings: whether the output head shares the embedding's weights.
         qkv_bias: whether the q, k and v projections have biases.
         gate: how linear attention gets its decay. "low-rank": two matrices with gate_rank channels between them;
@@ -129,6 +131,7 @@ class SpikingBrainConfig:
     window_keys: str = "w+1"
     rope_theta: float = 1e6
     norm_eps: float = 1e-6
+    head_norm_eps: float | None = None
     tie_word_embeddings: bool = False
     qkv_bias: bool = True
     gate: str = "low-rank"
@@ -184,6 +187,10 @@ class SpikingBrainConfig:
             value = getattr(self, name)
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             self._require(is_number and 0 < value < math.inf, name, "a finite number > 0", value)
+        eps = self.head_norm_eps
+        if eps is not None:
+            is_number = isinstance(eps, int | float) and not isinstance(eps, bool) and 0 < eps < math.inf
+            self._require(is_number, "head_norm_eps", "a finite number > 0 or None", eps)
         weight = self.aux_loss_weight
         is_number = isinstance(weight, int | float) and not isinstance(weight, bool) and 0 <= weight < math.inf
         self._require(is_number, "aux_loss_weight", "a finite number >= 0", weight)
@@ -205,6 +212,11 @@ class SpikingBrainConfig:
         divides = self.num_heads % self.num_kv_heads == 0
         self._require(divides, "num_kv_heads", f"a divisor of num_heads = {self.num_heads}", self.num_kv_heads)
         self._require(len(self.layers) > 0, "layers", "at least one layer", self.layers)
+        longest = self.max_position_embeddings
+        if longest is not None:
+            self._require(
+                self.num_sinks <= longest, "num_sinks", f"at most {longest}, as many as positions", self.num_sinks
+            )
         if any(plan.softmax for plan in self.layers):
             self._require(self.dim % 2 == 0, "head_dim", "an even number, for the rotary embedding", self.head_dim)
         if any(plan.ffn == "moe" for plan in self.layers):
@@ -234,6 +246,11 @@ class SpikingBrainConfig:
     def max_window_keys(self) -> int:
         """Keys that a token sees in window attention, itself included."""
         return self.window + (self.window_keys == "w+1")
+
+    @property
+    def eps_of_heads(self) -> float:
+        """Epsilon of the norms of each head's output."""
+        return self.norm_eps if self.head_norm_eps is None else self.head_norm_eps
 
     def replace(self, **changes: Any) -> SpikingBrainConfig:
         """Return a copy with some fields changed and all fields checked again."""
@@ -267,5 +284,6 @@ class SpikingBrainConfig:
             )
         plans = tuple(LayerPlan.parse(plan) if isinstance(plan, str) else plan for plan in layers)
         # JSON may say 16 for 16.0.
-        numbers = {name: float(fields[name]) for name in _POSITIVE if type(fields.get(name)) is int}
+        reals = (*_POSITIVE, "head_norm_eps")
+        numbers = {name: float(fields[name]) for name in reals if type(fields.get(name)) is int}
         return cls(**{**fields, **numbers, "layers": plans})

@@ -143,7 +143,7 @@ def integer_product(count: Tensor, k: Tensor) -> Tensor:
 
 
 def _fold(q: Tensor, num_kv_heads: int, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Stack the r query heads of a key/value head as queries, [B, Hk, r * L, .], so that keys are not copy_bias."""
+    """Stack the r query heads of a key/value head as queries, [B, Hk, r * L, .], so that keys are not copied."""
     shared = q.shape[1] // num_kv_heads
     if mask is not None and mask.shape[-2] > 1:
         mask = mask.repeat(1, 1, shared, 1)

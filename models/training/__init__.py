@@ -3,7 +3,7 @@
 from .distill import distill
 from .planning import fit_steps
 from .recipes import RECIPES, Recipe
-from .sampling import sample_from, texts_at_once
+from .sampling import WrittenText, sample_from, texts_at_once
 from .settings import DistillResult, DistillSettings, LossPoint, Stage
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "LossPoint",
     "Recipe",
     "Stage",
+    "WrittenText",
     "distill",
     "fit_steps",
     "sample_from",

@@ -31,6 +31,7 @@ from ..conversion.unshare import unshare_experts
 from ..layers.spike_aware import spike_aware
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from .objectives import match_layers, match_logits
+from .sampling import WrittenText
 from .settings import DistillResult, DistillSettings, LossPoint, Stage
 from .state import SavedState, save_state
 
@@ -46,7 +47,7 @@ _SAMPLED = 256
 def distill(
     student: SpikingBrainForCausalLM,
     teacher: Any,
-    tokens: Tensor,
+    tokens: Tensor | WrittenText,
     settings: DistillSettings,
     out: Path | None = None,
     progress: Callable[[str, int], Callable[[int], None]] | None = None,
@@ -58,7 +59,8 @@ def distill(
         student: a float model from `from_transformer`; float32 parameters learn best. Equal experts get weights of
             their own first (`unshare_experts`).
         teacher: the Transformer, on the same device.
-        tokens: token ids, [N]; each stage cuts them into texts of its context, without overlap.
+        tokens: token ids, [N]; each stage cuts them into texts of its context, without overlap. Or texts that the
+            teacher writes meanwhile, none of which is read twice.
         settings: stages and options.
         out: folder for loss.json and training.safetensors, the state from which the same call goes on; None to keep
             nothing. If it holds the state of this job, the student gets its parameters from there.
@@ -126,17 +128,21 @@ def distill(
     return DistillResult(tuple(losses), finished, before_s + time.perf_counter() - start, num_tokens)
 
 
-def batch_of(tokens: Tensor, stage: Stage, seed: int, index: int) -> Tensor:
+def batch_of(tokens: Tensor | WrittenText, stage: Stage, seed: int, index: int, number: int = 0) -> Tensor:
     """Return a batch by its number. Every text comes once, in random order, before any comes again.
 
     Args:
-        tokens: token ids, [N].
+        tokens: token ids, [N], or texts that are written.
         stage: gives context and batch_size.
         seed: random seed for the orders.
         index: number of the batch within the stage, from 0.
+        number: of the stage, from 0.
     Returns:
         Token ids, [batch_size, context].
     """
+    if isinstance(tokens, WrittenText):
+        return tokens.batch(number, stage.context, index * stage.batch_size, stage.batch_size)
+    seed += 1000 * number
     num_texts = len(tokens) // stage.context
     rows = []
     for i in range(index * stage.batch_size, (index + 1) * stage.batch_size):
@@ -153,7 +159,7 @@ def _order(num_texts: int, seed: int) -> list[int]:
 def _step(
     student: SpikingBrainForCausalLM,
     teacher: Any,
-    tokens: Tensor,
+    tokens: Tensor | WrittenText,
     settings: DistillSettings,
     number: int,
     step: int,
@@ -163,7 +169,7 @@ def _step(
     stage, device = settings.stages[number], student.device
     share, loss = 1 / stage.accumulation, torch.zeros((), device=device)
     for i in range(stage.accumulation):
-        ids = batch_of(tokens, stage, settings.seed + 1000 * number, step * stage.accumulation + i).to(device)
+        ids = batch_of(tokens, stage, settings.seed, step * stage.accumulation + i, number).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
             if stage.objective == "attention":
                 loss += share * match_layers(student, teacher, ids, share)
@@ -237,7 +243,9 @@ def _prepared(student: SpikingBrainForCausalLM, teacher: Any, settings: DistillS
                 parameter.grad = None
 
 
-def _check(student: SpikingBrainForCausalLM, teacher: Any, tokens: Tensor, settings: DistillSettings) -> None:
+def _check(
+    student: SpikingBrainForCausalLM, teacher: Any, tokens: Tensor | WrittenText, settings: DistillSettings
+) -> None:
     ours = student.settings
     if ours.spiking is not None:
         raise InputError(
@@ -252,6 +260,8 @@ def _check(student: SpikingBrainForCausalLM, teacher: Any, tokens: Tensor, setti
             f"distill: expected a student with the teacher's layers, hidden size and vocabulary, {expected}, got "
             f"{sizes}."
         )
+    if isinstance(tokens, WrittenText):
+        return
     longest = max(stage.context for stage in settings.stages)
     if tokens.ndim != 1 or len(tokens) < longest:
         raise InputError(
@@ -272,11 +282,16 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def _key(
-    student: SpikingBrainForCausalLM, teacher: nn.Module, tokens: Tensor, settings: DistillSettings, origin: str
+    student: SpikingBrainForCausalLM,
+    teacher: nn.Module,
+    tokens: Tensor | WrittenText,
+    settings: DistillSettings,
+    origin: str,
 ) -> str:
     job = {"settings": settings.job(), "model": student.settings.to_dict()}
     job |= {"teacher": fingerprint(teacher), "student": origin}
-    content = json.dumps(job, sort_keys=True).encode() + tokens.cpu().numpy().tobytes()
+    text = tokens.identity().encode() if isinstance(tokens, WrittenText) else tokens.cpu().numpy().tobytes()
+    content = json.dumps(job, sort_keys=True).encode() + text
     return hashlib.sha256(content).hexdigest()
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...errors import InputError
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from .distill import distill
+from .sampling import WrittenText
 from .settings import DistillSettings, Stage
 
 # A step that takes longer than _LONG_S seconds is timed once; a shorter one _NUM_TIMED times.
@@ -24,7 +25,7 @@ _TIMING_SHARE = 0.1
 def fit_steps(
     student: SpikingBrainForCausalLM,
     teacher: Any,
-    tokens: Tensor,
+    tokens: Tensor | WrittenText,
     settings: DistillSettings,
     seconds: float,
     shares: tuple[float, ...],
@@ -56,7 +57,10 @@ def fit_steps(
     for stage in settings.stages:
         alone = replace(settings, stages=(stage,), budget_s=None)
         at_most_s = _TIMING_SHARE * seconds / len(shares)
-        times.append(_step_s(copy.deepcopy(student), teacher, tokens, alone, at_most_s))
+        a_step = _step_s(copy.deepcopy(student), teacher, tokens, alone, at_most_s)
+        if isinstance(tokens, WrittenText):
+            a_step += stage.batch_size * stage.accumulation * tokens.seconds_per_text[stage.context]
+        times.append(a_step)
         done(1)
     left = seconds - (time.perf_counter() - start)
     steps = [max(int(left * share / a_step), 1) for share, a_step in zip(shares, times, strict=True)]
@@ -65,7 +69,11 @@ def fit_steps(
 
 
 def _step_s(
-    trial: SpikingBrainForCausalLM, teacher: Any, tokens: Tensor, settings: DistillSettings, at_most_s: float
+    trial: SpikingBrainForCausalLM,
+    teacher: Any,
+    tokens: Tensor | WrittenText,
+    settings: DistillSettings,
+    at_most_s: float,
 ) -> float:
     """Return the seconds that a step of the only stage takes, or an upper bound if timing it would take too long."""
 

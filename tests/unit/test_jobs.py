@@ -90,7 +90,7 @@ def test_report_tells_its_progress_and_prints_nothing(model_folder, text, tmp_pa
 def test_from_a_transformer_to_text_in_python(model_folder, text, tmp_path, capsys):
     settings = jobs.ConvertSettings(str(model_folder), window=16, calibrate=text, spiking=None, device="cpu")
     listener = Listener()
-    assert jobs.convert(settings, tmp_path / "a", listener).settings.window == 16
+    assert jobs.convert(settings, tmp_path / "a", listener).model.settings.window == 16
     assert {unit for _, _, unit in listener.bars.values()} == {"parts"}
     run = jobs.DistillRun(
         str(model_folder), tmp_path / "a", (text,), attention_steps=0, logits_steps=2, context=32, device="cpu"
