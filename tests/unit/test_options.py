@@ -40,7 +40,7 @@ CASES = {
     "eval": {
         **{
             name: ["SPIKES", "--text", "TEXT", "--context", "16"]
-            for name in ("k", "encoder", "backend", "layers", "skip", "weights", "group_size")
+            for name in ("neuron", "k", "encoder", "backend", "layers", "skip", "weights", "group_size")
         },
         **dict.fromkeys(("data", "limit", "batch_size"), ("DENSE", "--text", "TEXT")),
         **dict.fromkeys(("num_tokens", "context", "layer_tokens"), ("DENSE", "--tasks", "piqa", "--data", "TEXT")),
