@@ -68,6 +68,7 @@ class LayerTable:
             }
             for one in content["settings"]
         ]
+        self._conversion = None if content["conversion"] is None else _conversion_of(content["conversion"])
 
     @property
     def names(self) -> list[str]:
@@ -108,13 +109,8 @@ class LayerTable:
 
     def restore_conversion(self, model: nn.Module) -> None:
         """Give the model the `conversion` that it had when it was saved."""
-        stored = self._content["conversion"]
-        if stored is not None:
-            settings = from_dict(stored["settings"])
-            assert isinstance(settings, SpikeSettings)
-            rounded = stored.get("rounded", {})
-            conversion = Conversion(settings, tuple(stored["converted"]), stored["skipped"], rounded)
-            model.conversion = conversion  # pyright: ignore[reportArgumentType]
+        if self._conversion is not None:
+            model.conversion = self._conversion  # pyright: ignore[reportArgumentType]
 
 
 def _settings_of(layer: SpikeLinear) -> dict[str, Any]:
@@ -127,6 +123,13 @@ def _settings_of(layer: SpikeLinear) -> dict[str, Any]:
         "encoder": to_dict(layer.encoder),
         "backend": "auto" if layer.backend == "auto" else to_dict(layer.backend),
     }
+
+
+def _conversion_of(stored: Mapping[str, Any]) -> Conversion:
+    settings = from_dict(stored["settings"])
+    if not isinstance(settings, SpikeSettings):
+        raise InputError(f"conversion: expected the settings of a spiking model, got {settings!r}.")
+    return Conversion(settings, tuple(stored["converted"]), stored["skipped"], stored.get("rounded", {}))
 
 
 def _conversion(model: nn.Module) -> dict[str, Any] | None:
