@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...errors import InputError
@@ -57,18 +58,9 @@ class LayerTable:
                 "version of spikebrain that wrote it."
             )
         self._content = content
-        self._settings = [
-            {
-                "group_size": one["group_size"],
-                "weight_bits": one.get("weight_bits", 8),
-                "has_minimum": one.get("has_minimum", False),
-                "neuron": from_dict(one["neuron"]),
-                "encoder": from_dict(one["encoder"]),
-                "backend": one["backend"] if isinstance(one["backend"], str) else from_dict(one["backend"]),
-            }
-            for one in content["settings"]
-        ]
-        self._conversion = None if content["conversion"] is None else _conversion_of(content["conversion"])
+        with torch.device("cpu"):  # transformers asks while it builds a model without weights, on the meta device
+            self._settings = [_settings_from(one) for one in content["settings"]]
+            self._conversion = None if content["conversion"] is None else _conversion_of(content["conversion"])
 
     @property
     def names(self) -> list[str]:
@@ -122,6 +114,17 @@ def _settings_of(layer: SpikeLinear) -> dict[str, Any]:
         "neuron": to_dict(layer.neuron),
         "encoder": to_dict(layer.encoder),
         "backend": "auto" if layer.backend == "auto" else to_dict(layer.backend),
+    }
+
+
+def _settings_from(stored: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "group_size": stored["group_size"],
+        "weight_bits": stored.get("weight_bits", 8),
+        "has_minimum": stored.get("has_minimum", False),
+        "neuron": from_dict(stored["neuron"]),
+        "encoder": from_dict(stored["encoder"]),
+        "backend": stored["backend"] if isinstance(stored["backend"], str) else from_dict(stored["backend"]),
     }
 
 

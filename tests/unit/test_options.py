@@ -58,8 +58,11 @@ CASES = {
         "block_bytes": ["DENSE"],
     },
     "export": {
-        **dict.fromkeys(("text", "num_tokens", "trains", "device"), ("DENSE", "--out", "NIR")),
-        **dict.fromkeys(("k", "encoder", "layers", "skip", "weights"), ("SPIKES", "--out", "NPZ")),
+        **dict.fromkeys(("text", "num_tokens", "trains", "device", "backend"), ("DENSE", "--out", "NIR")),
+        **dict.fromkeys(
+            ("neuron", "k", "encoder", "layers", "skip", "weights", "group_size"), ("SPIKES", "--out", "NPZ")
+        ),
+        "format": ["DENSE", "--out", "NPZ"],
     },
     "raster": {
         **dict.fromkeys(("text", "num_tokens"), ("DENSE", "--prompt", "A neuron", "--out", "PNG")),
