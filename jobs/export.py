@@ -101,7 +101,7 @@ class Exported(NamedTuple):
 
     Attributes:
         what: the file holds, in words.
-        num_layers: spiking layers in it.
+        num_layers: spiking layers in it; of the format compressed-tensors those with INT8 weights.
         num_tokens: that ran; 0 for a graph or a model.
         left_out: what the format cannot say, one sentence each.
     """
@@ -194,8 +194,7 @@ def _export_model(settings: ExportSettings, out: Path, progress: Progress, *, fo
     require_new(out, sources=(settings.model,), force=force)
     model, tokenizer = _load_on_spikes(settings, progress)
     save(model, out, tokenizer, format=usual(settings.format, "spikebrain"))
-    words = "model file" if is_file else "model folder" if settings.format != "compressed-tensors" else "INT8 model"
-    return Exported(words, len(spiking_layers(model)))
+    return Exported("model file" if is_file else "model folder", len(spiking_layers(model)))
 
 
 def _load_on_spikes(settings: ExportSettings, progress: Progress) -> tuple[nn.Module, Any]:

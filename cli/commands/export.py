@@ -103,6 +103,7 @@ def export(
     )
     found = jobs.export(settings, out, screen, force=force)
     ran = f", {found.num_tokens:,} tokens" if found.num_tokens else ""
+    kind = "INT8" if format == "compressed-tensors" else "spiking"
     listed = "\n".join(f"- {sentence}" for sentence in found.left_out)
     if out.suffix.lower() == ".pftrace":
         following, why = ("python", "-m", "webbrowser", "https://ui.perfetto.dev"), "open the file there"
@@ -114,7 +115,7 @@ def export(
         read = _READERS.get(out.suffix.lower(), _READER).format(json.dumps(str(out)))
         following, why = ("python", "-c", read), "what is in it"
     return Answer(
-        f"Exported a {found.what}: {found.num_layers} spiking layers{ran}.",
+        f"Exported a {found.what}: {found.num_layers} {kind} layers{ran}.",
         {"out": str(out), **found._asdict()},
         (lambda console: console.print(f"Not said by it:\n{listed}")) if listed else None,
         out=out,

@@ -90,6 +90,7 @@ def test_one_file_and_integers_for_other_tools(run, model_folder, tiny_llama, tm
     assert torch.equal(logits(sb.load(tmp_path / "it").model), logits(spiking))
     code, shown, err = run("export", model_folder, "--format", "compressed-tensors", "--out", tmp_path / "it.int8")
     assert code == 0, err
+    assert "Exported a model folder: 14 INT8 layers." in shown
     config = json.loads((tmp_path / "it.int8" / "config.json").read_text())
     assert config["quantization_config"]["quant_method"] == "compressed-tensors"
     found = sb.load(tmp_path / "it.int8").model
