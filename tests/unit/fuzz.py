@@ -31,7 +31,7 @@ from fuzz_subjects import Subject, subjects
 
 PORTION = 1000
 # Portions of a process.
-PORTIONS = 4
+PORTIONS = 25
 # What an input may take beyond what the process has; and how long, in seconds.
 MEMORY_BYTES, LONGEST_S = 2**30, 20
 _HUGE = (0, 1, 2**31 - 1, 2**32 - 1, 10**18, 2**63 - 1, 2**64 - 1)
