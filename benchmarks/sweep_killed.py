@@ -8,7 +8,7 @@ moment: while it loads, runs or writes. Four ways, each in a folder of its own:
 - unbroken: one process, left alone;
 - killed: one process, killed --kills times and started again each time;
 - workers: --workers 2, one of both workers killed, the command killed with both, and started again each time;
-- commands: two commands on one study, one of them killed and started again.
+- commands: two commands on one study, one of them killed twice and started again.
 
 Then: results.csv must be equal to the unbroken one's, byte for byte; the study must hold one complete run of every
 point; and no run may have begun of a point that was complete.
@@ -45,7 +45,7 @@ class Sweep:
         out: the folder.
         typed: options of the command.
         chance: draws the moments.
-        longest_s: a start is killed before that.
+        longest_s: a start is killed before that, and after a quarter of it.
     """
 
     def __init__(self, out: Path, typed: list[str], chance: random.Random, longest_s: float) -> None:
@@ -61,7 +61,7 @@ class Sweep:
 
     def kill(self, process: subprocess.Popen[str], what: str = "command") -> None:
         """End a command, or one worker of it, at a random moment."""
-        began, moment = time.monotonic(), self._chance.uniform(0.1, 1.0) * self._longest_s
+        began, moment = time.monotonic(), self._chance.uniform(0.25, 1.0) * self._longest_s
         while time.monotonic() < began + moment:
             time.sleep(0.05)
             if process.poll() is not None:
@@ -137,7 +137,9 @@ def main() -> None:
     parser.add_argument("--num-tokens", type=int, default=256)
     parser.add_argument("--context", type=int, default=128)
     parser.add_argument("--kills", type=int, default=6)
-    parser.add_argument("--longest-s", type=float, default=60.0, help="a start is killed before that")
+    parser.add_argument(
+        "--longest-s", type=float, default=60.0, help="a start is killed before that, and after a quarter of it"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--folder", type=Path, help="of the sweeps; otherwise one that is deleted")
     parser.add_argument("--out", type=Path)
@@ -191,7 +193,8 @@ def run(folder: Path, typed: list[str], chance: random.Random, options: argparse
 
     sweep = begun("commands")
     other = sweep.start()
-    sweep.kill(sweep.start())
+    for _ in range(2):
+        sweep.kill(sweep.start())
     sweep.finish(sweep.start())
     sweep.finish(other)
     done(sweep)
