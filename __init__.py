@@ -74,6 +74,7 @@ if TYPE_CHECKING:
         split_spiking,
         to_dense,
         to_spiking,
+        unshare_experts,
     )
     from .neuro import (
         AdaptiveThreshold,
@@ -146,6 +147,7 @@ __all__ = [
     "to_dense",
     "to_nir",
     "to_spiking",
+    "unshare_experts",
 ]
 
 # The same once more, for Python; a test holds the three together.
@@ -193,6 +195,7 @@ _HOMES = {
         "split_spiking",
         "to_dense",
         "to_spiking",
+        "unshare_experts",
     ),
     "neuro": (
         "AdaptiveThreshold",

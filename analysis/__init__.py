@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .raster_plot import plot_raster
     from .rasters import Raster, raster
 from .exactness import ExactnessCheck
+from .mixtures import MixtureStatistics, mixture_statistics
 from .pareto import pareto_front
 from .perplexity import measure_perplexity, split_windows, window_nlls
 from .stats import (
@@ -33,11 +34,13 @@ __all__ = [
     "LABELS",
     "CodeStatistics",
     "ExactnessCheck",
+    "MixtureStatistics",
     "Raster",
     "SpikeStatistics",
     "code_statistics",
     "measure_perplexity",
     "merged_histogram",
+    "mixture_statistics",
     "pareto_front",
     "plot_break_even",
     "plot_chip_energy",

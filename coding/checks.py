@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,11 @@ def fitted_to(encoder: Encoder, low: int, high: int) -> tuple[Encoder, int]:
     if type(found[1]) is not int or found[1] < 1:
         raise refuse(encoder, "timesteps_for", "an integer >= 1", repr(found[1]))
     return found
+
+
+def promise_train(encoder: Encoder, count: Tensor, num_timesteps: int, make: Callable[[], SpikeTrain | None]) -> None:
+    """Let `train_of` use a train that is known already, such as some tokens of another one; see `Once.promise`."""
+    _encoded.promise(count, (encoder, num_timesteps), make)
 
 
 def train_of(encoder: Encoder, count: Tensor, num_timesteps: int) -> SpikeTrain:

@@ -79,6 +79,8 @@ class ConvertSettings:
     def __post_init__(self) -> None:
         if self.spiking not in (None, *ATTENTION):
             raise InputError(f"spiking: expected none, {' or '.join(ATTENTION)}; got {self.spiking!r}.")
+        if self.num_experts is not None and self.num_experts < 1:
+            raise InputError(f"num_experts: expected 1 or more, got {self.num_experts}. Choose layers without experts.")
         if self.calibrate is None:
             refuse(self, ("calibrate_tokens", "fit", "steps", "device"), "without a text to `calibrate` on")
             if self.placement == "measured":

@@ -13,6 +13,7 @@ from torch import nn
 
 from .. import pages
 from ..analysis.energy import describe_energy
+from ..analysis.mixtures import mixture_statistics
 from ..analysis.perplexity import split_windows
 from ..analysis.stats import code_statistics, spike_statistics
 from ..backends import BACKENDS, Backend, device_of
@@ -191,10 +192,12 @@ def _figures(run: Measured, records: list[LayerRecord], counts: ModelCounts) -> 
     neurons = {name: layer.neuron for name, layer in spiking_layers(run.model).items()}
     exact = {name: cls() for name, cls in ENCODERS.registered.items() if not cls.lossy}
     codes = {name: code_statistics(records, encoder) for name, encoder in exact.items()}
+    mixture = mixture_statistics(run.recording)
     return {
         "perplexity": run.perplexity,
         "spikes": dataclasses.asdict(spike_statistics(records)),
         "codes": {name: dataclasses.asdict(code) if code else None for name, code in codes.items()},
+        **({} if mixture is None else {"mixture": dataclasses.asdict(mixture)}),
         "layers": [_layer_row(layer, neurons[layer.name]) for layer in records],
         "energy": describe_energy(counts, DigitalEnergy()),
         "exactness": run.check.state(),

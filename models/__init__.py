@@ -1,6 +1,6 @@
 """Models whose linear layers run on spike trains."""
 
-from .conversion import calibrate, from_transformer, spikingbrain_settings, to_spiking
+from .conversion import calibrate, from_transformer, spikingbrain_settings, to_spiking, unshare_experts
 from .decoding import describe_decoding
 from .io import Loaded, load, save
 from .layers import (
@@ -48,4 +48,5 @@ __all__ = [
     "split_spiking",
     "to_dense",
     "to_spiking",
+    "unshare_experts",
 ]

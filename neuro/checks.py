@@ -8,7 +8,7 @@ again while they run, except inside `checking_plugins()`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -103,6 +103,11 @@ class Untouched:
             return self._tensor._version != self._before
         now, before = self._tensor.detach(), self._before
         return not bool(((now == before) | torch.isnan(before)).all())
+
+
+def promise_spikes(neuron: Neuron, x: Tensor, make: Callable[[], SpikeCount | None]) -> None:
+    """Let `spikes_of` use counts that are known already, such as some rows of other counts; see `Once.promise`."""
+    _counted.promise(x, neuron, make)
 
 
 def spikes_of(neuron: Neuron, x: Tensor) -> SpikeCount:

@@ -47,6 +47,7 @@ class Once(threading.local):
 
     def __init__(self) -> None:
         self._kept: list[_Kept] = []
+        self._promised: tuple[weakref.ref[Tensor], Hashable, Callable[[], Any]] | None = None
 
     def get(self, given: Tensor, key: Hashable, make: Callable[[], Made]) -> Made:
         """Return what `make` returns, or returned for the same tensor and an equal key.
@@ -64,7 +65,10 @@ class Once(threading.local):
             if same and torch.equal(known.numbers, given):
                 kept.append(known)
                 return known.made
-        made = make()
+        promised, made = self._promised, None
+        if promised is not None and promised[0]() is given and promised[1] == key:
+            made = promised[2]()
+        made = make() if made is None else made
 
         def forget(dead: weakref.ref[Tensor]) -> None:
             kept[:] = [entry for entry in kept if entry.given is not dead]
@@ -72,3 +76,14 @@ class Once(threading.local):
         kept.append(_Kept(weakref.ref(given, forget), given.detach().clone(), key, made, _marks(made)))
         del kept[:-_NUM_KEPT]
         return made
+
+    def promise(self, given: Tensor, key: Hashable, make: Callable[[], Any]) -> None:
+        """Let `get` make its result so, if it is asked for this tensor and an equal key; the last promise counts.
+
+        Args:
+            given: a tensor that nobody changes, such as some rows of another whose result is known.
+            key: as of `get`.
+            make: gives what the one of `get` would give, in less time; or None if it cannot any more. It is kept until
+                the next promise, so it should hold no large tensors.
+        """
+        self._promised = (weakref.ref(given), key, make)

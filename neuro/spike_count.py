@@ -37,11 +37,14 @@ class SpikeCount:
         threshold: activation that one spike stands for, in the unit of the activation; broadcasts against count
             (one value per token: [*shape, 1]).
         source: the activation that was counted; kept only while gradients are recorded.
+        extent: the least and the largest count of all tokens that these are some of, by which a train's length is
+            chosen; None if these are all.
     """
 
     count: Int[Tensor, "*shape"]
     threshold: Float[Tensor, "..."]
     source: Float[Tensor, "*shape"] | None = field(default=None, repr=False)
+    extent: tuple[int, int] | None = field(default=None, repr=False)
 
     @functools.cached_property
     def by_token(self) -> Int[Tensor, "tokens channels"]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..analysis import DEFINITIONS, LABELS
+from ..analysis.mixtures import mixture_in_words, mixture_rows
 from .charts import depth_map, histogram
 from .energy_parts import energy_card, energy_section, weights_card
 from .figures import Figures
@@ -45,6 +46,7 @@ def build(figures: Figures, meanings: Mapping[str, str]) -> Page:
         sections=[
             _accuracy(figures["perplexity"], settings["weights"]),
             _spikes(figures),
+            *_mixture(figures.get("mixture")),
             _map(figures["layers"]),
             *_rasters(figures["rasters"]),
             _layers(figures["layers"]),
@@ -137,6 +139,15 @@ def _spikes(figures: Figures) -> Section:
             Table("The same counts in each code", columns, codes, "– : the code would need too many timesteps."),
         ],
     )
+
+
+def _mixture(figures: Figures | None) -> list[Section]:
+    if figures is None:
+        return []
+    columns = [Column("what is read"), Column("bytes a token", ",.0f", "mixture")]
+    columns += [Column("of all experts'", ".2%"), Column("spikes a token", ",.0f")]
+    table = Table("Two levels of sparsity", columns, mixture_rows(figures), mixture_in_words(figures))
+    return [Section("mixture", "Mixtures of experts", "Weights and spikes of all mixtures of experts.", [table])]
 
 
 def _shown(key: str, value: float) -> str:

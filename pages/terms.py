@@ -25,6 +25,12 @@ _OWN = {
         "Dense INT8 reads every row. Counted from the spikes that ran.",
         "weight_channel_bytes",
     ),
+    "mixture": Term(
+        "two levels of sparsity",
+        "A token goes through a few experts of a mixture (expert sparsity), and reads their weights only in rows of "
+        "channels with a spike (neuron sparsity). Counted from the routes and spikes that ran.",
+        "mixture.weight_sparsity",
+    ),
     "ratio": Term(
         "energy ratio",
         "Modelled energy of the same model in dense INT8 (or FP16), divided by that on spikes, with every operation "

@@ -13,7 +13,6 @@ it. Sums of spiking projections are those of `tiles.py`, exact; what is between 
 
 from __future__ import annotations
 
-import ctypes
 import functools
 from ctypes import c_double, c_int64
 from enum import IntEnum
@@ -29,7 +28,7 @@ from .attention import attend
 from .decoder_parts import exp_all, rms_norm, rotate, silu_product
 from .digits import room_for_digits
 from .hybrid import MIXER, mix
-from .memory import at, call, look, record_of, take
+from .memory import at, look, record_of, take, wait_for
 from .projection import PROJECTION, count_input, project
 
 
@@ -103,23 +102,12 @@ _FIELDS = {
 RECORD, Task = record_of(_FIELDS)
 _NEXT_PART, _REFUSED = (8 * list(_FIELDS).index(name) for name in ("next_part", "refused"))
 _, _ADD, _PRODUCT, _LOGITS, _ATTENTION, _MIX, _ROUTE = (int(kind) for kind in Kind)
-# Looks at a counter before other threads are let run, about ten microseconds.
-_PATIENCE = 1000
 
 
 @functools.cache
 def kernel() -> int:
     """Return the address of the compiled decoder, a `void function(Task *)`; it is compiled by the first call."""
     return compiled_callback(_work_through_parts, types.void(types.int64))
-
-
-@functools.cache
-def give_way() -> int:
-    """Return the address of the C function that lets other threads run, or 0 where there is none."""
-    try:
-        return ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0
-    except (AttributeError, OSError, TypeError):
-        return 0
 
 
 def _work_through_parts(address):  # pragma: no cover - compiled
@@ -139,7 +127,8 @@ def _work_through_parts(address):  # pragma: no cover - compiled
         if ticket >= task.num_parts:
             return
         part = parts[ticket]
-        _wait_for_stage_before(task, stages, part.stage)
+        if part.stage > 0:
+            wait_for(task.done + 8 * (part.stage - 1), stages[part.stage - 1].size, task.give_way)
         if look(address + _REFUSED) == 0:
             if part.kind == _ATTENTION:
                 _attend(task, carray(at(task.layers, LAYER), task.num_layers)[part.layer], part.first)
@@ -160,17 +149,6 @@ def _work_through_parts(address):  # pragma: no cover - compiled
                 else:
                     take(address + _REFUSED)
         take(task.done + 8 * part.stage)
-
-
-@compiled
-def _wait_for_stage_before(task, stages, stage):  # pragma: no cover - compiled
-    if stage == 0:
-        return
-    looks = 0
-    while look(task.done + 8 * (stage - 1)) < stages[stage - 1].size:
-        looks += 1
-        if looks % _PATIENCE == 0 and task.give_way != 0:
-            call(task.give_way)
 
 
 @compiled

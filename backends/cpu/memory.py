@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from ctypes import c_double, c_int64
 
 import numpy as np
@@ -13,7 +14,11 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from ...compiled import compiled
+
 _WORD = ir.IntType(64)
+# Looks at a counter before other threads are let run, about ten microseconds.
+_PATIENCE = 1000
 
 
 def record_of(fields: dict[str, type]) -> tuple[np.dtype, type[ctypes.Structure]]:
@@ -69,3 +74,22 @@ def call(typing_context, address):  # pragma: no cover - compiled
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
+
+
+@functools.cache
+def give_way() -> int:
+    """Return the address of the C function that lets other threads run, or 0 where there is none."""
+    try:
+        return ctypes.cast(ctypes.CDLL(None).sched_yield, ctypes.c_void_p).value or 0
+    except (AttributeError, OSError, TypeError):
+        return 0
+
+
+@compiled
+def wait_for(address, number, way):  # pragma: no cover - compiled
+    """Wait until the int64 at an address is at least a number; `way` is what `give_way` returned."""
+    looks = 0
+    while look(address) < number:
+        looks += 1
+        if looks % _PATIENCE == 0 and way != 0:
+            call(way)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +16,7 @@ from ...coding import Encoder
 from ...coding.base import MAX_LOSSLESS_COUNT
 from ...coding.kernels import interpreting
 from ...neuro import CountBounds, KernelRule, Neuron
-from ..base import BACKENDS, INT32, MAX_WEIGHT, Backend, check_mode
+from ..base import BACKENDS, INT32, MAX_WEIGHT, Backend, ExpertWeights, check_mode
 from .job import MOST_GROUPED, Job, Matrix, power_of_two
 from .one_pass import any_failed
 from .tuning import fastest
@@ -101,6 +102,41 @@ class Triton(Backend):
         if any_failed(failed):
             return None
         return y.reshape(*x.shape[:-1], len(weight))
+
+    def experts(
+        self,
+        x: Tensor,
+        row: Tensor,
+        starts: Sequence[int],
+        experts: Sequence[Sequence[ExpertWeights]],
+        neuron: Neuron,
+        encoder: Encoder,
+    ) -> list[Tensor] | None:
+        """Run all experts in one kernel a projection; see `Backend.experts` and, for failures in graphs, `fused`."""
+        every = [one for expert in experts for one in expert]
+        rule = neuron.kernel_rule()
+        if (
+            rule is None
+            or any(self.why_not_fused(neuron, encoder, one.weight) is not None for one in every)
+            or any(one.minimum is not None or one.group_size is not None for one in every)
+            or any(part is not None and part.device != x.device for one in every for part in one[:3])
+            or any(not one.weight.numel() or not one.scale.is_contiguous() for one in every)
+            or len({None if one.bias is None else one.bias.dtype for one in every}) > 1
+            or x.dtype not in (torch.float32, torch.bfloat16, torch.float16)
+            or not x.numel()
+            or not len(row)
+            or self.why_unavailable(x.device) is not None
+        ):
+            return None
+        kernels = importlib.import_module(".experts", __package__)  # imports Triton
+        with torch.cuda.device_of(x):  # Triton launches on the current GPU
+            counted = kernels.count_once(x.detach().contiguous(), rule)
+            outputs = []
+            for weights in zip(*experts, strict=True):
+                y = torch.empty(len(row), len(weights[0].weight), dtype=x.dtype, device=x.device)
+                kernels.run_routes(self.mode, counted, row.contiguous(), starts, weights, y)
+                outputs.append(y)
+        return None if any_failed(counted.failed) else outputs
 
     @staticmethod
     def why_not_fused(neuron: Neuron, encoder: Encoder, weight: Tensor, group_size: int | None = None) -> str | None:

@@ -122,6 +122,8 @@ def _print(console: Console, found: dict[str, Any]) -> None:
         _print_k(console, found["layers"])
     _print_perplexity(console, found["perplexity"], found["settings"]["weights"])
     _print_spikes(console, found["spikes"], found["codes"])
+    if "mixture" in found:
+        _print_mixture(console, found["mixture"])
     _print_energy(console, found["energy"])
     _print_exactness(console, found["exactness"])
     console.print(took())
@@ -176,6 +178,18 @@ def _print_spikes(console: Console, spikes: dict[str, Any], codes: dict[str, Any
         row = (f"{code['mean_spikes']:.4f}", f"{code['train_sparsity']:.2%}", f"{code['num_timesteps']:,}")
         table.add_row(name, *row)
     console.print(table, "")
+
+
+def _print_mixture(console: Console, mixture: dict[str, Any]) -> None:
+    """Print both levels of sparsity of mixtures of experts."""
+    from ...analysis.mixtures import mixture_in_words, mixture_rows
+
+    columns = ("Mixtures of experts, a token", "bytes of weights", "of all experts'", "spikes")
+    table = table_of(*columns, no_wrap=True)
+    for name, num_bytes, share, spikes in mixture_rows(mixture):
+        table.add_row(name, f"{num_bytes:,.0f}", f"{share:.2%}", "" if spikes is None else f"{spikes:,.0f}")
+    console.print(table)
+    console.print(mixture_in_words(mixture), "")
 
 
 def _print_energy(console: Console, energy: dict[str, Any]) -> None:

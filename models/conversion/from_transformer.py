@@ -13,7 +13,7 @@ and routers. Their initial values keep the model as close to the Transformer as 
   learns from the first step.
 - *Sink tokens*: the embedding of the beginning-of-text token, if the model has one, then those of random tokens. Many
   sinks that are all alike take more attention from the text.
-- *Experts*: see `upcycle`.
+- *Experts*: see `upcycle`. All of a layer are equal, so they are one set of weights until `unshare_experts`.
 
 What linear attention loses can only come back from data: pass `calibration` tokens (see `calibrate`).
 
@@ -80,7 +80,8 @@ def from_transformer(
             `sensitivities`, which needs calibration tokens.
         seed: seed of the random numbers in gates and routers.
         progress: as for `calibrate`.
-        choices: fields of `SpikingBrainConfig` that the Transformer does not fix, such as window, gate or num_sinks.
+        choices: fields of `SpikingBrainConfig` that the Transformer does not fix, such as window, gate or num_sinks;
+            equal_experts=False gives each expert weights of its own at once, as `unshare_experts` does.
             The defaults of "76b" are a tied gate, the sigmoid feature map, 128 sink tokens and 16 experts.
     Returns:
         The model, in evaluation mode, with the Transformer's dtype, device and generation settings.
@@ -106,7 +107,9 @@ def from_transformer(
         raise InputError(f"from_transformer.layout: expected {num_layers} plans, one per layer, got {len(plans)}.")
     named = _CHOICES.get(layout, {}) if isinstance(layout, str) else {}
     named = {"head_norm_eps": eps_for_heads(source, plans), **named}
-    settings = SpikingBrainConfig.from_dict({**fixed, **named, **choices, "layers": plans})
+    # Copies of one part: kept once until training makes them differ.
+    equal = {"equal_experts": any(getattr(plan, "ffn", None) == "moe" for plan in plans)}
+    settings = SpikingBrainConfig.from_dict({**fixed, **named, **equal, **choices, "layers": plans})
     if placement != "alternate":
         calibration = check_placement(placement, settings, calibration)
         settings = settings.replace(layers=_placed(source, settings, calibration, progress))

@@ -175,9 +175,10 @@ class HybridDecoder:
         mlp, tables, norm, hidden = block.mlp, self.tables, block.mlp_norm.weight, self._hidden
         address = choices.ctypes.data
         tables.add_stage(Kind.ROUTE, hidden, [Output(tables.add([mlp.router]), address)], norm=norm)
-        numbers = [tables.add([e.gate_proj, e.up_proj, e.down_proj]) for e in (*mlp.experts, *mlp.shared)]
-        chosen = [(numbers[0], address + CHOICE.itemsize * which, len(mlp.experts)) for which in range(len(choices))]
-        experts = [*chosen, *((number, 0, 1) for number in numbers[len(mlp.experts) :])]
+        members = [*mlp.routed_experts, *mlp.shared_experts]
+        numbers = [tables.add([e.gate_proj, e.up_proj, e.down_proj]) for e in members]
+        chosen = [(numbers[0], address + CHOICE.itemsize * which, mlp.num_experts) for which in range(len(choices))]
+        experts = [*chosen, *((number, 0, 1) for number in numbers[mlp.num_experts :])]
         outputs = [
             Output(number, product.data_ptr(), choice, alternatives)
             for (number, choice, alternatives), product in zip(experts, self._products, strict=True)

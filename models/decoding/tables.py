@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ...backends.cpu import team
-from ...backends.cpu.decoder import PART, PER_EXPERT, PIECE, PROJECTION, STAGE, Kind, Task, give_way, kernel
+from ...backends.cpu.decoder import PART, PER_EXPERT, PIECE, PROJECTION, STAGE, Kind, Task, kernel
+from ...backends.cpu.memory import give_way
 from ...backends.cpu.tiles import TILE, Rows
 from ...neuro import NO_RULE
 from ..layers.spike_linear import SpikeLinear
@@ -56,6 +57,7 @@ class Tables:
         self.projections = np.zeros(0, PROJECTION)
         self.copied: list[Tensor] = []
         self._rows: list[Rows] = []  # keeps their memory
+        self._numbers: dict[int, int] = {}
         self._kept: list[object] = []
         self._records: list[np.ndarray] = []
         self._stages: list[tuple[int, ...]] = []
@@ -66,8 +68,12 @@ class Tables:
         """Add projections, and return the number of the first."""
         first = len(self.modules)
         for module in modules:
-            record = np.zeros(1, PROJECTION)
-            self._fill(record[0], module)
+            known = self._numbers.setdefault(id(module), len(self.modules))
+            if known == len(self.modules):
+                record = np.zeros(1, PROJECTION)
+                self._fill(record[0], module)
+            else:  # equal experts are one module: its rows are packed once
+                record = self._records[known].copy()
             self._records.append(record)
             self.modules.append(module)
         return first

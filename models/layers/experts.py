@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 from .graphs import experts_in_graph
+from .grouped import Routes, have_hooks, in_order, routes_of, run_grouped, sum_by_token
+from .shared_input import SharedInput
 from .transforms import is_compiling, records_operators
 
 # Names of the first projection of a fused expert: gate and up in one, or up alone.
@@ -115,14 +117,19 @@ class Experts(nn.Module):
         weights: Float[Tensor, "tokens k"],
     ) -> Float[Tensor, "tokens hidden"]:
         """Run the experts outside of graphs; see `forward`."""
+        index, weights = in_order(index, weights)
+        routes = routes_of(index, self.num_experts)
         y = torch.zeros_like(hidden_states, dtype=torch.promote_types(hidden_states.dtype, weights.dtype))
-        for e in index.unique().tolist():  # in order, as the original sums them
-            if 0 <= e < self.num_experts:
-                rows, place = (index == e).nonzero(as_tuple=True)
-                # The experts of a single token get the same tensor, whose spikes are then counted once.
-                x = hidden_states if len(hidden_states) == len(rows) == 1 else hidden_states[rows]
-                result = self._run(e, x) * weights[rows, place, None]
-                y = y.index_add(0, rows, result.to(y.dtype))
+        found = self._together(hidden_states, routes)
+        if found is not None:
+            found = (found * weights.flatten()[routes.place, None]).to(y.dtype)
+            return sum_by_token(found, routes, len(y)).to(hidden_states.dtype)
+        shared = SharedInput(hidden_states, (expert[self.gate.first] for expert in self._in_order()))
+        for e, expert in enumerate(self._in_order()):  # as the original sums them
+            rows, share = routes.row[routes.of(e)], weights.flatten()[routes.place[routes.of(e)], None]
+            if len(rows):
+                h = self.gate(expert[self.gate.first](shared.tokens(rows)))
+                y = y.index_add(0, rows, (self.gate.after(expert[_DOWN](h)) * share).to(y.dtype))
         return y.to(hidden_states.dtype)
 
     def routes(
@@ -135,9 +142,18 @@ class Experts(nn.Module):
         block = block.div(max(len(hidden_states) // self.num_experts, 1), rounding_mode="floor")
         return block.where(hidden_states.any(-1), self.num_experts)[:, None]
 
-    def _run(self, e: int, x: Tensor) -> Tensor:
-        expert: Any = self._modules[str(e)]
-        return self.gate.after(expert[_DOWN](self.gate(expert[self.gate.first](x))))
+    def _together(self, x: Tensor, routes: Routes) -> Tensor | None:
+        """Run all experts at once, where they spike and nobody watches; see `run_grouped`."""
+        experts = self._in_order()
+        if not experts or len(routes.row) == 0 or have_hooks([*experts, self.gate]):
+            return None
+        found = run_grouped([(expert[self.gate.first],) for expert in experts], x, routes)
+        if found is not None:
+            found = run_grouped([(expert[_DOWN],) for expert in experts], self.gate(found[0]), routes.one_by_one())
+        return None if found is None else self.gate.after(found[0])
+
+    def _in_order(self) -> list[Any]:
+        return [self._modules[str(e)] for e in range(self.num_experts)]
 
 
 def is_fused(module: nn.Module) -> bool:

@@ -23,6 +23,7 @@ from .graphs import graph_settings, in_graph
 from .observing import Observer, Step
 from .quantize import QuantizedWeight, copy_bias, dequantize, groups_of, input_major, quantize_to, why_not_loadable
 from .rescale import group_counts, rescale
+from .shared_input import extent_of
 from .transforms import is_compiling, is_recorded
 
 # Bytes of spikes and sums that a call holds at a time. Tokens are independent, so this does not change the result.
@@ -286,7 +287,7 @@ class SpikeLinear(nn.Module):
         # A recording must match what runs, so the backend must never read a silent channel's weights.
         backend = self._backend_for(count, events_only=bool(self.observers))
         y = threshold.new_zeros(len(count), self.out_features)
-        for first, part, train in self._portions(count):
+        for first, part, train in self._portions(count, spikes.extent):
             accumulation = torch.stack([sums_of(backend, *pair) for pair in self._by_group(train)], 1)
             last = first + len(part)
             for observer in self.observers:
@@ -300,11 +301,11 @@ class SpikeLinear(nn.Module):
         of_group = None if self.minimum is None else group_counts(count, self.group_size)
         return rescale(accumulation, self.scale, threshold, self.minimum, of_group)
 
-    def _portions(self, count: Tensor) -> Iterator[tuple[int, Tensor, SpikeTrain]]:
+    def _portions(self, count: Tensor, extent: tuple[int, int] | None) -> Iterator[tuple[int, Tensor, SpikeTrain]]:
         """Yield (first token, counts, train) for consecutive tokens, all with the same code and length."""
         if count.numel() == 0:
             return
-        encoder, num_timesteps = fitted_to(self.encoder, *(int(v) for v in count.aminmax()))
+        encoder, num_timesteps = fitted_to(self.encoder, *(extent or extent_of(count)))
         token_bytes = num_timesteps * self.in_features + 4 * self.scale.numel()
         num_tokens = max(1, _PORTION_BYTES // token_bytes)
         for first in range(0, len(count), num_tokens):

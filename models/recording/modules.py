@@ -162,8 +162,8 @@ def _our_parts(name: str, module: Attention | Block | SwiGLU | MixtureOfExperts)
         sizes = {"dim": module.gate_proj.out_features}
         return [(ModuleRecord(name, "gated-mlp", sizes, before=_child(name, "down_proj")), _vectors)]
     if isinstance(module, MixtureOfExperts):
-        sizes = {"dim": module.router.in_features, "experts": len(module.experts)}
-        sizes |= {"chosen": module.num_chosen, "shared": len(module.shared)}
+        sizes = {"dim": module.router.in_features, "experts": module.num_experts}
+        sizes |= {"chosen": module.num_chosen, "shared": module.num_shared}
         return [(ModuleRecord(name, "moe", sizes, before=_child(name, "router")), _vectors)]
     sizes = {"dim": module.attn_norm.weight.numel()}
     is_moe = isinstance(module.mlp, MixtureOfExperts)

@@ -102,6 +102,8 @@ class SpikingBrainConfig:
         num_experts_per_token: routed experts per token.
         num_shared: experts that every token goes through.
         expert_intermediate_size: width of an expert; None for intermediate_size.
+        equal_experts: whether all experts of a layer, routed and shared, are one set of weights, as after conversion.
+            It is kept once, in memory and in files; `unshare_experts` gives each its own, before training.
         aux_loss_weight: weight of the load-balancing loss in the training loss.
         spiking: None for a float model; "as-described": every projection on spikes, INT8 keys and values also in the
             cache; "as-released": the same computation as the released W8ASpike code.
@@ -141,6 +143,7 @@ class SpikingBrainConfig:
     num_experts_per_token: int = 1
     num_shared: int = 1
     expert_intermediate_size: int | None = None
+    equal_experts: bool = False
     aux_loss_weight: float = 0.01
     spiking: str | None = None
     k: float = 3.0
@@ -200,7 +203,7 @@ class SpikingBrainConfig:
             "spiking": (None, *ATTENTION),
             "kernel": KERNELS,
         }
-        for name in ("tie_word_embeddings", "qkv_bias"):
+        for name in ("tie_word_embeddings", "qkv_bias", "equal_experts"):
             self._require(type(getattr(self, name)) is bool, name, "True or False", getattr(self, name))
         for name, allowed in choices.items():
             self._require(getattr(self, name) in allowed, name, f"one of {allowed}", getattr(self, name))

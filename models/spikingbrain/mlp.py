@@ -28,6 +28,10 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens hidden"]:
         """Run the feed-forward part on each token independently."""
-        gate, up = self.gate_proj(x), self.up_proj(x)
-        kernels = kernels_for("norm", gate, up)
-        return self.down_proj(F.silu(gate) * up if kernels is None else kernels.silu_product(gate, up))
+        return self.down_proj(silu_product(self.gate_proj(x), self.up_proj(x)))
+
+
+def silu_product(gate: Float[Tensor, "*tokens width"], up: Float[Tensor, "*tokens width"]) -> Tensor:
+    """Return silu(gate) * up."""
+    kernels = kernels_for("norm", gate, up)
+    return F.silu(gate) * up if kernels is None else kernels.silu_product(gate, up)

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from ...errors import CheckpointError, InputError, TrainingError
 from ..conversion.calibrate import check_tokens
 from ..conversion.to_spiking import set_settings, spikingbrain_settings
+from ..conversion.unshare import unshare_experts
 from ..layers.spike_aware import spike_aware
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from .objectives import match_layers, match_logits
@@ -55,7 +56,8 @@ def distill(
     """Train a converted model in place.
 
     Args:
-        student: a float model from `from_transformer`; float32 parameters learn best.
+        student: a float model from `from_transformer`; float32 parameters learn best. Equal experts get weights of
+            their own first (`unshare_experts`).
         teacher: the Transformer, on the same device.
         tokens: token ids, [N]; each stage cuts them into texts of its context, without overlap. Or texts that the
             teacher writes meanwhile, none of which is read twice.
@@ -76,6 +78,7 @@ def distill(
     """
     start = time.perf_counter()
     _check(student, teacher, tokens, settings)
+    unshare_experts(student)
     losses: list[LossPoint] = []
     saved, key, before_s = None, "", 0.0
     if out is not None:

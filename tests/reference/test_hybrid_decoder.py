@@ -30,6 +30,7 @@ LAYERS = parse_layers("gla,full,gla+swa,swa")
 MODELS = {
     "7b": lambda: (tiny_7b(window=5), spikingbrain_settings()),
     "76b": lambda: (tiny_76b(window=5), spikingbrain_settings()),
+    "76b, equal experts": lambda: (tiny_76b(window=5, equal_experts=True), spikingbrain_settings(weights="int4")),
     "76b, two of four experts": lambda: (
         tiny_76b(num_experts_per_token=2, num_shared=2, expert_intermediate_size=40, tie_word_embeddings=True),
         spikingbrain_settings(k=40.0),
@@ -164,6 +165,18 @@ def test_generate_uses_it_and_gives_the_same_tokens(name, calls, monkeypatch):
     assert calls == list(range(5, 5 + 19))  # the first token comes from the prompt's own pass
     monkeypatch.delattr(model, "forward")
     assert torch.equal(found, model.generate(ids, **options))
+
+
+@pytest.mark.parametrize("name", fast_first(["76b", "76b, equal experts", "76b, two of four experts"]))
+@torch.inference_mode()
+def test_the_tokens_of_a_mixture_are_those_of_its_prefill(name, calls):
+    torch.manual_seed(4)
+    model = spiking_model(name)
+    prompt = torch.randint(0, 256, (1, 5))
+    written = model.generate(prompt, max_new_tokens=16, min_new_tokens=16, do_sample=False, pad_token_id=0)
+    assert len(calls) == 15
+    logits = plain_forward(model, written, None).logits
+    assert torch.equal(logits[:, 4:-1].argmax(-1), written[:, 5:])
 
 
 @torch.inference_mode()

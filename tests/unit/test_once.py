@@ -10,6 +10,9 @@ from torch import nn
 import spikebrain as sb
 from spikebrain import AdaptiveThreshold, SpikeLinear, checking_plugins, record, to_spiking
 from spikebrain.models.layers import spike_linear
+from spikebrain.models.layers.shared_input import SharedInput
+from spikebrain.models.spikingbrain import tiny_76b
+from spikebrain.models.spikingbrain.moe import MixtureOfExperts
 from spikebrain.neuro import once
 from spikebrain.neuro.checks import spikes_of
 
@@ -199,3 +202,43 @@ def test_what_somebody_writes_into_a_result_is_not_passed_on(layers):
         with torch.inference_mode(inference), torch.no_grad():
             spikes_of(layers[0].neuron, x).count.neg_()
             assert torch.equal(spikes_of(layers[0].neuron, x).count, expected)
+
+
+@pytest.mark.parametrize("backend", ["auto", sb.backends.Reference(), sb.backends.Cpu("count")])
+def test_a_mixture_counts_and_encodes_its_tokens_once(calls, backend):
+    """One layer, 9 tokens of 16 channels, four routed experts of 24 channels, two of them a token, and a shared one."""
+    config = tiny_76b(hidden_size=16, num_heads=2, head_dim=8, intermediate_size=24, num_experts_per_token=2)
+    moe = to_spiking(MixtureOfExperts(config), sb.SpikeSettings(layers=("*_proj",), backend=backend)).eval()
+    x = torch.randn(1, 9, 16)
+    with torch.no_grad():
+        expected = moe(x)[0]
+        calls.clear()
+        with record(moe) as recording:
+            recorded = moe(x)[0]
+        routed = [layer.num_tokens for layer in recording.layers.values() if layer.in_features == 24]
+        assert sum(routed) == 9 * 3
+        assert [what for what, shape in calls if shape[-1] == 16] == ["count", "encode"]
+        assert sum(shape[0] for what, shape in calls if shape[-1] == 24 and what == "encode") == 9 * 3
+        timesteps = {layer.num_timesteps for layer in recording.layers.values() if layer.in_features == 16}
+        assert len(timesteps) == 1  # one train for all
+        torch.testing.assert_close(recorded, expected, rtol=1e-6, atol=1e-6)
+        calls.clear()
+        moe(x)
+        assert len([0 for _, shape in calls if shape[-1] == 16]) <= 2
+
+
+def test_a_promise_keeps_no_input_in_memory(calls, layers):
+    layers = [layers[0], layers[1]]
+    x = torch.randn(5, 16)
+    shared = SharedInput(x, layers)
+    part = shared.tokens(torch.tensor([1, 3]))
+    with torch.no_grad():
+        found = spikes_of(layers[0].neuron, part)
+        assert torch.equal(found.count, layers[0].neuron(x[[1, 3]]).count)
+        calls.clear()
+        other = shared.tokens(torch.tensor([0]))
+        kept = weakref.ref(shared)
+        del shared
+        assert kept() is None
+        assert torch.equal(spikes_of(layers[0].neuron, other).count, layers[0].neuron(x[:1]).count)
+        assert calls == [("count", (1, 16)), ("count", (1, 16))]

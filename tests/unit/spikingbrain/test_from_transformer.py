@@ -103,7 +103,7 @@ def test_gate_starts_with_one_decay_for_all(ids):
 def test_experts_equal_the_dense_part_for_every_routing(num_experts, per_token, num_shared):
     sizes = {"num_experts": num_experts, "num_experts_per_token": per_token, "num_shared": num_shared}
     teacher = llama()
-    moe = from_transformer(teacher, "full,full/moe", **sizes).model.layers[1].mlp
+    moe = from_transformer(teacher, "full,full/moe", equal_experts=False, **sizes).model.layers[1].mlp
     x = torch.randn(1, 6, 24)
     with torch.no_grad():
         expected = teacher.model.layers[1].mlp(x)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from spikebrain import SpikeSettings, to_spiking
+from spikebrain.backends import Cpu
 from spikebrain.models.spikingbrain import tiny_76b
 from spikebrain.models.spikingbrain.mlp import SwiGLU
 from spikebrain.models.spikingbrain.moe import MixtureOfExperts, load_balancing_loss
@@ -79,3 +80,21 @@ def test_padding_is_no_load():
     alone = torch.cat([x[0, 4:], x[1]])[None]
     torch.testing.assert_close(moe(x, valid)[1], moe(alone)[1])
     assert float(moe(x, torch.zeros_like(valid))[1]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("per_token", "num_shared", "equal"), [(1, 1, False), (3, 2, False), (2, 1, True), (2, 0, False)]
+)
+@pytest.mark.parametrize("num_tokens", [0, 1, 7])
+@torch.no_grad()
+def test_experts_together_equal_experts_one_by_one(monkeypatch, per_token, num_shared, equal, num_tokens):
+    sizes = {"num_experts_per_token": per_token, "num_shared": num_shared, "num_experts": 4, "equal_experts": equal}
+    config = tiny_76b(hidden_size=16, num_heads=2, head_dim=8, intermediate_size=24, **sizes)
+    moe = to_spiking(MixtureOfExperts(config), SpikeSettings(layers=("*_proj",), backend=Cpu())).eval()
+    x, together = torch.randn(1, num_tokens, 16), []
+    run = MixtureOfExperts._together
+    monkeypatch.setattr(MixtureOfExperts, "_together", lambda *given: together.append(run(*given)) or together[-1])
+    found = moe(x)[0]
+    assert (together[0] is not None) == (num_tokens > 0)
+    monkeypatch.setattr(MixtureOfExperts, "_together", lambda *given: None)
+    torch.testing.assert_close(found, moe(x)[0], rtol=1e-6, atol=1e-6)

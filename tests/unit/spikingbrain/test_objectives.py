@@ -27,7 +27,9 @@ def test_loss_of_the_logits_against_its_formula(teacher, tokens):
     assert found == pytest.approx(float(expected), rel=1e-4)
 
 
-@pytest.mark.parametrize(("layout", "experts"), [("7b", {}), ("gla,swa/moe", {"num_experts": 2})])
+@pytest.mark.parametrize(
+    ("layout", "experts"), [("7b", {}), ("gla,swa/moe", {"num_experts": 2, "equal_experts": False})]
+)
 def test_gradients_of_the_logits_are_those_of_the_whole_text_at_once(teacher, tokens, monkeypatch, layout, experts):
     monkeypatch.setattr(objectives, "_TOKENS", 7)  # 58 predictions: eight portions, and two left
     student, ids = from_transformer(teacher, layout, **experts).train(), tokens[:60].view(2, 30)

@@ -15,7 +15,7 @@ from spikebrain.models.training.distill import batch_of
 @pytest.mark.parametrize("setting", ["as-described", "as-released"])
 @pytest.mark.parametrize("plans", ["gla,swa", "gla+swa/moe,gla+full"])
 def test_spike_aware_computes_what_the_spiking_model_does(teacher, tokens, setting, plans):
-    student = from_transformer(teacher, plans, num_sinks=2, num_experts=2).double()
+    student = from_transformer(teacher, plans, num_sinks=2, num_experts=2, equal_experts=False).double()
     spiking, ids = to_spiking(student, spikingbrain_settings(setting)), tokens[:60].view(2, 30)
     seen = []
     student.model.layers[1].register_forward_hook(lambda m, i, o: seen.append(o[0].detach()))
