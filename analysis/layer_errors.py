@@ -42,7 +42,6 @@ def comparable_layers(model: nn.Module, spiking: nn.Module) -> list[str]:
     return [name for name in spiking_layers(spiking) if name in modules]
 
 
-@torch.inference_mode()
 def layer_errors(model: nn.Module, spiking: nn.Module, ids: Tensor, names: Iterable[str]) -> Iterator[LayerError]:
     """Yield the error of one layer after the other; each takes a run of the float model with that layer on spikes.
 
@@ -70,6 +69,7 @@ def layer_errors(model: nn.Module, spiking: nn.Module, ids: Tensor, names: Itera
         yield LayerError(name, watch.sqnr_db(), max(float(kl), 0.0))
 
 
+@torch.inference_mode()
 def _log_probabilities(model: nn.Module, ids: Tensor) -> Tensor:
     return model(input_ids=ids, use_cache=False).logits[0].double().log_softmax(-1)
 

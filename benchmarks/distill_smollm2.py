@@ -1,13 +1,14 @@
 """Convert SmolLM2 to a hybrid with half of its layers linear, train it briefly, and measure perplexity throughout.
 
     python benchmarks/distill_smollm2.py --text BOOK.txt [BOOK.txt ...] --test wiki.test.raw --out DIR
-        [--model smollm2] [--samples N] [--minutes M] [--save DIR] [--learning-rate R ...]
+        [--model smollm2] [--layout 7b] [--placement measured] [--fresh | --samples N] [--minutes M] [--save DIR]
     python benchmarks/distill_smollm2.py --smoke --out DIR
 
-The teacher writes --samples tokens (bfloat16, temperature 1). Training uses these and the books, never the test text.
-The converted model is calibrated on --calibrate of those tokens, then trained in the stages of `STAGES`. Each stage
-gets a share of the remaining --minutes; its number of steps follows from the time of a few steps on a copy. The last
-stage has spikes in its forward pass. Perplexity, float and on spikes, is measured on the test text in float32, in
+The teacher writes --samples tokens (bfloat16, temperature 1), and training uses these and the books; or, with --fresh,
+it writes while the student trains, and no text is read twice. Training never uses the test text. The converted model is
+calibrated on --calibrate of those tokens (with --fresh: of the books), then trained in the stages of `STAGES`. Each
+stage gets a share of the remaining --minutes; its number of steps follows from the time of a few steps on a copy. The
+last stage has spikes in its forward pass. Perplexity, float and on spikes, is measured on the test text in float32, in
 windows of --window tokens without overlap, where the first token of each window is not predicted. It is also measured
 on the first --watched tokens a few times per stage. Training uses bfloat16 autocast on a GPU and float32 on a CPU;
 parameters and optimiser are float32.
@@ -25,6 +26,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +39,9 @@ from torch import nn
 
 import spikebrain as sb
 from spikebrain.models.conversion import from_transformer
+from spikebrain.models.conversion.to_spiking import set_settings
 from spikebrain.models.io import save
-from spikebrain.models.training import DistillSettings, Stage, distill, fit_steps
+from spikebrain.models.training import DistillSettings, Stage, WrittenText, distill, fit_steps
 
 # Objective, share of the training time, tokens per text, learning rate as a multiple of --learning-rate, spikes.
 STAGES: tuple[tuple[str, float, int, float, str | None], ...] = (
@@ -123,12 +126,16 @@ class Run:
         teacher, samples = self.teacher, self.state / "samples.safetensors"
         self.figure("teacher", lambda: teacher)
         self.figure("teacher, spiking", lambda: sb.to_spiking(teacher, sb.SpikeSettings()))
-        if not samples.exists():
-            save_file({"ids": self.timed("sampling", lambda: written_by(teacher, self.options))}, samples)
-        self.tokens = torch.cat([load_file(samples)["ids"], self.books])
-        self.figure("converted", lambda: from_transformer(teacher, "7b"))
-        rows = calibration_rows(self.tokens, self.options)
-        self.student = self.timed("calibration", lambda: from_transformer(teacher, "7b", calibration=rows))
+        if self.options.fresh:
+            rows = calibration_rows(self.books, self.options)
+        else:
+            if not samples.exists():
+                save_file({"ids": self.timed("sampling", lambda: written_by(teacher, self.options))}, samples)
+            self.tokens = torch.cat([load_file(samples)["ids"], self.books])
+            rows = calibration_rows(self.tokens, self.options)
+        how: Any = {"placement": self.options.placement, "kernel": self.options.kernel, "chunk_size": 32}
+        make = partial(from_transformer, teacher, self.options.layout, calibration=rows, **how)
+        self.student = self.timed("calibration", make)
         self.figure("calibrated", lambda: self.student)
         if not self.curve:
             first = self.measure(self.student, self.options.watched)
@@ -146,8 +153,11 @@ class Run:
             self.figure("trained", lambda: self.student)
             self.figure("trained, spiking", lambda: sb.to_spiking(self.student))
         settings = settings_of(number, self.options, self.device)
+        tokens: Any = self.tokens
+        if self.options.fresh:
+            tokens = WrittenText(self.teacher, at_once=self.options.sample_batch, seed=number)
         if number == len(self.stages):
-            settings = fit_steps(self.student, self.teacher, self.tokens, settings, self.left, (share,))
+            settings = fit_steps(self.student, self.teacher, tokens, settings, self.left, (share,))
             name = objective if spiking is None else f"{objective}, spikes"
             self.stages.append({"name": name, **vars(settings.stages[0]), "spiking": spiking, "seconds": 0.0})
             self.keep()
@@ -172,7 +182,7 @@ class Run:
         pause = self.options.pause_after
         budget = None if pause is None else max(pause - (time.perf_counter() - self.start), 0.0)
         settings = replace(settings, stages=(stage,), budget_s=budget)
-        result = distill(self.student, self.teacher, self.tokens, settings, self.state / f"stage{number}", progress)
+        result = distill(self.student, self.teacher, tokens, settings, self.state / f"stage{number}", progress)
         if "perplexity" not in row:
             row["seconds"] += result.seconds
         if result.finished and "perplexity" not in row:
@@ -191,6 +201,7 @@ class Run:
             "fla": importlib.util.find_spec("fla") is not None,
             "options": {name: str(value) for name, value in vars(options).items()},
             "seconds": self.seconds,
+            "layers": [str(plan) for plan in self.student.settings.layers],
             "num_sampled": len(self.tokens) - len(self.books),
             "num_book_tokens": len(self.books),
             "num_test_tokens": len(self.test),
@@ -203,6 +214,7 @@ class Run:
         (options.out / "losses.json").write_text(json.dumps(self.losses) + "\n")
         plot_curves(content, self.losses, self.measure(self.teacher, options.watched), options.out / "curve.png")
         if options.save:
+            set_settings(self.student, self.student.settings.replace(kernel="auto", chunk_size=16))
             save(self.student, options.save, self.tokenizer)
 
 
@@ -231,6 +243,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--text", type=Path, nargs="+", default=[], help="books to train on")
     parser.add_argument("--test", type=Path, help="text whose perplexity is taken; not trained on")
     parser.add_argument("--minutes", type=float, default=20.0, help="for everything")
+    parser.add_argument("--layout", default="7b")
+    parser.add_argument("--placement", default="alternate", choices=("alternate", "measured"))
+    parser.add_argument("--kernel", default="auto", help="of linear attention in training")
+    parser.add_argument("--fresh", action="store_true", help="the teacher writes while the student trains")
     parser.add_argument("--samples", type=int, default=6_000_000, help="tokens that the teacher writes")
     parser.add_argument("--sample-length", type=int, default=512)
     parser.add_argument("--sample-batch", type=int, default=2048)

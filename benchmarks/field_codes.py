@@ -68,24 +68,31 @@ def main() -> None:
     model, tokenizer, _ = sb.load("smollm2")
     assert tokenizer is not None
     ids = torch.tensor(tokenizer.encode(read_text(None)[0], verbose=False))
-    points: dict[str, list[tuple[float, float]]] = {name: [] for name in CODES}
-    for k in KS:
-        recorded = record_layers(model, ids[: options.tokens], k, options.blocks)
-        for name, code in CODES.items():
-            points[name].append(error_of(code, recorded))
+    points = points_of(model, ids[: options.tokens], options.blocks)
     print_points(points)
     print_equal(points)
     if options.perplexity:
         print_perplexity(model, ids[: options.perplexity])
 
 
-def record_layers(model: torch.nn.Module, ids: Tensor, k: float, blocks: list[int]) -> Recorded:
-    """Return the chosen layers with what they computed for the tokens; all other layers run in floating point."""
+def points_of(model: torch.nn.Module, ids: Tensor, blocks: list[int]) -> dict[str, list[tuple[float, float]]]:
+    """Return the spikes per channel and token and the error of each code, for each k."""
+    points: dict[str, list[tuple[float, float]]] = {name: [] for name in CODES}
     names = tuple(f"*layers.{block}.*{kind}" for block in blocks for kind in KINDS)
-    settings = sb.SpikeSettings(layers=names, neuron=sb.AdaptiveThreshold(k=k), backend=sb.Reference())
-    spiking = sb.to_spiking(model, settings)
+    spiking = sb.to_spiking(model, sb.SpikeSettings(layers=names, backend=sb.Reference()))
+    for k in KS:
+        recorded = record_layers(spiking, ids, k)
+        for name, code in CODES.items():
+            points[name].append(error_of(code, recorded))
+    return points
+
+
+def record_layers(spiking: torch.nn.Module, ids: Tensor, k: float) -> Recorded:
+    """Return the layers on spikes with what they compute for the tokens; all others run in floating point."""
     recorded: Recorded = []
     watched = spiking_layers(spiking).values()
+    for layer in watched:
+        layer.neuron = sb.AdaptiveThreshold(k=k)
     with observing(watched, lambda layer, step: recorded.append((layer, step))), torch.no_grad():
         spiking(ids[None])
     return recorded
@@ -143,9 +150,11 @@ def at_equal(found: list[tuple[float, float]], spikes: float) -> str:
 
 def print_perplexity(model: torch.nn.Module, ids: Tensor) -> None:
     print(f"\n| code, k = 3 | perplexity of {len(ids)} tokens |\n| --- | --- |")
+    spiking = sb.to_spiking(model, inplace=True)
+    windows = split_windows(ids, min(512, len(ids)))
     for name, code in CODES.items():
-        spiking = sb.to_spiking(model, sb.SpikeSettings(encoder=code))
-        windows = split_windows(ids, min(512, len(ids)))
+        for layer in spiking_layers(spiking).values():
+            layer.encoder = code
         print(f"| {name} | {perplexity_of(window_nlls(spiking, windows), windows):.2f} |")
 
 

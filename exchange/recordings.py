@@ -201,6 +201,7 @@ def _plain(column: np.ndarray) -> Any:
 def _read_parquet(file: IO[bytes], max_bytes: int) -> Tables:
     pyarrow = optional("pyarrow", "exchange", "read_recording")
     opened = optional("pyarrow.parquet", "exchange", "read_recording").ParquetFile(file)
+    opened.scan_contents()  # here a faulty footer is an error; pyarrow's own look at its columns would end the process
     _check_size(_values(opened.metadata) * 8, max_bytes)
     told = parse_json((opened.schema_arrow.metadata or {})[_KEY].decode(), "its description")
     [batch] = opened.read().combine_chunks().to_batches() or [pyarrow.RecordBatch.from_pylist([], opened.schema_arrow)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +16,10 @@ from ..coding import ENCODERS, Encoder
 from ..errors import InputError
 from ..files import write_json
 from ..lazy import optional
-from ..models import Loaded, SpikeSettings, choose_layers, neuron_with_k, to_dense, to_spiking
+from ..models import Loaded, SpikeSettings, choose_layers, to_dense, to_spiking
 from ..models.io import load
 from ..models.io.checksums import of_text
+from ..neuro import NEURONS, AdaptiveThreshold, Neuron
 from ..registry import describe, label
 from .eval_figures import PUBLISHED, average_figures, task_figures, text_figures
 from .eval_journal import FILE_NAME, Journal
@@ -63,8 +64,9 @@ class EvalSettings:
         num_tokens: tokens from the start of each text; None for all.
         context: tokens per window of a text; None for 512.
         layer_tokens: tokens of the first text over which the error of each layer is measured; None for no layers.
-        k: of `AdaptiveThreshold`, each a stage of its own; one can be a mapping from patterns of names of layers. None
-            for 3.
+        neuron: as for `ReportSettings`.
+        k: of the neuron, if it has one, each a stage of its own; one can be a mapping from patterns of names of
+            layers. None for its own.
         encoder: as for `ReportSettings`, as are the following.
         backend: computes the integer sums.
         layers: pattern of the names of layers that spike.
@@ -85,6 +87,7 @@ class EvalSettings:
     num_tokens: int | None = None
     context: int | None = None
     layer_tokens: int | None = None
+    neuron: Neuron | str | None = None
     k: tuple[K, ...] | None = None
     encoder: Encoder | str | None = None
     backend: Backend | Literal["auto"] | str | None = None
@@ -96,6 +99,7 @@ class EvalSettings:
 
     def __post_init__(self) -> None:
         """Put objects in the place of names, and check what can be checked without the model."""
+        object.__setattr__(self, "neuron", NEURONS.resolve(self.neuron, "neuron", None))
         object.__setattr__(self, "encoder", ENCODERS.resolve(self.encoder, "encoder", None))
         object.__setattr__(self, "backend", BACKENDS.resolve(self.backend, "backend", "auto", None))
         if not self.tasks and not self.text:
@@ -103,11 +107,10 @@ class EvalSettings:
         check_tasks(self.tasks, self.data, self.limit)
         for name in ("text", "k"):
             _check_distinct(name, getattr(self, name) or ())
-        if self.k is not None:
-            if not self.k:
-                raise InputError("k: expected at least one value, got none. Leave it out for 3.")
-            for k in self.k:
-                neuron_with_k(k)
+        if self.k is not None and not self.k:
+            raise InputError("k: expected at least one value, got none. Leave it out for the neuron's own.")
+        for k in self.each_k():
+            self.spike_settings(k)
         if not self.tasks:
             refuse(self, ("data", "limit", "batch_size"), "without `tasks`")
         if not self.text:
@@ -117,9 +120,14 @@ class EvalSettings:
             if value is not None and value < least:
                 raise InputError(f"{name}: expected an integer >= {least}, got {value}.")
 
+    def each_k(self) -> tuple[K | None, ...]:
+        """Return k of each stage on spikes: as given, else the neuron's own, which is None if it has none."""
+        own = getattr(usual(self.neuron, AdaptiveThreshold()), "k", None)
+        return self.k or (own if isinstance(own, int | float) else None,)
+
     def spike_settings(self, k: K | None = None) -> SpikeSettings:
         """Return which layers spike, and how, for one k; None for the first."""
-        return spike_settings(self, usual(self.k, (3.0,))[0] if k is None else k)
+        return spike_settings(self, usual(k, self.k[0]) if self.k else None)
 
 
 @alone
@@ -246,11 +254,13 @@ def _stages(settings: EvalSettings, loaded: Loaded, spikes_already: bool) -> lis
         ]
     kind = usual(settings.weights, "int8")
 
-    def on_spikes(k: K) -> Stage:
+    def on_spikes(k: K | None) -> Stage:
         spiking = settings.spike_settings(k)
-        return Stage(
-            f"k={k_in_words(k)}", f"{kind} weights, spike trains", lambda: to_spiking(model, spiking), spikes=True
-        )
+        name = "spiking" if k is None else f"k={k_in_words(k)}"
+        meaning = f"{kind} weights, spike trains"
+        if settings.neuron is not None:
+            meaning += f" of {' and '.join(_neuron_labels(spiking))}"
+        return Stage(name, meaning, lambda: to_spiking(model, spiking), spikes=True)
 
     return [
         Stage("float", "float weights and activations", lambda: model),
@@ -259,8 +269,14 @@ def _stages(settings: EvalSettings, loaded: Loaded, spikes_already: bool) -> lis
             f"{kind} weights, float activations",
             lambda: to_dense(to_spiking(model, settings.spike_settings()), inplace=True),
         ),
-        *(on_spikes(k) for k in usual(settings.k, (3.0,))),
+        *(on_spikes(k) for k in settings.each_k()),
     ]
+
+
+def _neuron_labels(settings: SpikeSettings) -> list[str]:
+    """Return what the neurons are called, each once."""
+    neurons = settings.neuron.values() if isinstance(settings.neuron, Mapping) else [settings.neuron]
+    return list(dict.fromkeys(map(label, neurons)))
 
 
 def _job(settings: EvalSettings, loaded: Loaded, device: str) -> dict[str, Any]:
@@ -269,15 +285,16 @@ def _job(settings: EvalSettings, loaded: Loaded, device: str) -> dict[str, Any]:
     return {
         "format": _FORMAT,
         "settings": {name: repr(getattr(settings, name)) for name in names}
-        | {name: describe(getattr(settings, name)) for name in ("encoder", "backend")},
+        | {name: describe(getattr(settings, name)) for name in ("neuron", "encoder", "backend")},
         "device": device,
         **describe_source(loaded, WRITTEN, FILE_NAME),
     }
 
 
 def _describe_settings(settings: EvalSettings, loaded: Loaded, spikes_already: bool, device: str) -> dict[str, Any]:
-    spikes = ("encoder", "backend", "layers", "skip", "weights", "group_size", "k")
+    spikes = ("neuron", "k", "encoder", "backend", "layers", "skip", "weights", "group_size")
     chosen = settings.spike_settings()
+    neurons = [name for k in settings.each_k() for name in _neuron_labels(settings.spike_settings(k))]
     return {
         "tasks": list(settings.tasks),
         "limit": settings.limit,
@@ -289,13 +306,14 @@ def _describe_settings(settings: EvalSettings, loaded: Loaded, spikes_already: b
             dict.fromkeys(spikes, "as the model has them")
             if spikes_already
             else {
+                "neuron": list(dict.fromkeys(neurons)),
+                "k": list(settings.each_k()),
                 "encoder": label(chosen.encoder),
                 "backend": chosen.backend if isinstance(chosen.backend, str) else label(chosen.backend),
                 "layers": list(chosen.layers),
                 "skip": list(chosen.skip),
                 "weights": chosen.weights,
                 "group_size": chosen.group_size,
-                "k": list(usual(settings.k, (3.0,))),
             }
         ),
         "device": device,

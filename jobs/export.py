@@ -1,22 +1,23 @@
-"""A model as other tools read it: what its layers do on a text, or the layers themselves."""
+"""A model as other tools read it: what its layers do on a text, the layers themselves, or the whole model on spikes."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
 from ..analysis.perplexity import split_windows
+from ..backends import BACKENDS, Backend
 from ..coding import ENCODERS, Encoder
 from ..energy import neurobench_results
 from ..errors import InputError
 from ..exchange import (
     RECORDING_SUFFIXES,
     TRACE_SUFFIX,
-    check_suffix,
     require_perfetto,
     to_nir,
     write_recording_timeline,
@@ -24,15 +25,18 @@ from ..exchange import (
 from ..exchange import export as export_recording
 from ..files import write_json
 from ..models import Recording, SpikeSettings, record, spiking_layers, to_spiking
-from ..models.io import load
+from ..models.io import load, preview, save
+from ..neuro import NEURONS, Neuron
 from .given import K, refuse, refuse_spikes, spike_settings, usual
-from .inputs import is_spiking, load_spiking, require_writable
+from .inputs import alone, is_spiking, load_spiking, look_at_layers, require_new, require_writable
 from .progress import SILENT, Progress
 
 _CONTEXT = 512
-# Settings of a run, which a graph of layers does not need.
+# Settings of a run, which a model or a graph of layers does not need.
 _OF_A_RUN = ("text", "num_tokens", "device", "trains")
-_NIR, _NEUROBENCH = ".nir", ".json"
+_NIR, _NEUROBENCH, _MODEL = ".nir", ".json", ".safetensors"
+# An ending that says what a file holds; "llama-3.2-1b" has none.
+_ENDING = re.compile(r"\.[a-z][a-z0-9]*")
 # Files that need every spike.
 _WITH_TRAINS = (_NEUROBENCH, TRACE_SUFFIX)
 
@@ -48,12 +52,18 @@ class ExportSettings:
         text: a UTF-8 file; None for the text of the standard library's pydoc_data.topics.
         num_tokens: tokens from the start of the text, in windows of 512; None for 512.
         trains: keep every spike, which takes timesteps x tokens x channels bytes a layer; None for no.
-        k: of `AdaptiveThreshold`: mean |x| of a token divided by its threshold, or one for each pattern of names of
-            layers, of which the first that matches counts; None for 3.
+        neuron: turns activations into counts, an object or a registered name; None for `AdaptiveThreshold`.
+        k: of the neuron, if it has one: mean |x| of a token divided by its threshold, or one for each pattern of
+            names of layers, of which the first that matches counts; None for its own.
         encoder: turns counts into spikes, an object or a registered name; None for `BidirectionalBitwise`.
+        backend: computes the integer sums, an object or a registered name; "auto" or None picks the fastest. A model
+            keeps it.
         layers: pattern of the names of layers that spike; None for all.
         skip: patterns of the names of layers that stay dense; None for none.
         weights: "int8", "int4", or "stored" for those of a GGUF file as they are; None for "int8".
+        group_size: input channels that share a weight scale; None for all, with "int4" for 32.
+        format: of a model's folder: "spikebrain", or "compressed-tensors" for the same INT8 weights without spikes, for
+            tools that know only those; None for "spikebrain".
         device: "cpu", "cuda", or "auto" or None for a GPU if there is one.
     """
 
@@ -61,16 +71,25 @@ class ExportSettings:
     text: Path | None = None
     num_tokens: int | None = None
     trains: bool | None = None
+    neuron: Neuron | str | None = None
     k: K | None = None
     encoder: Encoder | str | None = None
+    backend: Backend | Literal["auto"] | str | None = None
     layers: str | None = None
     skip: tuple[str, ...] | None = None
     weights: str | None = None
+    group_size: int | None = None
+    format: str | None = None
     device: str | None = None
 
     def __post_init__(self) -> None:
         """Put objects in the place of names; raise an InputError if there is no such name."""
+        object.__setattr__(self, "neuron", NEURONS.resolve(self.neuron, "neuron", None))
         object.__setattr__(self, "encoder", ENCODERS.resolve(self.encoder, "encoder", None))
+        object.__setattr__(self, "backend", BACKENDS.resolve(self.backend, "backend", "auto", None))
+        formats = ("spikebrain", "compressed-tensors")
+        if self.format not in (None, *formats):
+            raise InputError(f"format: expected {' or '.join(formats)}; got {self.format!r}.")
 
     def spike_settings(self) -> SpikeSettings:
         """Return which layers spike, and how."""
@@ -82,8 +101,8 @@ class Exported(NamedTuple):
 
     Attributes:
         what: the file holds, in words.
-        num_layers: spiking layers in it.
-        num_tokens: that ran; 0 for a graph.
+        num_layers: spiking layers in it; of the format compressed-tensors those with INT8 weights.
+        num_tokens: that ran; 0 for a graph or a model.
         left_out: what the format cannot say, one sentence each.
     """
 
@@ -94,22 +113,32 @@ class Exported(NamedTuple):
 
 
 def export(settings: ExportSettings, out: Path, progress: Progress = SILENT, *, force: bool = False) -> Exported:
-    """Write a file for other tools.
+    """Write a file or a folder for other tools.
 
     Args:
         settings: what is exported.
-        out: the file; its suffix says what it holds: .parquet, .h5, .hdf5 or .npz a recording of the model on a text,
-            .json the results of that run as NeuroBench has them, per token, .pftrace which layers spiked when, for
-            Perfetto, and .nir the layers as a graph of NIR.
+        out: what to write; its ending says what it holds: .parquet, .h5, .hdf5 or .npz a recording of the model on a
+            text, .json the results of that run as NeuroBench has them, per token, .pftrace which layers spiked when,
+            for Perfetto, and .nir the layers as a graph of NIR. Without an ending it is a folder with the model on
+            spikes, which transformers opens; .safetensors holds it in one file, for `load`.
         progress: told what happens.
-        force: write over a file that is there.
+        force: write over what is there.
     Raises:
         SpikebrainError: bad input; the message says which and what to do.
     """
     suffix = out.suffix.lower()
-    check_suffix(out, "out", (*RECORDING_SUFFIXES, TRACE_SUFFIX, _NEUROBENCH, _NIR))
+    files = (*RECORDING_SUFFIXES, TRACE_SUFFIX, _NEUROBENCH, _NIR)
+    if suffix in files:
+        refuse(settings, ("format",), f"on {out.name}, which is no model folder")
+    elif suffix == _MODEL or settings.format is not None or not _ENDING.fullmatch(suffix):
+        return _export_model(settings, out, progress, force=force)
+    else:
+        raise InputError(
+            f"out {out}: expected a name that ends in {', '.join((*files, _MODEL))}; or one without an ending, or a "
+            "`format`, for the folder of a model."
+        )
     if suffix == _NIR:
-        refuse(settings, _OF_A_RUN, f"on {out.name}, a graph of layers that do not run")
+        refuse(settings, (*_OF_A_RUN, "backend"), f"on {out.name}, a graph of layers that do not run")
     if suffix == TRACE_SUFFIX:
         require_perfetto(f"out {out}")
     if suffix in _WITH_TRAINS:
@@ -149,12 +178,30 @@ def _run(settings: ExportSettings, trains: bool, progress: Progress) -> tuple[nn
 
 
 def _export_graph(settings: ExportSettings, out: Path, progress: Progress) -> Exported:
-    loaded = load(settings.model, say=progress.say, bar=progress.bar)
-    model = loaded.model
-    if is_spiking(model):
-        refuse_spikes(settings, loaded.source)
-    else:
-        model = to_spiking(model, settings.spike_settings(), inplace=True)
+    model, _ = _load_on_spikes(settings, progress)
     found = to_nir(model)
     found.write(out)
     return Exported("graph of NIR", len(spiking_layers(model)), left_out=found.left_out)
+
+
+@alone
+def _export_model(settings: ExportSettings, out: Path, progress: Progress, *, force: bool) -> Exported:
+    """Write the model itself, on spikes."""
+    is_file = out.suffix.lower() == _MODEL
+    refuse(settings, _OF_A_RUN, f"on {out.name}, a model that does not run")
+    if is_file:
+        refuse(settings, ("format",), f"on {out.name}, which is no folder")
+    require_new(out, sources=(settings.model,), force=force)
+    model, tokenizer = _load_on_spikes(settings, progress)
+    save(model, out, tokenizer, format=usual(settings.format, "spikebrain"))
+    return Exported("model file" if is_file else "model folder", len(spiking_layers(model)))
+
+
+def _load_on_spikes(settings: ExportSettings, progress: Progress) -> tuple[nn.Module, Any]:
+    """Return a model, put on spikes unless it is already, and its tokenizer."""
+    look_at_layers(preview(settings.model), settings)
+    model, tokenizer, source = load(settings.model, say=progress.say, bar=progress.bar)
+    if is_spiking(model):
+        refuse_spikes(settings, source)
+        return model, tokenizer
+    return to_spiking(model, settings.spike_settings(), inplace=True), tokenizer

@@ -16,7 +16,7 @@ from .layers import (
 )
 from .recording import LayerRecord, Recording, record
 from .spikingbrain import PrefillGraph, SpikingBrainConfig, SpikingBrainForCausalLM, prefill, sequence_prefill
-from .training import DistillSettings, Stage, distill
+from .training import DistillSettings, Stage, WrittenText, distill
 
 __all__ = [
     "Conversion",
@@ -30,6 +30,7 @@ __all__ = [
     "SpikingBrainConfig",
     "SpikingBrainForCausalLM",
     "Stage",
+    "WrittenText",
     "calibrate",
     "choose_layers",
     "describe_decoding",

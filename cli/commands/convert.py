@@ -74,6 +74,8 @@ def convert(
 ) -> Answer:
     """Convert a Transformer into a SpikingBrain model, on spikes or not.
 
+    To put a Transformer itself on spikes, as it is: spikebrain export MODEL --out FOLDER.
+
     --device says where it is calibrated. With --spiking it also puts a SpikingBrain model on spikes, for example one
     that was distilled; then only --k, --weights and --format go with it. --calibrate-tokens, --fit, --steps, --device
     and --placement measured need --calibrate; --k, --weights and --format need --spiking.

@@ -17,6 +17,7 @@ from ..options import (
     GroupSize,
     Layers,
     Model,
+    NeuronName,
     Skip,
     Weights,
     checked_k,
@@ -85,6 +86,7 @@ def eval(
     layer_tokens: Annotated[
         int | None, _measured("Measure the error of each layer over so many tokens of the first text.", "no")
     ] = None,
+    neuron: NeuronName = None,
     k: Annotated[
         list[str] | None,
         typer.Option(
@@ -92,7 +94,7 @@ def eval(
             callback=checked_k(_all_k),
             help="Mean |x| of a token divided by its threshold; several, with commas between, are compared. Layers "
             "that match a pattern can have a k of their own: --k 2,3 --k '*down_proj=4,3' compares three settings.",
-            show_default="3",
+            show_default="3.0",
             rich_help_panel=SPIKES,
         ),
     ] = None,
@@ -109,9 +111,9 @@ def eval(
 
     Tasks run through lm-eval, of the extra eval, on local files; nothing is fetched. --data, --limit and
     --batch-size are for tasks; --num-tokens, --context and --layer-tokens for texts. A model that spikes already runs
-    as it is: --k, --encoder, --backend, --layers, --skip, --weights and --group-size are for others.
+    as it is: --neuron, --k, --encoder, --backend, --layers, --skip, --weights and --group-size are for others.
     """
-    from ... import backends, coding, jobs
+    from ... import backends, coding, jobs, neuro
     from ...jobs.eval import WRITTEN
 
     settings = jobs.EvalSettings(
@@ -124,6 +126,7 @@ def eval(
         num_tokens=num_tokens,
         context=context,
         layer_tokens=layer_tokens,
+        neuron=named(neuro.NEURONS, neuron),
         k=_all_k(k),
         encoder=named(coding.ENCODERS, encoder),
         backend=named(backends.BACKENDS, backend, "auto"),
@@ -137,7 +140,7 @@ def eval(
     if layer_tokens is None and text and "float" in found["stages"]:
         follows: dict[str, Any] = {"next": screen.typed.again(layer_tokens=256), "why": "which layers lose most"}
     else:
-        kept = ("model", "encoder", "backend", "layers", "skip", "weights", "group_size", "device")
+        kept = ("model", "neuron", "encoder", "backend", "layers", "skip", "weights", "group_size", "device")
         same = screen.typed.same(*kept, *(["text"] if text and len(text) == 1 else []))
         to = ("--out", unused(Path("spikebrain-report")))
         follows = {"next": ("spikebrain", "report", *same, *to), "why": "its spikes and energy"}

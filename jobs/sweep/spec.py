@@ -78,7 +78,7 @@ def _flat(options: Mapping[str, Any], path: Path) -> Iterable[tuple[str, Any]]:
             where = isinstance(value, list | str) and name in ("table", "chip")
             yield name, _files_beside(path, value) if where else value
         elif value.keys() & {"low", "high"}:
-            yield name, _range(name, value)
+            yield name, _range(f"{path}: {name}", value)
         else:
             yield from _flat({f"{name}.{pattern}": below for pattern, below in value.items()}, path)
 

@@ -128,7 +128,7 @@ class Study:
         """End a trial whose process died: complete if its figures were written already."""
         states = optuna().trial.TrialState
         with suppress(RuntimeError):  # somebody else was faster
-            result = trial.user_attrs.get("result")
+            result = self._result(trial)
             if result is not None:
                 self._storage.set_trial_state_values(trial._trial_id, states.COMPLETE, self._values(result))
                 return
@@ -215,15 +215,27 @@ class Study:
         """Return how each point ended that has; of a grid in the order of its keys and values, else by number."""
         with quiet(), speaks_of(self.where):
             attempts = [t for t in self._trials() if _counts(t)]
-        # Of several attempts the complete one stands, else the last: what failed may be in the queue again.
-        last = {_point(t): t for t in sorted(attempts, key=lambda t: (t.state.name == "COMPLETE", t.number))}
-        found = [
-            Settled(point, {key: t.params[key] for key in self.settings.swept}, t.user_attrs.get("result"), _error(t))
-            for point, t in sorted(last.items())
-            if t.state.is_finished()
-        ]
-        if self.settings.method == "grid":
-            found.sort(key=lambda one: [self._space[key].index(one.values[key]) for key in self._space])
+            # Of several attempts the complete one stands, else the last: what failed may be in the queue again.
+            last = {_point(t): t for t in sorted(attempts, key=lambda t: (t.state.name == "COMPLETE", t.number))}
+            found = [
+                Settled(point, {key: t.params[key] for key in self.settings.swept}, self._result(t), _error(t))
+                for point, t in sorted(last.items())
+                if t.state.is_finished()
+            ]
+            if self.settings.method == "grid":
+                found.sort(key=lambda one: [self._space[key].index(one.values[key]) for key in self._space])
+        return found
+
+    def _result(self, trial: Any) -> dict[str, float] | None:
+        """Return the figures of a trial, if it has any; raise a ValueError if they are not those of this sweep."""
+        found = trial.user_attrs.get("result")
+        if found is not None:
+            numbers = isinstance(found, dict) and all(type(value) in (int, float) for value in found.values())
+            if not numbers or not found.keys() >= set(self.settings.objectives):
+                asked = ", ".join(self.settings.objectives)
+                raise ValueError(f"trial {trial.number}: expected numbers for {asked}; got {str(found)[:200]}")
+        elif trial.state.name == "COMPLETE":
+            raise ValueError(f"trial {trial.number} is complete without figures")
         return found
 
     def note(self, name: str, make: Callable[[], Any]) -> Any:

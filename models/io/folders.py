@@ -24,7 +24,7 @@ from ..spikingbrain.config import SpikingBrainConfig
 from ..spikingbrain.transformers_config import SpikingBrainPretrainedConfig
 from .folder_config import METHOD, TABLE, SpikebrainConfig, class_of, config_json, is_spiking
 from .folder_tensors import MINIMA, SCALES
-from .hub import fault, generation_config_of, quiet
+from .hub import check_depth, fault, generation_config_of, quiet
 from .layer_table import LayerTable
 from .quantizer import check_sums
 from .released import MODEL_TYPE, from_released
@@ -93,7 +93,9 @@ def read_folder(
 
 def _read_spiking(path: Path, dtype: torch.dtype | None, device: str | torch.device) -> PreTrainedModel:
     """Read a spiking model of any class, as transformers' from_pretrained does."""
-    check_sums(Shards(path), whole=True)
+    shards = Shards(path)
+    check_sums(shards, whole=True)
+    check_depth(config_json(path), len(shards.shapes), path / CONFIG)
     generation_config_of(path)
     try:
         with quiet():
@@ -121,6 +123,7 @@ def _prepare(
 ) -> tuple[SpikingBrainPretrainedConfig, GenerationConfig | None, _Reader]:
     """Return the configurations of a folder, and what reads its tensors into an empty model."""
     fields, shards = config_json(path), Shards(path)
+    check_depth(fields, len(shards.shapes), path / CONFIG)
     table = _table_of(fields) if spiking is None else None
     config = _read_config(fields, shards, spiking)
     generation = generation_config_of(path)

@@ -27,7 +27,7 @@ from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorPr
 from ...errors import CheckpointError
 from .gguf_blocks import note_weights
 from .gguf_once import Reader, shared_with_transformers
-from .hub import check_complete, fault, quiet, read_weights
+from .hub import check_complete, check_depth, fault, quiet, read_weights
 
 Bar = Callable[[str, int, str], Callable[[int], None]]
 MAGIC = b"GGUF"
@@ -85,6 +85,7 @@ def read_gguf(path: Path, dtype: torch.dtype, bar: Bar | None = None) -> tuple[A
         with _alone(path) as (folder, reader, places), quiet(), shared_with_transformers(reader, folder / name):
             settings, tensors = _inventory(reader, path)
             config = AutoConfig.from_pretrained(folder, gguf_file=name, local_files_only=True)
+            check_depth(config.to_dict(), len(tensors), path)
             rope, unused = _rope_of(settings, tensors, folder / name, config)
             if rope is not None:
                 config.rope_parameters = rope

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from ...errors import CheckpointError, SpikebrainError
 _LOG = logging.getLogger(__name__)
 # Tensors that old checkpoints hold and no model reads: masks, and frequencies that are computed from the configuration.
 DERIVED = re.compile(r"(^|\.)(masked_bias|rotary_emb\.inv_freq|attn\.bias|attention\.bias|attn\.attention\.bias)$")
+# What configurations call their number of layers.
+_DEPTHS = ("num_hidden_layers", "num_layers", "n_layer", "n_layers")
 GENERATION = "generation_config.json"
 # Files of a tokenizer. A folder has at least one of the first six if it has a tokenizer.
 TOKENIZER_FILES = (
@@ -78,6 +80,25 @@ def check_complete(name: str, info: dict[str, Any]) -> None:
     ]
     if listed:
         raise CheckpointError(f"{name}: its tensors are not those of the model. {'; '.join(listed)}. Fetch it again.")
+
+
+def check_depth(fields: Mapping[str, Any], num_tensors: int, where: Any) -> None:
+    """Raise a CheckpointError if a configuration claims more layers than its files have tensors; before any is built.
+
+    Args:
+        fields: of the configuration; those of its text model below `text_config` count, too.
+        num_tensors: in the files.
+        where: the file that the configuration is of.
+    """
+    text = fields.get("text_config")
+    for part in (fields, text if isinstance(text, Mapping) else {}):
+        for name in _DEPTHS:
+            depth = part.get(name)
+            if isinstance(depth, int) and depth > num_tensors:
+                raise CheckpointError(
+                    f"{where}: expected {name} of at most {num_tensors:,}, the tensors of the model's files; got "
+                    f"{depth:,}. Fetch it again."
+                )
 
 
 def check_finite(model: torch.nn.Module, name: str) -> None:

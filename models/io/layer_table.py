@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ...errors import InputError
@@ -57,17 +58,9 @@ class LayerTable:
                 "version of spikebrain that wrote it."
             )
         self._content = content
-        self._settings = [
-            {
-                "group_size": one["group_size"],
-                "weight_bits": one.get("weight_bits", 8),
-                "has_minimum": one.get("has_minimum", False),
-                "neuron": from_dict(one["neuron"]),
-                "encoder": from_dict(one["encoder"]),
-                "backend": one["backend"] if isinstance(one["backend"], str) else from_dict(one["backend"]),
-            }
-            for one in content["settings"]
-        ]
+        with torch.device("cpu"):  # transformers asks while it builds a model without weights, on the meta device
+            self._settings = [_settings_from(one) for one in content["settings"]]
+            self._conversion = None if content["conversion"] is None else _conversion_of(content["conversion"])
 
     @property
     def names(self) -> list[str]:
@@ -108,13 +101,8 @@ class LayerTable:
 
     def restore_conversion(self, model: nn.Module) -> None:
         """Give the model the `conversion` that it had when it was saved."""
-        stored = self._content["conversion"]
-        if stored is not None:
-            settings = from_dict(stored["settings"])
-            assert isinstance(settings, SpikeSettings)
-            rounded = stored.get("rounded", {})
-            conversion = Conversion(settings, tuple(stored["converted"]), stored["skipped"], rounded)
-            model.conversion = conversion  # pyright: ignore[reportArgumentType]
+        if self._conversion is not None:
+            model.conversion = self._conversion  # pyright: ignore[reportArgumentType]
 
 
 def _settings_of(layer: SpikeLinear) -> dict[str, Any]:
@@ -127,6 +115,24 @@ def _settings_of(layer: SpikeLinear) -> dict[str, Any]:
         "encoder": to_dict(layer.encoder),
         "backend": "auto" if layer.backend == "auto" else to_dict(layer.backend),
     }
+
+
+def _settings_from(stored: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "group_size": stored["group_size"],
+        "weight_bits": stored.get("weight_bits", 8),
+        "has_minimum": stored.get("has_minimum", False),
+        "neuron": from_dict(stored["neuron"]),
+        "encoder": from_dict(stored["encoder"]),
+        "backend": stored["backend"] if isinstance(stored["backend"], str) else from_dict(stored["backend"]),
+    }
+
+
+def _conversion_of(stored: Mapping[str, Any]) -> Conversion:
+    settings = from_dict(stored["settings"])
+    if not isinstance(settings, SpikeSettings):
+        raise InputError(f"conversion: expected the settings of a spiking model, got {settings!r}.")
+    return Conversion(settings, tuple(stored["converted"]), stored["skipped"], stored.get("rounded", {}))
 
 
 def _conversion(model: nn.Module) -> dict[str, Any] | None:

@@ -19,8 +19,8 @@ from . import smollm2
 from .folder_config import config_json, is_spiking
 from .folders import is_spikingbrain, names_quantization, read_folder
 from .gguf_file import Bar, is_gguf, read_gguf
-from .hub import check_finite, check_vocabulary, from_pretrained, tokenizer_beside
-from .replace_folder import interrupted
+from .hub import check_depth, check_finite, check_vocabulary, from_pretrained, tokenizer_beside
+from .replace_folder import CONFIG, interrupted
 from .shards import Shards
 from .single_file import read_file
 
@@ -134,6 +134,7 @@ def _load_folder(path: Path, dtype: torch.dtype | None, *, may_be_hub: bool) -> 
         return Loaded(read_folder(path, dtype=dtype), tokenizer_beside(path), str(path))
     if not names_quantization(path):
         shards.check_floats()
+    check_depth(config_json(path), len(shards.shapes), path / CONFIG)
     model, tokenizer = from_pretrained(str(path), dtype, local=True)
     return Loaded(model.eval(), tokenizer, str(path))
 

@@ -11,7 +11,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from .folder_config import config_json, is_spiking
 from .folders import is_spikingbrain, without_weights
-from .hub import quiet, tokenizer_beside
+from .hub import check_depth, quiet, tokenizer_beside
+from .replace_folder import CONFIG
+from .shards import Shards
 
 
 class Preview(NamedTuple):
@@ -35,6 +37,7 @@ def preview(name_or_path: str | Path) -> Preview | None:
         return None
     try:
         with quiet():
+            check_depth(config_json(path), len(Shards(path).shapes), path / CONFIG)
             if is_spikingbrain(path) and not is_spiking(config_json(path)):
                 model, spikes = without_weights(path)
                 return Preview(model, tokenizer_beside(path), spikes)

@@ -36,7 +36,7 @@ from ..layers.quantize import check_finite
 from ..layers.spike_linear import SpikeLinear, spiking_layers
 from . import int4
 from .checksums import check_tensor, of_tensor, of_text
-from .hub import fault
+from .hub import check_depth, fault
 from .layer_table import LayerTable, layer_table
 
 FORMAT = "spikebrain-converted"
@@ -152,6 +152,8 @@ def _build(
 ) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
     try:
         tensors |= {name: tensors[stored] for name, stored in header["aliases"].items()}
+        if architecture is None and header["config"]:
+            check_depth(header["config"], len(tensors), path)
         model = architecture or _empty_model(header, path)
         built: dict[str, SpikeLinear] = {}
         table = LayerTable(header["spiking"])

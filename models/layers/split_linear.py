@@ -75,7 +75,7 @@ class SplitSpikeLinear(nn.Module):
     def _sums(self, count: Tensor) -> Tensor:
         """Return the sums over all channels, int32 [tokens, 1, out_features]."""
         backend = self.part._backend_for(count)
-        parts = self.part._portions(count[:, self.channels].contiguous())
+        parts = self.part._portions(count[:, self.channels].contiguous(), None)
         sums = [sums_of(backend, train, self.part.weight) for _, _, train in parts]
         total = torch.cat(sums) if sums else count.new_zeros(len(count), self.out_features)
         # int32 sums of parts may wrap where all of them together do not fit.

@@ -4,12 +4,13 @@ import json
 import math
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from task_files import NAMES, write_tasks
 
-from spikebrain import SpikeSettings, jobs, measure_perplexity, save, to_spiking
+from spikebrain import AdaptiveThreshold, IntegrateAndFire, SpikeSettings, jobs, measure_perplexity, save, to_spiking
 from spikebrain.analysis.perplexity import split_windows
 from spikebrain.errors import ActivationError, InputError
 from spikebrain.jobs import eval_run
@@ -203,6 +204,70 @@ def test_a_spiking_model_is_compared_with_its_own_weights(tiny_llama, tokenizer,
 
 
 @pytest.mark.slow
+def test_any_neuron(run, model_folder, tiny_llama, tokenizer, text, tmp_path):
+    """A neuron has its k in its stages if it has one; another neuron is another evaluation."""
+    out = tmp_path / "out"
+    base = ("--text", text, "--num-tokens", 32, "--context", 16, "--out", out, "--device", "cpu")
+    code, shown, err = run("eval", model_folder, *base, "--neuron", "integrate-and-fire", "--layer-tokens", 8)
+    assert code == 0, err
+    found = json.loads((out / "eval.json").read_text())
+    assert list(found["stages"]) == ["float", "int8", "spiking"] == [*found["layers"], *found["stages"]][-3:]
+    neuron = repr(IntegrateAndFire())
+    assert found["stages"]["spiking"] == f"int8 weights, spike trains of {neuron}"
+    assert (found["settings"]["neuron"], found["settings"]["k"]) == ([neuron], [None])
+    assert neuron in (out / "eval.html").read_text()
+    assert neuron in shown
+    assert "--neuron integrate-and-fire" in shown.splitlines()[-1]  # what to try next
+    ids = torch.tensor(tokenizer.encode(text.read_text()))[:32]
+    expected = measure_perplexity(
+        to_spiking(tiny_llama, SpikeSettings(neuron="integrate-and-fire")), split_windows(ids, 16)
+    )
+    assert found["texts"][str(text)]["perplexity"]["spiking"]["value"] == pytest.approx(expected)
+    code, _, err = run("eval", model_folder, *base, "--neuron", "integrate-and-fire", "--k", "2,3")
+    assert code == 2
+    assert f"--k: has no effect on --neuron {neuron}, which has none. Leave out --k." in err
+    code, _, err = run("eval", model_folder, *base, "--neuron", "leaky")
+    assert code == 2
+    assert "--neuron: expected one of adaptive-threshold, " in err
+
+
+def test_stages_of_a_neuron():
+    def stages(**options):
+        chosen = jobs.EvalSettings(text=(Path("a"),), **options)
+        return [(k, chosen.spike_settings(k).neuron) for k in chosen.each_k()]
+
+    assert stages() == stages(neuron="adaptive-threshold") == stages(k=(3.0,)) == [(3.0, AdaptiveThreshold())]
+    assert stages(neuron=AdaptiveThreshold(k=4.0)) == [(4.0, AdaptiveThreshold(k=4.0))]
+    neuron = AdaptiveThreshold(ceiling=9.0)
+    assert stages(neuron=neuron, k=(2.0, {"*down_proj": 4.0})) == [
+        (2.0, AdaptiveThreshold(k=2.0, ceiling=9.0)),
+        ({"*down_proj": 4.0}, {"*down_proj": AdaptiveThreshold(k=4.0, ceiling=9.0), "*": neuron}),
+    ]
+    assert stages(neuron="integrate-and-fire") == [(None, IntegrateAndFire())]
+
+
+@pytest.mark.slow
+def test_another_neuron_does_not_go_on(model_folder, text, tmp_path, monkeypatch):
+    """What was finished with one neuron does not count for another."""
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    short = {"text": (text,), "num_tokens": 32, "context": 16}
+    with monkeypatch.context() as patched:
+        patched.setattr(eval_run, "layer_errors", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            jobs.evaluate(settings(model_folder, **short, layer_tokens=8), tmp_path / "out")
+    lines = (tmp_path / "out" / "unfinished.jsonl").read_bytes().count(b"\n")
+    own = jobs.evaluate(settings(model_folder, **short, neuron=AdaptiveThreshold(ceiling=0.01)), tmp_path / "out")
+    assert (tmp_path / "out" / "unfinished.jsonl").read_bytes().count(b"\n") == lines
+    again = jobs.evaluate(settings(model_folder, **short), tmp_path / "out")
+    values = [found["texts"][str(text)]["perplexity"] for found in (own, again)]
+    assert values[0]["float"] == values[1]["float"]
+    assert values[0]["k=3"]["value"] != values[1]["k=3"]["value"]
+
+
+@pytest.mark.slow
 def test_worst_layers_are_named(run, model_folder, text, tmp_path):
     command = ("eval", model_folder, "--text", text, "--context", 16, "--layer-tokens", 16, "--k", "2,4")
     code, shown, _ = run(*command, "--out", tmp_path / "out", "--device", "cpu")
@@ -222,6 +287,9 @@ def test_worst_layers_are_named(run, model_folder, text, tmp_path):
         ({"tasks": ("piqa",)}, "^data: expected the folder with the files of the tasks, got none"),
         ({"text": ("a",), "k": ()}, "^k: expected at least one value"),
         ({"text": ("a",), "k": (2.0, 0.0)}, "k: expected a finite number > 0"),
+        ({"text": ("a",), "neuron": "leaky"}, "^neuron: expected .* names adaptive-threshold, .*; got 'leaky'"),
+        ({"text": ("a",), "neuron": "integrate-and-fire", "k": (2.0,)}, "^k: has no effect on `neuron` IntegrateAnd"),
+        ({"text": ("a",), "neuron": AdaptiveThreshold(4.0), "k": (2.0,)}, "^k: expected one k, got 2.0 beside"),
         ({"text": ("a",), "k": (2.0, 2.0)}, "^k: expected each value once, got '2.0' twice"),
         ({"text": ("a",), "context": 1}, "^context: expected an integer >= 2, got 1"),
         ({"text": ("a",), "limit": 3}, "^limit: has no effect without `tasks`"),

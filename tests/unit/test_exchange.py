@@ -241,4 +241,5 @@ def test_the_command(run, model_folder, text, tmp_path):
     code, _, err = run("export", model_folder, "--out", tmp_path / "it.csv", *short)
     assert code == 2
     assert "error: --out" in err
-    assert "expected a name that ends in .npz, .h5, .hdf5, .parquet, .pftrace, .json, .nir." in err
+    assert "expected a name that ends in .npz, .h5, .hdf5, .parquet, .pftrace, .json, .nir, .safetensors; or" in err
+    assert "or a --format, for the folder of a model." in err

@@ -103,6 +103,15 @@ def tiny_file(tmp_path, tiny_llama, tokenizer):
     return path
 
 
+def test_more_layers_than_tensors(tmp_path, tiny_llama, tokenizer):
+    tiny_llama.config.num_hidden_layers = 10**9
+    write(tmp_path / "m.gguf", tiny_llama, tokenizer)
+    with pytest.raises(
+        CheckpointError, match=r"m.gguf: expected num_hidden_layers of at most \d+, .* got 1,000,000,000"
+    ):
+        sb.load(tmp_path / "m.gguf")
+
+
 def test_bad_gguf(tmp_path):
     path = tmp_path / "m.gguf"
     for content, message in (

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 import struct
 from pathlib import Path
@@ -12,8 +13,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from spikebrain import load, to_spiking
+from spikebrain import load, save, to_spiking
 from spikebrain.errors import CheckpointError
+from spikebrain.models.io.preview import preview
+from spikebrain.models.spikingbrain import SpikingBrainForCausalLM, tiny_7b
 
 
 class Bomb:
@@ -233,3 +236,28 @@ def test_integers_are_no_float_weights(model_folder):
     save_file({**weights, name: (100 * weights[name]).to(torch.int8)}, path, metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=rf"expected weights of floating-point numbers, got I8 for {name}"):
         load(model_folder)
+
+
+@pytest.mark.parametrize("kind", ["float", "spiking", "SpikingBrain", "compressed-tensors"])
+def test_more_layers_than_tensors_are_refused_before_one_is_built(tmp_path, tiny_llama, model_folder, kind):
+    if kind == "float":
+        folder = model_folder
+    elif kind == "SpikingBrain":
+        folder = tmp_path / "m"
+        save(SpikingBrainForCausalLM(tiny_7b()), folder, released=True)
+    else:
+        folder = tmp_path / "m"
+        save(to_spiking(tiny_llama), folder, format="spikebrain" if kind == "spiking" else kind)
+    config = folder / "config.json"
+    content = config.read_text()
+    changed = re.sub(r'"num_hidden_layers": *\d+', f'"num_hidden_layers": {10**12}', content)
+    assert changed != content
+    config.write_text(changed)
+    index = folder / "model.safetensors.index.json"
+    if index.exists():  # as of a file that was made so, not damaged
+        fields = json.loads(index.read_text())
+        fields["metadata"].get("sha256", {}).pop("config.json", None)
+        index.write_text(json.dumps(fields))
+    with pytest.raises(CheckpointError, match=r"config.json: expected num_hidden_layers of at most \d+, the tensors"):
+        load(folder)
+    assert preview(folder) is None

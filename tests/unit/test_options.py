@@ -40,7 +40,7 @@ CASES = {
     "eval": {
         **{
             name: ["SPIKES", "--text", "TEXT", "--context", "16"]
-            for name in ("k", "encoder", "backend", "layers", "skip", "weights", "group_size")
+            for name in ("neuron", "k", "encoder", "backend", "layers", "skip", "weights", "group_size")
         },
         **dict.fromkeys(("data", "limit", "batch_size"), ("DENSE", "--text", "TEXT")),
         **dict.fromkeys(("num_tokens", "context", "layer_tokens"), ("DENSE", "--tasks", "piqa", "--data", "TEXT")),
@@ -58,8 +58,11 @@ CASES = {
         "block_bytes": ["DENSE"],
     },
     "export": {
-        **dict.fromkeys(("text", "num_tokens", "trains", "device"), ("DENSE", "--out", "NIR")),
-        **dict.fromkeys(("k", "encoder", "layers", "skip", "weights"), ("SPIKES", "--out", "NPZ")),
+        **dict.fromkeys(("text", "num_tokens", "trains", "device", "backend"), ("DENSE", "--out", "NIR")),
+        **dict.fromkeys(
+            ("neuron", "k", "encoder", "layers", "skip", "weights", "group_size"), ("SPIKES", "--out", "NPZ")
+        ),
+        "format": ["DENSE", "--out", "NPZ"],
     },
     "raster": {
         **dict.fromkeys(("text", "num_tokens"), ("DENSE", "--prompt", "A neuron", "--out", "PNG")),

@@ -100,6 +100,9 @@ def test_commands_list_and_use_them(tiny, run, model_folder, text, tmp_path, mon
     code, shown, err = run("energy", out, "--table", "tiny_table")
     assert code == 0, err
     assert "1 nm" in shown
+    code, shown, err = run("eval", model_folder, *short, "--context", 16, "--out", tmp_path / "e")
+    assert code == 0, err
+    assert "spiking: int8 weights, spike trains of LargestOverSteps(steps=7)" in shown
     chip = ("--chip", "tiny-chip", "--mapping", "tiny-mapping", "--num-tokens", 2, "--out", tmp_path / "s")
     code, shown, err = run("simulate", model_folder, "--text", text, "--encoder", "tiny-code", *chip)
     assert code == 0, err

@@ -350,6 +350,18 @@ def test_a_full_disk_and_what_is_left_of_a_record(settings, tmp_path, monkeypatc
         sweep(settings(), out)
 
 
+@pytest.mark.parametrize("result", [{"perplexity": 9.0}, {"perplexity": "9", "spikes": 1.0}, [9.0, 1.0], None])
+def test_figures_that_are_not_those_of_the_sweep(settings, tmp_path, result):
+    """As in a journal that was changed: told when it is read, whoever reads it."""
+    study, _, identity = study_of(settings(), tmp_path / "s")
+    study.begin(identity)
+    attempt = study.take()
+    study._storage.set_trial_user_attr(attempt.trial_id, "result", result)
+    study._storage.set_trial_state_values(attempt.trial_id, optuna.trial.TrialState.COMPLETE, [9.0, 1.0])
+    with pytest.raises(InputError, match=r"study.journal: cannot be read as a study: ValueError: trial \d+"):
+        study.settled()
+
+
 def test_neurons_by_layer():
     point = {"k.*down_proj": 4.0, "k.*layers.0.*": 2.0, "k": 3.0}
     chosen = settings_of(point)

@@ -168,8 +168,8 @@ def test_a_file_with_patterns_ranges_and_files_beside_it(tmp_path):
         ("format = 1\ncontext = 'long'", "context: expected an integer, got 'long'"),
         ("format = 1\nobjectives = 'spikes'", "objectives: expected a list of names, got 'spikes'"),
         ("format = 1\noptions = 3", "options: expected a table"),
-        ("format = 1\n[options]\nk = {low = 1}", "k: expected a range {low = 1, high = 4}"),
-        ("format = 1\n[options]\nk = {low = 1, high = 'x'}", "k: expected a range {low = 1, high = 4}"),
+        ("format = 1\n[options]\nk = {low = 1}", "spec.toml: k: expected a range {low = 1, high = 4}"),
+        ("format = 1\n[options]\nk = {low = 1, high = 'x'}", "spec.toml: k: expected a range {low = 1, high = 4}"),
         ("format = ", "expected a TOML file"),
     ],
 )
