@@ -79,6 +79,7 @@ def test_other_architectures(tmp_path, name):
     assert torch.equal(logits(opened), logits(sb.to_spiking(model, sb.SpikeSettings(neuron=sb.AdaptiveThreshold(2.5)))))
 
 
+@pytest.mark.slow
 def test_one_file_and_integers_for_other_tools(run, model_folder, tiny_llama, tmp_path):
     code, shown, err = run("export", model_folder, "--k", 2, "--out", tmp_path / "it.safetensors")
     assert code == 0, err
