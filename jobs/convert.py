@@ -82,9 +82,8 @@ class ConvertSettings:
         if self.num_experts is not None and self.num_experts < 1:
             raise InputError(f"num_experts: expected 1 or more, got {self.num_experts}. Choose layers without experts.")
         if self.calibrate is None:
-            refuse(self, ("calibrate_tokens", "fit", "steps", "device"), "without a text to `calibrate` on")
-            if self.placement == "measured":
-                refuse(self, ("placement",), "without a text to `calibrate` on, which it measures on")
+            names = ("calibrate_tokens", "fit", "steps", "placement", "device")
+            refuse(self, names, "without a text to `calibrate` on")
         if usual(self.fit, "layers") != "layers":
             refuse(self, ("steps",), f'with `fit` "{self.fit}"')
         if self.spiking is None:

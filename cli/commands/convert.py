@@ -77,8 +77,8 @@ def convert(
     To put a Transformer itself on spikes, as it is: spikebrain export MODEL --out FOLDER.
 
     --device says where it is calibrated. With --spiking it also puts a SpikingBrain model on spikes, for example one
-    that was distilled; then only --k, --weights and --format go with it. --calibrate-tokens, --fit, --steps, --device
-    and --placement measured need --calibrate; --k, --weights and --format need --spiking.
+    that was distilled; then only --k, --weights and --format go with it. --calibrate-tokens, --fit, --steps,
+    --placement and --device need --calibrate; --k, --weights and --format need --spiking.
     """
     from ... import jobs
 

@@ -23,7 +23,7 @@ ALWAYS = {
     "eval": "model tasks text out device",
     "generate": "model prompt max_new_tokens temperature device",
     "convert": "model out spiking force",
-    "distill": "teacher student out text sample context batch_size accumulation attention_steps logits_steps "
+    "distill": "teacher student out text sample fresh context batch_size accumulation attention_steps logits_steps "
     "learning_rate spiking precision device seed force",
     "doctor": "",
     "tutorial": "out force",
@@ -69,7 +69,8 @@ CASES = {
         **dict.fromkeys(("neuron", "k", "skip", "weights"), ("SPIKES", "--num-tokens", 8, "--out", "PNG")),
     },
     "convert": {
-        **dict.fromkeys(("calibrate_tokens", "fit", "device", "k", "weights", "format"), ("DENSE",)),
+        **dict.fromkeys(("calibrate_tokens", "fit", "steps", "placement", "device"), ("DENSE",)),
+        **dict.fromkeys(("k", "weights", "format"), ("DENSE",)),
         "layout": ["FLOAT", "--spiking", "as-described"],
         "window": ["DENSE", "--layout", "gla,full"],
         "num_sinks": ["FLOAT", "--spiking", "as-described"],
@@ -100,7 +101,8 @@ VALUES = {
     },
     **{"num_tokens": 512, "device": "auto", "shared_tokens": 1, "reads_per": "channel", "shifts_per": "timestep"},
     **{"sums_in": "register", "sram_bytes": 32768, "on_chip_bytes": 9, "leakage_w": 0, "token_s": 0.1},
-    **{"block_bytes": 64, "calibrate_tokens": 4096, "fit": "columns", "layout": "7b", "window": 4096, "num_sinks": 0},
+    **{"block_bytes": 64, "calibrate_tokens": 4096, "fit": "columns", "steps": 3, "placement": "measured"},
+    **{"layout": "7b", "window": 4096, "num_sinks": 0},
     **{"tasks": "piqa", "data": "TEXT", "limit": 1, "batch_size": 1, "context": 16, "layer_tokens": 8},
     "trains": None,
     "format": "compressed-tensors",
@@ -180,6 +182,7 @@ def test_the_library_refuses_arguments_without_options(files, tmp_path):
         (lambda: jobs.GenerateSettings(files["FLOAT"], "A", seed=0), "seed"),
         (lambda: jobs.ConvertSettings("m", k=3.0), "k"),
         (lambda: jobs.ConvertSettings("m", fit="columns"), "fit"),
+        (lambda: jobs.ConvertSettings("m", calibrate=tmp_path, fit="columns", steps=3), "steps"),
         (lambda: jobs.DistillRun("t", tmp_path, sample=1, attention_steps=0, logits_steps=1, minutes=1.0), "minutes"),
         (lambda: jobs.simulate(jobs.SimulateSettings(seed=0, chip=load_description("loihi")), tmp_path / "s"), "seed"),
     ]:
