@@ -43,7 +43,7 @@ class ConvertSettings:
         num_experts: experts; None for those of the layout.
         calibrate: a UTF-8 text that new parameters are fitted to; None to leave them as they start.
         calibrate_tokens: tokens from the start of that text; None for 4096.
-        fit: what is fitted: "layers", "columns" or "o-proj"; None for "layers".
+        fit: what is fitted, as for `models.calibrate`: "layers", "columns" or "o-proj"; None for "layers".
         steps: gradient steps of each layer, with `fit` "layers"; None for 50.
         placement: "alternate" for linear layers where the layout has them, or "measured" for those that cost least;
             None for "alternate".
@@ -181,8 +181,8 @@ def _check_layout(settings: ConvertSettings, plans: tuple[LayerPlan, ...]) -> No
     said = "in this layout, which has no "
     if "swa" not in mixers:
         refuse(settings, ("window",), said + "window attention")
-    if "gla" not in mixers:
-        refuse(settings, ("calibrate",), said + "linear attention, the part that is fitted")
+    if "gla" not in mixers and not settings.num_sinks:
+        refuse(settings, ("calibrate",), said + "linear attention or sink tokens, the parts that are fitted")
     if not has_experts:
         refuse(settings, ("num_experts",), said + "experts")
     if "gla" not in mixers and not has_experts:

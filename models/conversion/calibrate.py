@@ -15,8 +15,8 @@ Each layer with linear attention gets the input of the Transformer's layer and i
    alone. fit="o-proj": the whole of o_proj is fitted to the attention output instead, by ridge regression towards the
    result of step 3. fit="columns": neither.
 
-Sink tokens are fitted to the Transformer's predictions (`fit_sinks`): first of all, or last if linear attention is
-alone in a layer, since predictions say nothing before such layers are fitted.
+With fit="layers", sink tokens are fitted to the Transformer's predictions (`fit_sinks`): first of all, or last if
+attention is alone in a layer, since predictions say nothing before such layers are fitted.
 
 The norms keep weight 1: g_norm shares one weight per channel between heads, while o_proj has a column for each head.
 """
@@ -67,8 +67,8 @@ def calibrate(
         student: the converted model, not spiking.
         teacher: the Transformer that it was converted from.
         tokens: token ids, [B, L], or [L] for one text. A few thousand tokens are enough.
-        fit: "layers": all of a linear layer's attention; "o-proj": scales and output projections; "columns": scales
-            only, which is quick (docs/results.md compares them).
+        fit: "layers": all of a linear layer's attention, and sink tokens; "o-proj": scales and output projections;
+            "columns": scales only, which is quick (docs/results.md compares them).
         steps: gradient steps of each layer, for fit="layers".
         progress: called with a step's title and number of parts; the function it returns gets the number of parts done.
     Raises:
@@ -97,7 +97,7 @@ def calibrate(
             done(1)
 
     def sinks() -> None:
-        if student.model.sinks is not None:
+        if student.model.sinks is not None and fit == "layers":
             fit_sinks(student, teacher, rows, SINK_STEPS, told("sinks", SINK_STEPS))
 
     if not alone:

@@ -168,3 +168,12 @@ def test_a_spiking_model_or_a_wrong_epsilon_is_refused(texts):
                 layers=(LayerPlan(("gla",)),),
                 head_norm_eps=eps,
             )
+
+
+def test_sinks_are_fitted_with_all_or_not_at_all(texts):
+    teacher = llama()
+    plain = from_transformer(teacher, "full,full", num_sinks=4)
+    scaled = from_transformer(teacher, "full,full", num_sinks=4, calibration=texts, fit="columns")
+    fitted = from_transformer(teacher, "full,full", num_sinks=4, calibration=texts)
+    assert torch.equal(scaled.model.sinks, plain.model.sinks)
+    assert not torch.equal(fitted.model.sinks, plain.model.sinks)
