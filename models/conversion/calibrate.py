@@ -16,7 +16,7 @@ Each layer with linear attention gets the input of the Transformer's layer and i
    result of step 3. fit="columns": neither.
 
 With fit="layers", sink tokens are fitted to the Transformer's predictions (`fit_sinks`): first of all, or last if
-attention is alone in a layer, since predictions say nothing before such layers are fitted.
+linear attention is alone in a layer, since predictions say nothing before such layers are fitted.
 
 The norms keep weight 1: g_norm shares one weight per channel between heads, while o_proj has a column for each head.
 """
