@@ -3,7 +3,7 @@
 A job may say what happens while it runs: give it an object with the methods of `Progress`.
 """
 
-from .convert import ConvertSettings, convert
+from .convert import Converted, ConvertSettings, convert
 from .distill import Distilled, DistillRun, distill
 from .doctor import examine
 from .energy import EnergyEstimate, EnergySettings, energy, energy_model
@@ -19,6 +19,7 @@ from .tutorial import copy_tutorial, open_tutorial
 
 __all__ = [
     "ConvertSettings",
+    "Converted",
     "DistillRun",
     "Distilled",
     "Drawn",
