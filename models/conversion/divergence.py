@@ -18,6 +18,15 @@ def divergence(student: Any, teacher: Any, ids: Tensor) -> Tensor:
         ids: token ids, [B, L], without padding.
     """
     with torch.no_grad():
-        wanted = teacher(input_ids=ids, use_cache=False).logits.flatten(0, 1).float().log_softmax(-1)
-    found = student(input_ids=ids, use_cache=False).logits.flatten(0, 1).float().log_softmax(-1)
-    return F.kl_div(found, wanted, reduction="batchmean", log_target=True)
+        wanted = predictions(teacher, ids)
+    return divergence_from(wanted, student, ids)
+
+
+def divergence_from(wanted: Tensor, student: Any, ids: Tensor) -> Tensor:
+    """Return `divergence` from a teacher's `predictions`."""
+    return F.kl_div(predictions(student, ids), wanted, reduction="batchmean", log_target=True)
+
+
+def predictions(model: Any, ids: Tensor) -> Tensor:
+    """Return log-probabilities of the next token, float32 [B * L, vocabulary]."""
+    return model(input_ids=ids, use_cache=False).logits.flatten(0, 1).float().log_softmax(-1)

@@ -12,7 +12,7 @@ from ...errors import InputError
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from ..spikingbrain.config import LayerPlan, SpikingBrainConfig
 from .calibrate import check_tokens
-from .divergence import divergence
+from .divergence import divergence_from, predictions
 
 PLACEMENTS = ("alternate", "measured")
 # Tokens that sensitivities are measured on, at most.
@@ -37,9 +37,10 @@ def sensitivities(
         done: told of each layer that is measured.
     """
     found, some = [], rows[: max(TOKENS // rows.shape[1], 1)]
+    wanted = predictions(teacher, some)
     for ours, theirs in zip(softmax.model.layers, linear.model.layers, strict=True):
         kept, ours.attn = ours.attn, theirs.attn
-        found.append(float(divergence(softmax, teacher, some)))
+        found.append(float(divergence_from(wanted, softmax, some)))
         ours.attn = kept
         done(1)
     return found
