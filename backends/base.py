@@ -18,6 +18,8 @@ from ..registry import Registry
 INT32 = torch.iinfo(torch.int32)
 # Largest magnitude of an INT8 weight.
 MAX_WEIGHT = 128
+# Activations that float32 holds exactly.
+NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class ExpertWeights(NamedTuple):

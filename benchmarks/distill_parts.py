@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import spikebrain as sb
-from spikebrain.models.training import sample_from
+from spikebrain.models.training import sample_from, writer_of
 
 
 @torch.no_grad()
@@ -40,10 +39,8 @@ def written_by(teacher: Any, options: argparse.Namespace) -> Tensor:
     """Return tokens sampled from the teacher, which runs in bfloat16 on a GPU."""
     if options.samples == 0:
         return torch.zeros(0, dtype=torch.int64)
-    writer = copy.deepcopy(teacher)
-    writer = writer.bfloat16() if writer.device.type == "cuda" else writer
     sizes = {"length": options.sample_length, "batch_size": options.sample_batch}
-    return sample_from(writer, options.samples, **sizes)
+    return sample_from(writer_of(teacher), options.samples, **sizes)
 
 
 def calibration_rows(tokens: Tensor, options: argparse.Namespace) -> Tensor:

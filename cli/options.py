@@ -139,6 +139,15 @@ Weights = Annotated[
         rich_help_panel=SPIKES,
     ),
 ]
+FolderFormat = Annotated[
+    str | None,
+    typer.Option(
+        help="Of a folder: spikebrain, or compressed-tensors: INT8 weights without spikes, for other tools.",
+        show_default="spikebrain",
+        autocompletion=words("spikebrain", "compressed-tensors"),
+        rich_help_panel=OUTPUT,
+    ),
+]
 GroupSize = Annotated[
     int | None,
     typer.Option(

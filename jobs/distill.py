@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 import time
@@ -27,6 +26,7 @@ from ..models.training import (
     fit_steps,
     sample_from,
     texts_at_once,
+    writer_of,
 )
 from ..models.training import (
     distill as train,
@@ -356,7 +356,7 @@ def samples(teacher: Any, num_tokens: int, context: int, seed: int, out: Path, p
         except (ValueError, KeyError, TypeError, RuntimeError) as error:
             raise InputError(f"{path}: holds no samples: {error} Delete it to sample again.") from error
     progress.say(f"Sampling {num_tokens:,} tokens")
-    writer = teacher if teacher.device.type == "cpu" else copy.deepcopy(teacher).bfloat16()
+    writer = writer_of(teacher)
     tokens = sample_from(writer, num_tokens, length=context, batch_size=texts_at_once(writer, context), seed=seed)
     _write(path, {"job": job, "tokens": tokens.tolist()})
     return tokens

@@ -16,7 +16,7 @@ from ...coding.kernels.threads import pool
 from ...compiled import compiled
 from ...neuro import KernelRule, Neuron
 from ...neuro.checks import spikes_of
-from ..base import BACKENDS, INT32, MAX_WEIGHT, Backend, ExpertWeights, check_mode
+from ..base import BACKENDS, INT32, MAX_WEIGHT, NARROW, Backend, ExpertWeights, check_mode
 from .events import DIGITS_WEIGH, LARGEST_DIGIT, add_events, num_digits
 from .experts import run_experts
 from .layer import run_layer
@@ -30,8 +30,6 @@ _CACHED_BYTES = 4 * 2**20
 # Weights times tokens from which a second thread saves more than waking it costs: a Python thread, and one of PyTorch's
 # team.
 _WORTH_THREADS, _WORTH_TEAM = 2**22, 2**16
-# Activations whose float32 is exact.
-_NARROW = (torch.float32, torch.bfloat16, torch.float16)
 # Inputs whose INT8 products add up within 32 bits. With one input torch._int_mm gives wrong integers (torch 2.14.1).
 _PRODUCT_INPUTS = range(2, INT32.max // (MAX_WEIGHT * MAX_WEIGHT) + 1)
 
@@ -80,7 +78,7 @@ class Cpu(Backend):
         by_channel = weight.stride() == (1, num_outputs) or weight.t().is_contiguous()
         fits = by_channel and scale.is_contiguous()
         on_cpu = x.is_cpu and weight.is_cpu and scale.is_cpu and (bias is None or bias.is_cpu)
-        if not (fits and on_cpu and x.dtype in _NARROW) or x.numel() == 0 or num_outputs == 0:
+        if not (fits and on_cpu and x.dtype in NARROW) or x.numel() == 0 or num_outputs == 0:
             return None
         if minimum is not None or group_size is not None:
             return self._fused_groups(x, weight, scale, bias, neuron, rule, minimum, group_size)
@@ -114,7 +112,7 @@ class Cpu(Backend):
         if self.mode == "count" or rule is None or not encoder.lossless or x.numel() == 0 or len(row) == 0:
             return None
         tensors = [part for one in every for part in one[:4] if part is not None]
-        if not all(part.is_cpu for part in (x, *tensors)) or x.dtype not in _NARROW:
+        if not all(part.is_cpu for part in (x, *tensors)) or x.dtype not in NARROW:
             return None
         if not all(one.weight.t().is_contiguous() and one.scale.is_contiguous() and len(one.weight) for one in every):
             return None

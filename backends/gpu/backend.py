@@ -16,7 +16,7 @@ from ...coding import Encoder
 from ...coding.base import MAX_LOSSLESS_COUNT
 from ...coding.kernels import interpreting
 from ...neuro import CountBounds, KernelRule, Neuron
-from ..base import BACKENDS, INT32, MAX_WEIGHT, Backend, ExpertWeights, check_mode
+from ..base import BACKENDS, INT32, MAX_WEIGHT, NARROW, Backend, ExpertWeights, check_mode
 from .job import MOST_GROUPED, Job, Matrix, power_of_two
 from .one_pass import any_failed
 from .tuning import fastest
@@ -82,7 +82,7 @@ class Triton(Backend):
             rule is None
             or bounds is None
             or self.why_not_fused(neuron, encoder, weight, group_size) is not None
-            or x.dtype not in (torch.float32, torch.bfloat16, torch.float16)
+            or x.dtype not in NARROW
             or not x.numel()
             or not weight.numel()
             or not x.device == weight.device == scale.device
@@ -122,7 +122,7 @@ class Triton(Backend):
             or any(part is not None and part.device != x.device for one in every for part in one[:3])
             or any(not one.weight.numel() or not one.scale.is_contiguous() for one in every)
             or len({None if one.bias is None else one.bias.dtype for one in every}) > 1
-            or x.dtype not in (torch.float32, torch.bfloat16, torch.float16)
+            or x.dtype not in NARROW
             or not x.numel()
             or not len(row)
             or self.why_unavailable(x.device) is not None

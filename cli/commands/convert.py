@@ -9,8 +9,8 @@ import typer
 
 from ..answer import Answer
 from ..complete import models, words
-from ..options import DeviceIfRun, Force, K, Spiking, Weights, folder_for, k_of, seed_for, spiking_or_none
-from ..panels import CHANGE, CONVERSION, INPUT, OUTPUT
+from ..options import DeviceIfRun, FolderFormat, Force, K, Spiking, Weights, folder_for, k_of, seed_for, spiking_or_none
+from ..panels import CHANGE, CONVERSION, INPUT
 from ..progress import Screen
 from ..words import unused
 
@@ -59,15 +59,7 @@ def convert(
     spiking: Spiking = "none",
     k: K = None,
     weights: Weights = None,
-    format: Annotated[
-        str | None,
-        typer.Option(
-            help="Folder: spikebrain, or compressed-tensors: INT8 weights without spikes, for other tools.",
-            show_default="spikebrain",
-            autocompletion=words("spikebrain", "compressed-tensors"),
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
+    format: FolderFormat = None,
     device: DeviceIfRun = None,
     seed: Annotated[int | None, seed_for("new parameters of gates and routers")] = None,
     force: Force = False,

@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from ..answer import Answer
-from ..complete import words
 from ..options import (
     BackendName,
     DeviceIfRun,
     EncoderName,
+    FolderFormat,
     GroupSize,
     K,
     Layers,
@@ -63,15 +63,7 @@ def export(
     skip: Skip = None,
     weights: Weights = None,
     group_size: GroupSize = None,
-    format: Annotated[
-        str | None,
-        typer.Option(
-            help="Of a folder: spikebrain, or compressed-tensors: INT8 weights without spikes, for other tools.",
-            show_default="spikebrain",
-            autocompletion=words("spikebrain", "compressed-tensors"),
-            rich_help_panel=OUTPUT,
-        ),
-    ] = None,
+    format: FolderFormat = None,
     device: DeviceIfRun = None,
     force: Annotated[bool, typer.Option("--force", help="Write over what is there.", rich_help_panel=OUTPUT)] = False,
 ) -> Answer:

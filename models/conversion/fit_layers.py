@@ -8,7 +8,6 @@ norms and the output projection.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -17,12 +16,13 @@ from torch import Tensor
 
 from ..spikingbrain.attention import Attention
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
+from .descent import rate_at, relative_error
 from .layerwise import Surroundings, trace
 
 # Tokens of a step, and the peak of Adam's learning rate: docs/results.md says what others gave.
 TOKENS, RATE = 2048, 6e-3
 # Steps in which the learning rate rises.
-_WARMUP = 5
+WARMUP = 4
 # Tokens of a chunk of linear attention on a GPU, where few large operations are faster than many small ones.
 _CHUNK_ON_GPU = 64
 
@@ -57,8 +57,7 @@ def fit_layers(
             fitted.config = fitted.config.replace(chunk_size=_CHUNK_ON_GPU)
 
         def loss(rows: Tensor, fitted=fitted, inputs=inputs, targets=targets, number=number, around=around) -> Tensor:
-            found, wanted = fitted(inputs[rows], around.context, around.state(number)), targets[rows]
-            return (found - wanted).square().sum() / wanted.square().sum().clamp(min=1e-30)
+            return relative_error(fitted(inputs[rows], around.context, around.state(number)), targets[rows])
 
         _descend(list(fitted.parameters()), loss, _batches(len(ids), batch), steps)
         with torch.no_grad():
@@ -71,15 +70,10 @@ def fit_layers(
 def _descend(parameters: list[Tensor], loss: Callable[[Tensor], Tensor], batches: Iterator[Tensor], steps: int) -> None:
     optimizer = torch.optim.Adam(parameters, lr=RATE)
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = rate_at(step, steps, RATE)
+        optimizer.param_groups[0]["lr"] = rate_at(step, steps, RATE, WARMUP)
         optimizer.zero_grad()
         loss(next(batches)).backward()
         optimizer.step()
-
-
-def rate_at(step: int, steps: int, peak: float) -> float:
-    """Return a learning rate that rises over the first steps, then falls to 0 along a cosine."""
-    return peak * min((step + 1) / _WARMUP, 1.0) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
 def _batches(num_rows: int, batch: int) -> Iterator[Tensor]:

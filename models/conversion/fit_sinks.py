@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
+from .descent import rate_at
 from .divergence import divergence
-from .fit_layers import rate_at
+from .fit_layers import WARMUP
 
 # Tokens of a step, the number of steps, and the peak of Adam's learning rate.
 TOKENS, STEPS, RATE = 1024, 32, 1e-2
@@ -44,7 +45,7 @@ def fit_sinks(
     try:
         with torch.enable_grad():
             for step in range(steps):
-                optimizer.param_groups[0]["lr"] = rate_at(step, steps, RATE)
+                optimizer.param_groups[0]["lr"] = rate_at(step, steps, RATE, WARMUP)
                 optimizer.zero_grad()
                 divergence(student, teacher, batches[step % len(batches)]).backward()
                 optimizer.step()

@@ -106,10 +106,11 @@ def from_transformer(
     if len(plans) != num_layers:
         raise InputError(f"from_transformer.layout: expected {num_layers} plans, one per layer, got {len(plans)}.")
     named = _CHOICES.get(layout, {}) if isinstance(layout, str) else {}
-    named = {"head_norm_eps": eps_for_heads(source, plans), **named}
-    # Copies of one part: kept once until training makes them differ.
-    equal = {"equal_experts": any(getattr(plan, "ffn", None) == "moe" for plan in plans)}
-    settings = SpikingBrainConfig.from_dict({**fixed, **named, **equal, **choices, "layers": plans})
+    settings = SpikingBrainConfig.from_dict({**fixed, **named, **choices, "layers": plans})
+    # Experts are copies of one part: kept once until training makes them differ.
+    has_experts = any(plan.ffn == "moe" for plan in settings.layers)
+    ours = {"head_norm_eps": eps_for_heads(source, settings.layers), "equal_experts": has_experts}
+    settings = settings.replace(**{name: value for name, value in ours.items() if name not in choices})
     if placement != "alternate":
         calibration = check_placement(placement, settings, calibration)
         settings = settings.replace(layers=_placed(source, settings, calibration, progress))

@@ -58,11 +58,11 @@ def check_placement(placement: str, settings: SpikingBrainConfig, calibration: T
         raise InputError(
             'from_transformer.placement: expected `calibration` tokens with "measured", which it measures on; got none.'
         )
-    found = [str(plan) for plan in settings.layers]
-    if settings.num_sinks or any(plan.is_parallel for plan in settings.layers) or len({*found}) == 1:
+    linear = [plan.mixers == ("gla",) for plan in settings.layers]
+    if settings.num_sinks or any(plan.is_parallel for plan in settings.layers) or all(linear) or not any(linear):
         raise InputError(
             'from_transformer.placement: "measured" needs a layout with layers of linear attention alone and layers of '
-            f"softmax attention alone, without sink tokens; got {', '.join(found)}. Leave it out."
+            f"softmax attention alone, without sink tokens; got {', '.join(map(str, settings.layers))}. Leave it out."
         )
     return check_tokens(calibration, settings.vocab_size, "from_transformer.calibration")
 

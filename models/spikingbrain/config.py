@@ -185,15 +185,11 @@ class SpikingBrainConfig:
             self._require(type(value) is int and value >= least, name, f"an integer >= {least}", value)
         for name in _POSITIVE:
             value = getattr(self, name)
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            self._require(is_number and 0 < value < math.inf, name, "a finite number > 0", value)
-        eps = self.head_norm_eps
-        if eps is not None:
-            is_number = isinstance(eps, int | float) and not isinstance(eps, bool) and 0 < eps < math.inf
-            self._require(is_number, "head_norm_eps", "a finite number > 0 or None", eps)
-        weight = self.aux_loss_weight
-        is_number = isinstance(weight, int | float) and not isinstance(weight, bool) and 0 <= weight < math.inf
-        self._require(is_number, "aux_loss_weight", "a finite number >= 0", weight)
+            self._require(_is_finite(value) and value > 0, name, "a finite number > 0", value)
+        eps, weight = self.head_norm_eps, self.aux_loss_weight
+        fine = eps is None or (_is_finite(eps) and eps > 0)
+        self._require(fine, "head_norm_eps", "a finite number > 0 or None", eps)
+        self._require(_is_finite(weight) and weight >= 0, "aux_loss_weight", "a finite number >= 0", weight)
 
     def _check_choices(self) -> None:
         choices = {
@@ -287,3 +283,7 @@ class SpikingBrainConfig:
         reals = (*_POSITIVE, "head_norm_eps")
         numbers = {name: float(fields[name]) for name in reals if type(fields.get(name)) is int}
         return cls(**{**fields, **numbers, "layers": plans})
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -3,7 +3,7 @@
 from .distill import distill
 from .planning import fit_steps
 from .recipes import RECIPES, Recipe
-from .sampling import WrittenText, sample_from, texts_at_once
+from .sampling import WrittenText, sample_from, texts_at_once, writer_of
 from .settings import DistillResult, DistillSettings, LossPoint, Stage
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "fit_steps",
     "sample_from",
     "texts_at_once",
+    "writer_of",
 ]

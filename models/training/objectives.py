@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..conversion.descent import relative_error
 from ..conversion.layerwise import Surroundings, trace, watch
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 
@@ -46,12 +47,12 @@ def match_layers(student: SpikingBrainForCausalLM, teacher: Any, ids: Tensor, sh
         if any(p.requires_grad for p in layer.get_submodule("mlp").parameters()):
             with watch({"attn": layer.get_submodule("attn")}) as seen:
                 result, _ = layer(residual, around.context, around.state(i))
-            loss = _relative_error(result - residual, target.result - target.residual)
-            loss = loss + _relative_error(seen["attn"][1], target.attended)
+            loss = relative_error(result - residual, target.result - target.residual)
+            loss = loss + relative_error(seen["attn"][1], target.attended)
         else:
             normed = layer.get_submodule("attn_norm")(residual)
             attended = layer.get_submodule("attn")(normed, around.context, around.state(i))
-            loss = _relative_error(attended, target.attended)
+            loss = relative_error(attended, target.attended)
         loss = loss / len(learning)
         (loss * share).backward()
         total += loss.detach()
@@ -139,7 +140,3 @@ def _divergence(
 
 def _divided(logits: Tensor, temperature: float) -> Tensor:
     return logits if temperature == 1 else logits / temperature
-
-
-def _relative_error(found: Tensor, wanted: Tensor) -> Tensor:
-    return (found.float() - wanted.float()).square().sum() / wanted.float().square().sum().clamp(min=1e-30)

@@ -74,6 +74,11 @@ def texts_at_once(teacher: Any, length: int) -> int:
     return max(1, min(int(_MEMORY_SHARE * free_bytes / text_bytes), _MOST_TEXTS))
 
 
+def writer_of(teacher: Any) -> Any:
+    """Return the model that writes for a teacher: itself on a CPU, on a GPU a copy in bfloat16."""
+    return teacher if teacher.device.type == "cpu" else copy.deepcopy(teacher).bfloat16()
+
+
 class WrittenText:
     """Texts that a teacher writes when training comes to them, so that none is read twice.
 
@@ -87,14 +92,17 @@ class WrittenText:
         seed: random seed.
     Attributes:
         seconds_per_text: time that a text took to write, by its length in tokens.
+    Raises:
+        InputError: at_once is below 1.
     """
 
     def __init__(self, teacher: Any, *, at_once: int | None = None, longest: int = 512, seed: int = 0) -> None:
-        self.teacher, self.seed = teacher, seed
-        self.at_once = texts_at_once(teacher, longest) if at_once is None else at_once
+        if at_once is not None and (type(at_once) is not int or at_once < 1):
+            raise InputError(f"WrittenText.at_once: expected an integer >= 1 or None, got {at_once!r}.")
+        self.seed, self._writer = seed, writer_of(teacher)
+        self.at_once = texts_at_once(self._writer, longest) if at_once is None else at_once
         self.seconds_per_text: dict[int, float] = {}
         self._portions: dict[tuple[int, int], tuple[int, Tensor]] = {}
-        self._writer: Any = None
 
     def batch(self, stage: int, context: int, first: int, num_texts: int) -> Tensor:
         """Return texts of a stage by their numbers, [num_texts, context], on the CPU.
@@ -121,9 +129,6 @@ class WrittenText:
         return kept[1][row]
 
     def _write(self, stage: int, context: int, portion: int) -> Tensor:
-        if self._writer is None:
-            on_cpu = self.teacher.device.type == "cpu"
-            self._writer = self.teacher if on_cpu else copy.deepcopy(self.teacher).bfloat16()
         start = time.perf_counter()
         # Seeds of all stages and portions differ, and differ from those of nearby seeds.
         seed = ((self.seed * 1000 + stage) * 1_000_000 + portion) % 2**63

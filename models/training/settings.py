@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...errors import InputError
+from ..conversion.descent import rate_at
 from ..layers.settings import ATTENTION
 
 OBJECTIVES = ("attention", "logits")
@@ -61,8 +62,7 @@ class Stage:
 
     def learning_rate_at(self, step: int) -> float:
         """Return the learning rate of a step, counted from 0."""
-        warm = min((step + 1) / (self.warmup + 1), 1.0)
-        return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        return rate_at(step, self.steps, self.learning_rate, self.warmup)
 
 
 @dataclass(frozen=True, kw_only=True)

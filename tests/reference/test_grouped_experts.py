@@ -8,6 +8,7 @@ import torch
 from devices import DEVICES, INTERPRETING, run_in_interpreter
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_activations import activations
 from torch import nn
 
 from spikebrain import AdaptiveThreshold, SpikeLinear
@@ -23,15 +24,6 @@ def layers_of(num_experts, num_inputs, widths, backend, *, bias=False, **options
         ]
         for _ in range(num_experts)
     ]
-
-
-def activations(num_tokens, num_inputs, dtype=torch.float32):
-    x = torch.distributions.Laplace(0.0, 1.0).sample((num_tokens, num_inputs))
-    if num_inputs > 50:
-        x[0, 3], x[-1, 5] = 30000, -400  # counts beyond INT8
-    if num_tokens > 2:
-        x[1] = 0
-    return x.to(dtype)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from devices import DEVICES, INTERPRETING, run_in_interpreter
+from made_activations import activations
 from torch import nn
 
 import spikebrain as sb
@@ -48,15 +49,6 @@ def layer_of(mode, num_inputs, num_outputs, k=3.0, bias=False, **settings):
     neuron = settings.pop("neuron", None) or sb.AdaptiveThreshold(k=k)
     linear = nn.Linear(num_inputs, num_outputs, bias=bias)
     return sb.SpikeLinear.from_linear(linear, neuron=neuron, backend=Triton(mode), **settings)
-
-
-def activations(num_tokens, num_inputs, dtype=torch.float32):
-    x = torch.distributions.Laplace(0.0, 1.0).sample((num_tokens, num_inputs))
-    if num_inputs > 50:
-        x[0, 3], x[-1, 5] = 30000, -400  # counts beyond INT8
-    if num_tokens > 2:
-        x[1] = 0
-    return x.to(dtype)
 
 
 def check(layer, x):

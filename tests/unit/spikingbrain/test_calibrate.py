@@ -145,6 +145,8 @@ def test_placing_swaps_mixers_and_leaves_feed_forward_parts(texts):
         ({"placement": "measured", "layout": "gla,gla"}, "needs a layout with layers of linear attention alone and"),
         ({"placement": "measured", "layout": "gla+swa,swa"}, "got gla\\+swa, swa"),
         ({"placement": "measured", "num_sinks": 2}, "without sink tokens"),
+        ({"placement": "measured", "layout": "swa,full"}, "got swa, full"),
+        ({"placement": "measured", "layout": "gla/moe,gla", "num_experts": 2}, "got gla/moe, gla"),
     ],
 )
 def test_placements_that_are_refused(arguments, message, texts):

@@ -77,6 +77,7 @@ def test_what_is_carried_over():
     assert student.settings.qkv_bias
     assert not from_transformer(llama(), "7b").settings.qkv_bias
     same = from_transformer(llama(), (LayerPlan(("gla",)), LayerPlan(("full",))))
+    assert same.settings == from_transformer(llama(), "gla,full").settings
     assert [str(plan) for plan in same.settings.layers] == ["gla", "full"]
 
 

@@ -41,6 +41,12 @@ def test_no_text_is_written_twice(teacher):
     assert again.seconds_per_text[10] > 0
 
 
+def test_portions_without_texts_are_refused(teacher):
+    for at_once in (0, -1):
+        with pytest.raises(InputError, match=f"WrittenText.at_once: expected an integer >= 1 or None, got {at_once}"):
+            WrittenText(teacher, at_once=at_once)
+
+
 def test_the_teacher_writes_by_its_own_probabilities(teacher):
     """Tokens after the first follow the teacher: its loss on them is far below that on random tokens."""
     rows = WrittenText(teacher, at_once=64).batch(0, 16, 0, 64)
