@@ -74,10 +74,7 @@ def calibrate(
     Raises:
         InputError: no tokens, ids outside the vocabulary, an unknown fit, steps below 1, or a spiking model.
     """
-    if fit not in FITS:
-        raise InputError(f"calibrate.fit: expected one of {FITS}, got {fit!r}.")
-    if type(steps) is not int or steps < 1:
-        raise InputError(f"calibrate.steps: expected an integer >= 1, got {steps!r}.")
+    check_fit(fit, steps)
     if student.settings.spiking is not None:
         raise InputError("calibrate: expected a float model, got one that spikes. Calibrate it before to_spiking.")
     rows = check_tokens(tokens, student.settings.vocab_size, "calibrate.tokens").to(student.device)
@@ -114,6 +111,14 @@ def calibrate(
         _fit_output(student, layers, parts("o_proj"))
     if alone:
         sinks()
+
+
+def check_fit(fit: str, steps: int) -> None:
+    """Raise an InputError unless this is a way to fit, and a number of steps."""
+    if fit not in FITS:
+        raise InputError(f"calibrate.fit: expected one of {FITS}, got {fit!r}.")
+    if type(steps) is not int or steps < 1:
+        raise InputError(f"calibrate.steps: expected an integer >= 1, got {steps!r}.")
 
 
 def check_tokens(tokens: Tensor, vocab_size: int, where: str) -> Tensor:

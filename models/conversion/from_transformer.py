@@ -36,7 +36,7 @@ from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from ..spikingbrain.config import LayerPlan, SpikingBrainConfig
 from ..spikingbrain.layouts import parse_layers
 from ..spikingbrain.transformers_config import SpikingBrainPretrainedConfig
-from .calibrate import STEPS, calibrate, gate_bias
+from .calibrate import STEPS, calibrate, check_fit, check_tokens, gate_bias
 from .placement import check_placement, least_sensitive, sensitivities
 from .source import origins, settings_of, weights_of
 
@@ -111,6 +111,9 @@ def from_transformer(
     has_experts = any(plan.ffn == "moe" for plan in settings.layers)
     ours = {"head_norm_eps": eps_for_heads(source, settings.layers), "equal_experts": has_experts}
     settings = settings.replace(**{name: value for name, value in ours.items() if name not in choices})
+    if calibration is not None:  # before minutes of placing
+        check_fit(fit, steps)
+        check_tokens(calibration, settings.vocab_size, "calibrate.tokens")
     if placement != "alternate":
         calibration = check_placement(placement, settings, calibration)
         settings = settings.replace(layers=_placed(source, settings, calibration, progress))

@@ -11,7 +11,6 @@ from torch import Tensor
 from ...errors import InputError
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from ..spikingbrain.config import LayerPlan, SpikingBrainConfig
-from .calibrate import check_tokens
 from .divergence import divergence_from, predictions
 
 PLACEMENTS = ("alternate", "measured")
@@ -47,7 +46,7 @@ def sensitivities(
 
 
 def check_placement(placement: str, settings: SpikingBrainConfig, calibration: Tensor | None) -> Tensor:
-    """Check that linear layers can be placed by measurement, and return the tokens to measure on.
+    """Check that linear layers can be placed by measurement, and return the tokens that are given to measure on.
 
     Raises:
         InputError: an unknown placement, no tokens to measure on, or a layout with no choice.
@@ -64,7 +63,7 @@ def check_placement(placement: str, settings: SpikingBrainConfig, calibration: T
             'from_transformer.placement: "measured" needs a layout with layers of linear attention alone and layers of '
             f"softmax attention alone, without sink tokens; got {', '.join(map(str, settings.layers))}. Leave it out."
         )
-    return check_tokens(calibration, settings.vocab_size, "from_transformer.calibration")
+    return calibration
 
 
 def least_sensitive(plans: Sequence[LayerPlan], costs: Sequence[float]) -> tuple[LayerPlan, ...]:
