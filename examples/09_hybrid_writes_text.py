@@ -1,6 +1,8 @@
 """A Transformer becomes a hybrid: most layers see a window of the text, one is linear, and all run on spikes.
 
 No weight is trained here. `spikebrain distill` trains a hybrid with many linear layers until it writes as well.
+The linear layer is fitted in floating point, and a count at the edge of a rounding may fall to either side, so the
+last words of the hybrids differ between machines. In the recorded output "..." stands for them.
 """
 
 from typing import Any
