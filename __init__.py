@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from .models import (
         Conversion,
         DistillSettings,
+        GradedLinear,
         PrefillGraph,
         SpikeLinear,
         SpikeSettings,
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     )
     from .neuro import (
         AdaptiveThreshold,
+        Band,
         IntegrateAndFire,
         LeakyIntegrateAndFire,
         Neuron,
@@ -89,6 +91,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AEREvents",
     "AdaptiveThreshold",
+    "Band",
     "BidirectionalBitwise",
     "Binary",
     "Bitwise",
@@ -99,6 +102,7 @@ __all__ = [
     "DigitalEnergy",
     "DistillSettings",
     "Encoder",
+    "GradedLinear",
     "IntegrateAndFire",
     "LeakyIntegrateAndFire",
     "Neuron",
@@ -174,6 +178,7 @@ _HOMES = {
     "models": (
         "Conversion",
         "DistillSettings",
+        "GradedLinear",
         "PrefillGraph",
         "SpikeLinear",
         "SpikeSettings",
@@ -199,6 +204,7 @@ _HOMES = {
     ),
     "neuro": (
         "AdaptiveThreshold",
+        "Band",
         "IntegrateAndFire",
         "LeakyIntegrateAndFire",
         "Neuron",

@@ -1,16 +1,19 @@
 """Neurons: activations become integer spike counts."""
 
 from .adaptive_threshold import AdaptiveThreshold
+from .band import EVERY_COUNT, Band, without_band
 from .base import NEURONS, NO_RULE, CountBounds, KernelRule, MembraneState, Neuron
 from .checks import checking_plugins
 from .integrate_and_fire import IntegrateAndFire, LeakyIntegrateAndFire
 from .spike_count import LARGEST_COUNT, SpikeCount
 
 __all__ = [
+    "EVERY_COUNT",
     "LARGEST_COUNT",
     "NEURONS",
     "NO_RULE",
     "AdaptiveThreshold",
+    "Band",
     "CountBounds",
     "IntegrateAndFire",
     "KernelRule",
@@ -19,4 +22,5 @@ __all__ = [
     "Neuron",
     "SpikeCount",
     "checking_plugins",
+    "without_band",
 ]
