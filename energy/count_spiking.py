@@ -146,9 +146,8 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
         parameter_bytes=parameters + (4 * reads.num_groups * outputs * scales if has_zero_point else 0),
         accumulator_bytes=2 * (width // 8) * (num_synops + num_corrections),
     )
-    sizes = {"weight_count": dense_weights, "stored_bytes": stored, "accumulator_bits": bits}
     if layer.is_coarse:
-        return LayerCounts("projection", spiking, **sizes)
+        return LayerCounts("projection", spiking, stored_bytes=stored, accumulator_bits=bits)
     int8 = OperationCounts(
         num_activations=num_inputs,
         num_macs=n * weights,
@@ -172,6 +171,7 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
         parameter_bytes=2 * reads.num_groups * outputs * bias,
         activation_bytes=2 * (num_inputs + num_outputs),
     )
+    sizes = {"weight_count": weights, "stored_bytes": stored, "accumulator_bits": bits}
     return LayerCounts("projection", spiking, int8, fp16, **sizes)
 
 

@@ -176,7 +176,8 @@ class Tables:
             record = first
             for level in module.levels if isinstance(module, GradedLinear) else (module,):
                 yield level, record
-                record = self._levels.get(int(record["next_level"]), (None,))[0]
+                following = int(record["next_level"])
+                record = self._levels[following][0] if following else first
 
     def _unit(self, record: Any) -> int:
         """Return the outputs at whose multiples a projection and its further levels can be divided."""
