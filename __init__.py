@@ -78,9 +78,11 @@ if TYPE_CHECKING:
     )
     from .neuro import (
         AdaptiveThreshold,
+        DeadZoneThreshold,
         IntegrateAndFire,
         LeakyIntegrateAndFire,
         Neuron,
+        RateDistortionThreshold,
         SpikeCount,
         checking_plugins,
     )
@@ -96,6 +98,7 @@ __all__ = [
     "Chip",
     "Conversion",
     "Cpu",
+    "DeadZoneThreshold",
     "DigitalEnergy",
     "DistillSettings",
     "Encoder",
@@ -105,6 +108,7 @@ __all__ = [
     "PackedTrain",
     "PaperEnergy",
     "PrefillGraph",
+    "RateDistortionThreshold",
     "Reference",
     "SignedDigit",
     "SpikeCount",
@@ -199,9 +203,11 @@ _HOMES = {
     ),
     "neuro": (
         "AdaptiveThreshold",
+        "DeadZoneThreshold",
         "IntegrateAndFire",
         "LeakyIntegrateAndFire",
         "Neuron",
+        "RateDistortionThreshold",
         "SpikeCount",
         "checking_plugins",
     ),

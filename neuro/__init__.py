@@ -3,7 +3,9 @@
 from .adaptive_threshold import AdaptiveThreshold
 from .base import NEURONS, NO_RULE, CountBounds, KernelRule, MembraneState, Neuron
 from .checks import checking_plugins
+from .dead_zone import DeadZoneThreshold
 from .integrate_and_fire import IntegrateAndFire, LeakyIntegrateAndFire
+from .rate_distortion import RateDistortionThreshold
 from .spike_count import LARGEST_COUNT, SpikeCount
 
 __all__ = [
@@ -12,11 +14,13 @@ __all__ = [
     "NO_RULE",
     "AdaptiveThreshold",
     "CountBounds",
+    "DeadZoneThreshold",
     "IntegrateAndFire",
     "KernelRule",
     "LeakyIntegrateAndFire",
     "MembraneState",
     "Neuron",
+    "RateDistortionThreshold",
     "SpikeCount",
     "checking_plugins",
 ]

@@ -42,6 +42,7 @@ class LayerRecord:
         has_minimum: whether each group has a minimum beside its scale.
         has_bias: whether the layer has a bias.
         mean_count_bound: the largest mean |count| that the neuron allows (see `CountBounds`); None if it has no bound.
+        compares_per_channel: of the neuron, see `Neuron.compares_per_channel`.
         neuron: of the layer.
         encoder: of the layer.
     """
@@ -64,6 +65,7 @@ class LayerRecord:
     has_minimum: bool = False
     has_bias: bool = False
     mean_count_bound: float | None = None
+    compares_per_channel: int = 0
     neuron: str = ""
     encoder: str = ""
 
@@ -82,6 +84,7 @@ class LayerRecord:
             has_minimum=layer.minimum is not None,
             has_bias=layer.bias is not None,
             mean_count_bound=None if bounds is None else bounds.mean,
+            compares_per_channel=layer.neuron.compares_per_channel(),
             neuron=label(layer.neuron),
             encoder=label(layer.encoder) + (", lossy" if layer.encoder.lossy else ""),
         )
