@@ -106,7 +106,7 @@ class RateDistortionThreshold(AdaptiveThreshold):
         start = magnitude.round().long() - _REACH
         candidates = start + torch.arange(2 * _REACH + 1, device=start.device)[:, None]
         costs = (magnitude - candidates) ** 2 + self.spike_price * num_digits(candidates)
-        return start + costs.argmin(0)
+        return (start + costs.argmin(0)).int()
 
 
 def num_digits(count: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
@@ -121,23 +121,25 @@ def num_digits(count: Int[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:
 @functools.lru_cache(maxsize=64)
 def _borders(spike_price: float, read_price: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return the counts that can be chosen, ascending int32, and the |ratio| beyond which each next one is better."""
-    spike, read = Fraction(spike_price), Fraction(read_price)
-    points: list[tuple[int, Fraction]] = []
+    # Costs as integers: multiples of 1 / unit, which is a power of 2.
+    (spike, spike_unit), (read, read_unit) = (float(price).as_integer_ratio() for price in (spike_price, read_price))
+    unit = max(spike_unit, read_unit)
+    spike, read = spike * (unit // spike_unit), read * (unit // read_unit)
+    points: list[tuple[int, int]] = []
     for n in range(_TABLE + _REACH + 1):
-        cost = n * n + spike * (n ^ 3 * n).bit_count() + (read if n else 0)
-        # A point that is not below the line between its neighbours is never better than both.
-        while len(points) > 1 and _border(points[-2], points[-1]) >= _border(points[-1], (n, cost)):
+        point = n, unit * n * n + spike * (n ^ 3 * n).bit_count() + (read if n else 0)
+        while len(points) > 1 and not _is_below(points[-2], points[-1], point):
             points.pop()
-        points.append((n, cost))
-    exact = [_border(low, high) for low, high in itertools.pairwise(points)]
+        points.append(point)
     numbers = np.float64 if dtype == torch.float64 else np.float32
+    exact = [Fraction(b - a, 2 * unit * (n - m)) for (m, a), (n, b) in itertools.pairwise(points)]
     borders = [_rounded_down(border, numbers) for border in exact]
     return torch.tensor([n for n, _ in points], dtype=torch.int32), torch.tensor(borders, dtype=dtype)
 
 
-def _border(low: tuple[int, Fraction], high: tuple[int, Fraction]) -> Fraction:
-    """Return the ratio at which two counts, given with n^2 + their price, cost the same."""
-    return (high[1] - low[1]) / (2 * (high[0] - low[0]))
+def _is_below(low: tuple[int, int], point: tuple[int, int], high: tuple[int, int]) -> bool:
+    """Return whether a point is below the line between its neighbours; if not, it is never better than both."""
+    return (point[1] - low[1]) * (high[0] - point[0]) < (high[1] - point[1]) * (point[0] - low[0])
 
 
 def _rounded_down(number: Fraction, numbers: type[np.floating]) -> float:

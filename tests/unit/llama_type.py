@@ -14,7 +14,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from spikebrain import AdaptiveThreshold, Cpu, SpikeSettings, to_spiking
+from spikebrain import AdaptiveThreshold, Cpu, DeadZoneThreshold, SpikeSettings, to_spiking
 
 SIZES = {
     "hidden_size": 64,
@@ -41,6 +41,8 @@ SETTINGS = {
     "counts of three digits": SpikeSettings(neuron=AdaptiveThreshold(400.0), backend=Cpu()),
     "half dense": SpikeSettings(layers=("*.q_proj", "*.v_proj", "*.up_proj", "*.o_proj")),
     "4 bits, head too": SpikeSettings(weights="int4", include_head=True),
+    "dead zone": SpikeSettings(neuron=DeadZoneThreshold(8.0, dead_zone=0.5), include_head=True),
+    "4 bits, dead zone": SpikeSettings(neuron=DeadZoneThreshold(8.0, dead_zone=0.5), weights="int4"),
     "groups of 24 in 8 bits, sums of 32 bits": SpikeSettings(group_size=24, neuron=AdaptiveThreshold(40.0)),
 }
 
