@@ -65,7 +65,7 @@ def pack_activations(
     unrolling = cached_unrolling(encoder, num_timesteps)
     train = empty_train(unrolling, x.shape, x.device)
     if measured:
-        kernels.pack_activations(tokens, threshold, unrolling, *as_rows(train))
+        kernels.pack_activations(tokens, rule, threshold, unrolling, *as_rows(train))
     elif not unrolling.fits(*kernels.measure_and_pack(tokens, rule, threshold, unrolling, *as_rows(train))):
         return _step_by_step(x, neuron, encoder, num_timesteps)
     return train, threshold.reshape(*x.shape[:-1], 1)

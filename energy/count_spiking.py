@@ -47,7 +47,7 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
     Spiking, for each of n tokens, K channels, N outputs, G groups of weight scales, T timesteps:
 
     - encode: K magnitudes, K - 1 additions and 2 divisions for the threshold (mean, k), 2 comparisons for its limits,
-      K divisions by it, K roundings;
+      K divisions by it, K roundings, and what comparisons the neuron makes for a channel (a dead zone makes one);
     - one addition per spike and output, as wide as `accumulator_bits` says; with digit weights either one shift for
       each addition whose digit is not 1, or (T - 1) N shifts of the sums;
     - with a zero point, one multiplication and one subtraction for each output and group (row sums are stored);
@@ -126,7 +126,7 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
         "num_encoded_tokens": n,
         "num_encode_abs": num_inputs,
         "num_encode_add": num_inputs - n,
-        "num_encode_compare": 2 * n,
+        "num_encode_compare": 2 * n + layer.compares_per_channel * num_inputs,
         "num_encode_div": num_inputs + 2 * n,
         "num_encode_round": num_inputs,
         "activation_bytes": 2 * (2 * num_inputs + num_outputs),

@@ -4,7 +4,9 @@ from .adaptive_threshold import AdaptiveThreshold
 from .band import EVERY_COUNT, Band, without_band
 from .base import NEURONS, NO_RULE, CountBounds, KernelRule, MembraneState, Neuron
 from .checks import checking_plugins
+from .dead_zone import DeadZoneThreshold
 from .integrate_and_fire import IntegrateAndFire, LeakyIntegrateAndFire
+from .rate_distortion import RateDistortionThreshold
 from .spike_count import LARGEST_COUNT, SpikeCount
 
 __all__ = [
@@ -15,11 +17,13 @@ __all__ = [
     "AdaptiveThreshold",
     "Band",
     "CountBounds",
+    "DeadZoneThreshold",
     "IntegrateAndFire",
     "KernelRule",
     "LeakyIntegrateAndFire",
     "MembraneState",
     "Neuron",
+    "RateDistortionThreshold",
     "SpikeCount",
     "checking_plugins",
     "without_band",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .base import NEURONS, CountBounds, KernelRule, Neuron, checked_activations, raise_if_not_finite
-from .spike_count import LARGEST_COUNT, SpikeCount, count_spikes
+from .spike_count import LARGEST_COUNT, SpikeCount, count_spikes, rounded
 
 # Number of this rule in threshold_numba.py and threshold_triton.py.
 RULE = 1
@@ -45,20 +46,19 @@ class AdaptiveThreshold(Neuron[None]):
     ceiling: float = 1e4
 
     def __post_init__(self) -> None:
-        for name, value in (("k", self.k), ("floor", self.floor), ("ceiling", self.ceiling)):
-            if isinstance(value, bool) or not isinstance(value, numbers.Real):
-                raise InputError(f"AdaptiveThreshold.{name}: expected a number, got {value!r}.")
+        check_numbers(self, "k", "floor", "ceiling")
+        cls = type(self).__name__
         if not (math.isfinite(self.k) and self.k > 0):
-            raise InputError(f"AdaptiveThreshold.k: expected a finite number > 0, got {self.k}. The report uses 3.")
+            raise InputError(f"{cls}.k: expected a finite number > 0, got {self.k}. The report uses 3.")
         if not 0 < self.floor <= self.ceiling < math.inf:
             raise InputError(
-                f"AdaptiveThreshold: expected 0 < floor <= ceiling < infinity, got floor {self.floor} and ceiling "
+                f"{cls}: expected 0 < floor <= ceiling < infinity, got floor {self.floor} and ceiling "
                 f"{self.ceiling}. The report uses 1e-5 and 1e4."
             )
         for name, value in (("k", self.k), ("floor", self.floor), ("ceiling", self.ceiling)):
             if not _FLOAT32.tiny <= value <= _FLOAT32.max:
                 raise InputError(
-                    f"AdaptiveThreshold.{name}: expected a number that float32 holds, {_FLOAT32.tiny:.3g} to "
+                    f"{cls}.{name}: expected a number that float32 holds, {_FLOAT32.tiny:.3g} to "
                     f"{_FLOAT32.max:.3g}, got {value:g}."
                 )
 
@@ -78,17 +78,7 @@ class AdaptiveThreshold(Neuron[None]):
             ActivationError: x holds NaN or infinity, or a count does not fit 32 bits (possible where the ceiling
                 binds or k * N is that large, since otherwise |count| <= k * N + 1/2).
         """
-        wide = checked_activations(x, "AdaptiveThreshold")
-        total = wide.abs().sum(-1, keepdim=True, dtype=torch.float64)
-        # By tensors: on a GPU PyTorch divides by a number through its rounded reciprocal, which is not the same.
-        mean = (total / torch.full_like(total, max(x.shape[-1], 1))).to(wide.dtype)
-        if not bool(torch.isfinite(mean).all()):
-            raise_if_not_finite(x, "AdaptiveThreshold")
-        threshold = (mean / torch.full_like(mean, self.k)).clamp(self.floor, self.ceiling)
-        ceiling_binds = bool((mean > self.k * self.ceiling).any())
-        may_overflow = ceiling_binds or AdaptiveThreshold.count_bounds(self, x.shape[-1]).largest > LARGEST_COUNT
-        remedy = "Lower k, raise the ceiling"
-        return count_spikes(wide, threshold, x, may_overflow=may_overflow, neuron=self, remedy=remedy), None
+        return count_by_mean(self, x), None
 
     def kernel_rule(self) -> KernelRule:
         """Return the rule that kernels run; see `Neuron.kernel_rule`."""
@@ -97,3 +87,35 @@ class AdaptiveThreshold(Neuron[None]):
     def count_bounds(self, num_channels: int) -> CountBounds:
         """Return |count| <= k N + 1/2 and sum |count| <= (k + 1/2) N, which follow from the threshold mean|x| / k."""
         return CountBounds(self.k * num_channels + 1, self.k + 0.5)
+
+
+def check_numbers(neuron: AdaptiveThreshold, *names: str) -> None:
+    """Raise an InputError unless these settings of a neuron are numbers."""
+    for name in names:
+        value = getattr(neuron, name)
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise InputError(f"{type(neuron).__name__}.{name}: expected a number, got {value!r}.")
+
+
+def count_by_mean(
+    neuron: AdaptiveThreshold, x: Float[Tensor, "*shape"], to_count: Callable[[Tensor], Tensor] = rounded
+) -> SpikeCount:
+    """Do what `AdaptiveThreshold.step` does, for all neurons with its threshold.
+
+    Args:
+        neuron: has k, floor and ceiling.
+        x: activations, [*shape, N].
+        to_count: turns x / threshold into whole numbers, see `count_spikes`.
+    """
+    cls = type(neuron).__name__
+    wide = checked_activations(x, cls)
+    total = wide.abs().sum(-1, keepdim=True, dtype=torch.float64)
+    # By tensors: on a GPU PyTorch divides by a number through its rounded reciprocal, which is not the same.
+    mean = (total / torch.full_like(total, max(x.shape[-1], 1))).to(wide.dtype)
+    if not bool(torch.isfinite(mean).all()):
+        raise_if_not_finite(x, cls)
+    threshold = (mean / torch.full_like(mean, neuron.k)).clamp(neuron.floor, neuron.ceiling)
+    ceiling_binds = bool((mean > neuron.k * neuron.ceiling).any())
+    may_overflow = ceiling_binds or AdaptiveThreshold.count_bounds(neuron, x.shape[-1]).largest > LARGEST_COUNT
+    remedy = "Lower k, raise the ceiling"
+    return count_spikes(wide, threshold, x, may_overflow=may_overflow, neuron=neuron, remedy=remedy, to_count=to_count)

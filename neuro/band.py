@@ -70,6 +70,10 @@ class Band(Neuron[Any]):
             CountBounds(limit, limit) if bounds is None else CountBounds(min(bounds[0], limit), min(bounds[1], limit))
         )
 
+    def compares_per_channel(self) -> int:
+        """Return those of the neuron, and one more with the lower edge of the band."""
+        return self._inner.compares_per_channel() + (self.above > 0)
+
     @property
     def _inner(self) -> Neuron:
         assert isinstance(self.neuron, Neuron)

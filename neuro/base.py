@@ -24,17 +24,25 @@ class MembraneState(NamedTuple):
 
 
 class KernelRule(NamedTuple):
-    """A neuron as kernels run it: which rule for the threshold, and the numbers in it.
+    """A neuron as kernels run it: which rule for the threshold, the numbers in it, and what is silent.
 
     Attributes:
         number: of the rule in `threshold_numba` and `threshold_triton`, from 1 on, different for each rule.
         parameters: the rule's numbers, three of them (0 where it needs fewer); kernels take them as float32.
         threshold_range: smallest and largest threshold that the rule can give, in the unit of the activation.
+        quiet: channels whose |x| / threshold is below it have no spikes, whatever that would round to; a number that
+            float32 holds, 0 for none.
     """
 
     number: int
     parameters: tuple[float, float, float]
     threshold_range: tuple[float, float]
+    quiet: float = 0.0
+
+    @property
+    def numbers(self) -> tuple[float, float, float, float]:
+        """All that kernels take beside the number of the rule: the parameters and `quiet`."""
+        return (*self.parameters, self.quiet)
 
 
 # Stands for a rule where a kernel is given counts, or thresholds.
@@ -80,6 +88,10 @@ class Neuron(ABC, Generic[State]):
     def count_bounds(self, num_channels: int) -> CountBounds | None:
         """Return bounds of the counts of a token of that many channels, for any activations; None if unknown."""
         return None
+
+    def compares_per_channel(self) -> int:
+        """Return how many comparisons a channel takes beside division and rounding, for counts of energy."""
+        return 0
 
     @abstractmethod
     def initial_state(self, x: Float[Tensor, "*shape"]) -> State:

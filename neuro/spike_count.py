@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -65,6 +66,16 @@ def straight_through(source: Tensor, value: Tensor) -> Tensor:
     return _StraightThrough.apply(source, value)  # pyright: ignore[reportReturnType]
 
 
+def rounded(ratio: Tensor, quiet: float = 0.0) -> Tensor:
+    """Round x / threshold in place, half to even, and return it; where |x / threshold| < quiet, it becomes 0.
+
+    This is the rounding that kernels have copies of.
+    """
+    if quiet > 0:
+        ratio.masked_fill_(ratio.abs() < quiet, 0)
+    return ratio.round_()
+
+
 def count_spikes(
     x: Float[Tensor, "*shape"],
     threshold: Float[Tensor, "*tokens 1"],
@@ -73,8 +84,9 @@ def count_spikes(
     may_overflow: bool,
     neuron: object,
     remedy: str,
+    to_count: Callable[[Tensor], Tensor] = rounded,
 ) -> SpikeCount:
-    """Return count = round(x / threshold), half to even: the rounding of every neuron with one threshold per token.
+    """Return the counts of x / threshold, for every neuron with one threshold per token.
 
     Args:
         x: activations, finite, [*tokens, N], of the dtype of the threshold, without gradient.
@@ -83,6 +95,7 @@ def count_spikes(
         may_overflow: whether a count may not fit 32 bits; the counts are checked only then.
         neuron: for the message.
         remedy: what to change about it, for the message.
+        to_count: turns x / threshold, which it may change, into whole numbers, of any dtype.
     Raises:
         ActivationError: a count does not fit 32 bits.
     """
@@ -93,4 +106,4 @@ def count_spikes(
             f"{float(x.abs().max()):.3g}. {remedy} or scale the activations."
         )
     keep = torch.is_grad_enabled() and source.requires_grad
-    return SpikeCount(ratio.round_().to(torch.int32), threshold, source if keep else None)
+    return SpikeCount(to_count(ratio).to(torch.int32), threshold, source if keep else None)

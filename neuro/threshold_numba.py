@@ -57,43 +57,63 @@ def _sum_of_magnitudes(x):  # pragma: no cover - compiled
     return total
 
 
-def build_rounded_ratio(builder, x, threshold):
-    """Emit round(x / threshold), half to even, for float32 values of LLVM or vectors of them; the result is float32.
+def build_rounded_ratio(builder, x, threshold, quiet):
+    """Emit round(x / threshold), half to even, and 0 where |x / threshold| < quiet: the rounding of `rounded`.
 
-    This is the rounding of `count_spikes`.
+    Args:
+        builder: of LLVM.
+        x: a float32 value of LLVM, or a vector of them, and so the rest.
+        threshold: see x.
+        quiet: see `KernelRule`.
+    Returns:
+        Whole numbers as float32.
     """
     ratio = builder.fdiv(x, threshold)
     name = f"v{ratio.type.count}f32" if isinstance(ratio.type, ir.VectorType) else "f32"
     kind = ir.FunctionType(ratio.type, [ratio.type])
-    return builder.call(builder.module.declare_intrinsic(f"llvm.roundeven.{name}", (), kind), [ratio])
+    rounded, magnitude = (
+        builder.call(builder.module.declare_intrinsic(f"llvm.{what}.{name}", (), kind), [ratio])
+        for what in ("roundeven", "fabs")
+    )
+    return builder.select(builder.fcmp_ordered("<", magnitude, quiet), ir.Constant(ratio.type, None), rounded)
 
 
 @intrinsic
-def _rounded_ratio(typingctx, x, threshold):  # pragma: no cover - compiled
-    """Return round(x / threshold) of two float32 as float32."""
+def _rounded_ratio(typingctx, x, threshold, quiet):  # pragma: no cover - compiled
+    """Return what `build_rounded_ratio` does for three float32, as float32."""
 
     def generate(context, builder, signature, arguments):
         return build_rounded_ratio(builder, *arguments)
 
-    return types.float32(types.float32, types.float32), generate
+    return types.float32(types.float32, types.float32, types.float32), generate
 
 
 @compiled
-def count_channels(x, threshold, count):  # pragma: no cover - compiled
-    """Fill count, int32 [N], with round(x / threshold); return the largest |count| as float32, which may not fit."""
+def count_channels(x, threshold, quiet, count):  # pragma: no cover - compiled
+    """Fill the counts of a token's channels.
+
+    Args:
+        x: float32, [N].
+        threshold: float32.
+        quiet: see `KernelRule`, float32.
+        count: int32 [N], filled with round(x / threshold), and with 0 where |x / threshold| < quiet.
+    Returns:
+        The largest |count| as float32, which may not fit int32.
+    """
     largest = np.float32(0)
     for channel in range(x.shape[0]):
-        ratio = _rounded_ratio(x[channel], threshold)
+        ratio = _rounded_ratio(x[channel], threshold, quiet)
         largest = max(largest, abs(ratio))
         count[channel] = np.int32(ratio)
     return largest
 
 
 @compiled(error_model="numpy")
-def measure_tokens(x, rule, a, b, c, threshold):  # pragma: no cover - compiled
+def measure_tokens(x, rule, a, b, c, quiet, threshold):  # pragma: no cover - compiled
     """Fill the thresholds of tokens; return the smallest and largest x / threshold of all, not yet rounded.
 
-    Division and rounding keep the order of numbers, so the two give the range of all counts.
+    What is quiet counts as 0. Division, that and rounding keep the order of numbers, so the two give the range of all
+    counts.
 
     Args:
         x: float32, [tokens, N].
@@ -101,6 +121,7 @@ def measure_tokens(x, rule, a, b, c, threshold):  # pragma: no cover - compiled
         a: see rule.
         b: see rule.
         c: see rule.
+        quiet: see `KernelRule`, float32.
         threshold: float32, [tokens].
     Returns:
         Two float32; NaN where x is not finite or the rule is unknown.
@@ -111,9 +132,15 @@ def measure_tokens(x, rule, a, b, c, threshold):  # pragma: no cover - compiled
         if np.isnan(threshold[token]):
             return np.float32(np.nan), np.float32(np.nan)
         smallest, largest = _extremes(x[token])
-        low = min(low, np.float32(smallest / threshold[token]))
-        high = max(high, np.float32(largest / threshold[token]))
+        low = min(low, _heard(np.float32(smallest / threshold[token]), quiet))
+        high = max(high, _heard(np.float32(largest / threshold[token]), quiet))
     return low, high
+
+
+@compiled
+def _heard(ratio, quiet):  # pragma: no cover - compiled
+    """Return a ratio, or 0 where it is quiet."""
+    return np.float32(0) if abs(ratio) < quiet else ratio
 
 
 @compiled

@@ -85,12 +85,19 @@ def threshold_of(statistic, num_inputs, a, b, c, RULE: tl.constexpr):
 
 
 @triton.jit
-def count_of(x, threshold, SMALL: tl.constexpr, FMA: tl.constexpr):
-    """Return round(x / threshold), half to even, as int32: the rounding of `count_spikes`.
+def heard(ratio, quiet):
+    """Return x / threshold, or 0 where its magnitude is below `quiet` (see `KernelRule`)."""
+    return tl.where(tl.abs(ratio) < quiet, 0.0, ratio)
+
+
+@triton.jit
+def count_of(x, threshold, quiet, SMALL: tl.constexpr, FMA: tl.constexpr):
+    """Return round(x / threshold), half to even, as int32: the rounding of `rounded`.
 
     Args:
         x: activations.
         threshold: float32.
+        quiet: of the rule: the count is 0 where |x / threshold| is below it.
         SMALL: all |count| are below 2^22 (if not, the result is any number); otherwise they are below 2^31.
         FMA: divide by fused multiply-adds; the threshold is between 1e-30 and 1e30, and |count| is below 2^22.
     """
@@ -105,6 +112,7 @@ def count_of(x, threshold, SMALL: tl.constexpr, FMA: tl.constexpr):
         ratio = tl.fma(tl.fma(-ratio, threshold, x), reciprocal, ratio)
     else:
         ratio = tl.div_rn(x, threshold)
+    ratio = heard(ratio, quiet)
     if SMALL:
         # float32 has no fraction left at 1.5 * 2^23, so the addition rounds; the count is in the last bits.
         return (ratio + 12582912.0).to(tl.int32, bitcast=True) - 0x4B400000

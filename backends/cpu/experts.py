@@ -30,6 +30,7 @@ from . import team, tiles
 from .digits import room_for_digits
 from .memory import at, give_way, look, record_of, take, wait_for
 from .projection import LISTED, PROJECTION, count_input, project
+from .rule import fields_of
 
 _FIELDS = {
     "projections": c_int64,  # `PROJECTION` records: those of an expert one after the other
@@ -87,11 +88,9 @@ def run_experts(
     records = np.zeros(len(rows), PROJECTION)
     records["up_to"] = EVERY_COUNT[1]
     for record, one, weights in zip(records, rows, every, strict=True):
-        for name, value in one.fields.items():
+        for name, value in (one.fields | fields_of(rule)).items():
             record[name] = value
         record["bias"] = 0 if weights.bias is None else weights.bias.data_ptr()
-        record["rule"] = rule.number
-        record["a"], record["b"], record["c"] = rule.parameters
     most_outputs = max(len(weights.weight) for weights in experts[0])
     parts = _divided(list(pairwise(starts)), num_threads)
     outputs = [torch.empty(num_routes, len(weights.weight)) for weights in experts[0]]

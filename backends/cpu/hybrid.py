@@ -21,7 +21,7 @@ from ...compiled import compiled
 from .attention import MOST_CHARGE, attend
 from .decoder_parts import exp, rms_norm, rotate
 from .memory import at, record_of
-from .projection import count_all
+from .rule import RULE, count_all
 
 # The mixer of a layer; addresses, or 0 for what it has not.
 MIXER, _ = record_of(
@@ -42,10 +42,7 @@ MIXER, _ = record_of(
         "capacity": c_int64,
         "row": c_int64,  # where the token's own key and value go
         "num_visible": c_int64,  # rows that the token sees, its own included
-        "rule": c_int64,  # of the neuron that counts queries, with INT8 keys
-        "a": c_double,
-        "b": c_double,
-        "c": c_double,
+        **RULE,  # of the neuron that counts queries, with INT8 keys
         # Both: the norm of softmax attention, and float32 [2], their weights.
         "softmax_norm": c_int64,
         "branch_weight": c_int64,
@@ -179,10 +176,9 @@ def _attend(task, mixer, key_head, query, key, value, scaling, out):  # pragma: 
 @compiled
 def _count_queries(mixer, query, factor):  # pragma: no cover - compiled
     """Replace queries by their counts, multiply factors by the thresholds, and return whether all counts fit."""
-    a, b, c = np.float32(mixer.a), np.float32(mixer.b), np.float32(mixer.c)
     count = np.empty(query.shape[1], np.int32)
     for head in range(query.shape[0]):
-        threshold = count_all(query[head], mixer.rule, a, b, c, count)
+        threshold = count_all(mixer, query[head], count)
         if not threshold > 0 or np.abs(count).sum() > MOST_CHARGE:
             return False
         factor[head] *= threshold

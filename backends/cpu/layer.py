@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import threading
-from ctypes import c_double, c_int64
+from ctypes import c_int64
 
 import numba
 import numpy as np
@@ -21,18 +21,14 @@ from numba import types
 from numba.np.numpy_support import carray
 from torch import Tensor
 
-from ...coding.base import MAX_LOSSLESS_COUNT
 from ...compiled import compiled, compiled_callback
 from ...neuro import KernelRule
-from ...neuro.threshold_numba import count_channels, threshold_of
-from ..base import INT32, MAX_WEIGHT
 from . import team
-from .events import DIGITS_WEIGH, LARGEST_DIGIT, add_events
+from .events import LARGEST_DIGIT, add_events
 from .memory import at, record_of, take
+from .rule import RULE, count_by, fields_of, threshold_by
 
 NUM_BUCKETS = LARGEST_DIGIT * 5  # MAX_LOSSLESS_COUNT has five hexadecimal digits
-# Largest sum of |count| of a token for which no sum can leave 32 bits.
-LARGEST_CHARGE = INT32.max // (DIGITS_WEIGH * MAX_WEIGHT)
 
 # What the threads of a call receive: addresses of float32 and INT8 arrays, and numbers.
 _FIELDS = {
@@ -50,10 +46,7 @@ _FIELDS = {
     "num_threads": c_int64,
     "splits": c_int64,  # parts that the channels of a token are divided into
     "pass_outputs": c_int64,
-    "rule": c_int64,  # number and parameters of a `KernelRule`
-    "a": c_double,
-    "b": c_double,
-    "c": c_double,
+    **RULE,
     "next_thread": c_int64,  # counts threads as they come
     "next_part": c_int64,  # counts parts as they are taken
     "refused": c_int64,  # set if the input needs the separate steps
@@ -120,8 +113,7 @@ def run_layer(
         num_threads,
         splits,
         pass_outputs,
-        rule.number,
-        *rule.parameters,
+        *fields_of(rule).values(),
     )
     for token in range(1 if splits == 1 else num_tokens):
         if token > 0:
@@ -163,12 +155,8 @@ def _work_through_parts(address):  # pragma: no cover - compiled
         first, last = task.num_inputs * split // task.splits, task.num_inputs * (split + 1) // task.splits
         total = totals[thread if task.splits == 1 else split]
         total[:] = 0
-        threshold, charge = threshold_of(
-            x[token], task.rule, np.float32(task.a), np.float32(task.b), np.float32(task.c)
-        )
-        # Not so for NaN, infinity, and sums that might not fit 32 bits.
-        fits = threshold > 0 and charge <= LARGEST_CHARGE
-        if fits and count_channels(x[token, first:last], threshold, count[first:last]) <= MAX_LOSSLESS_COUNT:
+        threshold, charge = threshold_by(task, x[token])
+        if count_by(task, x[token, first:last], threshold, charge, count[first:last]):
             add_events(count[first:last], rows[first:last], task.pass_outputs, buckets[thread], total)
         else:
             task.refused = 1

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from ctypes import c_double, c_int64
+from ctypes import c_int64
 
 import numba
 import numpy as np
@@ -20,15 +20,14 @@ from numba import types
 from numba.np.numpy_support import carray
 from torch import Tensor
 
-from ...coding.base import MAX_LOSSLESS_COUNT
 from ...compiled import compiled, compiled_callback
 from ...neuro import EVERY_COUNT, KernelRule
-from ...neuro.threshold_numba import count_channels, threshold_of
 from . import team, tiles
 from .decoder_parts import dot, dot_integers
 from .digits import room_for_digits
-from .layer import LARGEST_CHARGE, rescale
+from .layer import rescale
 from .memory import at, record_of, take
+from .rule import RULE, count_all, fields_of
 
 # A matrix. Where `rule` is 0 it does not spike: its rows are float32 [outputs, inputs], or int8 if it has a scale,
 # float32 [outputs, inputs / block]. Else they are what `tiles.py` says.
@@ -36,10 +35,7 @@ PROJECTION, Projection = record_of(
     {
         **tiles.FIELDS,
         "bias": c_int64,  # float32 [outputs], or 0
-        "rule": c_int64,  # number and parameters of a `KernelRule`
-        "a": c_double,
-        "b": c_double,
-        "c": c_double,
+        **RULE,
         "above": c_int64,  # counts of these magnitudes are heard: above < |count| <= up_to
         "up_to": c_int64,
         "next_level": c_int64,  # the projection whose outputs are added, of the same shape and rule; 0 if there is none
@@ -81,8 +77,7 @@ def run_tiles(
     projection = Projection(
         **rows.fields,
         bias=0 if bias is None else bias.data_ptr(),
-        rule=rule.number,
-        **dict(zip("abc", rule.parameters, strict=True)),
+        **fields_of(rule),
         above=band[0],
         up_to=band[1],
     )
@@ -150,24 +145,8 @@ def _heard(projection, count):  # pragma: no cover - compiled
 @compiled
 def count_input(projection, x, count):  # pragma: no cover - compiled
     """Fill count with the spike counts of a projection's input x; see `count_all`."""
-    a, b, c = np.float32(projection.a), np.float32(projection.b), np.float32(projection.c)
     num_inputs = projection.num_inputs
-    return count_all(x[:num_inputs], projection.rule, a, b, c, count[:num_inputs])
-
-
-@compiled
-def count_all(x, rule, a, b, c, count):  # pragma: no cover - compiled
-    """Fill count with the spike counts of x by a neuron's rule, see `threshold_of`.
-
-    Returns:
-        The threshold, NaN if the separate steps are needed.
-    """
-    threshold, charge = threshold_of(x, rule, a, b, c)
-    # Not so for NaN, infinity, and sums that might not fit 32 bits.
-    fits = threshold > 0 and charge <= LARGEST_CHARGE
-    if not fits or count_channels(x, threshold, count) > MAX_LOSSLESS_COUNT:
-        return np.float32(np.nan)
-    return threshold
+    return count_all(projection, x[:num_inputs], count[:num_inputs])
 
 
 @compiled

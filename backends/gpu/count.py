@@ -125,7 +125,7 @@ def _count(job: Job, stride: int) -> Counts:
         x.shape[1],
         stride,
         job.high_capacity,
-        *rule.parameters,
+        *rule.numbers,
         RULE=rule.number,
         FMA=not interpreting(),  # the interpreter's fma rounds twice
         BLOCK=block,
@@ -147,9 +147,10 @@ def count_spikes(
     num_inputs,
     stride,
     num_places,
-    a,  # the rule's parameters
+    a,  # the rule's numbers
     b,
     c,
+    quiet,
     RULE: tl.constexpr,  # COUNTED if x holds counts
     FMA: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -165,7 +166,7 @@ def count_spikes(
         x = x.to(tl.float32)
         largest = tl.max(tl.abs(x), 0)
         threshold, fits, _ = threshold_of(block_statistic(x, RULE, 0), num_inputs, a, b, c, RULE)
-        count = tl.where(fits, count_of(x, threshold, SMALL=True, FMA=FMA), 0)
+        count = tl.where(fits, count_of(x, threshold, quiet, SMALL=True, FMA=FMA), 0)
         some_high = largest > 127 * threshold
         tl.store(threshold_ptr + token, tl.where(fits, threshold, float("nan")))
         tl.store(failed_ptr + token, (fits == 0).to(tl.int32))

@@ -53,7 +53,7 @@ def count_once(x: Tensor, rule: KernelRule) -> Counted:
         x,
         *counted,
         x.shape[1],
-        *rule.parameters,
+        *rule.numbers,
         RULE=rule.number,
         FMA=not interpreting(),  # the interpreter's fma rounds twice
         BLOCK=block,
@@ -116,9 +116,10 @@ def count_tokens(
     threshold_ptr,  # float32, [tokens]
     failed_ptr,  # int32, [tokens]
     num_inputs,
-    a,  # the rule's parameters
+    a,  # the rule's numbers
     b,
     c,
+    quiet,
     RULE: tl.constexpr,
     FMA: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -128,7 +129,7 @@ def count_tokens(
     channel = tl.arange(0, BLOCK)
     x = tl.load(x_ptr + token * num_inputs + channel, mask=channel < num_inputs, other=0).to(tl.float32)
     threshold, fits, _ = threshold_of(block_statistic(x, RULE, 0), num_inputs, a, b, c, RULE)
-    count = tl.where(fits, count_of(x, threshold, SMALL=True, FMA=FMA), 0)
+    count = tl.where(fits, count_of(x, threshold, quiet, SMALL=True, FMA=FMA), 0)
     tl.store(count_ptr + token * num_inputs + channel, count, mask=channel < num_inputs)
     tl.store(threshold_ptr + token, tl.where(fits, threshold, float("nan")))
     tl.store(failed_ptr + token, (fits == 0).to(tl.int32))

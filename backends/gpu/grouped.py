@@ -44,6 +44,7 @@ def count_channels(
     a,
     b,
     c,
+    quiet,
     RULE: tl.constexpr,
     SOURCE: tl.constexpr,
     SEEN: tl.constexpr,
@@ -61,7 +62,7 @@ def count_channels(
     threshold, fits = token_threshold(x_row, norm_ptr, num_inputs, inverse, a, b, c, RULE, SOURCE, BLOCK, BLOCKS)
     channel = program * CHANNELS + tl.arange(0, CHANNELS)
     x = input_at(x_row, norm_ptr, channel, num_inputs, inverse, SOURCE)
-    count = tl.where(fits, count_of(x, threshold, SMALL=True, FMA=False), 0)
+    count = tl.where(fits, count_of(x, threshold, quiet, SMALL=True, FMA=False), 0)
     tl.store(count_ptr + token * count_stride + channel, count, mask=channel < num_inputs)
     if SEEN:
         tl.store(seen_ptr + token * num_inputs + channel, x, mask=channel < num_inputs)

@@ -188,7 +188,7 @@ def _count(plan: GroupPlan) -> None:
         num_inputs,
         plan.counts.shape[1],
         eps,
-        *stage.rule.parameters,
+        *stage.rule.numbers,
         RULE=stage.rule.number,
         SOURCE=stage.source,
         SEEN=stage.seen is not None,

@@ -120,9 +120,10 @@ def list_events(
     lists,
     most_places,  # of a list
     eps,  # of the norm
-    a,  # the rule's parameters
+    a,  # the rule's numbers
     b,
     c,
+    quiet,
     RULE: tl.constexpr,  # COUNTED if x holds counts
     SOURCE: tl.constexpr,
     SEEN: tl.constexpr,
@@ -153,7 +154,7 @@ def list_events(
         count = x
     else:
         threshold, fits = token_threshold(x_row, norm_ptr, num_inputs, inverse, a, b, c, RULE, SOURCE, BLOCK, BLOCKS)
-        count = tl.where(fits, count_of(x, threshold, SMALL=True, FMA=False), 0)
+        count = tl.where(fits, count_of(x, threshold, quiet, SMALL=True, FMA=False), 0)
         if program == 0:
             tl.store(threshold_ptr + token, tl.where(fits, threshold, float("nan")))
             tl.store(failed_ptr + token, (fits == 0).to(tl.int32))
@@ -166,7 +167,7 @@ def list_events(
                 ahead = start + ((lane & 7) * (THREADS // 8) + (lane >> 3)) * others + program - lists
                 soon = input_at(x_row, norm_ptr, ahead, num_inputs, inverse, SOURCE)
                 if RULE != COUNTED:
-                    soon = tl.where(fits, count_of(soon, threshold, SMALL=True, FMA=False), 0)
+                    soon = tl.where(fits, count_of(soon, threshold, quiet, SMALL=True, FMA=False), 0)
                 wanted = tl.abs(soon) >= PREFETCH
                 prefetch_rows(rows_ptr + ahead.to(tl.int64) * num_words, num_words * 4, wanted)
                 if MATRICES > 1:

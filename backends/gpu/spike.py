@@ -205,7 +205,7 @@ def list_rows(plan: Plan) -> None:
         plan.lists,
         plan.shares * (_MOST_ROWS - settings.rows),
         eps,
-        *stage.rule.parameters,
+        *stage.rule.numbers,
         RULE=stage.rule.number,
         SOURCE=stage.source,
         SEEN=stage.seen is not None,

@@ -42,14 +42,16 @@ def pack_counts(count: Tensor, unrolling: Unrolling, fired: Tensor, negative: Te
     plus, minus = fired.numpy(), negative.numpy()
 
     def work(first: int, last: int) -> tuple[int, int]:
-        return _pack(counts[first:last], ones[first:last], *code, plus[:, first:last], minus[:, first:last])
+        return _pack(
+            counts[first:last], ones[first:last], np.float32(0), *code, plus[:, first:last], minus[:, first:last]
+        )
 
     low, high = _range(on_threads(work, *count.shape))
     return int(low), int(high)
 
 
 def measure(x: Tensor, rule: KernelRule, threshold: Tensor) -> tuple[float, float]:
-    """Fill the thresholds of a neuron; return the smallest and largest x / threshold, not yet rounded.
+    """Fill the thresholds of a neuron; return the smallest and largest x / threshold, not yet rounded, 0 if quiet.
 
     The two give the range of all counts. They are NaN if x is not finite.
 
@@ -66,9 +68,11 @@ def measure(x: Tensor, rule: KernelRule, threshold: Tensor) -> tuple[float, floa
     return _range(on_threads(work, *x.shape))
 
 
-def pack_activations(x: Tensor, threshold: Tensor, unrolling: Unrolling, fired: Tensor, negative: Tensor) -> None:
-    """Fill a packed train with round(x / threshold), half to even; all counts fit. Arguments as above."""
-    _pack_on_threads(x, NO_RULE, threshold, unrolling, fired, negative)
+def pack_activations(
+    x: Tensor, rule: KernelRule, threshold: Tensor, unrolling: Unrolling, fired: Tensor, negative: Tensor
+) -> None:
+    """Fill a packed train with the counts for thresholds that `measure` found; all fit. Arguments as above."""
+    _pack_on_threads(x, NO_RULE._replace(quiet=rule.quiet), threshold, unrolling, fired, negative)
 
 
 def measure_and_pack(
@@ -86,7 +90,7 @@ def _pack_on_threads(
     fired: Tensor,
     negative: Tensor,
 ) -> tuple[float, float]:
-    """Pack, after measuring unless there is no rule."""
+    """Pack, after measuring unless the rule has no number."""
     (values, is_bfloat), code, thresholds = _numbers(x), _arrays(unrolling), threshold.numpy()
     settings, plus, minus = _settings(rule), fired.numpy(), negative.numpy()
 
@@ -102,9 +106,9 @@ def _arrays(unrolling: Unrolling) -> tuple[np.ndarray, np.ndarray, int, int, int
     return mask, above, unrolling.zero_point, -int(unrolling.sign_planes > 0), -int(unrolling.sign_planes > 1)
 
 
-def _settings(rule: KernelRule) -> tuple[int, np.float32, np.float32, np.float32]:
-    a, b, c = rule.parameters
-    return rule.number, np.float32(a), np.float32(b), np.float32(c)
+def _settings(rule: KernelRule) -> tuple[int, np.float32, np.float32, np.float32, np.float32]:
+    a, b, c, quiet = map(np.float32, rule.numbers)
+    return rule.number, a, b, c, quiet
 
 
 def _numbers(x: Tensor) -> tuple[np.ndarray, bool]:
@@ -122,7 +126,7 @@ def _range(ranges: list) -> tuple:
 
 @intrinsic
 def _unroll(  # pragma: no cover - compiled
-    typingctx, channels, first, threshold, zero_point, signed, digits, patterns, signs, extremes
+    typingctx, channels, first, threshold, quiet, zero_point, signed, digits, patterns, signs, extremes
 ):
     """Write the patterns of 32 channels and those of their negative spikes (see `Unrolling`).
 
@@ -133,6 +137,7 @@ def _unroll(  # pragma: no cover - compiled
         channels: contiguous; counts, or float32, of which counts are found.
         first: index of the first channel.
         threshold: of the token, float32.
+        quiet: see `KernelRule`, float32.
         zero_point: of the code.
         signed: -1 if counts below 0 are negative spikes, else 0.
         digits: -1 for the non-adjacent form, else 0.
@@ -148,15 +153,15 @@ def _unroll(  # pragma: no cover - compiled
         count.align = channels.dtype.bitwidth // 8
         if isinstance(channels.dtype, types.Integer):
             for row, beyond in enumerate("<>"):
-                at = vector_pointer(context, builder, extremes, arguments[8], source, ir.IntType(64)(32 * row))
+                at = vector_pointer(context, builder, extremes, arguments[9], source, ir.IntType(64)(32 * row))
                 so_far = builder.load(at)
                 so_far.align = count.align
                 further = builder.select(builder.icmp_signed(beyond, count, so_far), count, so_far)
                 builder.store(further, at).align = count.align
         if isinstance(channels.dtype, types.Float):
-            ratio = build_rounded_ratio(builder, count, in_all_lanes(builder, arguments[2]))
+            ratio = build_rounded_ratio(builder, count, *(in_all_lanes(builder, value) for value in arguments[2:4]))
             count = builder.fptosi(ratio, vector(ir.IntType(32)))
-        lift, sign_mask, digit_mask = (in_all_lanes(builder, cast(builder, x, kind)) for x in arguments[3:6])
+        lift, sign_mask, digit_mask = (in_all_lanes(builder, cast(builder, x, kind)) for x in arguments[4:7])
         lifted = builder.add(cast(builder, count, kind), lift)
         below = builder.icmp_signed("<", lifted, ir.Constant(lifted.type, [0] * 32))
         flip = builder.and_(builder.sext(below, lifted.type), sign_mask)
@@ -165,13 +170,14 @@ def _unroll(  # pragma: no cover - compiled
         total = builder.add(magnitude, half)
         pattern = builder.xor(total, half)
         minus = builder.and_(builder.select(below, total, half), pattern)
-        for value, array, to in ((pattern, patterns, arguments[6]), (minus, signs, arguments[7])):
+        for value, array, to in ((pattern, patterns, arguments[7]), (minus, signs, arguments[8])):
             builder.store(value, vector_pointer(context, builder, array, to, lifted.type)).align = kind.width // 8
 
     if channels.layout != "C":
         return None  # a type error: indices are those of contiguous numbers
-    signature = (channels, types.int64, types.float32, types.int64, types.int64, types.int64, patterns, signs, extremes)
-    return types.void(*signature), generate
+    number, integer = types.float32, types.int64
+    settings = (number, number, integer, integer, integer)
+    return types.void(channels, integer, *settings, patterns, signs, extremes), generate
 
 
 @intrinsic
@@ -191,9 +197,9 @@ def _fires(typingctx, lanes, mask, above):  # pragma: no cover - compiled
 
 @compiled
 def _pack(  # pragma: no cover - compiled
-    source, threshold, mask, above, zero_point, signed, digits, fired, negative
+    source, threshold, quiet, mask, above, zero_point, signed, digits, fired, negative
 ):
-    """Pack counts, or round(source / threshold) of float32; source: [tokens, channels], threshold: float32 [tokens].
+    """Pack counts, or those of float32; source: [tokens, channels], threshold: float32 [tokens], quiet: of the rule.
 
     Without slices: each would be counted as a reference, which takes longer than to pack a word.
 
@@ -209,12 +215,12 @@ def _pack(  # pragma: no cover - compiled
             first, used = 32 * word, np.int32(-1)
             if first + 32 <= num_channels:
                 at = token * num_channels + first
-                _unroll(source, at, token_threshold, zero_point, signed, digits, patterns, signs, extremes)
+                _unroll(source, at, token_threshold, quiet, zero_point, signed, digits, patterns, signs, extremes)
             else:
                 for j in range(num_channels - first):
                     last[j] = source[token, first + j]
                 used = np.int32((1 << (num_channels - first)) - 1)
-                _unroll(last, 0, token_threshold, zero_point, signed, digits, patterns, signs, extremes)
+                _unroll(last, 0, token_threshold, quiet, zero_point, signed, digits, patterns, signs, extremes)
             for t in range(fired.shape[0]):
                 fired[t, token, word] = _fires(patterns, mask[t], above[t]) & used
             if negative.shape[0] == 1:
@@ -252,13 +258,13 @@ def _load(x, first, is_bfloat, block):  # pragma: no cover - compiled
 
 
 @compiled
-def _measure_blocks(x, is_bfloat, rule, a, b, c, threshold):  # pragma: no cover - compiled
+def _measure_blocks(x, is_bfloat, rule, a, b, c, quiet, threshold):  # pragma: no cover - compiled
     """Do `measure_tokens` for activations of any dtype."""
     low, high = np.float32(np.inf), np.float32(-np.inf)
     block = np.empty((max(1, _BLOCK // x.shape[1]), x.shape[1]), np.float32)
     for first in range(0, len(x), len(block)):
         rows = _load(x, first, is_bfloat, block)
-        smallest, largest = measure_tokens(rows, rule, a, b, c, threshold[first : first + len(rows)])
+        smallest, largest = measure_tokens(rows, rule, a, b, c, quiet, threshold[first : first + len(rows)])
         if not smallest <= largest:
             return smallest, largest
         low, high = min(low, smallest), max(high, largest)
@@ -267,7 +273,7 @@ def _measure_blocks(x, is_bfloat, rule, a, b, c, threshold):  # pragma: no cover
 
 @compiled
 def _pack_blocks(  # pragma: no cover - compiled
-    x, is_bfloat, rule, a, b, c, threshold, mask, above, zero_point, signed, digits, fired, negative
+    x, is_bfloat, rule, a, b, c, quiet, threshold, mask, above, zero_point, signed, digits, fired, negative
 ):
     """Do `measure_tokens`, unless there is no rule, and `_pack`; stop where a count does not fit 32 bits."""
     low, high = np.float32(np.inf), np.float32(-np.inf)
@@ -276,10 +282,10 @@ def _pack_blocks(  # pragma: no cover - compiled
         rows = _load(x, first, is_bfloat, block)
         last = first + len(rows)
         if rule != _NO_RULE:
-            smallest, largest = measure_tokens(rows, rule, a, b, c, threshold[first:last])
+            smallest, largest = measure_tokens(rows, rule, a, b, c, quiet, threshold[first:last])
             if not -LARGEST_COUNT <= smallest <= largest <= LARGEST_COUNT:
                 return smallest, largest
             low, high = min(low, smallest), max(high, largest)
         planes = fired[:, first:last], negative[:, first:last]
-        _pack(rows, threshold[first:last], mask, above, zero_point, signed, digits, *planes)
+        _pack(rows, threshold[first:last], quiet, mask, above, zero_point, signed, digits, *planes)
     return low, high

@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...neuro import KernelRule
-from ...neuro.threshold_triton import block_statistic, count_of, merged, threshold_of
+from ...neuro import NO_RULE, KernelRule
+from ...neuro.threshold_triton import block_statistic, count_of, heard, merged, threshold_of
 from ..unrolling import Unrolling
 
 # Most words that one program takes at a time: 128 words are 4096 channels. Each of its warps takes 32.
@@ -30,22 +30,24 @@ def pack_counts(count: Tensor, unrolling: Unrolling, fired: Tensor, negative: Te
     """Fill a packed train and return the smallest and largest of the counts and 0, which fits every code."""
     blocks = -(-fired.shape[-1] // _words(count.shape[1]))
     extremes = torch.empty(len(count), blocks, 2, dtype=count.dtype, device=count.device)
-    _launch(count, extremes, unrolling, fired, negative, of_counts=True)
+    _launch(count, extremes, NO_RULE, unrolling, fired, negative, of_counts=True)
     low, high = _range(extremes)
     return int(low), int(high)
 
 
-def pack_activations(x: Tensor, threshold: Tensor, unrolling: Unrolling, fired: Tensor, negative: Tensor) -> None:
-    """Fill a packed train with round(x / threshold), half to even."""
-    _launch(x, threshold, unrolling, fired, negative, of_counts=False)
+def pack_activations(
+    x: Tensor, rule: KernelRule, threshold: Tensor, unrolling: Unrolling, fired: Tensor, negative: Tensor
+) -> None:
+    """Fill a packed train with the counts for thresholds that `measure` found."""
+    _launch(x, threshold, rule, unrolling, fired, negative, of_counts=False)
 
 
 def measure(x: Tensor, rule: KernelRule, threshold: Tensor) -> tuple[float, float]:
-    """Fill the thresholds of a neuron; return the smallest and largest x / threshold."""
+    """Fill the thresholds of a neuron; return the smallest and largest x / threshold, 0 if quiet."""
     extremes = torch.empty(len(x), 2, dtype=torch.float32, device=x.device)
     words = _words(x.shape[1])
     _measure[(len(x),)](
-        x, threshold, extremes, x.shape[1], *rule.parameters, RULE=rule.number, WORDS=words, num_warps=words // 32
+        x, threshold, extremes, x.shape[1], *rule.numbers, RULE=rule.number, WORDS=words, num_warps=words // 32
     )
     return _range(extremes)
 
@@ -67,7 +69,7 @@ def measure_and_pack(
         negative,
         fired[0].numel(),
         x.shape[1],
-        *rule.parameters,
+        *rule.numbers,
         *_planes(unrolling),
         **_code(unrolling),
         RULE=rule.number,
@@ -80,7 +82,14 @@ def measure_and_pack(
 
 
 def _launch(
-    source: Tensor, other: Tensor, unrolling: Unrolling, fired: Tensor, negative: Tensor, *, of_counts: bool
+    source: Tensor,
+    other: Tensor,
+    rule: KernelRule,
+    unrolling: Unrolling,
+    fired: Tensor,
+    negative: Tensor,
+    *,
+    of_counts: bool,
 ) -> None:
     num_tokens, num_words = fired.shape[1:]
     words = _words(source.shape[1])
@@ -91,6 +100,7 @@ def _launch(
         negative,
         num_tokens * num_words,
         source.shape[1],
+        rule.quiet,
         *_planes(unrolling),
         **_code(unrolling),
         OF_COUNTS=of_counts,
@@ -227,6 +237,7 @@ def _pack(
     negative,
     plane,
     num_channels,
+    quiet,
     num_timesteps,
     num_bytes,
     zero_point,
@@ -249,7 +260,7 @@ def _pack(
         tl.store(extreme, tl.min(count))
         tl.store(extreme + 1, tl.max(count))
     else:
-        count = count_of(value, tl.load(other + token), SMALL, FMA=False)
+        count = count_of(value, tl.load(other + token), quiet, SMALL, FMA=False)
     _store_train(
         count,
         words,
@@ -279,8 +290,10 @@ def _extent(value, words, num_channels, RULE: tl.constexpr):
 
 
 @triton.jit
-def _measure_token(x, threshold, extremes, token, num_channels, a, b, c, RULE: tl.constexpr, WORDS: tl.constexpr):
-    """Store the threshold of a row, and its smallest and largest number divided by it; return the threshold."""
+def _measure_token(
+    x, threshold, extremes, token, num_channels, a, b, c, quiet, RULE: tl.constexpr, WORDS: tl.constexpr
+):
+    """Store the threshold of a row, and its smallest and largest number divided by it, 0 if quiet; return the first."""
     words = tl.arange(0, WORDS)
     statistic, low, high = _extent(_load(x, token, words, num_channels), words, num_channels, RULE)
     for start in range(WORDS, (num_channels + 31) // 32, WORDS):
@@ -292,15 +305,15 @@ def _measure_token(x, threshold, extremes, token, num_channels, a, b, c, RULE: t
     # NaN or infinity in x makes the range NaN.
     token_threshold, _, nothing = threshold_of(statistic, num_channels, a, b, c, RULE)
     tl.store(threshold + token, token_threshold)
-    tl.store(extremes + 2 * token, tl.div_rn(low, token_threshold) + nothing)
-    tl.store(extremes + 2 * token + 1, tl.div_rn(high, token_threshold) + nothing)
+    tl.store(extremes + 2 * token, heard(tl.div_rn(low, token_threshold), quiet) + nothing)
+    tl.store(extremes + 2 * token + 1, heard(tl.div_rn(high, token_threshold), quiet) + nothing)
     return token_threshold
 
 
 @triton.jit
-def _measure(x, threshold, extremes, num_channels, a, b, c, RULE: tl.constexpr, WORDS: tl.constexpr):
+def _measure(x, threshold, extremes, num_channels, a, b, c, quiet, RULE: tl.constexpr, WORDS: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
-    _measure_token(x, threshold, extremes, token, num_channels, a, b, c, RULE, WORDS)
+    _measure_token(x, threshold, extremes, token, num_channels, a, b, c, quiet, RULE, WORDS)
 
 
 @triton.jit
@@ -315,6 +328,7 @@ def _measure_and_pack(
     a,
     b,
     c,
+    quiet,
     num_timesteps,
     num_bytes,
     zero_point,
@@ -328,12 +342,12 @@ def _measure_and_pack(
 ):
     token = tl.program_id(0).to(tl.int64)
     num_words = (num_channels + 31) // 32
-    token_threshold = _measure_token(x, threshold, extremes, token, num_channels, a, b, c, RULE, WORDS)
+    token_threshold = _measure_token(x, threshold, extremes, token, num_channels, a, b, c, quiet, RULE, WORDS)
     for start in range(0, num_words, WORDS):
         words = start + tl.arange(0, WORDS)
         value = _load(x, token, words, num_channels)
         _store_train(
-            count_of(value, token_threshold, SMALL, FMA=False),
+            count_of(value, token_threshold, quiet, SMALL, FMA=False),
             words,
             fired,
             negative,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ...backends.cpu.decoder import CHOICE, Kind
 from ...backends.cpu.hybrid import MIXER
+from ...backends.cpu.rule import fields_of
 from ...neuro import AdaptiveThreshold
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from ..spikingbrain.model import SpikingBrainOutput
@@ -167,8 +168,8 @@ class HybridDecoder:
         if attention.spiking is not None:
             rule = AdaptiveThreshold(settings.k).kernel_rule()
             assert rule is not None
-            record["rule"] = rule.number
-            record["a"], record["b"], record["c"] = rule.parameters
+            for name, value in fields_of(rule).items():
+                record[name] = value
 
     def _add_experts(self, block: Any, choices: np.ndarray) -> None:
         """Add the router, gate and up of all experts of a token together, and down of one after the other."""

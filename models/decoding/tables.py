@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ...backends.cpu import team
 from ...backends.cpu.decoder import PART, PER_EXPERT, PIECE, PROJECTION, STAGE, Kind, Task, kernel
 from ...backends.cpu.memory import give_way
+from ...backends.cpu.rule import fields_of
 from ...backends.cpu.tiles import TILE, Rows
 from ...neuro import EVERY_COUNT, NO_RULE, without_band
 from ..layers.graded_linear import GradedLinear
@@ -204,12 +205,9 @@ class Tables:
         rows = Rows(module.weight, module.scale, module.minimum, module.group_size, module.weight_bits)
         self._rows.append(rows)
         self.copied += [part for part in (module.weight, module.scale, module.minimum) if part is not None]
-        for name, value in rows.fields.items():
-            record[name] = value
         neuron, (record["above"], record["up_to"]) = without_band(module.neuron)
-        rule = neuron.kernel_rule() or NO_RULE
-        record["rule"] = rule.number
-        record["a"], record["b"], record["c"] = rule.parameters
+        for name, value in (rows.fields | fields_of(neuron.kernel_rule() or NO_RULE)).items():
+            record[name] = value
 
     def _fill_dense(self, record: Any, module: Any) -> None:
         """Take the integers that the model's file has for a dense layer, a quarter of the memory to read, or floats."""

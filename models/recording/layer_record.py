@@ -47,6 +47,7 @@ class LayerRecord:
         shares_scales: coarse rows whose scales follow from those of the layer's own, and are not read.
         has_bias: whether the layer has a bias.
         mean_count_bound: the largest mean |count| that the neuron allows (see `CountBounds`); None if it has no bound.
+        compares_per_channel: of the neuron, see `Neuron.compares_per_channel`.
         neuron: of the layer.
         encoder: of the layer.
     """
@@ -72,6 +73,7 @@ class LayerRecord:
     shares_scales: bool = False
     has_bias: bool = False
     mean_count_bound: float | None = None
+    compares_per_channel: int = 0
     neuron: str = ""
     encoder: str = ""
     own_rows: LayerRecord | None = field(default=None, repr=False, compare=False)
@@ -92,6 +94,7 @@ class LayerRecord:
             scale_bytes=_scale_bytes(layer),
             has_bias=layer.bias is not None,
             mean_count_bound=None if bounds is None else bounds.mean,
+            compares_per_channel=layer.neuron.compares_per_channel(),
             neuron=label(layer.neuron),
             encoder=label(layer.encoder) + (", lossy" if layer.encoder.lossy else ""),
         )

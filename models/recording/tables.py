@@ -40,7 +40,7 @@ Tables: TypeAlias = dict[str, dict[str, np.ndarray]]
 T = TypeVar("T")
 
 # Raised when older files can no longer be read.
-FORMAT = 1
+FORMAT = 2
 INT, BOOL, FLOAT, TEXT = "int64", "bool", "float64", "text"
 # Integers that may be below 0; others count something or are rows.
 _SIGNED = ("count", "value", "weight")

@@ -26,13 +26,16 @@ CASES = [
     *[(name, "all") for name in MODELS],
     ("llama", "head too, rare spikes"),
     ("llama", "counts of three digits"),
+    ("llama", "dead zone"),
     ("qwen2", "half dense"),
     ("qwen2", "4 bits"),
+    ("qwen2", "4 bits, dead zone"),
 ]
 INTERPRETED = [
     ("llama, bias and scaled positions", "all"),
     ("qwen3", "all"),
     ("llama", "head too, rare spikes"),
+    ("llama", "dead zone"),
     ("qwen2", "half dense"),
 ]
 SETTINGS = {

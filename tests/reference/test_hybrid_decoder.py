@@ -11,7 +11,15 @@ from fast_first import fast_first
 from torch.nn import functional as F
 
 import spikebrain
-from spikebrain import AdaptiveThreshold, SpikeLinear, SpikeSettings, describe_decoding, record, to_spiking
+from spikebrain import (
+    AdaptiveThreshold,
+    DeadZoneThreshold,
+    SpikeLinear,
+    SpikeSettings,
+    describe_decoding,
+    record,
+    to_spiking,
+)
 from spikebrain.backends.cpu import hybrid
 from spikebrain.models.conversion.to_spiking import spikingbrain_settings
 from spikebrain.models.decoding import decoder_of
@@ -46,6 +54,10 @@ MODELS = {
     "attention in float, head too": lambda: (
         tiny_7b(layers=LAYERS, window=5),
         SpikeSettings(layers=("*_proj", "*.gk_proj.0", "lm_head"), include_head=True),
+    ),
+    "dead zone": lambda: (
+        tiny_76b(window=5),
+        SpikeSettings(layers=("*_proj",), neuron=DeadZoneThreshold(8.0, dead_zone=0.5)),
     ),
     "half dense": lambda: (
         tiny_76b(window=5),

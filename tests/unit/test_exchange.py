@@ -143,7 +143,7 @@ CHANGES = {
     "floats": (lambda t: t["layers"].update(num_tokens=t["layers"]["num_tokens"] * 1.5), "expected a table 'layers'"),
     "below 0": (lambda t: t["trains"]["num_tokens"].__setitem__(0, -1), "expected a table 'trains'"),
     "shorter": (lambda t: t["weights"].update(weight=t["weights"]["weight"][1:]), "columns of one length"),
-    "format": (lambda t: t["run"]["format"].__setitem__(0, 2), "expected a recording in format 1, got format 2"),
+    "format": (lambda t: t["run"]["format"].__setitem__(0, 1), "expected a recording in format 2, got format 1"),
     "no format": (lambda t: t.pop("run"), "got no format version"),
 }
 

@@ -57,7 +57,7 @@ def count(x: Tensor, rule: KernelRule) -> tuple[Tensor, Tensor, Tensor]:
     wide = triton.next_power_of_2(dim)
     rows = max(_BLOCK // wide, 1)
     count_rows[triton.cdiv(num_rows, rows),](
-        x, counts, threshold, failed, num_rows, *rule.parameters,
+        x, counts, threshold, failed, num_rows, *rule.numbers,
         RULE=rule.number, FMA=not interpreting(), DIM=dim, WIDE=wide, ROWS=rows, enable_fp_fusion=False,
     )  # fmt: skip
     return counts, threshold, failed
@@ -122,9 +122,10 @@ def count_rows(
     threshold_ptr,  # float32, [rows]
     failed_ptr,  # int32, [rows]
     num_rows,
-    a,  # the rule's parameters
+    a,  # the rule's numbers
     b,
     c,
+    quiet,
     RULE: tl.constexpr,
     FMA: tl.constexpr,
     DIM: tl.constexpr,
@@ -138,7 +139,7 @@ def count_rows(
     inside = (row < num_rows)[:, None] & (channel < DIM)
     x = tl.load(x_ptr + here, mask=inside, other=0).to(tl.float32)
     threshold, fits, _ = threshold_of(block_statistic(x, RULE, 1), DIM, a, b, c, RULE)
-    count = tl.where(fits[:, None], count_of(x, threshold[:, None], SMALL=True, FMA=FMA), 0)
+    count = tl.where(fits[:, None], count_of(x, threshold[:, None], quiet, SMALL=True, FMA=FMA), 0)
     tl.store(count_ptr + here, count.to(tl.int16), mask=inside)
     tl.store(threshold_ptr + row, tl.where(fits, threshold, float("nan")), mask=row < num_rows)
     tl.store(failed_ptr + row, (fits == 0).to(tl.int32), mask=row < num_rows)
@@ -162,7 +163,7 @@ def quantize_rows(
     x = tl.load(x_ptr + here, mask=inside, other=0).to(tl.float32)
     scale = tl.div_rn(tl.max(tl.abs(x), 1), 127.0)
     scale = tl.minimum(tl.maximum(scale, 1e-5), 1e4)
-    code = count_of(x, scale[:, None], SMALL=True, FMA=False)
+    code = count_of(x, scale[:, None], 0.0, SMALL=True, FMA=False)
     code = tl.minimum(tl.maximum(code, -128), 127)
     tl.store(code_ptr + here, code.to(tl.int8), mask=inside)
     tl.store(scale_ptr + row, scale, mask=row < num_rows)
