@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from .models import (
         Conversion,
         DistillSettings,
+        GradedLinear,
         PrefillGraph,
         SpikeLinear,
         SpikeSettings,
@@ -78,6 +79,7 @@ if TYPE_CHECKING:
     )
     from .neuro import (
         AdaptiveThreshold,
+        Band,
         DeadZoneThreshold,
         IntegrateAndFire,
         LeakyIntegrateAndFire,
@@ -91,6 +93,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AEREvents",
     "AdaptiveThreshold",
+    "Band",
     "BidirectionalBitwise",
     "Binary",
     "Bitwise",
@@ -102,6 +105,7 @@ __all__ = [
     "DigitalEnergy",
     "DistillSettings",
     "Encoder",
+    "GradedLinear",
     "IntegrateAndFire",
     "LeakyIntegrateAndFire",
     "Neuron",
@@ -178,6 +182,7 @@ _HOMES = {
     "models": (
         "Conversion",
         "DistillSettings",
+        "GradedLinear",
         "PrefillGraph",
         "SpikeLinear",
         "SpikeSettings",
@@ -203,6 +208,7 @@ _HOMES = {
     ),
     "neuro": (
         "AdaptiveThreshold",
+        "Band",
         "DeadZoneThreshold",
         "IntegrateAndFire",
         "LeakyIntegrateAndFire",

@@ -15,7 +15,9 @@ _CPU_COUNT_FROM, _CPU_LARGE_COUNT_FROM, _GPU_COUNT_FROM = 32, 8, 2
 _CACHED_WEIGHTS = 4 * 2**20
 
 
-def auto(device: torch.device, num_tokens: int, num_weights: int, *, events_only: bool = False) -> Backend:
+def auto(
+    device: torch.device, num_tokens: int, num_weights: int, *, events_only: bool = False, in_groups: bool = False
+) -> Backend:
     """Return the fastest backend for that many tokens on that device.
 
     Args:
@@ -23,10 +25,11 @@ def auto(device: torch.device, num_tokens: int, num_weights: int, *, events_only
         num_tokens: of one call.
         num_weights: of the layer, in_features * out_features.
         events_only: the work must be event-driven, because somebody records what spikes do.
+        in_groups: groups of input channels have scales of their own, so that a CPU would multiply group by group.
     """
     if device.type == "cpu":
         count_from = _CPU_COUNT_FROM if num_weights <= _CACHED_WEIGHTS else _CPU_LARGE_COUNT_FROM
-        return _CPU["spike" if events_only or num_tokens < count_from else "count"]
+        return _CPU["spike" if events_only or in_groups or num_tokens < count_from else "count"]
     backend = _GPU["spike" if events_only or num_tokens < _GPU_COUNT_FROM else "count"]
     return backend if backend.why_unavailable(device) is None else Reference()
 

@@ -55,9 +55,14 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
       threshold, and the bias;
     - with minima, the sum of each group's counts (K - G additions), its conversion, and one more product and addition
       per output and group;
-    - a weight is read in 1 byte, or in 4 bits in half a byte (an odd row ends in a byte of its own); scales and minima
-      are 4 bytes each, among `parameter_bytes`;
+    - a weight is read in 1 byte, or in 4 or 2 bits (a row that does not fill its last byte has it to itself); scales
+      and minima, of 2 or 4 bytes each, are among `parameter_bytes`;
     - activations of 2 bytes are read twice (threshold, counts) and written once.
+
+    Coarse rows of a `GradedLinear` have their own additions, reads and rescaling, and one more addition per output. All
+    that the layer does once is counted with its own rows: the encoding, activations, and the dense counterparts. If
+    their scales follow from those of the layer's own rows, these are not read, but made: two products and an addition
+    per output and group.
 
     INT8: one MAC per weight and token, the same rescaling, and the same kind of encoding, with the largest magnitude
     (K - 1 comparisons, one division by 127) in place of the mean. Beside 4-bit weights or minima it is the usual INT8
@@ -78,9 +83,11 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
     num_inputs, num_outputs, bias = n * inputs, n * outputs, int(layer.has_bias)
     weights, row, minima = inputs * outputs, row_bytes(outputs, layer.weight_bits), scales * layer.has_minimum
     # One scale an output is no more than a bias: it does not count as memory for weights.
-    stored = inputs * row + (4 * outputs * (scales + minima) if scales + minima > 1 else 0)
+    scale_bytes = 0 if layer.shares_scales else layer.scale_bytes * outputs * (scales + minima)
+    stored = inputs * row + (scale_bytes if scales + minima > 1 else 0)
+    dense_weights = 0 if layer.is_coarse else weights
     if not n:
-        return LayerCounts("projection", weight_count=weights, stored_bytes=stored)
+        return LayerCounts("projection", weight_count=dense_weights, stored_bytes=stored)
     recorded = {(reads.block_bytes, reads.shared_tokens): reads for reads in layer.weight_reads}
     reads = recorded.get((block_bytes, shared_tokens))
     if reads is None:
@@ -103,36 +110,44 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
     additions = {f"num_add_int{width}": num_synops + num_corrections + num_count_sums}
     timesteps = spikes.num_slots // inputs  # of all tokens together
     dense_scales = 1 if minima or layer.weight_bits != 8 else scales
-    parameters, dense_parameters = (
-        reads.num_groups * outputs * (4 * num + 2 * bias) for num in (scales + minima, dense_scales)
-    )
+    parameters = reads.num_groups * (scale_bytes + 2 * outputs * bias)
     rescale = _rescaling(num_outputs, scales, bias)
     if minima:
         rescale["num_rescale_convert"] += n * scales
         rescale["num_rescale_mul"] += num_outputs * scales
         rescale["num_rescale_add"] += num_outputs * scales
+    if layer.is_coarse:
+        rescale["num_rescale_add"] += num_outputs
+    if layer.shares_scales:
+        rescale["num_rescale_mul"] += 2 * reads.num_groups * outputs * scales
+        rescale["num_rescale_add"] += reads.num_groups * outputs * scales
+    once = {
+        "num_activations": num_inputs,
+        "num_encoded_tokens": n,
+        "num_encode_abs": num_inputs,
+        "num_encode_add": num_inputs - n,
+        "num_encode_compare": 2 * n + layer.compares_per_channel * num_inputs,
+        "num_encode_div": num_inputs + 2 * n,
+        "num_encode_round": num_inputs,
+        "activation_bytes": 2 * (2 * num_inputs + num_outputs),
+    }
     spiking = OperationCounts(
-        num_activations=num_inputs,
+        **({} if layer.is_coarse else once),
         num_spikes=spikes.num_spikes,
         num_synops=num_synops,
         **additions,
         num_mul_int32=num_corrections,
         num_shifts_per_spike=spikes.num_weighted_spikes * outputs,
         num_shifts_per_timestep=(timesteps - n) * outputs * scales if spikes.num_weighted_spikes else 0,
-        num_encoded_tokens=n,
-        num_encode_abs=num_inputs,
-        num_encode_add=num_inputs - n,
-        num_encode_compare=2 * n + layer.compares_per_channel * num_inputs,
-        num_encode_div=num_inputs + 2 * n,
-        num_encode_round=num_inputs,
         **rescale,
         weight_spike_bytes=spikes.num_spikes * row,
         weight_channel_bytes=rows * row,
         weight_block_bytes=blocks * block_bytes,
         parameter_bytes=parameters + (4 * reads.num_groups * outputs * scales if has_zero_point else 0),
-        activation_bytes=2 * (2 * num_inputs + num_outputs),
         accumulator_bytes=2 * (width // 8) * (num_synops + num_corrections),
     )
+    if layer.is_coarse:
+        return LayerCounts("projection", spiking, stored_bytes=stored, accumulator_bits=bits)
     int8 = OperationCounts(
         num_activations=num_inputs,
         num_macs=n * weights,
@@ -144,7 +159,7 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
         num_encode_round=num_inputs,
         **_rescaling(num_outputs, dense_scales, bias),
         weight_bytes=reads.num_groups * weights,
-        parameter_bytes=dense_parameters,
+        parameter_bytes=reads.num_groups * outputs * (4 * dense_scales + 2 * bias),
         activation_bytes=2 * (2 * num_inputs + num_outputs),
     )
     fp16 = OperationCounts(

@@ -5,6 +5,7 @@ from .decoding import describe_decoding
 from .io import Loaded, load, save
 from .layers import (
     Conversion,
+    GradedLinear,
     SpikeLinear,
     SpikeSettings,
     choose_layers,
@@ -21,6 +22,7 @@ from .training import DistillSettings, Stage, WrittenText, distill
 __all__ = [
     "Conversion",
     "DistillSettings",
+    "GradedLinear",
     "LayerRecord",
     "Loaded",
     "PrefillGraph",

@@ -1,6 +1,7 @@
 """Neurons: activations become integer spike counts."""
 
 from .adaptive_threshold import AdaptiveThreshold
+from .band import EVERY_COUNT, Band, without_band
 from .base import NEURONS, NO_RULE, CountBounds, KernelRule, MembraneState, Neuron
 from .checks import checking_plugins
 from .dead_zone import DeadZoneThreshold
@@ -9,10 +10,12 @@ from .rate_distortion import RateDistortionThreshold
 from .spike_count import LARGEST_COUNT, SpikeCount
 
 __all__ = [
+    "EVERY_COUNT",
     "LARGEST_COUNT",
     "NEURONS",
     "NO_RULE",
     "AdaptiveThreshold",
+    "Band",
     "CountBounds",
     "DeadZoneThreshold",
     "IntegrateAndFire",
@@ -23,4 +26,5 @@ __all__ = [
     "RateDistortionThreshold",
     "SpikeCount",
     "checking_plugins",
+    "without_band",
 ]

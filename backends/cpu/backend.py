@@ -14,13 +14,13 @@ from ...coding import Encoder
 from ...coding.base import MAX_LOSSLESS_COUNT
 from ...coding.kernels.threads import pool
 from ...compiled import compiled
-from ...neuro import KernelRule, Neuron
+from ...neuro import EVERY_COUNT, KernelRule, Neuron, without_band
 from ...neuro.checks import spikes_of
 from ..base import BACKENDS, INT32, MAX_WEIGHT, NARROW, Backend, ExpertWeights, check_mode
 from .events import DIGITS_WEIGH, LARGEST_DIGIT, add_events, num_digits
 from .experts import run_experts
 from .layer import run_layer
-from .projection import run_grouped
+from .projection import run_tiles
 from .tiles import Rows
 
 # Outputs per pass. Short passes keep the buckets in the first-level cache; long ones read memory in long runs, which
@@ -70,7 +70,8 @@ class Cpu(Backend):
         group_size: int | None = None,
     ) -> Tensor | None:
         """Run a whole layer in one kernel; see `Backend.fused`."""
-        rule = neuron.kernel_rule()
+        inner, band = without_band(neuron)
+        rule = inner.kernel_rule()
         if rule is None or not encoder.lossless:
             return None
         num_outputs = weight.shape[0]
@@ -80,8 +81,9 @@ class Cpu(Backend):
         on_cpu = x.is_cpu and weight.is_cpu and scale.is_cpu and (bias is None or bias.is_cpu)
         if not (fits and on_cpu and x.dtype in NARROW) or x.numel() == 0 or num_outputs == 0:
             return None
-        if minimum is not None or group_size is not None:
-            return self._fused_groups(x, weight, scale, bias, neuron, rule, minimum, group_size)
+        in_tiles = minimum is not None or group_size is not None or (band != EVERY_COUNT and self.mode == "spike")
+        if in_tiles:
+            return self._fused_tiles(x, weight, scale, bias, rule, band, minimum, group_size)
         if scale.numel() != num_outputs:
             return None
         if self.mode == "count":
@@ -125,24 +127,24 @@ class Cpu(Backend):
         found = run_experts(_as_float32(x), row.contiguous(), starts, floats, rule, num_threads)
         return found if found is None else [y.to(x.dtype) for y in found]
 
-    def _fused_groups(
+    def _fused_tiles(
         self,
         x: Tensor,
         weight: Tensor,
         scale: Tensor,
         bias: Tensor | None,
-        neuron: Neuron,
         rule: KernelRule,
+        band: tuple[int, int],
         minimum: Tensor | None,
         group_size: int | None,
     ) -> Tensor | None:
-        """Run a layer whose groups of inputs have scales of their own."""
+        """Run a layer whose groups of inputs have scales of their own, or that hears a band of counts."""
         if self.mode == "count" or (minimum is not None and not minimum.is_cpu):
             return None
         # Integers of 4 bits are read as INT8: packing them would take longer than one call.
         rows = Rows(weight, scale, minimum, group_size, weight_bits=8)
         bias = None if bias is None else _as_float32(bias)
-        y = run_grouped(_as_float32(x), rows, bias, rule, torch.get_num_threads())
+        y = run_tiles(_as_float32(x), rows, bias, rule, band, torch.get_num_threads())
         return y if y is None else y.to(x.dtype)
 
     def _accumulate(self, spikes: Tensor, timestep_weight: Tensor, weight: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ from .decoder_parts import exp_all, rms_norm, rotate, silu_product
 from .digits import room_for_digits
 from .hybrid import MIXER, mix
 from .memory import at, look, record_of, take, wait_for
-from .projection import PROJECTION, count_input, project
+from .projection import LISTED, PROJECTION, count_input, project
 
 
 class Kind(IntEnum):
@@ -120,7 +120,7 @@ def _work_through_parts(address):  # pragma: no cover - compiled
     digits = room_for_digits(task.most_inputs, task.smallest_block)
     sums, totals = np.empty(tiles.MOST_OUTPUTS, np.int32), np.empty(task.widest + tiles.NARROW_TILE, np.int32)
     y = np.empty((2, task.widest + tiles.NARROW_TILE), np.float32)
-    listed = np.zeros(2, np.int64)  # for which block and bits the input is listed; 0 if it is not yet
+    listed = np.zeros(LISTED, np.int64)  # for which rows the input is listed; 0 if it is not yet
     threshold, prepared = np.float32(0), -1
     while True:
         ticket = take(address + _NEXT_PART)

@@ -24,12 +24,12 @@ from numba.np.numpy_support import carray
 from torch import Tensor
 
 from ...compiled import compiled_callback
-from ...neuro import KernelRule
+from ...neuro import EVERY_COUNT, KernelRule
 from ..base import ExpertWeights
 from . import team, tiles
 from .digits import room_for_digits
 from .memory import at, give_way, look, record_of, take, wait_for
-from .projection import PROJECTION, count_input, project
+from .projection import LISTED, PROJECTION, count_input, project
 from .rule import fields_of
 
 _FIELDS = {
@@ -86,6 +86,7 @@ def run_experts(
     # Integers of 4 bits are read as INT8: packing them would take longer than one call.
     rows = [tiles.Rows(one.weight, one.scale, one.minimum, one.group_size, weight_bits=8) for one in every]
     records = np.zeros(len(rows), PROJECTION)
+    records["up_to"] = EVERY_COUNT[1]
     for record, one, weights in zip(records, rows, every, strict=True):
         for name, value in (one.fields | fields_of(rule)).items():
             record[name] = value
@@ -147,9 +148,9 @@ def _work_through(address):  # pragma: no cover - compiled
     threshold = carray(at(task.threshold, numba.float32), task.num_tokens)
     row = carray(at(task.row, numba.int64), task.num_routes)
     targets = carray(at(task.y, numba.int64), task.num_matrices)
-    digits, listed = room_for_digits(task.num_inputs, task.smallest_block), np.zeros(2, np.int64)
-    sums, totals = np.empty(tiles.MOST_OUTPUTS, np.int32), np.empty(task.most_outputs + tiles.MOST_OUTPUTS, np.int32)
-    mine = np.empty(task.most_outputs + tiles.MOST_OUTPUTS, np.float32)
+    digits, listed = room_for_digits(task.num_inputs, task.smallest_block), np.zeros(LISTED, np.int64)
+    sums, totals = np.empty(tiles.MOST_OUTPUTS, np.int32), np.empty(task.most_outputs + tiles.SHARE, np.int32)
+    mine = np.empty(task.most_outputs + tiles.SHARE, np.float32)
     while True:
         ticket = take(address + _NEXT)
         if ticket >= task.num_tokens + task.num_parts:
@@ -170,9 +171,9 @@ def _work_through(address):  # pragma: no cover - compiled
             for matrix in range(task.num_matrices):
                 projection = projections[part.expert * task.num_matrices + matrix]
                 num_outputs = projection.num_outputs
-                blocks = (num_outputs + tiles.MOST_OUTPUTS - 1) // tiles.MOST_OUTPUTS
-                start = blocks * part.share // part.shares * tiles.MOST_OUTPUTS
-                stop = min(blocks * (part.share + 1) // part.shares * tiles.MOST_OUTPUTS, num_outputs)
+                blocks = (num_outputs + tiles.SHARE - 1) // tiles.SHARE
+                start = blocks * part.share // part.shares * tiles.SHARE
+                stop = min(blocks * (part.share + 1) // part.shares * tiles.SHARE, num_outputs)
                 if start < stop:
                     project(
                         projection, x[token], threshold[token], count[token], digits, listed, start, stop, sums,

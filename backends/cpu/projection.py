@@ -1,6 +1,7 @@
-"""A projection on the CPU: from its input to rescaled sums of some of its outputs; and a whole layer of groups.
+"""A projection on the CPU: from its input to rescaled sums of some of its outputs; and a whole layer.
 
-The decoder runs many projections in one call; `run_grouped` runs a layer with weight groups by itself.
+The decoder runs many projections in one call; `run_tiles` runs a layer with weight groups, or one that hears a band of
+counts, by itself.
 """
 
 # Type checkers do not know that numba passes an intrinsic its first argument.
@@ -20,7 +21,7 @@ from numba.np.numpy_support import carray
 from torch import Tensor
 
 from ...compiled import compiled, compiled_callback
-from ...neuro import KernelRule
+from ...neuro import EVERY_COUNT, KernelRule
 from . import team, tiles
 from .decoder_parts import dot, dot_integers
 from .digits import room_for_digits
@@ -35,6 +36,9 @@ PROJECTION, Projection = record_of(
         **tiles.FIELDS,
         "bias": c_int64,  # float32 [outputs], or 0
         **RULE,
+        "above": c_int64,  # counts of these magnitudes are heard: above < |count| <= up_to
+        "up_to": c_int64,
+        "next_level": c_int64,  # the projection whose outputs are added, of the same shape and rule; 0 if there is none
         "seen_input": c_int64,  # float32 [inputs] to fill with what the projection gets, or 0; for checks
     }
 )
@@ -51,26 +55,31 @@ _RECORD, _Task = record_of(_FIELDS)
 _NEXT_PART = 8 * list(_FIELDS).index("next_part")
 
 
-def run_grouped(x: Tensor, rows: tiles.Rows, bias: Tensor | None, rule: KernelRule, num_threads: int) -> Tensor | None:
+def run_tiles(
+    x: Tensor, rows: tiles.Rows, bias: Tensor | None, rule: KernelRule, band: tuple[int, int], num_threads: int
+) -> Tensor | None:
     """Return threshold * sum over groups of (scale * W count + minimum * sum of count) + bias, float32 [*tokens, out].
 
     Args:
         x: float32, contiguous, [*tokens, in], not empty.
-        rows: weights in groups.
+        rows: weights.
         bias: float32, [out], contiguous, or None.
         rule: of the neuron.
+        band: magnitudes of counts that are heard; see `without_band`.
         num_threads: at most.
     Returns:
         Outputs, in the operations and the order of the separate steps; None if those must run.
     """
     num_inputs, num_outputs = rows.fields["num_inputs"], rows.fields["num_outputs"]
     num_tokens = x.numel() // num_inputs
-    tiles_of_outputs = -(-num_outputs // tiles.MOST_OUTPUTS)
+    tiles_of_outputs = -(-num_outputs // tiles.SHARE)
     y = torch.empty((*x.shape[:-1], num_outputs), dtype=torch.float32)
     projection = Projection(
         **rows.fields,
         bias=0 if bias is None else bias.data_ptr(),
         **fields_of(rule),
+        above=band[0],
+        up_to=band[1],
     )
     task = _Task(
         projection=ctypes.addressof(projection),
@@ -96,18 +105,18 @@ def _work_through_parts(address):  # pragma: no cover - compiled
     num_inputs, num_outputs = projection.num_inputs, projection.num_outputs
     x = carray(at(task.x, numba.float32), (task.num_tokens, num_inputs))
     y = carray(at(task.y, numba.float32), (task.num_tokens, num_outputs))
-    count, listed = np.empty(num_inputs, np.int32), np.zeros(2, np.int64)
+    count, listed = np.empty(num_inputs, np.int32), np.zeros(LISTED, np.int64)
     digits = room_for_digits(num_inputs, projection.block)
-    sums, totals = np.empty(tiles.MOST_OUTPUTS, np.int32), np.empty(num_outputs + tiles.MOST_OUTPUTS, np.int32)
-    mine = np.empty(num_outputs + tiles.MOST_OUTPUTS, np.float32)
-    num_tiles = (num_outputs + tiles.MOST_OUTPUTS - 1) // tiles.MOST_OUTPUTS
+    sums, totals = np.empty(tiles.MOST_OUTPUTS, np.int32), np.empty(num_outputs + tiles.SHARE, np.int32)
+    mine = np.empty(num_outputs + tiles.SHARE, np.float32)
+    num_tiles = (num_outputs + tiles.SHARE - 1) // tiles.SHARE
     while True:
         part = take(address + _NEXT_PART)
         if part >= task.num_tokens * task.shares:
             return
         token, share = part // task.shares, part % task.shares
-        start = num_tiles * share // task.shares * tiles.MOST_OUTPUTS
-        stop = min(num_tiles * (share + 1) // task.shares * tiles.MOST_OUTPUTS, num_outputs)
+        start = num_tiles * share // task.shares * tiles.SHARE
+        stop = min(num_tiles * (share + 1) // task.shares * tiles.SHARE, num_outputs)
         threshold = count_input(projection, x[token], count)
         if threshold > 0:
             listed[:] = 0
@@ -115,6 +124,22 @@ def _work_through_parts(address):  # pragma: no cover - compiled
             y[token, start:stop] = mine[: stop - start]
         else:
             task.refused = 1
+
+
+# What `_project_level` remembers of the events that are listed.
+LISTED = 4
+
+
+@compiled
+def _heard(projection, count):  # pragma: no cover - compiled
+    """Return the counts whose magnitude a projection hears, and 0 for the others."""
+    if projection.above == 0 and projection.up_to == EVERY_COUNT[1]:
+        return count
+    heard = np.empty(count.shape[0], np.int32)
+    for channel in range(count.shape[0]):
+        magnitude = abs(count[channel])
+        heard[channel] = count[channel] if projection.above < magnitude <= projection.up_to else 0
+    return heard
 
 
 @compiled
@@ -128,6 +153,26 @@ def count_input(projection, x, count):  # pragma: no cover - compiled
 def project(
     projection, x, threshold, count, digits, listed, start, stop, sums, totals, y
 ):  # pragma: no cover - compiled
+    """Fill y with outputs of a projection, and add those of its further levels, one after the other.
+
+    Arguments are as of `_project_level`.
+    """
+    _project_level(projection, x, threshold, count, digits, listed, start, stop, sums, totals, y)
+    if projection.next_level == 0:
+        return
+    more, following = np.empty(y.shape[0], np.float32), projection.next_level
+    while following != 0:
+        level = carray(at(following, PROJECTION), 1)[0]
+        _project_level(level, x, threshold, count, digits, listed, start, stop, sums, totals, more)
+        for i in range(stop - start):
+            y[i] += more[i]
+        following = level.next_level
+
+
+@compiled
+def _project_level(
+    projection, x, threshold, count, digits, listed, start, stop, sums, totals, y
+):  # pragma: no cover - compiled
     """Fill y with outputs of a projection, by additions of the listed rows, or by products if it does not spike.
 
     Args:
@@ -136,7 +181,7 @@ def project(
         threshold: from `count_input`.
         count: from `count_input`.
         digits: memory for the events, or the events.
-        listed: int64 [2]: block and bits for which `digits` has the events; 0 if it has none of this input.
+        listed: int64 [LISTED]: block, bits and band for which `digits` has the events; 0 if it has none of this input.
         start: first output; see `tiles.add_tiles`, and so for the rest.
         stop: see start.
         sums: see start.
@@ -155,9 +200,10 @@ def project(
         for output in range(start, stop):
             y[output - start] = dot(weight[output], x)
     else:
-        if listed[0] != projection.block or listed[1] != projection.bits:
-            listed[0], listed[1] = projection.block, projection.bits
-            tiles.list_for(projection, count[: projection.num_inputs], digits)
+        wanted = projection.block, projection.bits, projection.above, projection.up_to
+        if (listed[0], listed[1], listed[2], listed[3]) != wanted:
+            listed[0], listed[1], listed[2], listed[3] = wanted
+            tiles.list_for(projection, _heard(projection, count[: projection.num_inputs]), digits)
         tiles.add_tiles(projection, digits, start, stop, sums, totals, y)
         if projection.grouped:
             for i in range(stop - start):

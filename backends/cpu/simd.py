@@ -81,7 +81,7 @@ def _vectors(element: types.Type, lanes: int):
     return zeros
 
 
-no_bytes_32, no_bytes_64 = _vectors(types.uint8, 32), _vectors(types.uint8, 64)
+no_bytes_16, no_bytes_32, no_bytes_64 = (_vectors(types.uint8, lanes) for lanes in (16, 32, 64))
 no_small_integers = _vectors(types.int8, 32)
 no_words = _vectors(types.int16, 32)
 no_small_16 = _vectors(types.int8, 16)

@@ -1,15 +1,16 @@
-"""Adds rows of 4- and 8-bit weights, a block of input channels and a tile of outputs at a time.
+"""Adds rows of 2-, 4- and 8-bit weights, a block of input channels and a tile of outputs at a time.
 
 The rows of a block (a group with a scale of its own, or 32 channels) are added with their sums in vector registers:
-bytes for 4-bit weights, 16-bit words for INT8, as they are unsigned and few enough of them share a place (see
-`digits.py`). Sums of places come together in 16 bits, or in 32 where the block's counts need it. Then the block's exact
-sums are rescaled, by float32 operations in a fixed order, whatever the number of threads.
+bytes for weights of less than 8 bits, 16-bit words for INT8, as they are unsigned and few enough of them share a place
+(see `digits.py`). 2-bit weights first come together in halves of bytes, five rows at a time. Sums of places come
+together in 16 bits, or in 32 where the block's counts need it. Then the block's exact sums are rescaled, by float32
+operations in a fixed order, whatever the number of threads.
 
-A row's bytes are unsigned: INT8 weights are read with 128 added, and signed 4-bit weights are stored with 8 added. To
-subtract a row, its complement is added. `Digits` has the sums that both are corrected by.
+A row's bytes are unsigned: INT8 weights are read with 128 added, signed ones of 4 or 2 bits stored with 8 or 2 added.
+To subtract a row, its complement is added. `Digits` has the sums that both are corrected by.
 
-Rows of 4-bit weights are packed tile by tile, 128 outputs in 64 bytes, so that memory is read in order; a last tile of
-up to 64 outputs has rows of 32 bytes. INT8 rows are read where they lie, 64 bytes at a time.
+Rows of less than 8 bits are packed tile by tile, so that memory is read in order: tiles have rows of 64 bytes, and the
+last ones half or a quarter of that. INT8 rows are read where they lie, 64 bytes at a time.
 """
 
 # Type checkers do not know that numba passes an intrinsic its first argument.
@@ -17,6 +18,7 @@ up to 64 outputs has rows of 32 bytes. INT8 rows are read where they lie, 64 byt
 
 from __future__ import annotations
 
+import functools
 from ctypes import c_int64
 
 import numba
@@ -40,6 +42,7 @@ from .simd import (
     has_halves,
     int32_at,
     load,
+    no_bytes_16,
     no_bytes_32,
     no_bytes_64,
     no_floats,
@@ -56,26 +59,31 @@ from .simd import (
 
 # Channels of a block where all channels share a scale.
 BLOCK = 32
-# Outputs of a tile, by the bits of a weight; those of a narrow tile of 4-bit weights.
-TILE = {4: 128, 8: 64}
+# Outputs of a tile, by the bits of a weight; those of the narrowest tile, of which rows have whole numbers.
+TILE = {2: 256, 4: 128, 8: 64}
 NARROW_TILE = 64
 MOST_OUTPUTS = max(TILE.values())
-# Rows of one place that are added in 8 bits, 17 * 15 = 255, or in 16 bits, 256 * 255 < 2^16.
-LONGEST_RUN_4, LONGEST_RUN_8 = 17, 256
+# Outputs at whose multiples threads divide a layer of INT8 rows.
+SHARE = 128
+# Rows of one place that are added in 8 bits, 85 * 3 = 17 * 15 = 255, or in 16 bits, 256 * 255 < 2^16; and rows of
+# 2-bit weights that are added in 4 bits.
+LONGEST_RUN = {2: 85, 4: 17, 8: 256}
+LONGEST_RUN_2, LONGEST_RUN_4, LONGEST_RUN_8 = LONGEST_RUN.values()
+_IN_HALF_BYTES = 5
 _WIDEST_SUM = 2**15 - 1
 _TILES_AHEAD, _LINE = 2, 64
 
 # Rows and what rescales their sums. Addresses and numbers.
 FIELDS: dict[str, type] = dict.fromkeys(
     (
-        "rows",  # 4-bit rows as `pack` gives them, or INT8 [inputs, width]
+        "rows",  # rows of 2 or 4 bits as `pack` gives them, or INT8 [inputs, width]
         "scale",  # float32 or float16 [groups, width]
         "minimum",  # the same, or 0
         "num_inputs",
         "num_outputs",
         "width",  # outputs that rows, scale and minimum have memory for: whole narrow tiles
         "bits",
-        "offset",  # was added to 4-bit weights to make them unsigned
+        "offset",  # was added to weights of 2 or 4 bits to make them unsigned
         "block",  # channels of a block
         "grouped",  # 1 if every block has a scale, 0 if all blocks share one
         "scale_bytes",  # 2 or 4, of a scale and of a minimum
@@ -86,30 +94,35 @@ FIELDS: dict[str, type] = dict.fromkeys(
 ROWS, _ = record_of(FIELDS)
 
 
-def pack(weight: Tensor, group_size: int, offset: int) -> Tensor:
-    """Return 4-bit weights, two in a byte, in the order in which the kernel reads them.
+def pack(weight: Tensor, group_size: int, bits: int, offset: int) -> Tensor:
+    """Return weights of 4 or 2 bits, several in a byte, in the order in which the kernel reads them.
 
     Args:
-        weight: int8 [out, in], from -offset to 15 - offset.
+        weight: int8 [out, in], from -offset to 2^bits - 1 - offset.
         group_size: channels of a block; missing ones are filled with 0.
-        offset: 0 or 8.
+        bits: 4 or 2.
+        offset: 0 or 2^(bits - 1).
     Returns:
-        uint8: for each block, tile and channel 64 bytes (32 for a narrow tile), as many words w as half of that. Word i
-        of a row has output i of the tile in the low half of its first byte and i + w in that of its second, i + 2w in
-        the high half of the first and i + 3w in that of the second.
+        uint8: for each block, tile and channel a row of the tile's outputs. A row of w words of 16 bits has, in its
+        word i, output i of the tile in the lowest bits of the first byte, i + w in those of the second, i + 2w in the
+        next bits of the first, and so on.
     """
     num_outputs, num_inputs = weight.shape
-    num_blocks = -(-num_inputs // group_size)
-    rows = np.zeros((num_blocks * group_size, -(-num_outputs // NARROW_TILE) * NARROW_TILE), np.uint8)
+    num_blocks, fields = -(-num_inputs // group_size), 8 // bits
+    width = -(-num_outputs // NARROW_TILE) * NARROW_TILE
+    rows = np.zeros((num_blocks * group_size, width), np.uint8)
     rows[:num_inputs, :num_outputs] = weight.t().numpy() + np.int8(offset)
-    whole = rows.shape[1] // TILE[4] * TILE[4]
-    parts = []
-    for columns, width in ((rows[:, :whole], TILE[4]), (rows[:, whole:], NARROW_TILE)):
-        quarters = columns.reshape(num_blocks, group_size, -1, 4, width // 4).transpose(0, 2, 1, 4, 3)
-        parts.append((quarters[..., :2] | quarters[..., 2:] << 4).reshape(num_blocks, -1))
-    packed = torch.empty(num_blocks, sum(part.shape[1] for part in parts), dtype=torch.uint8)
-    torch.cat([torch.from_numpy(part) for part in parts], 1, out=packed)
-    return packed
+    parts, start = [], 0
+    tile = TILE[bits]
+    while start < width:
+        stop = start + (width - start) // tile * tile  # as many tiles of this width as there are
+        num_tiles = (stop - start) // tile
+        columns = rows[:, start:stop].reshape(num_blocks, group_size, num_tiles, fields, 2, tile // (2 * fields))
+        columns = columns.transpose(0, 2, 1, 5, 4, 3)  # block, tile, channel, word, byte, field
+        packed = functools.reduce(np.bitwise_or, (columns[..., i] << bits * i for i in range(fields)))
+        parts.append(packed.reshape(num_blocks, num_tiles * group_size * tile * bits // 8))
+        start, tile = stop, tile // 2
+    return torch.from_numpy(np.concatenate(parts, 1))
 
 
 class Rows:
@@ -129,15 +142,15 @@ class Rows:
             scale: float32 [out, groups].
             minimum: float32 [out, groups], or None.
             group_size: channels of a group; None for all.
-            weight_bits: 8, or 4: integers from 0 to 15 with a minimum, from -8 to 7 without.
+            weight_bits: 8, 4 or 2; the integers of the latter start at 0 with a minimum, else at -2^(weight_bits - 1).
         """
         num_outputs, num_inputs = weight.shape
         grouped = group_size is not None or minimum is not None
         block = (group_size or num_inputs) if grouped else BLOCK
         missing = -num_outputs % NARROW_TILE
-        offset = 0 if minimum is not None else 8
-        if weight_bits == 4:
-            rows = pack(weight, block, offset)
+        offset = 0 if minimum is not None else 2 ** (weight_bits - 1)
+        if weight_bits < 8:
+            rows = pack(weight, block, weight_bits, offset)
         else:
             rows = F.pad(weight.t(), (0, missing)) if missing else weight.t()
         scales = [None if one is None else F.pad(one.t(), (0, missing)).contiguous() for one in (scale, minimum)]
@@ -172,7 +185,9 @@ def list_for(projection, count, digits):  # pragma: no cover - compiled
         count: int32 [inputs].
         digits: a `Digits`, filled.
     """
-    if projection.bits == 4:
+    if projection.bits == 2:
+        list_digits(count, projection.block, LONGEST_RUN_2, 0, digits)
+    elif projection.bits == 4:
         list_digits(count, projection.block, LONGEST_RUN_4, 0, digits)
     else:
         list_digits(count, projection.block, LONGEST_RUN_8, 128, digits)
@@ -187,15 +202,15 @@ def add_tiles(projection, digits, start, stop, sums, totals, y):  # pragma: no c
         digits: the input's `Digits`, from `list_for`.
         start: a multiple of a tile's outputs.
         stop: a multiple of a tile's outputs, or all outputs.
-        sums: int32 [128], scratch memory.
+        sums: int32 [MOST_OUTPUTS], scratch memory.
         totals: int32 [stop - start + 63 or more].
         y: float32 [stop - start + 63 or more]: the sum over groups g of scale[g] * S[g] + minimum[g] * C[g], each
             operation rounded, the groups one after the other from the first on.
     """
-    four = projection.bits == 4
-    tile, largest, subtracted, lifted = 64, 128, 255, 128
-    if four:
-        tile, largest, subtracted, lifted = 128, max(15 - projection.offset, 8), 15, projection.offset
+    largest, subtracted, lifted = 128, 255, 128
+    if projection.bits < 8:
+        subtracted, lifted = (1 << projection.bits) - 1, projection.offset
+        largest = max(subtracted - lifted, lifted)
     end = (stop + 63) // 64 * 64
     totals[: end - start] = 0
     y[: end - start] = 0
@@ -217,39 +232,71 @@ def add_tiles(projection, digits, start, stop, sums, totals, y):  # pragma: no c
         events = channels, flips, np.int64(digits.end[first - 1]) if first > 0 else 0
         correction = subtracted * digits.negative[b] + lifted * digits.total[b]
         wide = digits.charge[b] * largest > _WIDEST_SUM
-        for output in range(start, end, tile):
+        output = start
+        while output < end:
             ahead = _fetch(projection, lists, ahead, start, end)
-            width = min(tile, end - output)
+            width = _tile_width(projection, output)
             rows, stride = _place(projection, b, output)
-            row_bytes = width // 2 if four else 0
-            _add_tile(row_bytes, wide, rows, stride, runs, num_runs, events, correction, to_sums)
+            kind = projection.bits, width, wide
+            _add_tile(kind, rows, stride, runs, num_runs, events, correction, to_sums)
             done = 4 * (output - start)
+            output += width
             if projection.grouped == 0:
                 _add_up(to_sums, width, to_totals + done)
                 continue
-            total = np.float32(digits.total[b])
-            _rescale(projection, b * projection.width + output, to_sums, width, total, to_y + done)
+            total, first_output = np.float32(digits.total[b]), output - width
+            _rescale(projection, b * projection.width + first_output, to_sums, width, total, to_y + done)
             if projection.seen_sums != 0:
-                _show(projection, b, output, min(width, stop - output), sums)
+                _show(projection, b, first_output, min(width, stop - first_output), sums)
     if projection.grouped == 0 and projection.seen_sums != 0:
         _show(projection, 0, start, stop - start, totals)
 
 
 @compiled
-def _add_tile(row_bytes, wide, rows, stride, runs, num_runs, events, correction, out):  # pragma: no cover - compiled
-    """Call the kernel for 4-bit rows of so many bytes, or for INT8 rows if 0; see `_add_nibbles` for the rest."""
-    if row_bytes == 64 and wide:
-        _add_nibbles(rows, stride, runs, num_runs, events, correction, no_bytes_64(), np.int32(0), out)
+def _tile_width(projection, output):  # pragma: no cover - compiled
+    """Return the outputs of the tile that begins with an output."""
+    width = 512 // projection.bits
+    while width > projection.width - output:
+        width //= 2
+    return width
+
+
+@compiled
+def _add_tile(kind, rows, stride, runs, num_runs, events, correction, out):  # pragma: no cover - compiled
+    """Call the kernel for rows of so many bits and outputs; see `_add_nibbles` for the rest."""
+    bits, width, wide = kind
+    row_bytes = bits * width // 8
+    if bits == 8:
+        if wide:
+            _add_bytes(rows, stride, runs, num_runs, events, correction, np.int32(0), out)
+        else:
+            _add_bytes(rows, stride, runs, num_runs, events, correction, np.int16(0), out)
+    elif bits == 4 and row_bytes == 64:
+        _add_halves(wide, rows, stride, runs, num_runs, events, correction, no_bytes_64(), out)
+    elif bits == 4:
+        _add_halves(wide, rows, stride, runs, num_runs, events, correction, no_bytes_32(), out)
     elif row_bytes == 64:
-        _add_nibbles(rows, stride, runs, num_runs, events, correction, no_bytes_64(), np.int16(0), out)
-    elif row_bytes == 32 and wide:
-        _add_nibbles(rows, stride, runs, num_runs, events, correction, no_bytes_32(), np.int32(0), out)
+        _add_quarters(wide, rows, stride, runs, num_runs, events, correction, no_bytes_64(), out)
     elif row_bytes == 32:
-        _add_nibbles(rows, stride, runs, num_runs, events, correction, no_bytes_32(), np.int16(0), out)
-    elif wide:
-        _add_bytes(rows, stride, runs, num_runs, events, correction, np.int32(0), out)
+        _add_quarters(wide, rows, stride, runs, num_runs, events, correction, no_bytes_32(), out)
     else:
-        _add_bytes(rows, stride, runs, num_runs, events, correction, np.int16(0), out)
+        _add_quarters(wide, rows, stride, runs, num_runs, events, correction, no_bytes_16(), out)
+
+
+@compiled
+def _add_halves(wide, rows, stride, runs, num_runs, events, correction, nothing, out):  # pragma: no cover - compiled
+    if wide:
+        _add_nibbles(rows, stride, runs, num_runs, events, correction, nothing, np.int32(0), out)
+    else:
+        _add_nibbles(rows, stride, runs, num_runs, events, correction, nothing, np.int16(0), out)
+
+
+@compiled
+def _add_quarters(wide, rows, stride, runs, num_runs, events, correction, nothing, out):  # pragma: no cover - compiled
+    if wide:
+        _add_pairs(rows, stride, runs, num_runs, events, correction, nothing, np.int32(0), out)
+    else:
+        _add_pairs(rows, stride, runs, num_runs, events, correction, nothing, np.int16(0), out)
 
 
 @compiled
@@ -289,8 +336,8 @@ def _place(projection, b, output):  # pragma: no cover - compiled
     """Return the address of a tile's rows in a block, and the bytes from a row to the next."""
     if projection.bits == 8:
         return projection.rows + b * projection.block * projection.width + output, projection.width
-    stride = 64 if projection.width - output > 64 else 32
-    return projection.rows + projection.block * (b * projection.width + output) // 2, stride
+    stride = projection.bits * _tile_width(projection, output) // 8
+    return projection.rows + projection.block * (b * projection.width + output) * projection.bits // 8, stride
 
 
 @compiled
@@ -307,10 +354,10 @@ def _fetch(projection, lists, tile, start, stop):  # pragma: no cover - compiled
     while event < end:
         prefetch(rows + int32_at(channels + 4 * event) * stride)
         event += 1
-    outputs = 128 if projection.bits == 4 else 64
+    outputs = _tile_width(projection, output)
     if projection.grouped:
         size = projection.scale_bytes
-        for place in range(0, size * min(outputs, stop - output), _LINE):
+        for place in range(0, size * outputs, _LINE):
             here = size * (b * projection.width + output) + place
             prefetch(projection.scale + here)
             if projection.minimum != 0:
@@ -358,6 +405,54 @@ def _add_nibbles(rows, stride, runs, num_runs, events, correction, nothing, zero
     store(out + 2 * step, as_numbers(t1 - too_much))
     store(out + 4 * step, as_numbers(t2 - too_much))
     store(out + 6 * step, as_numbers(t3 - too_much))
+
+
+@compiled
+def _add_pairs(rows, stride, runs, num_runs, events, correction, nothing, zero, out):  # pragma: no cover - compiled
+    """Write the sums of a tile of 2-bit weights as int32 to the address `out`; arguments as of `_add_nibbles`.
+
+    Each half of a byte of `even` and `odd` has room for the sum of five weights, which then moves to a byte.
+    """
+    pairs, low = same(0x33, nothing), same(15, nothing)
+    two, four = same(2, as_words(nothing)), same(4, as_words(nothing))
+    low_byte, eight = same(255, as_words(nothing)), same(8, as_words(nothing))
+    t0 = zeros(as_words(nothing), zero)
+    t1, t2, t3, t4, t5, t6, t7 = t0, t0, t0, t0, t0, t0, t0
+    channels, flips, event = events
+    for run in range(num_runs):
+        end = np.int64(int32_at(runs[0] + 4 * run))
+        b0, b1, b2, b3 = nothing, nothing, nothing, nothing
+        while event < end:
+            even, odd = nothing, nothing
+            stop = min(event + _IN_HALF_BYTES, end)
+            while event < stop:
+                row = load(rows + int32_at(channels + 4 * event) * stride, nothing)
+                row = row ^ same(uint8_at(flips + event), nothing)
+                even = even + (row & pairs)
+                odd = odd + (as_bytes(as_words(row) >> two) & pairs)
+                event += 1
+            b0 = b0 + (even & low)
+            b1 = b1 + (odd & low)
+            b2 = b2 + (as_bytes(as_words(even) >> four) & low)
+            b3 = b3 + (as_bytes(as_words(odd) >> four) & low)
+        shift = same(int32_at(runs[1] + 4 * run), t0)
+        t0 = (t0 + fitted(as_words(b0) & low_byte, t0)) << shift
+        t1 = (t1 + fitted(as_words(b0) >> eight, t0)) << shift
+        t2 = (t2 + fitted(as_words(b1) & low_byte, t0)) << shift
+        t3 = (t3 + fitted(as_words(b1) >> eight, t0)) << shift
+        t4 = (t4 + fitted(as_words(b2) & low_byte, t0)) << shift
+        t5 = (t5 + fitted(as_words(b2) >> eight, t0)) << shift
+        t6 = (t6 + fitted(as_words(b3) & low_byte, t0)) << shift
+        t7 = (t7 + fitted(as_words(b3) >> eight, t0)) << shift
+    too_much, step = same(correction, t0), 2 * num_lanes(nothing)
+    store(out, as_numbers(t0 - too_much))
+    store(out + step, as_numbers(t1 - too_much))
+    store(out + 2 * step, as_numbers(t2 - too_much))
+    store(out + 3 * step, as_numbers(t3 - too_much))
+    store(out + 4 * step, as_numbers(t4 - too_much))
+    store(out + 5 * step, as_numbers(t5 - too_much))
+    store(out + 6 * step, as_numbers(t6 - too_much))
+    store(out + 7 * step, as_numbers(t7 - too_much))
 
 
 @compiled

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...backends.cpu.backend import Cpu
 from ...backends.cpu.decoder import LAYER, Kind
+from ..layers.graded_linear import GradedLinear
 from ..layers.spike_linear import SpikeLinear
 from .angles import Angles
 from .fits import STEADY_ROPE, Target, projections, why_not
@@ -32,7 +33,14 @@ def _obstacles_of_layer(layer: SpikeLinear) -> Iterator[str]:
 
 
 # What the compiled decoders run. Half precision would have to be rounded between the same operators as PyTorch's.
-CPU = Target("cpu", "in main memory", (torch.float32,), _obstacles_of_layer, "; model.float() makes it so")
+CPU = Target(
+    "cpu",
+    "in main memory",
+    (torch.float32,),
+    _obstacles_of_layer,
+    (nn.Linear, SpikeLinear, GradedLinear),
+    "; model.float() makes it so",
+)
 
 
 class CompiledDecoder:

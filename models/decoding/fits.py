@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ...neuro import without_band
+from ..layers.graded_linear import GradedLinear
 from ..layers.spike_linear import SpikeLinear
 
 # Classes of transformers whose decoder layers are: norm, attention with rotary embedding, norm, SwiGLU.
@@ -25,6 +27,7 @@ class Target(NamedTuple):
         where: where the tensors must be, in words.
         dtypes: of the float tensors; all of a model have the same.
         obstacles: yields what it cannot do with a spiking layer.
+        layers: kinds of projections that it knows.
         advice: what to do about another dtype.
     """
 
@@ -32,6 +35,7 @@ class Target(NamedTuple):
     where: str
     dtypes: tuple[torch.dtype, ...]
     obstacles: Callable[[SpikeLinear], Iterator[str]]
+    layers: tuple[type[nn.Module], ...] = (nn.Linear, SpikeLinear)
     advice: str = ""
 
 
@@ -86,7 +90,7 @@ def obstacles(model: Any, target: Target, blocks: Iterable[list[list[nn.Module]]
             yield from (f"{name} {reason}" for reason in _obstacles_of_layer(module))
             yield from (f"{name} {reason}" for reason in target.obstacles(module))
     yield from _obstacles_of_tensors(model, target)
-    yield from _obstacles_of_groups(model, blocks)
+    yield from _obstacles_of_groups(model, target, blocks)
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -98,7 +102,7 @@ def _has_hooks(module: nn.Module) -> bool:
 def _obstacles_of_layer(layer: SpikeLinear) -> Iterator[str]:
     if layer.observers:
         yield "is observed"
-    if layer.neuron.kernel_rule() is None:
+    if without_band(layer.neuron)[0].kernel_rule() is None:
         yield f"has a neuron without a kernel, {layer.neuron!r}"
     if not layer.encoder.lossless:
         yield f"has the encoder {layer.encoder!r}, whose spikes must be added"
@@ -128,19 +132,21 @@ def _obstacles_of_tensors(model: Any, target: Target) -> Iterator[str]:
         yield "its parameters have several dtypes"
 
 
-def _obstacles_of_groups(model: Any, blocks: Iterable[list[list[nn.Module]]]) -> Iterator[str]:
+def _obstacles_of_groups(model: Any, target: Target, blocks: Iterable[list[list[nn.Module]]]) -> Iterator[str]:
     """Projections must be layers that the decoder knows, and those that read the same input make the same counts."""
     spiking = 0
     for index, groups in enumerate(blocks):
         for members in groups:
             for member in members:
-                if type(member) not in (nn.Linear, SpikeLinear):
+                if type(member) not in target.layers:
                     yield f"a projection of block {index} is a {type(member).__name__}"
-            rules = [member.neuron.kernel_rule() for member in members if isinstance(member, SpikeLinear)]
+            own = [member.own if isinstance(member, GradedLinear) else member for member in members]
+            neurons = [without_band(member.neuron)[0] for member in own if isinstance(member, SpikeLinear)]
+            rules = [neuron.kernel_rule() for neuron in neurons]
             spiking += len(rules)
             if len(set(rules)) > 1:
                 yield f"layers of block {index} that read the same input have different neurons"
-    if type(model.lm_head) not in (nn.Linear, SpikeLinear):
+    if type(model.lm_head) not in target.layers:
         yield f"its head is a {type(model.lm_head).__name__}"
     if spiking == 0:
         yield "no layer of its blocks spikes"

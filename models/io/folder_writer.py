@@ -21,7 +21,7 @@ from ...files import write_json, write_tensors, write_whole
 from ..layers.quantize import check_finite
 from ..layers.spike_linear import spiking_layers
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
-from . import int4
+from . import packed_bits
 from .checksums import of_files, of_tensor
 from .compressed_tensors import compressed_config, compressed_entries
 from .folder_config import REMOTE_CODE, REMOTE_FILE, SpikebrainConfig, empty_model, own_config
@@ -127,15 +127,13 @@ def _own_entries(model: PreTrainedModel, tensors: Mapping[str, Tensor] | None) -
             f"{', '.join(differing[:6])}. Leave it out to save the model as it is."
         )
     tied: Any = getattr(model, "all_tied_weights_keys", None) or {}
-    packed = {
-        f"{name}.weight" for name, layer in spiking_layers(model, every_name=True).items() if layer.weight_bits == 4
-    }
+    bits = {f"{name}.weight": layer.weight_bits for name, layer in spiking_layers(model, every_name=True).items()}
     entries = []
     for name, tensor in own.items():
         if own.get(tied.get(name, "")) is tensor:
             continue
         given = tensor if tensors is None else tensors.get(name, tensor)
-        entries.append(Entry(name, given.numel() * given.element_size(), _maker(name, given, is_packed=name in packed)))
+        entries.append(Entry(name, given.numel() * given.element_size(), _maker(name, given, bits.get(name, 8))))
     return entries
 
 
@@ -152,7 +150,7 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-def _maker(name: str, tensor: Tensor, *, is_packed: bool) -> Any:
+def _maker(name: str, tensor: Tensor, bits: int) -> Any:
     def make() -> Tensor:
         if isinstance(tensor, nn.Parameter) or name.endswith((".scale", ".minimum")):
             check_finite(tensor, f"save: weights of {name}")
@@ -163,6 +161,6 @@ def _maker(name: str, tensor: Tensor, *, is_packed: bool) -> Any:
             )
         # A copy, since two tensors may be views of one storage, which the format refuses.
         whole = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        return int4.pack(whole) if is_packed else whole
+        return packed_bits.pack(whole, bits) if bits < 8 else whole
 
     return make

@@ -24,10 +24,11 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from ...errors import CheckpointError, InputError
 from ..decoding import attach_decoder
 from ..layers.experts import Experts, unfuse_for
+from ..layers.graded_linear import check_graded, grade_for
 from ..layers.guards import guard
 from ..layers.quantize import QuantizedWeight, groups_of, input_major
 from ..layers.spike_linear import SpikeLinear
-from . import int4
+from . import packed_bits
 from .checksums import check_files
 from .folder_config import METHOD, NOT_THESE, check_format
 from .layer_table import LayerTable
@@ -197,12 +198,14 @@ def _put_layers(model: PreTrainedModel, table: LayerTable, shards: Shards) -> di
     layers: dict[str, SpikeLinear] = {}
     try:
         unfuse_for(model, table.names)
+        grade_for(model, table.names)
         for name in table.names:
             same = table.same_as(name)
             layer = layers[same] if same is not None else _empty_layer(model, name, table, shards)
             layers[name] = layer
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, layer)
+        check_graded(model)
     except (InputError, AttributeError, KeyError, TypeError, IndexError) as error:
         raise CheckpointError(
             f"{shards.path}: its spiking layers are not those of a {type(model).__name__}. Open it as the class that "
@@ -231,8 +234,8 @@ def _empty_layer(model: nn.Module, name: str, table: LayerTable, shards: Shards)
     if f"{name}.bias" in shards.shapes:
         bias = torch.empty(sizes[0], dtype=float_layer.weight.dtype, device="meta")
     layer = table.build(name, weight, torch.empty(**per_group), bias, minimum)
-    if table.weight_bits(name) == 4:
-        layer._buffers["weight"] = int4.pack(weight)
+    if table.weight_bits(name) < 8:
+        layer._buffers["weight"] = packed_bits.pack(weight, table.weight_bits(name))
     return layer.train(float_layer.training)
 
 
@@ -276,8 +279,9 @@ def _fill(layer: SpikeLinear, name: str, folder: Path) -> None:
             "without 'disk', or more memory."
         )
     try:
-        if layer.weight_bits == 4:
-            weight = int4.unpack(weight, layer.in_features, signed=layer.minimum is None)
+        if layer.weight_bits < 8:
+            signed = layer.minimum is None
+            weight = packed_bits.unpack(weight, layer.in_features, layer.weight_bits, signed=signed)
         QuantizedWeight(weight, layer.scale, layer.minimum, layer.group_size, layer.weight_bits).check()
     except InputError as error:
         raise CheckpointError(f"{folder}: {name}: {error}") from error

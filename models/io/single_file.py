@@ -32,9 +32,10 @@ from transformers import (
 from ...errors import CheckpointError, InputError
 from ...files import parse_json, whole_file
 from ..layers.experts import unfuse_for
+from ..layers.graded_linear import check_graded, grade_for
 from ..layers.quantize import check_finite
 from ..layers.spike_linear import SpikeLinear, spiking_layers
-from . import int4
+from . import packed_bits
 from .checksums import check_tensor, of_tensor, of_text
 from .hub import check_depth, fault
 from .layer_table import LayerTable, layer_table
@@ -69,8 +70,8 @@ def write_file(model: nn.Module, path: Path, tokenizer: PreTrainedTokenizerBase 
         raise InputError("save: expected a model that contains SpikeLinear layers. Wrap a single one in nn.Sequential.")
     tensors, aliases = _distinct_tensors(model)
     for name, layer in spiking.items():
-        if layer.weight_bits == 4 and f"{name}.weight" in tensors:
-            tensors[f"{name}.weight"] = int4.pack(tensors[f"{name}.weight"])
+        if layer.weight_bits < 8 and f"{name}.weight" in tensors:
+            tensors[f"{name}.weight"] = packed_bits.pack(tensors[f"{name}.weight"], layer.weight_bits)
     header = {
         "format": FORMAT,
         "version": VERSION,
@@ -158,19 +159,22 @@ def _build(
         built: dict[str, SpikeLinear] = {}
         table = LayerTable(header["spiking"])
         unfuse_for(model, table.names)
+        grade_for(model, table.names)
         unpacked: dict[int, Tensor] = {}
         for name in table.names:
             same = table.same_as(name)
             weight, minimum = tensors[f"{name}.weight"], tensors.get(f"{name}.minimum")
-            if table.weight_bits(same or name) == 4:
+            bits = table.weight_bits(same or name)
+            if bits < 8:
                 num_inputs = _num_inputs(model.get_submodule(name))
                 if id(weight) not in unpacked:
-                    unpacked[id(weight)] = int4.unpack(weight, num_inputs, signed=minimum is None)
+                    unpacked[id(weight)] = packed_bits.unpack(weight, num_inputs, bits, signed=minimum is None)
                 weight = tensors[f"{name}.weight"] = unpacked[id(weight)]
             own = (weight, tensors[f"{name}.scale"], tensors.get(f"{name}.bias"), minimum)
             built[name] = built[same] if same else table.build(name, *own)
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, built[name])
+        check_graded(model)
         _assign(model, tensors, set(header["frozen"]), path)
         table.restore_conversion(model)
         if header["generation_config"] and isinstance(model, GenerationMixin):

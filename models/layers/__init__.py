@@ -2,6 +2,7 @@
 
 from . import ops
 from .choose import check_matches, choose_layers, patterns_of
+from .graded_linear import GradedLinear
 from .guards import guard
 from .settings import SETTINGS, SpikeSettings, neuron_with_k
 from .spike_aware import SpikeAwareLinear, spike_aware
@@ -12,6 +13,7 @@ from .swap import Conversion, swap_linears, to_dense
 __all__ = [
     "SETTINGS",
     "Conversion",
+    "GradedLinear",
     "SpikeAwareLinear",
     "SpikeLinear",
     "SpikeSettings",

@@ -63,6 +63,7 @@ def choose_layers(
     neurons = tuple(settings.neuron) if isinstance(settings.neuron, Mapping) else ()
     check_matches("skip", settings.skip, names)
     check_matches("neuron", neurons, names)
+    check_matches("coarse", tuple(settings.coarse) if isinstance(settings.coarse, Mapping) else (), names)
     if not linears:
         reasons = [f"{name!r}: {reason}" for name, reason in skipped.items()]
         listed = "; ".join(reasons[:6]) + ("; ..." if len(reasons) > 6 else "") if reasons else "it has no weights"
@@ -70,7 +71,8 @@ def choose_layers(
         raise InputError(
             f"layers: expected a linear layer that matches {settings.layers}, found none. {listed}. {words}".strip()
         )
-    _check_order(neurons, linears)
+    _check_order("neuron", neurons, linears)
+    _check_order("coarse", tuple(settings.coarse) if isinstance(settings.coarse, Mapping) else (), linears)
     if settings.attention is None:  # those with attention are of a kind of model, which need not have all the layers
         check_matches("layers", settings.layers, names)
     if settings.weights == "stored":
@@ -191,13 +193,13 @@ def check_matches(field: str, patterns: Collection[str], names: Collection[str])
             )
 
 
-def _check_order(patterns: Collection[str], names: Collection[str]) -> None:
-    """Raise an InputError for a pattern of neurons whose layers are all taken by patterns before it."""
+def _check_order(field: str, patterns: Collection[str], names: Collection[str]) -> None:
+    """Raise an InputError for a pattern of a field whose layers are all taken by patterns before it."""
     taken = {next((p for p in patterns if matches_any(name, (p,))), None) for name in names}
     for pattern in patterns:
         if pattern not in ("*", *taken) and any(matches_any(name, (pattern,)) for name in names):
             raise InputError(
-                f"neuron {pattern!r}: has no effect, since earlier patterns match all of its layers. Name it first."
+                f"{field} {pattern!r}: has no effect, since earlier patterns match all of its layers. Name it first."
             )
 
 

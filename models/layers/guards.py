@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ...errors import InputError
+from .graded_linear import GradedLinear
 from .spike_linear import SpikeLinear, spiking_layers
 
 
@@ -26,7 +27,7 @@ def guard(model: nn.Module) -> nn.Module:
         if isinstance(part, PreTrainedModel) and spiking_layers(part):
             _untie(part)
             vars(part)["save_pretrained"] = functools.partial(save_pretrained, part)
-            if isinstance(part.get_output_embeddings(), SpikeLinear):
+            if isinstance(part.get_output_embeddings(), SpikeLinear | GradedLinear):
                 vars(part)["resize_token_embeddings"] = functools.partial(_resize, part)
     return model
 
@@ -57,7 +58,7 @@ def _untie(model: PreTrainedModel) -> None:
 
 def _is_spiking(model: nn.Module, *names: str) -> bool:
     owners = [model.get_submodule(name.rpartition(".")[0]) for name in names]
-    return any(isinstance(owner, SpikeLinear) for owner in owners)
+    return any(isinstance(owner, SpikeLinear | GradedLinear) for owner in owners)
 
 
 def _resize(model: PreTrainedModel, new_num_tokens: int | None = None, *arguments: Any, **settings: Any) -> nn.Module:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from ...errors import InputError
 
-WEIGHT_BITS = (8, 4)
+WEIGHT_BITS = (8, 4, 2)
 # Input channels that share a scale in 4 bits, if nothing else is asked for.
 INT4_GROUP = 32
 
@@ -22,11 +22,11 @@ class QuantizedWeight:
 
     Attributes:
         weight: integers, int8 [out_features, in_features]: of 8 bits -128 to 127; of 4 bits 0 to 15 with a minimum, and
-            -8 to 7 without.
+            -8 to 7 without; of 2 bits 0 to 3, and -2 to 1.
         scale: weight per integer step, float32 [out_features, groups].
         minimum: weight of integer 0, float32 [out_features, groups]; None for 0.
         group_size: adjacent input channels that share a scale; None for all. The last group may be smaller.
-        weight_bits: width of the integers, 8 or 4.
+        weight_bits: width of the integers, 8, 4 or 2.
     """
 
     weight: Tensor
@@ -88,13 +88,14 @@ def why_out_of_range(weight: Tensor, weight_bits: int, *, has_minimum: bool) -> 
     """Return which integers do not fit a width, or None; all of int8 fit 8 bits."""
     if weight_bits == 8 or weight.is_meta or not weight.numel():
         return None
-    least, most = (0, 15) if has_minimum else (-8, 7)
+    most = 2**weight_bits - 1 if has_minimum else 2 ** (weight_bits - 1) - 1
+    least = 0 if has_minimum else -most - 1
     low, high = (int(v) for v in weight.aminmax())
     if least <= low and high <= most:
         return None
     return (
-        f"expected integers of 4 bits {'with' if has_minimum else 'without'} a minimum, {least} to {most}, got "
-        f"{low if low < least else high}. Give weight_bits=8, or quantise again."
+        f"expected integers of {weight_bits} bits {'with' if has_minimum else 'without'} a minimum, {least} to {most}, "
+        f"got {low if low < least else high}. Give weight_bits=8, or quantise again."
     )
 
 

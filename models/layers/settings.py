@@ -13,11 +13,14 @@ from ...coding.base import require_exact
 from ...errors import InputError
 from ...neuro import NEURONS, AdaptiveThreshold, Neuron
 from ...registry import Registry
+from .coarse import Coarse, check_coarse
 from .quantize import check_group_size
 
 ATTENTION = ("as-described", "as-released")
 # What integer weights are: rounded to 8 bits, those of the model's file, or rounded to 4 bits in groups.
 WEIGHTS = ("int8", "stored", "int4")
+# Fields that files leave out, as older ones do not have them.
+_AS_BEFORE = (("weights", "int8"), ("coarse", ()))
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,9 @@ class SpikeSettings:
             without any gets "int8" rows, and a warning says which and why; if no layer has any, that is an error.
         group_size: input channels that share a weight scale; None for one scale per output channel, in 4 bits for
             groups of 32. With "stored" the file says it: None.
+        coarse: pairs (bits, up_to): counts of a magnitude up to `up_to` read rows of that few bits in the place of the
+            layer's own (see `GradedLinear`). A mapping from name patterns to such pairs gives layers different ones;
+            the first pattern that matches applies, and layers that none matches have no coarse rows.
         backend: accumulates spikes; "auto" picks the fastest for each input.
         include_head: whether the output head of a causal language model spikes too.
         attention: how softmax attention of a SpikingBrain model spikes, "as-described" or "as-released"; None leaves it
@@ -54,6 +60,7 @@ class SpikeSettings:
     encoder: str | Encoder = field(default_factory=BidirectionalBitwise)
     weights: str = "int8"
     group_size: int | None = None
+    coarse: Coarse | Mapping[str, Coarse] = ()
     backend: Backend | Literal["auto"] | str = "auto"
     include_head: bool = False
     attention: str | None = None
@@ -74,6 +81,11 @@ class SpikeSettings:
         object.__setattr__(self, "encoder", ENCODERS.resolve(self.encoder, "SpikeSettings.encoder"))
         object.__setattr__(self, "backend", BACKENDS.resolve(self.backend, "SpikeSettings.backend", "auto"))
         check_weights(self.weights, self.group_size)
+        if isinstance(self.coarse, Mapping):
+            for pattern, pairs in self.coarse.items():
+                check_coarse(pairs, f"SpikeSettings.coarse[{pattern!r}]")
+        elif self.coarse != ():
+            check_coarse(self.coarse, "SpikeSettings.coarse")
         if self.attention not in (None, *ATTENTION):
             raise InputError(f"SpikeSettings.attention: expected None or one of {ATTENTION}, got {self.attention!r}.")
         if self.attention is not None:
@@ -81,9 +93,9 @@ class SpikeSettings:
             require_exact(self.encoder, "SpikeSettings.encoder", "spiking attention takes the counts themselves")
 
     def to_fields(self) -> dict[str, Any]:
-        """Return the settings for `registry.to_dict`: "int8" weights are left out, as older files have none."""
+        """Return the settings for `registry.to_dict`, without those of later versions that change nothing."""
         kept = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: value for name, value in kept.items() if (name, value) != ("weights", "int8")}
+        return {name: value for name, value in kept.items() if (name, value) not in _AS_BEFORE}
 
     @classmethod
     def from_fields(cls, content: Mapping[str, Any]) -> SpikeSettings:
@@ -97,6 +109,12 @@ class SpikeSettings:
     def skips(self, name: str) -> bool:
         """Return whether the layer of that name is left out by `skip`."""
         return matches_any(name, self.skip)
+
+    def coarse_of(self, name: str) -> Coarse:
+        """Return the pairs (bits, up_to) of a layer's coarse rows; none if it has no such rows."""
+        if not isinstance(self.coarse, Mapping):
+            return self.coarse
+        return next((pairs for pattern, pairs in self.coarse.items() if fnmatch.fnmatchcase(name, pattern)), ())
 
     def neuron_of(self, name: str) -> Neuron:
         """Return the neuron of a layer.

@@ -270,7 +270,8 @@ class SpikeLinear(nn.Module):
             return self.backend
         num_tokens = x.numel() // max(self.in_features, 1) if num_tokens is None else num_tokens
         num_weights = self.in_features * self.out_features
-        return backends.auto(x.device, num_tokens, num_weights, events_only=events_only)
+        in_groups = self.group_size is not None or self._buffers["minimum"] is not None
+        return backends.auto(x.device, num_tokens, num_weights, events_only=events_only, in_groups=in_groups)
 
     @property
     def _trains_bias(self) -> bool:

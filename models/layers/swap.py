@@ -18,6 +18,7 @@ from ...registry import label
 from ...text_table import kind_of, text_table
 from .choose import choose_layers
 from .experts import FusedExperts, own_weights
+from .graded_linear import GradedLinear
 from .guards import guard, unguard
 from .quantize import QuantizedWeight, copy_bias, input_major, quantize_to, quantize_with
 from .settings import SpikeSettings
@@ -93,8 +94,12 @@ def swap_linears(
                 found = quantize_to(8, linear.weight.detach(), None, name)
             quantized[key] = replace(found, weight=input_major(found.weight))
         plug_ins = {"neuron": settings.neuron_of(name), "encoder": settings.encoder, "backend": settings.backend}
-        spike_linear = SpikeLinear.from_quantized(quantized[key], copy_bias(linear.bias), name=name, **plug_ins)
-        spiking[id(layer)] = spike_linear.train(layer.training)
+        coarse, own = settings.coarse_of(name), (quantized[key], copy_bias(linear.bias))
+        if coarse:
+            made = GradedLinear.from_quantized(own[0], coarse, own[1], name=name, **plug_ins)
+        else:
+            made = SpikeLinear.from_quantized(*own, name=name, **plug_ins)
+        spiking[id(layer)] = made.train(layer.training)
     _tell_rounded(rounded, len(linears))
     for replaced, experts in fused.experts.items():
         if any(id(module) in spiking for module in experts.modules()):
@@ -133,7 +138,7 @@ def _tell_rounded(rounded: Mapping[str, str], num_layers: int) -> None:
 def to_dense(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """Swap every `SpikeLinear` for an `nn.Linear` with the same integer weights as floats: the model without spikes.
 
-    The weights get the dtype of the model's float parameters.
+    A `GradedLinear` becomes one with the layer's own rows. The weights get the dtype of the model's float parameters.
 
     Args:
         model: a spiking model.
@@ -142,7 +147,7 @@ def to_dense(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     dense: dict[int, nn.Module] = {}
     for module in model.modules():
-        if isinstance(module, SpikeLinear):
+        if isinstance(module, SpikeLinear | GradedLinear):
             linear = nn.Linear(module.in_features, module.out_features, module.bias is not None, device="meta")
             linear.weight = nn.Parameter(module.dequantized_weight().to(dtype), requires_grad=False)
             linear.register_parameter("bias", copy_bias(module.bias))

@@ -28,7 +28,8 @@ class LayerRecord:
         in_features: channels whose activations are counted and spike, per token.
         out_features: outputs that each spike reaches.
         num_tokens: tokens that passed.
-        count_histogram: how many channels (over all tokens) had each signed spike count.
+        count_histogram: how many channels (over all tokens) had each signed spike count. Of the levels of a
+            `GradedLinear` each channel is in one: that whose rows it reads, or the last if it is silent.
         num_spikes: spikes of either sign in the trains as they ran.
         num_slots: places for a spike in those trains: timesteps x channels x tokens, summed over the trains.
         num_timesteps: length of the longest train.
@@ -37,9 +38,13 @@ class LayerRecord:
         zero_point: the largest of the trains.
         weight_reads: which weights were needed, for each size of block and number of tokens that share a read.
         num_scales: groups of input channels with a weight scale of their own.
-        weight_bits: width of a weight in memory, 8 or 4.
+        weight_bits: width of a weight in memory, 8, 4 or 2.
         largest_weight: bound of an integer weight's magnitude.
         has_minimum: whether each group has a minimum beside its scale.
+        scale_bytes: of a scale, and of a minimum, in memory: 2 if float16 has all of them exactly, else 4.
+        is_coarse: whether these are coarse rows of a `GradedLinear`. What a layer does once (making counts, reading
+            activations, its dense counterparts) is counted with its own rows.
+        shares_scales: coarse rows whose scales follow from those of the layer's own, and are not read.
         has_bias: whether the layer has a bias.
         mean_count_bound: the largest mean |count| that the neuron allows (see `CountBounds`); None if it has no bound.
         compares_per_channel: of the neuron, see `Neuron.compares_per_channel`.
@@ -63,11 +68,15 @@ class LayerRecord:
     weight_bits: int = 8
     largest_weight: int = 127
     has_minimum: bool = False
+    scale_bytes: int = 4
+    is_coarse: bool = False
+    shares_scales: bool = False
     has_bias: bool = False
     mean_count_bound: float | None = None
     compares_per_channel: int = 0
     neuron: str = ""
     encoder: str = ""
+    own_rows: LayerRecord | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def of_layer(cls, name: str, layer: SpikeLinear, weight_reads: list[WeightReads]) -> LayerRecord:
@@ -82,6 +91,7 @@ class LayerRecord:
             weight_bits=layer.weight_bits,
             largest_weight=_largest_weight(layer),
             has_minimum=layer.minimum is not None,
+            scale_bytes=_scale_bytes(layer),
             has_bias=layer.bias is not None,
             mean_count_bound=None if bounds is None else bounds.mean,
             compares_per_channel=layer.neuron.compares_per_channel(),
@@ -98,7 +108,12 @@ class LayerRecord:
             values, frequencies = values + low, frequencies[values]
         else:
             values, frequencies = torch.unique(step.count, return_counts=True)
-        self.count_histogram.update(dict(zip(values.tolist(), frequencies.tolist(), strict=True)))
+        frequency = dict(zip(values.tolist(), frequencies.tolist(), strict=True))
+        if self.is_coarse:
+            frequency.pop(0, None)
+            if self.own_rows is not None:  # where these channels are silent
+                self.own_rows.count_histogram[0] -= sum(frequency.values())
+        self.count_histogram.update(frequency)
         train = step.train
         num_spikes, is_unit = train.num_spikes, train.timestep_weight.abs() == 1
         self.num_tokens += len(step.count)
@@ -115,7 +130,8 @@ class LayerRecord:
 
     def state(self) -> dict[str, Any]:
         """Return all fields in a form that JSON can hold."""
-        return {**vars(self), "weight_reads": [asdict(reads) for reads in self.weight_reads]}
+        kept = {name: value for name, value in vars(self).items() if name != "own_rows"}
+        return {**kept, "weight_reads": [asdict(reads) for reads in self.weight_reads]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Set all fields to what `state` returned, after it was stored as JSON."""
@@ -125,8 +141,14 @@ class LayerRecord:
         self.weight_reads = [WeightReads(**reads) for reads in state["weight_reads"]]
 
 
+def _scale_bytes(layer: SpikeLinear) -> int:
+    """Return the bytes of a scale: files of 4-bit weights have scales in float16, which then are exact."""
+    scales = [one for one in (layer.scale, layer.minimum) if one is not None]
+    return 2 if all(torch.equal(one.half().float(), one) for one in scales) else 4
+
+
 def _largest_weight(layer: SpikeLinear) -> int:
-    """Return what no integer of a layer exceeds: 127 as we round, 128 where a file has -128, less in 4 bits."""
-    if layer.weight_bits == 4:
-        return 8 if layer.minimum is None else 15
+    """Return what no integer of a layer exceeds: 127 as we round, 128 where a file has -128, less in fewer bits."""
+    if layer.weight_bits < 8:
+        return 2 ** (layer.weight_bits - 1) if layer.minimum is None else 2**layer.weight_bits - 1
     return 128 if bool((layer.weight == -128).any()) else 127

@@ -14,6 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ..architectures import Part, has_no_work, part_of
 from ..layers.experts import Experts, Gate
+from ..layers.graded_linear import GradedLinear
 from ..layers.spike_linear import SpikeLinear
 from ..spikingbrain.attention import Attention
 from ..spikingbrain.block import Block
@@ -90,7 +91,7 @@ def _kind(module: nn.Module) -> str:
 def _has_no_work(module: nn.Module, model: nn.Module) -> bool:
     """Return whether a module has no work of its own: a container, a spiking layer, a model as a whole."""
     whole = module is model and any(module.children())
-    return whole or isinstance(module, (SpikeLinear, *_NO_WORK)) or has_no_work(module)
+    return whole or isinstance(module, (SpikeLinear, GradedLinear, *_NO_WORK)) or has_no_work(module)
 
 
 def _parts(name: str, module: nn.Module) -> list[tuple[ModuleRecord, Measure]]:

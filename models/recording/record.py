@@ -18,6 +18,7 @@ from ...errors import InputError
 from ...lazy import optional
 from ...text_table import kind_of, text_table
 from ..layers.choose import check_matches
+from ..layers.graded_linear import GradedLinear
 from ..layers.observing import Step, observing
 from ..layers.settings import check_patterns
 from ..layers.spike_linear import SpikeLinear, spiking_layers
@@ -174,6 +175,17 @@ def _shown(layers: list[LayerRecord]) -> tuple[str, ...]:
     return (f"{len(layers):,}", *rates, f"{max(layer.num_timesteps for layer in layers):,}")
 
 
+def _join_levels(model: nn.Module, records: Mapping[str, LayerRecord]) -> None:
+    """Tell the records of coarse rows what they are, and which record is that of the layer's own rows."""
+    for name, module in model.named_modules():
+        if isinstance(module, GradedLinear):
+            *coarse, own = (f"{name}.levels.{i}".lstrip(".") for i in range(len(module.levels)))
+            for level in coarse:
+                if level in records:
+                    records[level].is_coarse, records[level].shares_scales = True, module.shares_scales
+                    records[level].own_rows = records.get(own)
+
+
 @contextmanager
 def record(
     model: nn.Module,
@@ -221,6 +233,7 @@ def record(
         )
     reads = [(size, tokens) for size in block_bytes for tokens in shared_tokens]
     records = {n: LayerRecord.of_layer(n, m, [WeightReads(*pair) for pair in reads]) for n, m in chosen.items()}
+    _join_levels(model, records)
     parts, unsupported = describe(model)
     recording = Recording(
         records,

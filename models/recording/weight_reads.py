@@ -16,9 +16,9 @@ class WeightReads:
     """How many rows and blocks of integer weights were needed, each counted once per group of tokens.
 
     The weights lie in memory as `SpikeLinear` keeps them: the out_features weights of input channel 0, then those of
-    channel 1, and so on; a byte each, or of 4 bits two to a byte. The first byte is the first of a block. A row is
-    needed if its channel has a spike for any token of the group. A block is read as a whole if any of its bytes belongs
-    to such a row.
+    channel 1, and so on; a byte each, or of 4 or 2 bits several to a byte. The first byte is the first of a block. A
+    row is needed if its channel has a spike for any token of the group. A block is read as a whole if any of its bytes
+    belongs to such a row.
 
     A group is `shared_tokens` consecutive tokens of one `Step`. The last group of a step may be smaller; a call has
     several steps if its spikes take more than 64 MiB.
@@ -59,7 +59,7 @@ class WeightReads:
 
 
 def row_bytes(out_features: int, weight_bits: int) -> int:
-    """Return the bytes of a row of weights: a row of 4-bit weights begins with a byte of its own.
+    """Return the bytes of a row of weights: a row of less than 8 bits a weight begins with a byte of its own.
 
     >>> row_bytes(7, 8), row_bytes(7, 4)
     (7, 4)

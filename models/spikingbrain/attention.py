@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...neuro import AdaptiveThreshold
+from ..layers.graded_linear import GradedLinear
 from ..layers.spike_aware import SpikeAwareLinear
 from ..layers.spike_linear import SpikeLinear
 from ..layers.split_linear import SplitSpikeLinear
@@ -33,6 +34,8 @@ from .rope import rotate
 
 if TYPE_CHECKING:
     from .sequence import SequencePart
+
+_SPIKING = (SpikeLinear, GradedLinear, SpikeAwareLinear, SplitSpikeLinear)
 
 
 @dataclass(frozen=True)
@@ -113,9 +116,7 @@ class Attention(nn.Module):
     @property
     def spiking(self) -> str | None:
         """How softmax attention spikes; None if the projections are dense (as after `to_dense`)."""
-        return (
-            self.config.spiking if isinstance(self.q_proj, SpikeLinear | SpikeAwareLinear | SplitSpikeLinear) else None
-        )
+        return self.config.spiking if isinstance(self.q_proj, _SPIKING) else None
 
     def linear_inputs(self, x: Tensor, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and log-decay of linear attention, with feature maps and without rotary embedding.

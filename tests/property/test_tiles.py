@@ -10,26 +10,27 @@ from spikebrain import AdaptiveThreshold, Cpu, SpikeLinear
 from spikebrain.backends.cpu import tiles
 from spikebrain.backends.cpu.digits import list_digits, room_for_digits
 from spikebrain.backends.cpu.plain import rescaled, sums_of_groups
-from spikebrain.backends.cpu.projection import PROJECTION, project
+from spikebrain.backends.cpu.projection import LISTED, PROJECTION, project
 from spikebrain.backends.cpu.simd import has_halves
 from spikebrain.coding.base import MAX_LOSSLESS_COUNT
 from spikebrain.compiled import compiled
 from spikebrain.models.layers.observing import observing
+from spikebrain.neuro import EVERY_COUNT
 
 
 @compiled
 def run(projection, x, threshold, count, digits, start, stop, y):
     sums, totals = np.empty(tiles.MOST_OUTPUTS, np.int32), np.empty(len(y), np.int32)
-    project(projection[0], x, threshold, count, digits, np.zeros(2, np.int64), start, stop, sums, totals, y)
+    project(projection[0], x, threshold, count, digits, np.zeros(LISTED, np.int64), start, stop, sums, totals, y)
 
 
 @st.composite
 def layers(draw):
     """Weights, scale, minimum, group size, bits and counts."""
-    bits, has_minimum = draw(st.sampled_from([(4, True), (4, False), (8, False), (8, True)]))
-    num_inputs, num_outputs = draw(st.integers(1, 130)), draw(st.integers(1, 300))
-    group_size = draw(st.sampled_from([32, 16, 7, 100] if bits == 4 else [None, 32, 16, 7, 100]))
-    low = -128 if bits == 8 else 0 if has_minimum else -8
+    bits, has_minimum = draw(st.sampled_from([(2, True), (2, False), (4, True), (4, False), (8, False), (8, True)]))
+    num_inputs, num_outputs = draw(st.integers(1, 130)), draw(st.integers(1, 600))
+    group_size = draw(st.sampled_from([32, 16, 7, 100] if bits < 8 else [None, 32, 16, 7, 100]))
+    low = -128 if bits == 8 else 0 if has_minimum else -(2 ** (bits - 1))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     # Extreme weights and counts now and then, so that sums of places and of blocks are as large as can be.
     weight = rng.integers(low, low + 2**bits, (num_outputs, num_inputs))
@@ -56,7 +57,7 @@ def test_sums_are_exact_and_outputs_equal_to_the_last_bit(layer, start_tile):
     projection = np.zeros(1, PROJECTION)
     for name, value in rows.fields.items():
         projection[name] = value
-    projection["rule"] = 1
+    projection["rule"], projection["up_to"] = 1, EVERY_COUNT[1]
     seen = np.zeros((scale.shape[1], len(weight)), np.int32)
     projection["seen_sums"] = seen.ctypes.data
     start = start_tile * tiles.MOST_OUTPUTS

@@ -41,10 +41,10 @@ def test_integers_are_exact_and_logits_those_of_the_model(name, settings, thread
     cache = cache_of(plain_forward(model, input_ids=torch.randint(0, 300, (1, 7)), use_cache=True))
     theirs = copy.deepcopy(cache)
     decoder = decoder_of(model)
-    inputs = [np.zeros(row["num_inputs"], np.float32) for row in decoder.tables.projections]
-    layers = decoder.tables.modules
+    layers, rows = zip(*decoder.tables.levels(), strict=True)
+    inputs = [np.zeros(row["num_inputs"], np.float32) for row in rows]
     sums = [np.zeros((len(getattr(layer, "groups", [0])), len(layer.weight)), np.int32) for layer in layers]
-    for row, x, total in zip(decoder.tables.projections, inputs, sums, strict=True):
+    for row, x, total in zip(rows, inputs, sums, strict=True):
         row["seen_input"], row["seen_sums"] = x.ctypes.data, total.ctypes.data
     for position in range(7, 10):
         token = torch.randint(0, 300, (1, 1))

@@ -41,6 +41,10 @@ SETTINGS = {
     "counts of three digits": SpikeSettings(neuron=AdaptiveThreshold(400.0), backend=Cpu()),
     "half dense": SpikeSettings(layers=("*.q_proj", "*.v_proj", "*.up_proj", "*.o_proj")),
     "4 bits, head too": SpikeSettings(weights="int4", include_head=True),
+    "small counts read 2 bits, of 4": SpikeSettings(
+        weights="int4", include_head=True, coarse=((2, 4),), neuron=AdaptiveThreshold(8.0)
+    ),
+    "2 and 4 bits of 8, in some layers": SpikeSettings(coarse={"*proj": ((2, 1), (4, 3))}, include_head=True),
     "dead zone": SpikeSettings(neuron=DeadZoneThreshold(8.0, dead_zone=0.5), include_head=True),
     "4 bits, dead zone": SpikeSettings(neuron=DeadZoneThreshold(8.0, dead_zone=0.5), weights="int4"),
     "groups of 24 in 8 bits, sums of 32 bits": SpikeSettings(group_size=24, neuron=AdaptiveThreshold(40.0)),

@@ -1,0 +1,229 @@
+"""Layers whose small counts read coarse rows: exact on every backend, saved, recorded and counted."""
+
+import copy
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from llama_type import spiking_model
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+import spikebrain as sb
+from spikebrain import AdaptiveThreshold, Band, GradedLinear, SpikeSettings
+from spikebrain.backends import BACKENDS
+from spikebrain.energy import count_operations
+from spikebrain.errors import InputError
+from spikebrain.models.layers.coarse import coarser
+from spikebrain.models.layers.observing import observing
+from spikebrain.models.layers.quantize import QuantizedWeight, dequantize, quantize, quantize_int4
+
+NEURON = AdaptiveThreshold(k=8.0)
+
+
+def graded(weights="int4", coarse=((2, 4),), shape=(96, 200), **settings):
+    torch.manual_seed(0)
+    linear = nn.Sequential(nn.Linear(*shape))
+    chosen = SpikeSettings(weights=weights, coarse=coarse, neuron=NEURON, **settings)
+    return sb.to_spiking(linear, chosen)[0].eval()
+
+
+def by_hand(layer, x):
+    """Return what the layer must give, from the definition, in float64."""
+    spikes = NEURON(x)
+    count, lower, y = spikes.count.double(), 0, 0
+    for level in layer.levels:
+        up_to = np.inf if level.neuron.up_to is None else level.neuron.up_to
+        heard = (count.abs() > lower) & (count.abs() <= up_to)
+        y = y + (count * heard) @ level.dequantized_weight().double().t()
+        lower = up_to
+    bias = 0 if layer.bias is None else layer.bias.double()
+    return y * spikes.threshold.double() + bias
+
+
+@pytest.mark.parametrize(
+    ("weights", "coarse", "group_size"),
+    [("int4", ((2, 4),), None), ("int8", ((2, 2), (4, 9)), None), ("int8", ((4, 6),), 24), ("int4", ((2, 1),), 50)],
+)
+@pytest.mark.parametrize("num_tokens", [1, 3, 40])
+def test_it_computes_what_it_says_on_every_backend(weights, coarse, group_size, num_tokens):
+    layer = graded(weights, coarse, group_size=group_size)
+    x = 3 * torch.randn(num_tokens, 96)
+    expected = by_hand(layer, x)
+    outputs = {}
+    for name in ["auto", *(n for n in BACKENDS.names() if n != "triton")]:
+        for level in layer.levels:
+            level.backend = name
+        with torch.no_grad():
+            outputs[name] = layer(x)
+            with observing(layer.levels, lambda *_: None):
+                stepwise = layer(x)
+        assert torch.equal(outputs[name], stepwise), name
+    for name, y in outputs.items():
+        assert torch.equal(y, outputs["reference"]), name
+    torch.testing.assert_close(outputs["reference"].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+@given(
+    st.lists(st.integers(-40, 40), min_size=1, max_size=30),
+    st.lists(st.integers(1, 45), min_size=1, max_size=3, unique=True),
+)
+@hypothesis_settings(max_examples=60, deadline=None)
+def test_bands_divide_the_counts(counts, edges):
+    x = torch.tensor([counts], dtype=torch.float32)
+    whole = NEURON(x).count
+    edges = [0, *sorted(edges), None]
+    parts = [Band(NEURON, low, high)(x).count for low, high in pairwise(edges)]
+    assert torch.equal(torch.stack(parts).sum(0), whole)
+    assert int((torch.stack(parts) != 0).sum(0).max()) <= 1
+    for part, low, high in zip(parts, edges[:-1], edges[1:], strict=True):
+        heard = part[part != 0].abs()
+        assert bool((heard > low).all())
+        assert high is None or bool((heard <= high).all())
+
+
+def test_coarse_rows_are_the_upper_bits_with_the_best_line():
+    fine = quantize_int4(torch.randn(30, 70))
+    coarse = coarser(fine, 2)
+    assert torch.equal(coarse.weight, fine.weight // 4)
+    slope = (coarse.scale / fine.scale).flatten()
+    torch.testing.assert_close(slope, slope[:1].expand_as(slope))
+
+    def loss(one):
+        floats = dequantize(fine.weight, fine.scale, fine.minimum, fine.group_size)
+        return float((dequantize(one.weight, one.scale, one.minimum, one.group_size) - floats).double().square().sum())
+
+    for factor in (0.98, 1.02):  # no other line is better
+        for shift in (-0.02, 0.02):
+            offset = (coarse.minimum - fine.minimum) / fine.scale
+            scale = fine.scale * slope[0] * factor
+            minimum = fine.minimum + fine.scale * (offset + shift)
+            assert loss(QuantizedWeight(coarse.weight, scale, minimum, 32, 2)) > loss(coarse)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_coarse_rows_of_weights_without_minima_are_rounded_in_groups(bits):
+    torch.manual_seed(1)
+    weight = torch.randn(20, 70)
+    fine = QuantizedWeight(*quantize(weight, None))
+    coarse = coarser(fine, bits)
+    coarse.check()
+    assert coarse.group_size == 32
+    assert coarse.scale.shape == (20, 3)
+    found = dequantize(coarse.weight, coarse.scale, coarse.minimum, 32)
+    plain = {4: quantize_int4(weight)}.get(bits)
+    error = float((found - weight).square().mean())
+    assert error < {2: 0.15, 4: 0.01}[bits]
+    if plain is not None:  # cutting off the range's ends is at least as good
+        assert (
+            error <= float((dequantize(plain.weight, plain.scale, plain.minimum, 32) - weight).square().mean()) * 1.05
+        )
+
+
+def test_equal_weights_and_no_inputs():
+    assert torch.equal(coarser(quantize_int4(torch.full((3, 40), 0.5)), 2).minimum, torch.full((3, 2), 0.5))
+    fine = QuantizedWeight(*quantize(torch.zeros(3, 40), None))
+    found = coarser(fine, 2)
+    assert float(dequantize(found.weight, found.scale, found.minimum, 32).abs().max()) == 0
+
+
+def test_gradients_pass_the_layers_own_rows():
+    layer, x = graded(), torch.randn(3, 96, requires_grad=True)
+    layer(x).sum().backward()
+    expected = layer.dequantized_weight().sum(0).expand(3, -1)
+    torch.testing.assert_close(x.grad, expected)
+
+
+@pytest.mark.parametrize("where", ["folder", "file.safetensors"])
+def test_saved_and_loaded(where, tmp_path):
+    settings = SpikeSettings(weights="int4", coarse={"*mlp*": ((2, 4),)}, neuron=NEURON, include_head=True)
+    model = spiking_model(settings=settings)
+    sb.save(model, tmp_path / where)
+    found = sb.load(tmp_path / where).model
+    assert found.conversion.settings == settings
+    ids = torch.randint(0, 300, (1, 12))
+    with torch.no_grad():
+        expected = model(ids).logits
+        assert torch.equal(found(ids).logits, expected)
+        if where == "folder":
+            again = AutoModelForCausalLM.from_pretrained(tmp_path / where)
+            assert torch.equal(again(ids).logits, expected)
+    kinds = {type(module) for module in found.model.layers[0].mlp.children()} - {nn.SiLU}
+    assert GradedLinear in kinds
+    assert "GradedLinear" not in str(found.model.layers[0].self_attn)
+
+
+def test_a_copy_and_a_dense_model():
+    model = spiking_model(settings=SpikeSettings(weights="int4", coarse=((2, 4),), neuron=NEURON))
+    dense = sb.to_dense(model)
+    assert not any(isinstance(module, GradedLinear | sb.SpikeLinear) for module in dense.modules())
+    layer, linear = model.model.layers[0].mlp.up_proj, dense.model.layers[0].mlp.up_proj
+    assert torch.equal(linear.weight, layer.dequantized_weight())
+    ids = torch.randint(0, 300, (1, 5))
+    with torch.no_grad():
+        assert torch.equal(copy.deepcopy(model)(ids).logits, model(ids).logits)
+
+
+def test_a_recording_counts_each_channel_once():
+    x = 3 * torch.randn(11, 96)
+    layer, plain = graded(), graded(coarse=())
+    with torch.no_grad(), sb.record(layer) as found:
+        layer(x)
+    with torch.no_grad(), sb.record(plain) as expected:
+        plain(x)
+    coarse, own = found.layers["levels.0"], found.layers["levels.1"]
+    assert coarse.count_histogram + own.count_histogram == expected.layers[""].count_histogram
+    assert coarse.is_coarse
+    assert coarse.shares_scales
+    count = NEURON(x).count.abs()
+    heard = int(((count > 0) & (count <= 4)).sum())
+    assert coarse.num_active_channels == coarse.count_histogram.total() == heard
+    assert own.num_active_channels == int((count > 4).sum())
+    statistics = [sb.spike_statistics(one.layers.values()) for one in (found, expected)]
+    for name in ("mean_spikes", "mean_count", "silent_fraction", "max_count"):
+        assert getattr(statistics[0], name) == getattr(statistics[1], name)
+
+    totals = [count_operations(one) for one in (found, expected)]
+    spiking, plain_spiking = (one.total("spiking") for one in totals)
+    assert spiking.weight_channel_bytes == heard * 200 // 4 + int((count > 4).sum()) * 200 // 2
+    assert spiking.num_synops == plain_spiking.num_synops
+    for same in ("num_activations", "num_encode_div", "activation_bytes", "parameter_bytes", "num_encoded_tokens"):
+        assert getattr(spiking, same) == getattr(plain_spiking, same), same
+    for system in ("int8", "fp16"):
+        assert totals[0].total(system) == totals[1].total(system)
+
+
+def test_scales_of_a_files_4_bit_weights_are_two_bytes():
+    layer = graded(coarse=())
+    for tensor in (layer.scale, layer.minimum):
+        tensor.copy_(tensor.half().float())
+    with torch.no_grad(), sb.record(layer) as found:
+        layer(torch.randn(5, 96))
+    assert found.layers[""].scale_bytes == 2
+    assert count_operations(found).total("spiking").parameter_bytes == 5 * 200 * (2 * 2 * 3 + 2)
+
+
+@pytest.mark.parametrize("coarse", [((3, 4),), ((2, 0),), ((4, 2), (2, 5)), ((2, 4), (4, 4))])
+def test_levels_that_cannot_be(coarse):
+    with pytest.raises(InputError, match=r"SpikeSettings.coarse: expected pairs \(bits, up_to\) of integers, both"):
+        SpikeSettings(coarse=coarse)
+
+
+def test_as_many_bits_as_the_layer_has():
+    with pytest.raises(InputError, match="expected fewer bits than the 4 of the layer's own rows, got 4"):
+        graded(coarse=((4, 4),))
+
+
+def test_a_pattern_that_matches_nothing():
+    with pytest.raises(InputError, match="coarse"):
+        graded(coarse={"*nothing*": ((2, 4),)})
+
+
+@pytest.mark.parametrize("settings", [{"above": -1}, {"above": 4, "up_to": 4}, {"up_to": 0}, {"neuron": "none"}])
+def test_bands_that_cannot_be(settings):
+    with pytest.raises(InputError, match=r"Band\.|neuron"):
+        Band(**settings)
