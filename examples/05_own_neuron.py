@@ -1,6 +1,7 @@
 """A neuron of your own: it fires where the adaptive-threshold neuron would, but ignores what is small beside the rest.
 
 A neuron has two methods: `initial_state`, and `step`, which returns counts and the threshold that a spike stands for.
+The package has this one with compiled kernels: `DeadZoneThreshold`.
 """
 
 from dataclasses import dataclass

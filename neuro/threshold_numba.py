@@ -90,21 +90,20 @@ def _rounded_ratio(typingctx, x, threshold, quiet):  # pragma: no cover - compil
 
 @compiled
 def count_channels(x, threshold, quiet, count):  # pragma: no cover - compiled
-    """Fill the counts of a token's channels.
+    """Fill the counts of a token's channels, all of which fit 32 bits; return the largest |count|, int32.
+
+    The largest is found among integers, which compiles to vectors; among floats it does not.
 
     Args:
         x: float32, [N].
         threshold: float32.
         quiet: see `KernelRule`, float32.
         count: int32 [N], filled with round(x / threshold), and with 0 where |x / threshold| < quiet.
-    Returns:
-        The largest |count| as float32, which may not fit int32.
     """
-    largest = np.float32(0)
+    largest = np.int32(0)
     for channel in range(x.shape[0]):
-        ratio = _rounded_ratio(x[channel], threshold, quiet)
-        largest = max(largest, abs(ratio))
-        count[channel] = np.int32(ratio)
+        count[channel] = np.int32(_rounded_ratio(x[channel], threshold, quiet))
+        largest = max(largest, np.int32(abs(count[channel])))
     return largest
 
 

@@ -41,7 +41,7 @@ def count_by(record, x, threshold, charge, count):  # pragma: no cover - compile
         charge: see threshold.
         count: int32 [N].
     """
-    # Not so for NaN, infinity, and sums that might not fit 32 bits.
+    # Not so for NaN, infinity, and sums that might not fit 32 bits; with these, no count can leave 32 bits either.
     fits = threshold > 0 and charge <= LARGEST_CHARGE
     return fits and count_channels(x, threshold, np.float32(record.quiet), count) <= MAX_LOSSLESS_COUNT
 
