@@ -37,7 +37,10 @@ class Activity:
         num_accesses, num_updated: neurons (outputs) visited and changed in a timestep; with a barrier only.
         num_adds, num_multiplies, num_exponentials, num_divisions, num_square_roots, num_integer_macs, num_bytes:
             operations of digital units, and bytes that they read and write.
-        leaking_core_ps: cores times time.
+        leaking_core_ps: cores times time, of cores that are awake.
+        sleeping_core_ps: the same of cores that hold weights and sleep.
+        off_core_ps: the same of cores that hold no weights and are switched off.
+        num_wakes: cores that were woken.
     """
 
     num_macs: int = 0
@@ -66,6 +69,9 @@ class Activity:
     num_integer_macs: int = 0
     num_bytes: int = 0
     leaking_core_ps: int = 0
+    sleeping_core_ps: int = 0
+    off_core_ps: int = 0
+    num_wakes: int = 0
 
     def __add__(self, other: Activity) -> Activity:
         return Activity(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))

@@ -7,7 +7,7 @@ import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from ..files import check_faults, check_format
 from ..plugins import NamedFiles
 from .parts import Barrier, Core, DigitalUnit, Dram, EncoderUnit, Handshake, Link, Mesh, Packet
 
-# Version of the keys of a chip's file. Raise it when a key is added, removed, or changes its meaning.
+# Version of the keys of a chip's file. Raise it when a key is removed, changes its meaning, or is added without a value
+# for the files that lack it.
 FORMAT = 1
 _FOLDER = Path(__file__).parent / "presets"
-_UNITS = ("pj", "ns", "mw", "bytes", "bits", "packets", "bits_per_ns", "bytes_per_ns")
+_UNITS = ("share", "pj", "ns", "mw", "bytes", "bits", "packets", "bits_per_ns", "bytes_per_ns")
 # The length of a queue is summed over time in 64-bit picoseconds: 4096 packets for a quarter of an hour fit. No single
 # time may come near that.
 _LONGEST_NS = 1e6
@@ -76,7 +77,13 @@ class Description:
         Raises:
             InputError: a number has no source.
         """
-        keys = [f"{part}.{f.name}" for part, kind in PARTS.items() for f in fields(kind)]
+        # An optional key of a part that was made in Python has no source, and needs none, where it has its usual value.
+        keys = [
+            f"{part}.{f.name}"
+            for part, kind in PARTS.items()
+            for f in fields(kind)
+            if f"{part}.{f.name}" in self.sources or self.value(f"{part}.{f.name}") != f.default
+        ]
         missing = [key for key in keys if key not in self.sources]
         if missing:
             raise InputError(f"Description.to_dict: expected a source of every number; {', '.join(missing)} have none.")
@@ -173,7 +180,11 @@ def _read_part(part, kind, section, process, sources, faults) -> dict[str, Any]:
         if key not in known:
             faults.append(f"{part}.{key}: unknown; {_did_you_mean(key, known)}")
     values = {}
+    optional = {f.name: f.metadata["source"] for f in fields(kind) if f.default is not MISSING}
     for key in known:
+        if key not in section and key in optional:  # the part has its usual value
+            sources[f"{part}.{key}"] = (process, optional[key])
+            continue
         if key not in section:
             faults.append(f"{part}.{key}: missing")
             continue
@@ -209,8 +220,9 @@ def _as_type(  # noqa: PLR0911 - a return for each type
         exponent = 16 if key.endswith("_bits") else 31
         good = isinstance(value, int) and number and least <= value < 2**exponent
         return value, None if good else f"expected an integer in [{least}, 2^{exponent})"
-    if not number or not 0 <= value <= _MOST_OF_A_FLOAT:  # pyright: ignore[reportOperatorIssue]
-        return value, f"expected a number from 0 to {_MOST_OF_A_FLOAT:g}"
+    most = 1 if key.endswith("_share") else _MOST_OF_A_FLOAT
+    if not number or not 0 <= value <= most:  # pyright: ignore[reportOperatorIssue]
+        return value, f"expected a number from 0 to {most:g}"
     value = float(value)  # pyright: ignore[reportArgumentType]
     if key.endswith("_ns") and (value > _LONGEST_NS or abs(value * 1000 - round(value * 1000)) > 1e-6):
         return value, f"expected a multiple of 0.001 ns (time is in whole picoseconds) up to {_LONGEST_NS:.0f}"

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 def to_ps(ns: float) -> int:
     """Return nanoseconds as whole picoseconds. Descriptions give times in multiples of 0.001 ns, so this is exact."""
     return round(1000 * ns)
+
+
+def _optional(value: Any, source: str) -> Any:
+    """Return a field that a file may leave out: it then has this value, and says so by this source."""
+    return field(default=value, metadata={"source": f"not in the file: {source}"})
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,11 @@ class Core:
         queue_packets: packets that fit the queue.
         sums_travel: True if sums go to the digital unit of the layer; False if they stay where their neurons are.
         leakage_mw: power of an idle core.
+        sleep_share: share of its leakage that a core keeps which holds weights, while its layer does nothing; 1 if
+            cores never sleep.
+        off_share: share of its leakage that a core keeps which holds no weights; 1 if no core is switched off.
+        wake_pj: energy to wake a core that sleeps.
+        wake_ns: a core is awake that long before its layer begins. The order of layers is fixed, so nobody waits.
     """
 
     sram_bytes: int
@@ -128,6 +139,10 @@ class Core:
     queue_packets: int
     sums_travel: bool
     leakage_mw: float
+    sleep_share: float = _optional(1.0, "cores never sleep")
+    off_share: float = _optional(1.0, "no core is switched off")
+    wake_pj: float = _optional(0.0, "cores never sleep")
+    wake_ns: float = _optional(0.0, "cores never sleep")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..chip import COMPONENTS
 from ..energy import load_table
-from .model import ASSUMPTIONS, ModelOnChip
+from .model import ModelOnChip, assumptions_of
 from .replay import LayerOnChip
 from .times import time_by_kind
 
@@ -57,7 +57,7 @@ def describe_simulation(found: ModelOnChip) -> dict[str, Any]:
             "num_mismatches": sum(layer.num_mismatches for layer in found.layers.values()),
         },
         "layers": [_row(layer, found) for layer in found.layers.values()],
-        "assumptions": list(ASSUMPTIONS),
+        "assumptions": list(assumptions_of(found.chip)),
         "unsupported": list(found.unsupported),
         "description": {
             key: {"value": found.chip.value(key), "process": p, "source": s}

@@ -17,18 +17,32 @@ from ..energy import EnergyReport
 from ..errors import InputError
 from ..models import spiking_layers
 from .calls import run_calls
+from .leakage import leakage_of
 from .replay import LayerOnChip, Replay
 from .stages import Stage, survey
 
 MODES = ("decode", "prefill")
-ASSUMPTIONS = (
+_ASSUMPTIONS = (
     "each layer has tiles of its own, which its packets never leave",
     "results go from home to home on links of their own",
     "layers that share an input each encode it; they run at the same time",
     "what stays dense of a stage runs on one digital unit, the output head on those of all tiles",
     "the time of attention is its mean over the tokens",
-    "the whole chip leaks for the whole time",
 )
+_ALL_LEAK = "the whole chip leaks for the whole time"
+
+
+def assumptions_of(chip: Description) -> tuple[str, ...]:
+    """Return what a simulation on a chip rests on, in words."""
+    sleep = "cores that hold weights never sleep"
+    if chip.core.sleep_share < 1:
+        sleep = (
+            "cores that hold weights sleep while their layer does nothing, keep their weights, and are awake again "
+            f"{chip.core.wake_ns:g} ns before it begins, which is known; their routers go on"
+        )
+    off = "cores without weights are " + ("switched off" if chip.core.off_share < 1 else "never switched off")
+    leaks = f"{sleep}; {off}" if min(chip.core.sleep_share, chip.core.off_share) < 1 else _ALL_LEAK
+    return (*_ASSUMPTIONS, leaks)
 
 
 @dataclass
@@ -75,7 +89,9 @@ class ModelOnChip:
             rows |= stage.rest
             if stage.transfer != Activity():
                 rows[f"transfer to {stage.layers[0]}"] = stage.transfer * self.num_tokens
-        rows["leakage of the chip"] = Activity(leaking_core_ps=self.chip.num_cores * int(self.end_ps[-1]))
+        rows["leakage of the chip"] = leakage_of(
+            self.chip, self.layers.values(), self.stages, self.num_tokens, self.mode, int(self.end_ps[-1])
+        )
         return rows
 
     @property
@@ -92,7 +108,7 @@ class ModelOnChip:
         """Return the energy of all tokens by layer and component, without dense models to compare with.
 
         Its rows are the spiking layers, the dense parts of the model, the transfers of results to each stage, and the
-        leakage of the whole chip for the whole time. Components that took no energy are left out.
+        leakage of the whole chip (see `leakage.leakage_of`). Components that took no energy are left out.
         """
         energies = {name: activity.energy_pj(self.chip) for name, activity in self.activities.items()}
         return EnergyReport(
@@ -103,7 +119,7 @@ class ModelOnChip:
             table=self.chip.name,
             process=self.chip.process,
             source="the description of the chip names the source of each number",
-            assumptions=ASSUMPTIONS,
+            assumptions=assumptions_of(self.chip),
             left_out=self.unsupported,
             run=self.run,
         )

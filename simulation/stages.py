@@ -32,6 +32,7 @@ class Stage:
         layers: their names.
         rest: dense work before they begin, of all tokens, by the name of the part of the model.
         rest_ps: time of the digital units for it, per token.
+        spread_ps: the part of it in which the digital units of all tiles work.
         transfer: of the results of the stage before to the homes of these layers, per token.
         transfer_ps: its time, per token.
     """
@@ -39,6 +40,7 @@ class Stage:
     layers: list[str]
     rest: dict[str, Activity] = field(default_factory=dict)
     rest_ps: int = 0
+    spread_ps: int = 0
     transfer: Activity = field(default_factory=Activity)
     transfer_ps: int = 0
 
@@ -116,7 +118,10 @@ def place_rest(
         stage = stages[stage_of_part(part, stages[:-1], recording.order)]
         work = as_activity(counts.layers[name].spiking)
         stage.rest[name] = work
-        stage.rest_ps += digital_ps(work, chip, num_units if part.kind == "linear" else 1) // num_tokens
+        spread = part.kind == "linear"
+        rest_ps = digital_ps(work, chip, num_units if spread else 1) // num_tokens
+        stage.rest_ps += rest_ps
+        stage.spread_ps += rest_ps if spread else 0
 
 
 def stage_of_part(part: ModuleRecord, stages: Sequence[Stage], order: Sequence[str]) -> int:

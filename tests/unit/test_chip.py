@@ -58,6 +58,8 @@ def test_every_number_of_a_preset_has_a_source(name):
         ("core", "add_pj", {"value": 0.1, "source": " "}, "core.add_pj: expected a source, got ' '"),
         ("core", "add_pj", 0.1, "core.add_pj: expected { value = ..., source ="),
         ("core", "add_ns", {"value": 0.0001, "source": "x"}, "core.add_ns: expected a multiple of 0.001 ns"),
+        ("core", "off_share", {"value": 1.5, "source": "x"}, "core.off_share: expected a number from 0 to 1, got 1.5"),
+        ("core", "off_pj", {"value": 1.0, "source": "x"}, "core.off_pj: unknown; the unit is wrong: expected off_"),
         ("core", "lanes", {"value": 0, "source": "x"}, "core.lanes: expected an integer in [1, 2^31), got 0"),
         ("packet", "payload", {"value": "float", "source": "x"}, "packet.payload: expected one of spike, count"),
         ("handshake", "phases", {"value": 3, "source": "x"}, "handshake.phases: expected one of 2, 4, got 3"),
@@ -130,7 +132,11 @@ def test_energy_components_use_every_energy_of_a_chip_once():
             assert keys[-1].endswith("_mw" if count.endswith("_ps") else "_pj"), (component.name, keys)
     energies = [f"{part}.{f.name}" for part, kind in PARTS.items() for f in fields(kind)]
     energies = [key for key in energies if key.endswith(("_pj", "_mw"))]
-    assert sorted(key for key in used if key.endswith(("_pj", "_mw"))) == sorted(energies)
+    # A core leaks awake, asleep and switched off.
+    expected = sorted([*energies, "core.leakage_mw", "core.leakage_mw"])
+    assert sorted(key for key in used if key.endswith(("_pj", "_mw"))) == expected
+    shares = [f"{part}.{f.name}" for part, kind in PARTS.items() for f in fields(kind) if f.name.endswith("_share")]
+    assert sorted(key for key in used if key.endswith("_share")) == sorted(shares)
     for key in ("core.add_nj", "fpga.add_pj", "core"):
         with pytest.raises(InputError, match=r"expected a key such as 'core\.add_pj'"):
             ASYNC.value(key)
@@ -142,6 +148,28 @@ def test_energy_by_hand():
     found = {name: energy for name, energy in done.energy_pj(chip).items() if energy}
     # 8 additions of 0.25 pJ; 3 handshakes of 4 transitions of 0.5 pJ; 2 mW for 1 ns are 2 pJ.
     assert found == {"compute": 2.0, "handshakes": 6.0, "leakage": 2.0}
+    # 2 mW for 1 ns awake; a quarter of it for 4 ns asleep, an eighth for 16 ns switched off; 3 cores woken.
+    chip = changed(chip, core={"sleep_share": 0.25, "off_share": 0.125, "wake_pj": 5.0})
+    done += Activity(sleeping_core_ps=4000, off_core_ps=16000, num_wakes=3)
+    assert done.energy_pj(chip)["leakage"] == 2.0 + 2.0 + 4.0 + 15.0
+
+
+OPTIONAL = ("sleep_share", "off_share", "wake_pj", "wake_ns")
+
+
+def test_files_without_the_keys_that_came_later_go_on_loading():
+    given = content()
+    for key in OPTIONAL:
+        del given["core"][key]
+    old = parse_description(given, ASYNC.name, "old.toml")
+    assert replace(old, sources=ASYNC.sources) == ASYNC
+    assert old.sources["core.off_share"] == ("45 nm", "not in the file: no core is switched off")
+    assert Description.from_dict(old.to_dict()).sources == old.sources
+    # A description made in Python without them: no source is asked for where nothing was said.
+    made = replace(old, sources={key: s for key, s in old.sources.items() if key.partition(".")[2] not in OPTIONAL})
+    assert Description.from_dict(made.to_dict()) == old
+    with pytest.raises(InputError, match=r"every number; core\.sleep_share have none"):
+        changed(made, core={"sleep_share": 0.5}).to_dict()
 
 
 def test_routes_go_along_rows_first():
