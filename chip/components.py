@@ -52,7 +52,11 @@ COMPONENTS: dict[str, Component] = {
                 ("num_partial_adds", "core.partial_add_pj"),
             ),
         ),
-        Component("accumulators", "sums read and written", (("num_updates", "core.accumulator_pj"),)),
+        Component(
+            "accumulators",
+            "sums read and written",
+            (("num_updates", "core.accumulator_pj"), ("num_register_updates", "core.register_pj")),
+        ),
         Component(
             "weight reads",
             "weights read, in blocks",

@@ -216,7 +216,7 @@ def _as_type(  # noqa: PLR0911 - a return for each type
         good = isinstance(value, list) and all(type(v) in (int, float) and 0 <= v <= _LONGEST_NS for v in value)
         return tuple(value) if isinstance(value, list) else value, None if good else "expected a list of numbers >= 0"
     if kind is int:
-        least = 0 if key in ("payload_bits", "address_bits") else 1
+        least = 0 if key in ("payload_bits", "address_bits", "register_accumulators") else 1
         exponent = 16 if key.endswith("_bits") else 31
         good = isinstance(value, int) and number and least <= value < 2**exponent
         return value, None if good else f"expected an integer in [{least}, 2^{exponent})"
@@ -239,6 +239,8 @@ def _contradictions(parts: dict[str, dict[str, Any]]) -> list[str]:
     ):
         if value not in allowed:
             faults.append(f"{where}: expected one of {', '.join(str(a) for a in allowed)}, got {value!r}")
+    if parts["core"].get("register_accumulators", 0) and "register_pj" not in parts["core"]:
+        faults.append("core.register_pj: missing, since core.register_accumulators says that there are registers")
     tiles, ns = parts["barrier"]["tiles"], parts["barrier"]["ns"]
     if len(tiles) != len(ns) or list(tiles) != sorted(set(tiles)):
         faults.append(f"barrier: expected rising tiles and as many ns, got {list(tiles)} and {list(ns)}")

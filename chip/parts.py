@@ -98,7 +98,8 @@ class Core:
     """Memory for INT8 weights and accumulators, adders, and a queue of packets.
 
     Attributes:
-        sram_bytes: size of the memory; the weights and accumulators of a core have to fit.
+        sram_bytes: size of the memory; the weights of a core have to fit, and its accumulators if they are not in
+            registers.
         block_bytes: bytes that one access reads.
         access_pj, access_ns: energy and time of an access.
         lanes: additions that run in parallel.
@@ -108,6 +109,9 @@ class Core:
         add_ns: time of one step of all lanes.
         partial_add_pj: energy of an addition where partial sums of several cores meet.
         accumulator_pj: energy to read and write one accumulator; the additions of one packet to it share this.
+        register_accumulators: accumulators that fit the core's registers, one for each output and token in progress;
+            0 if they are in its memory.
+        register_pj: energy to read and write one accumulator in registers, in the place of accumulator_pj.
         receive_pj, receive_ns: energy and time of a packet that arrives.
         send_pj, send_ns: energy and time of a packet that leaves: a sum, or a spike if routers do not copy.
         queue_packets: packets that fit the queue.
@@ -139,6 +143,8 @@ class Core:
     queue_packets: int
     sums_travel: bool
     leakage_mw: float
+    register_accumulators: int = _optional(0, "accumulators are in memory")
+    register_pj: float = _optional(0.0, "accumulators are in memory")
     sleep_share: float = _optional(1.0, "cores never sleep")
     off_share: float = _optional(1.0, "no core is switched off")
     wake_pj: float = _optional(0.0, "cores never sleep")

@@ -22,7 +22,7 @@ from spikebrain.chip import (
     simulate_layer,
 )
 from spikebrain.chip.description import PARTS, parse_description
-from spikebrain.chip.mapping import route
+from spikebrain.chip.mapping import check_registers, route
 from spikebrain.errors import InputError
 
 PRESETS = Path(spikebrain.__file__).parent / "chip" / "presets"
@@ -154,7 +154,7 @@ def test_energy_by_hand():
     assert done.energy_pj(chip)["leakage"] == 2.0 + 2.0 + 4.0 + 15.0
 
 
-OPTIONAL = ("sleep_share", "off_share", "wake_pj", "wake_ns")
+OPTIONAL = ("register_accumulators", "register_pj", "sleep_share", "off_share", "wake_pj", "wake_ns")
 
 
 def test_files_without_the_keys_that_came_later_go_on_loading():
@@ -190,6 +190,70 @@ def test_cuts_by_hand():
     assert num_packet_hops(replace(placement, home=(0, 1))) == 200 + 14 + 13
     # Least traffic: three blocks of inputs are 100 + 40 * 3 packets, three blocks of outputs 100 * 3 + 40.
     assert MinimalTraffic().cut(100, 40, chip) == (3, 1)
+
+
+def test_accumulators_in_registers_by_hand():
+    # As above, but a core has 20 accumulators, so 10 outputs of 2 tokens: four blocks of 40 outputs instead of three.
+    chip = changed(ASYNC, core={"sram_bytes": 2000, "register_accumulators": 20, "register_pj": 2.5})
+    placement = InOrder().place(100, 40, chip)
+    assert [len(block) for block in placement.output_blocks] == [10, 10, 10, 10]
+    # Only the sums that meet need memory: 4 bytes for each of 2 tokens. 2000 // (100 + 8) = 18 columns instead of 17.
+    wide = changed(chip, core={"register_accumulators": 1000})
+    assert [len(block) for block in InOrder().place(100, 36, wide).output_blocks] == [18, 18]
+    assert len(InOrder().place(100, 36, changed(wide, core={"register_accumulators": 0})).cores) == 3
+    # Two packets read and write ten accumulators each, at 2.5 pJ.
+    spikes = np.zeros((1, 1, 100), np.int8)
+    spikes[0, 0, [3, 70]] = 1
+    run = (np.ones(1), np.ones((100, 40), np.int8))
+    found = simulate_layer(spikes, *run, chip, placement)
+    assert (found.activity.num_updates, found.activity.num_register_updates) == (0, 80)
+    assert found.energy_pj["accumulators"] == 200.0
+    assert found.sums.tolist() == [[2] * 40]
+    # Nothing but these updates differs from the same cores with their sums in memory.
+    memory = simulate_layer(spikes, *run, changed(chip, core={"register_accumulators": 0}), placement)
+    assert memory.energy_pj == {**found.energy_pj, "accumulators": 800.0}
+    assert np.array_equal(memory.end_ps, found.end_ps)
+    for stream in (True, False):
+        for cut in plan({"up": (100, 40)}, chip, InOrder(), stream=stream)["up"].output_blocks:
+            assert len(cut) <= 10
+
+
+def test_registers_that_are_too_few():
+    chip = changed(ASYNC, core={"register_accumulators": 10, "register_pj": 2.5})
+    wide = InOrder().place(4, 6, ASYNC)
+    for check in (
+        lambda: check_registers(wide, chip, "layers.0.up"),
+        lambda: plan({"layers.0.up": (4, 6)}, chip, Wide()),
+    ):
+        with pytest.raises(
+            InputError, match=r"^layers\.0\.up: .*(needs 12 accumulators in registers|12 accumulators)"
+        ) as error:
+            check()
+        assert "10" in str(error.value)
+    with pytest.raises(
+        InputError, match=r"^simulate_layer: a core needs 12 .* core\.register_accumulators = 10\. Enlarge"
+    ):
+        simulate_layer(np.ones((1, 1, 4), np.int8), np.ones(1), np.ones((4, 6), np.int8), chip, wide)
+    one = changed(chip, core={"register_accumulators": 1})
+    message = r"^down: an output needs 2 accumulators in registers.* has core\.register_accumulators = 1\. Enlarge them"
+    for stream in (True, False):
+        with pytest.raises(InputError, match=message):
+            plan({"down": (4, 6)}, one, InOrder(), stream=stream)
+    few = changed(chip, mesh={"columns": 2, "rows": 2})
+    with pytest.raises(InputError, match=r"needs 20 cores of 131,072 bytes and 10 accumulators in registers"):
+        InOrder().place(4, 100, few)
+    given = content()
+    given["core"]["register_accumulators"]["value"] = 64
+    del given["core"]["register_pj"]
+    with pytest.raises(InputError, match=r"core\.register_pj: missing, since core\.register_accumulators says"):
+        parse_description(given, "mine", "mine.toml")
+
+
+class Wide(InOrder):
+    """A mapping of somebody else, which knows nothing of registers."""
+
+    def cut(self, in_features, out_features, chip):
+        return 1, 1
 
 
 def test_a_plan_gives_every_layer_tiles_of_its_own():
