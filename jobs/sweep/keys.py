@@ -97,6 +97,7 @@ KEYS: dict[str, Key] = {
     "k": Key(float, "spikes", AdaptiveThreshold, by_layer=True),
     "layers": Key(str, "spikes"),
     "skip": Key(str, "spikes", words={"none": None}),
+    "include_head": Key(bool, "spikes"),
     "weights": Key(str, "weights", lambda weights: check_weights(weights, None)),
     "group_size": Key(int, "weights", lambda size: check_weights("int8", size), words={"all": None}),
     "encoder": Key(str, "code", ENCODERS.get),

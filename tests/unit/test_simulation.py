@@ -144,6 +144,33 @@ def test_energy_report(spiking, mode):
     assert EnergyReport.from_dict(written) == report
 
 
+@pytest.mark.parametrize("mode", ["decode", "prefill"])
+def test_a_head_on_spikes_has_cores_of_its_own(tiny_llama, mode):
+    dense = simulate_model(to_spiking(tiny_llama), IDS, ASYNC, mode=mode)
+    found = simulate_model(to_spiking(tiny_llama, SpikeSettings(include_head=True)), IDS, ASYNC, mode=mode)
+    assert topology(dense)[-1] == ("", "model.norm lm_head")
+    assert topology(found)[-2:] == [("lm_head", "model.norm"), ("", "")]
+    head = found.layers["lm_head"]
+    assert head.num_mismatches == 0
+    out_features, in_features = tiny_llama.lm_head.weight.shape
+    assert found.activity.num_macs - dense.activity.num_macs == 5 * out_features * in_features
+    assert all(stage.spread_ps == 0 for stage in found.stages)
+    # What is left dense, by kind; with rescaling it is the whole component.
+    left, before = describe_simulation(found), describe_simulation(dense)
+    parts, all_parts = left["dense_rest_per_token_pj"], before["dense_rest_per_token_pj"]
+    assert all_parts.keys() - parts.keys() == {"lm_head"}
+    assert parts.keys() == {
+        "rescaling",
+        "model.embed_tokens",
+        "model.norm",
+        "model.layers.*",
+        *(f"model.layers.*.{part}" for part in ("input_layernorm", "post_attention_layernorm", "self_attn", "mlp")),
+    }
+    assert list(parts.values()) == sorted(parts.values(), reverse=True)
+    for figures, its in ((left, parts), (before, all_parts)):
+        assert sum(its.values()) == pytest.approx(figures["energy_per_token_pj"]["dense rest"], rel=1e-12)
+
+
 def with_core(chip, **values):
     return replace(chip, core=replace(chip.core, **values))
 
