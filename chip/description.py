@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,8 @@ _LONGEST_NS = 1e6
 # Of an energy (a joule), a power or a bandwidth: sums of it times 64-bit counts must stay finite.
 _MOST_OF_A_FLOAT = 1e12
 _LEAST_BANDWIDTH = 1e-6
+# What a key of a file says, in order.
+_IN_FILE = ("value", "process", "source")
 
 
 @dataclass(frozen=True)
@@ -77,13 +80,7 @@ class Description:
         Raises:
             InputError: a number has no source.
         """
-        # An optional key of a part that was made in Python has no source, and needs none, where it has its usual value.
-        keys = [
-            f"{part}.{f.name}"
-            for part, kind in PARTS.items()
-            for f in fields(kind)
-            if f"{part}.{f.name}" in self.sources or self.value(f"{part}.{f.name}") != f.default
-        ]
+        keys = [f"{part}.{f.name}" for part, kind in PARTS.items() for f in fields(kind) if not self._left_out(part, f)]
         missing = [key for key in keys if key not in self.sources]
         if missing:
             raise InputError(f"Description.to_dict: expected a source of every number; {', '.join(missing)} have none.")
@@ -96,6 +93,37 @@ class Description:
                 entry["process"] = process
             content.setdefault(part, {})[name] = entry
         return content
+
+    def _left_out(self, part: str, key: Field) -> bool:
+        """Return whether a file may leave a key out: it has its usual value, and nothing else was said of it."""
+        _, source = self.sources.get(f"{part}.{key.name}", (None, None))
+        return self.value(f"{part}.{key.name}") == key.default and source in (None, key.metadata["source"])
+
+    def to_toml(self) -> str:
+        """Return the text of the chip's file; `load_description` reads it. The name of a chip is that of its file."""
+        lines = [f"format = {FORMAT}", f"process = {_as_toml(self.process)}"]
+        for part, section in self.to_dict().items():
+            if part in PARTS:
+                lines += ["", f"[{part}]"]
+                for key, entry in section.items():
+                    held = ", ".join(f"{name} = {_as_toml(entry[name])}" for name in sorted(entry, key=_IN_FILE.index))
+                    lines.append(f"{key} = {{ {held} }}")
+        return "\n".join(lines) + "\n"
+
+    def varied(self, values: Mapping[str, Any]) -> Description:
+        """Return a chip with other values, by key such as "core.add_pj". Their sources say what they were before.
+
+        Raises:
+            InputError: there is no such key, or the values cannot be; the message names all faults.
+        """
+        content = self.to_dict()
+        for key, value in values.items():
+            part, _, name = key.partition(".")
+            was, (process, source) = self.value(key), self.sources.get(key, (self.process, "none"))
+            if value != was:
+                source = f"varied; {self.name} has {json.dumps(was)}: {source}"
+            content.setdefault(part, {})[name] = {"value": value, "source": source, "process": process}
+        return Description.from_dict({**content, "name": f"{self.name} varied" if values else self.name})
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Description:
@@ -137,6 +165,17 @@ def chip_names() -> tuple[str, ...]:
 def check_description(chip: Description) -> None:
     """Raise an InputError unless a description that was made in Python has what its file must have."""
     Description.from_dict(chip.to_dict())
+
+
+def keys_of_chips() -> dict[str, type]:
+    """Return the type of each key of a chip that is one value: int, float, bool or str."""
+    kinds = {f"{part}.{name}": kind for part, cls in PARTS.items() for name, kind in typing.get_type_hints(cls).items()}
+    return {key: kind for key, kind in kinds.items() if isinstance(kind, type)}
+
+
+def fault_of(key: str, value: Any) -> str | None:
+    """Return what is wrong with a value by itself, or None."""
+    return _as_type(value, keys_of_chips()[key], key.partition(".")[2])[1]
 
 
 def parse_description(content: Mapping[str, Any], name: str, where: str) -> Description:
@@ -255,6 +294,11 @@ def _contradictions(parts: dict[str, dict[str, Any]]) -> list[str]:
         if 0 < value < _LEAST_BANDWIDTH:
             faults.append(f"{where}: expected at least {_LEAST_BANDWIDTH:g}, got {value!r}: a packet would take hours")
     return faults
+
+
+def _as_toml(value: Any) -> str:
+    """Return a text, number, truth value or list of numbers as TOML has it, which is as JSON has it."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _did_you_mean(key: str, known: Iterable[str]) -> str:
