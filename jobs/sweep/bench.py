@@ -22,7 +22,8 @@ from ...models import SpikeSettings, to_spiking
 from ...models.recording import record
 from ...neuro import NEURONS, Neuron
 from ...registry import describe
-from ...simulation.model import ModelOnChip, simulate_model
+from ...simulation.model import ModelOnChip, simulate_model, survey_model
+from ...simulation.stages import Survey
 from ..energy import energy_model
 from ..eval_tasks import TASKS, Documents
 from ..given import SPIKES, spike_settings, usual
@@ -115,6 +116,7 @@ class Bench:
         self.tasks, self.tokenizer = tasks, tokenizer
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
         self._on_spikes: tuple[str, nn.Module] | None = None
+        self._surveyed: tuple[Hashable, Survey] | None = None
 
     def run(self, point: Point) -> Run:
         """Return the run with the settings of a point; it runs when it is asked for a figure."""
@@ -124,6 +126,13 @@ class Bench:
     def float_perplexity(self) -> float:
         """Perplexity of the model as it was loaded."""
         return perplexity_of(self.nlls(self.model), self.windows)
+
+    def surveyed(self, key: Hashable, make: Callable[[], Survey]) -> Survey:
+        """Return the spikes of a run for all chips; only the last ones are kept."""
+        if self._surveyed is None or self._surveyed[0] != key:
+            self._surveyed = None  # before there are two of them
+            self._surveyed = key, make()
+        return self._surveyed[1]
 
     def on_spikes(self, settings: SpikeSettings) -> nn.Module:
         """Return a copy of the model that spikes; the last one is kept for runs that spike in the same way."""
@@ -244,7 +253,9 @@ class Run:
         chip = chip_of(self._point)
 
         def make() -> ModelOnChip:
-            found = simulate_model(self.model, self._bench.windows[0][:num_tokens], chip, **given)
+            ids = self._bench.windows[0][:num_tokens]
+            surveyed = self._bench.surveyed((self._key, num_tokens), lambda: survey_model(self.model, ids))
+            found = simulate_model(self.model, ids, chip, surveyed=surveyed, **given)
             # What is kept of many chips is small: no objective asks for single queues, links and cores.
             layers = {
                 name: replace(layer, busy=layer.busy[:0], queues={}, links={}, tiles={})

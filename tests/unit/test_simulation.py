@@ -15,7 +15,7 @@ from spikebrain.models import SpikeSettings, to_spiking
 from spikebrain.models.layers import spike_linear
 from spikebrain.models.layers.observing import observing
 from spikebrain.models.spikingbrain import LayerPlan, SpikingBrainForCausalLM, tiny_7b, tiny_76b
-from spikebrain.simulation import describe_simulation, simulate_model
+from spikebrain.simulation import describe_simulation, simulate_model, survey_model
 from spikebrain.simulation.leakage import used_cores
 
 ASYNC = load_description("async-45nm")
@@ -212,6 +212,23 @@ def test_cores_that_sleep_and_cores_that_are_switched_off(spiking, mode):
     assert describe_simulation(awake)["assumptions"][-1] == "the whole chip leaks for the whole time"
     # Nothing else changes.
     assert {**found.energy_pj, "leakage": 0} == {**awake.energy_pj, "leakage": 0}
+
+
+@pytest.mark.parametrize("mode", ["decode", "prefill"])
+def test_spikes_that_were_kept_serve_every_chip(spiking, mode, monkeypatch):
+    small = replace(ASYNC, packet=replace(ASYNC.packet, payload="spike"))
+    alone = [simulate_model(spiking, IDS, chip, mode=mode) for chip in (ASYNC, small)]
+    surveyed = survey_model(spiking, IDS)
+    monkeypatch.setattr(spiking, "forward", None)  # it does not run again
+    for before, chip in zip(alone, (ASYNC, small), strict=True):
+        again = simulate_model(spiking, IDS, chip, mode=mode, surveyed=surveyed)
+        assert topology(again) == topology(before)
+        assert again.activities == before.activities
+        assert np.array_equal(again.end_ps, before.end_ps)
+        assert again.energy_report() == before.energy_report()
+        assert all(layer.num_mismatches == 0 for layer in again.layers.values())
+    with pytest.raises(InputError, match="has none"):
+        survey_model(nn.Linear(2, 2), IDS)
 
 
 def test_streamed_layers_take_turns_on_the_same_cores(spiking):
