@@ -37,7 +37,7 @@ def changed(chip, **parts):
     return replace(chip, **{part: replace(getattr(chip, part), **values) for part, values in parts.items()})
 
 
-@pytest.mark.parametrize("name", ["ideal-45nm", "async-45nm", "loihi"])
+@pytest.mark.parametrize("name", ["ideal-45nm", "async-45nm", "loihi", "sliced-45nm"])
 def test_every_number_of_a_preset_has_a_source(name):
     chip = load_description(name)
     for part in PARTS:
@@ -85,7 +85,7 @@ def test_all_faults_at_once_and_unknown_parts():
     given["core"]["lanes"]["value"] = 1.5
     with pytest.raises(InputError, match=r"3 fault\(s\)"):
         parse_description(given, "mine", "mine.toml")
-    with pytest.raises(InputError, match="expected one of async-45nm, ideal-45nm, loihi, or the path"):
+    with pytest.raises(InputError, match="expected one of async-45nm, ideal-45nm, loihi, sliced-45nm, or the path"):
         load_description("truenorth")
 
 
@@ -104,7 +104,7 @@ def test_other_formats_are_refused_before_anything_else(given, message):
     assert "[core]" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["ideal-45nm", "async-45nm", "loihi"])
+@pytest.mark.parametrize("name", ["ideal-45nm", "async-45nm", "loihi", "sliced-45nm"])
 def test_a_description_travels_whole(name):
     chip = changed(load_description(name), core={"add_pj": 0.25}, barrier={"tiles": (1, 4), "ns": (2.0, 3.5)})
     chip = changed(chip, packet={"payload": "spike"})

@@ -1,7 +1,7 @@
 """What a sweep refuses before it runs, and how it is written: in a file, on the line, and both."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from spikebrain.jobs.sweep.bench import chip_of, without_prices
 from spikebrain.jobs.sweep.keys import KEYS
 from spikebrain.jobs.sweep.results import Row, best_in_words, best_rows, next_steps
 
+SEARCH = Path(__file__).parents[2] / "benchmarks" / "chip_search.toml"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "sweep.toml"
 
 
@@ -175,6 +176,16 @@ def test_prices_decide_on_no_event():
             other = 0.5 if name.endswith("_share") else other
             price = name.endswith(("_pj", "_mw", "_share")) or name == "core.wake_ns"
             assert (without_prices(chip.varied({name: other})) == without_prices(chip)) == price, name
+
+
+def test_the_search_that_found_a_preset():
+    settings = SweepSettings(**read_spec(SEARCH))
+    assert settings.num_points == 64
+    preset = load_description("sliced-45nm")
+    found = [chip for chip in map(chip_of, settings.grid()) if chip.core == preset.core]
+    assert [replace(chip, name="", sources={}) for chip in found if chip.link == preset.link] == [
+        replace(preset, name="", sources={})
+    ]
 
 
 def test_a_file_with_keys_of_a_chip(tmp_path):
