@@ -98,7 +98,10 @@ class Mapping(ABC):
 
     @abstractmethod
     def cut(self, in_features: int, out_features: int, chip: Description) -> tuple[int, int]:
-        """Return the numbers of input blocks and of output blocks. Every block has to fit a core."""
+        """Return the numbers of input blocks and of output blocks. Every block has to fit the memory of a core.
+
+        Where the registers of a core hold fewer sums, `place` makes more blocks of outputs.
+        """
 
     @abstractmethod
     def home(self, placement: Placement) -> Tile:
@@ -122,6 +125,8 @@ class Mapping(ABC):
             num_in, num_out = _streamed_cut(in_features, out_features, chip)
         else:
             num_in, num_out = self.cut(in_features, out_features, chip)
+            if (most := _most_outputs(chip)) is not None:  # a mapping need not know of registers
+                num_out = max(num_out, -(-out_features // most))
         num_cores = num_in * num_out
         if num_cores > chip.num_cores:
             raise InputError(

@@ -223,7 +223,7 @@ def test_registers_that_are_too_few():
     wide = InOrder().place(4, 6, ASYNC)
     for check in (
         lambda: check_registers(wide, chip, "layers.0.up"),
-        lambda: plan({"layers.0.up": (4, 6)}, chip, Wide()),
+        lambda: plan({"layers.0.up": (4, 6)}, chip, TooWide()),
     ):
         with pytest.raises(
             InputError, match=r"^layers\.0\.up: .*(needs 12 accumulators in registers|12 accumulators)"
@@ -250,10 +250,23 @@ def test_registers_that_are_too_few():
 
 
 class Wide(InOrder):
-    """A mapping of somebody else, which knows nothing of registers."""
+    """A mapping of somebody else, whose cut knows nothing of registers."""
 
     def cut(self, in_features, out_features, chip):
         return 1, 1
+
+
+class TooWide(InOrder):
+    """One that places layers itself, and forgets them."""
+
+    def place(self, in_features, out_features, chip, *, height=4, streamed=False):
+        return super().place(in_features, out_features, ASYNC, height=height, streamed=streamed)
+
+
+def test_a_cut_that_knows_nothing_of_registers_is_cut_further():
+    chip = changed(ASYNC, core={"register_accumulators": 10, "register_pj": 2.5})
+    assert [len(block) for block in Wide().place(4, 11, chip).output_blocks] == [4, 4, 3]
+    assert [len(block) for block in Wide().place(4, 11, ASYNC).output_blocks] == [11]
 
 
 def test_a_plan_gives_every_layer_tiles_of_its_own():
