@@ -25,7 +25,7 @@ class Activity:
         num_synops: additions of a weight.
         num_shifts: additions of a shifted weight; they are among num_synops.
         num_partial_adds: additions where partial sums meet.
-        num_updates: accumulators read and written.
+        num_updates, num_register_updates: accumulators read and written, in memory and in registers.
         num_sram_blocks, num_dram_blocks: accesses to weights.
         num_east_west, num_north_south: packets on links, summed over the links.
         num_sent, num_received: packets that leave and reach cores and digital units.
@@ -37,7 +37,10 @@ class Activity:
         num_accesses, num_updated: neurons (outputs) visited and changed in a timestep; with a barrier only.
         num_adds, num_multiplies, num_exponentials, num_divisions, num_square_roots, num_integer_macs, num_bytes:
             operations of digital units, and bytes that they read and write.
-        leaking_core_ps: cores times time.
+        leaking_core_ps: cores times time, of cores that are awake.
+        sleeping_core_ps: the same of cores that hold weights and sleep.
+        off_core_ps: the same of cores that hold no weights and are switched off.
+        num_wakes: cores that were woken.
     """
 
     num_macs: int = 0
@@ -45,6 +48,7 @@ class Activity:
     num_shifts: int = 0
     num_partial_adds: int = 0
     num_updates: int = 0
+    num_register_updates: int = 0
     num_sram_blocks: int = 0
     num_dram_blocks: int = 0
     num_east_west: int = 0
@@ -66,6 +70,9 @@ class Activity:
     num_integer_macs: int = 0
     num_bytes: int = 0
     leaking_core_ps: int = 0
+    sleeping_core_ps: int = 0
+    off_core_ps: int = 0
+    num_wakes: int = 0
 
     def __add__(self, other: Activity) -> Activity:
         return Activity(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
@@ -101,13 +108,15 @@ def activity_of(
     collected = int(served[kind == COLLECT].sum())
     num_inputs, num_outputs = placement.cores[-1].inputs.stop, placement.cores[-1].outputs.stop
     by_barrier = bool(chip.barrier.tiles)
-    blocks = int(outcome.num_blocks.sum())
+    blocks, updates = int(outcome.num_blocks.sum()), int(outcome.num_updates.sum())
+    in_registers = chip.core.register_accumulators > 0
     return Activity(
         num_macs=num_tokens * num_inputs * num_outputs,
         num_synops=int(outcome.num_synops.sum()),
         num_shifts=int(outcome.num_shifts.sum()),
         num_partial_adds=int(served[kind == REDUCE].sum()),
-        num_updates=int(outcome.num_updates.sum()),
+        num_updates=0 if in_registers else updates,
+        num_register_updates=updates if in_registers else 0,
         num_sram_blocks=0 if placement.streamed else blocks,
         num_dram_blocks=blocks if placement.streamed else 0,
         num_east_west=int(served[links[~vertical]].sum()),

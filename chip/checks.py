@@ -59,6 +59,10 @@ def _fault_of_blocks(
         used = len(core.outputs) * (len(core.inputs) + accumulator_bytes(1, chip))
         if used > chip.core.sram_bytes and not placement.streamed:
             return "cut", f"blocks of at most {chip.core.sram_bytes:,} bytes, which a core has", f"{used:,} bytes"
+        sums, registers = len(core.outputs) * chip.core.accumulator_banks, chip.core.register_accumulators
+        if registers and sums > registers:
+            expected = f"blocks of outputs with at most {registers:,} accumulators, which a core's registers hold"
+            return "cut", expected, f"{sums:,} accumulators"
     return None
 
 

@@ -52,7 +52,11 @@ COMPONENTS: dict[str, Component] = {
                 ("num_partial_adds", "core.partial_add_pj"),
             ),
         ),
-        Component("accumulators", "sums read and written", (("num_updates", "core.accumulator_pj"),)),
+        Component(
+            "accumulators",
+            "sums read and written",
+            (("num_updates", "core.accumulator_pj"), ("num_register_updates", "core.register_pj")),
+        ),
         Component(
             "weight reads",
             "weights read, in blocks",
@@ -100,8 +104,13 @@ COMPONENTS: dict[str, Component] = {
         ),
         Component(
             "leakage",
-            "power of idle transistors, for the time that the simulation takes",
-            (("leaking_core_ps", "core.leakage_mw"),),
+            "power of idle transistors, for the time that the simulation takes, and waking cores that slept",
+            (
+                ("leaking_core_ps", "core.leakage_mw"),
+                ("sleeping_core_ps", "core.sleep_share", "core.leakage_mw"),
+                ("off_core_ps", "core.off_share", "core.leakage_mw"),
+                ("num_wakes", "core.wake_pj"),
+            ),
         ),
     )
 }

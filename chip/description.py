@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,19 @@ from ..files import check_faults, check_format
 from ..plugins import NamedFiles
 from .parts import Barrier, Core, DigitalUnit, Dram, EncoderUnit, Handshake, Link, Mesh, Packet
 
-# Version of the keys of a chip's file. Raise it when a key is added, removed, or changes its meaning.
+# Version of the keys of a chip's file. Raise it when a key is removed, changes its meaning, or is added without a value
+# for the files that lack it.
 FORMAT = 1
 _FOLDER = Path(__file__).parent / "presets"
-_UNITS = ("pj", "ns", "mw", "bytes", "bits", "packets", "bits_per_ns", "bytes_per_ns")
+_UNITS = ("share", "pj", "ns", "mw", "bytes", "bits", "packets", "bits_per_ns", "bytes_per_ns")
 # The length of a queue is summed over time in 64-bit picoseconds: 4096 packets for a quarter of an hour fit. No single
 # time may come near that.
 _LONGEST_NS = 1e6
 # Of an energy (a joule), a power or a bandwidth: sums of it times 64-bit counts must stay finite.
 _MOST_OF_A_FLOAT = 1e12
 _LEAST_BANDWIDTH = 1e-6
+# What a key of a file says, in order.
+_IN_FILE = ("value", "process", "source")
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Description:
         Raises:
             InputError: a number has no source.
         """
-        keys = [f"{part}.{f.name}" for part, kind in PARTS.items() for f in fields(kind)]
+        keys = [f"{part}.{f.name}" for part, kind in PARTS.items() for f in fields(kind) if not self._left_out(part, f)]
         missing = [key for key in keys if key not in self.sources]
         if missing:
             raise InputError(f"Description.to_dict: expected a source of every number; {', '.join(missing)} have none.")
@@ -89,6 +93,37 @@ class Description:
                 entry["process"] = process
             content.setdefault(part, {})[name] = entry
         return content
+
+    def _left_out(self, part: str, key: Field) -> bool:
+        """Return whether a file may leave a key out: it has its usual value, and nothing else was said of it."""
+        _, source = self.sources.get(f"{part}.{key.name}", (None, None))
+        return self.value(f"{part}.{key.name}") == key.default and source in (None, key.metadata["source"])
+
+    def to_toml(self) -> str:
+        """Return the text of the chip's file; `load_description` reads it. The name of a chip is that of its file."""
+        lines = [f"format = {FORMAT}", f"process = {_as_toml(self.process)}"]
+        for part, section in self.to_dict().items():
+            if part in PARTS:
+                lines += ["", f"[{part}]"]
+                for key, entry in section.items():
+                    held = ", ".join(f"{name} = {_as_toml(entry[name])}" for name in sorted(entry, key=_IN_FILE.index))
+                    lines.append(f"{key} = {{ {held} }}")
+        return "\n".join(lines) + "\n"
+
+    def varied(self, values: Mapping[str, Any]) -> Description:
+        """Return a chip with other values, by key such as "core.add_pj". Their sources say what they were before.
+
+        Raises:
+            InputError: there is no such key, or the values cannot be; the message names all faults.
+        """
+        content = self.to_dict()
+        for key, value in values.items():
+            part, _, name = key.partition(".")
+            was, (process, source) = self.value(key), self.sources.get(key, (self.process, "none"))
+            if value != was:
+                source = f"varied; {self.name} has {json.dumps(was)}: {source}"
+            content.setdefault(part, {})[name] = {"value": value, "source": source, "process": process}
+        return Description.from_dict({**content, "name": f"{self.name} varied" if values else self.name})
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Description:
@@ -132,6 +167,17 @@ def check_description(chip: Description) -> None:
     Description.from_dict(chip.to_dict())
 
 
+def keys_of_chips() -> dict[str, type]:
+    """Return the type of each key of a chip that is one value: int, float, bool or str."""
+    kinds = {f"{part}.{name}": kind for part, cls in PARTS.items() for name, kind in typing.get_type_hints(cls).items()}
+    return {key: kind for key, kind in kinds.items() if isinstance(kind, type)}
+
+
+def fault_of(key: str, value: Any) -> str | None:
+    """Return what is wrong with a value by itself, or None."""
+    return _as_type(value, keys_of_chips()[key], key.partition(".")[2])[1]
+
+
 def parse_description(content: Mapping[str, Any], name: str, where: str) -> Description:
     """Build a description from the content of its file.
 
@@ -173,7 +219,11 @@ def _read_part(part, kind, section, process, sources, faults) -> dict[str, Any]:
         if key not in known:
             faults.append(f"{part}.{key}: unknown; {_did_you_mean(key, known)}")
     values = {}
+    optional = {f.name: f.metadata["source"] for f in fields(kind) if f.default is not MISSING}
     for key in known:
+        if key not in section and key in optional:  # the part has its usual value
+            sources[f"{part}.{key}"] = (process, optional[key])
+            continue
         if key not in section:
             faults.append(f"{part}.{key}: missing")
             continue
@@ -205,12 +255,13 @@ def _as_type(  # noqa: PLR0911 - a return for each type
         good = isinstance(value, list) and all(type(v) in (int, float) and 0 <= v <= _LONGEST_NS for v in value)
         return tuple(value) if isinstance(value, list) else value, None if good else "expected a list of numbers >= 0"
     if kind is int:
-        least = 0 if key in ("payload_bits", "address_bits") else 1
+        least = 0 if key in ("payload_bits", "address_bits", "register_accumulators") else 1
         exponent = 16 if key.endswith("_bits") else 31
         good = isinstance(value, int) and number and least <= value < 2**exponent
         return value, None if good else f"expected an integer in [{least}, 2^{exponent})"
-    if not number or not 0 <= value <= _MOST_OF_A_FLOAT:  # pyright: ignore[reportOperatorIssue]
-        return value, f"expected a number from 0 to {_MOST_OF_A_FLOAT:g}"
+    most = 1 if key.endswith("_share") else _MOST_OF_A_FLOAT
+    if not number or not 0 <= value <= most:  # pyright: ignore[reportOperatorIssue]
+        return value, f"expected a number from 0 to {most:g}"
     value = float(value)  # pyright: ignore[reportArgumentType]
     if key.endswith("_ns") and (value > _LONGEST_NS or abs(value * 1000 - round(value * 1000)) > 1e-6):
         return value, f"expected a multiple of 0.001 ns (time is in whole picoseconds) up to {_LONGEST_NS:.0f}"
@@ -227,6 +278,8 @@ def _contradictions(parts: dict[str, dict[str, Any]]) -> list[str]:
     ):
         if value not in allowed:
             faults.append(f"{where}: expected one of {', '.join(str(a) for a in allowed)}, got {value!r}")
+    if parts["core"].get("register_accumulators", 0) and "register_pj" not in parts["core"]:
+        faults.append("core.register_pj: missing, since core.register_accumulators says that there are registers")
     tiles, ns = parts["barrier"]["tiles"], parts["barrier"]["ns"]
     if len(tiles) != len(ns) or list(tiles) != sorted(set(tiles)):
         faults.append(f"barrier: expected rising tiles and as many ns, got {list(tiles)} and {list(ns)}")
@@ -241,6 +294,11 @@ def _contradictions(parts: dict[str, dict[str, Any]]) -> list[str]:
         if 0 < value < _LEAST_BANDWIDTH:
             faults.append(f"{where}: expected at least {_LEAST_BANDWIDTH:g}, got {value!r}: a packet would take hours")
     return faults
+
+
+def _as_toml(value: Any) -> str:
+    """Return a text, number, truth value or list of numbers as TOML has it, which is as JSON has it."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _did_you_mean(key: str, known: Iterable[str]) -> str:

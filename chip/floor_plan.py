@@ -7,7 +7,7 @@ from collections.abc import Mapping as MappingOf
 from ..errors import InputError
 from .checks import placed
 from .description import Description
-from .mapping import Mapping, Placement, moved
+from .mapping import Mapping, Placement, check_registers, core_size, enlarge, moved
 
 
 def plan(
@@ -23,21 +23,37 @@ def plan(
     Raises:
         InputError: the model does not fit; the message gives the number of cores it needs.
     """
+
+    def place_all(height: int) -> dict[str, Placement]:
+        return {name: _placed(name, mapping, shape, chip, height, stream) for name, shape in layers.items()}
+
     if stream:
-        return {n: placed(mapping, *shape, chip, height=chip.mesh.rows, streamed=True) for n, shape in layers.items()}
+        return place_all(chip.mesh.rows)
     found: dict[str, Placement] = {}
     heights = dict.fromkeys(h for h in (4, 8, 2, 6, 3, 5, 12, 16, 1, 32) if h <= chip.mesh.rows)
     for height in heights:
-        found = {name: placed(mapping, *shape, chip, height=height) for name, shape in layers.items()}
+        found = place_all(height)
         planned = _shelves(found, chip, height)
         if planned is not None:
             return planned
     needed = sum(len(p.cores) for p in found.values())
     raise InputError(
-        f"{chip.name}: {len(layers)} layers need {needed:,} cores of {chip.core.sram_bytes:,} bytes and whole "
-        f"rectangles of tiles; the chip has {chip.num_cores:,} cores. Enlarge [mesh] or sram_bytes, take fewer layers, "
-        "or stream weights from DRAM (stream=True)."
+        f"{chip.name}: {len(layers)} layers need {needed:,} cores of {core_size(chip)} and whole "
+        f"rectangles of tiles; the chip has {chip.num_cores:,} cores. Enlarge [mesh] or {enlarge(chip)}, take fewer "
+        "layers, or stream weights from DRAM (stream=True)."
     )
+
+
+def _placed(
+    name: str, mapping: Mapping, shape: tuple[int, int], chip: Description, height: int, stream: bool
+) -> Placement:
+    """Place one layer; an error names it."""
+    try:
+        found = placed(mapping, *shape, chip, height=height, streamed=stream)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    check_registers(found, chip, name)
+    return found
 
 
 def _shelves(rectangles: MappingOf[str, Placement], chip: Description, height: int) -> dict[str, Placement] | None:

@@ -12,7 +12,7 @@ from . import engine, simpy_engine
 from .activity import Activity, activity_of, utilization
 from .barrier import barrier_ps, simple_ps, updated
 from .description import Description
-from .mapping import Placement
+from .mapping import Placement, check_registers
 from .network import KIND_NAMES, LINK, Network, build_network
 from .outcome import Outcome
 from .traffic import Traffic, build_traffic
@@ -136,10 +136,11 @@ def simulate_layer(
         trace: keep every service, for the critical path and the timeline.
         implementation: "engine" (compiled) or "simpy" (short and slow); both give the same.
     Raises:
-        InputError: arguments do not match, or packets have too few bits.
+        InputError: arguments do not match, packets have too few bits, or registers do not hold a core's accumulators.
     """
     _, num_tokens, num_inputs = spikes.shape
     _check(spikes, weight, placement, num_tokens, arrival_ps, jitter, seed, implementation)
+    check_registers(placement, chip, "simulate_layer")
     network = network or build_network(placement, chip)
     if not overlap:
         network = replace(network, num_banks=1)

@@ -126,7 +126,7 @@ class Mapping(ABC):
         if num_cores > chip.num_cores:
             raise InputError(
                 f"{chip.name}: a layer of {out_features} x {in_features} needs {num_cores:,} cores of "
-                f"{chip.core.sram_bytes:,} bytes, the chip has {chip.num_cores:,}. Enlarge [mesh] or sram_bytes, or "
+                f"{core_size(chip)}, the chip has {chip.num_cores:,}. Enlarge [mesh] or {enlarge(chip)}, or "
                 "stream weights from DRAM (stream=True)."
             )
         num_tiles = -(-num_cores // chip.mesh.cores_per_tile)
@@ -211,24 +211,72 @@ def moved(placement: Placement, origin: Tile) -> Placement:
     return replace(placement, origin=origin, home=(placement.home[0] + dx, placement.home[1] + dy), cores=cores)
 
 
+def core_size(chip: Description) -> str:
+    """Return what a core holds, in words."""
+    registers = chip.core.register_accumulators
+    return f"{chip.core.sram_bytes:,} bytes" + (f" and {registers:,} accumulators in registers" if registers else "")
+
+
+def enlarge(chip: Description) -> str:
+    """Return the keys of the size of a core, in words."""
+    return "sram_bytes" + (" and register_accumulators" if chip.core.register_accumulators else "")
+
+
 def accumulator_bytes(num_outputs: int, chip: Description) -> int:
-    """Return the bytes for the sums of a core: for every token in progress its own, and those that meet in it."""
-    return 2 * num_outputs * chip.core.accumulator_banks * chip.core.accumulator_bits // 8
+    """Return the bytes of memory for the sums of a core: for every token in progress those that meet in it, and its own
+    if they are not in registers.
+    """
+    kinds = 1 if chip.core.register_accumulators else 2
+    return kinds * num_outputs * chip.core.accumulator_banks * chip.core.accumulator_bits // 8
+
+
+def check_registers(placement: Placement, chip: Description, layer: str) -> None:
+    """Raise an InputError if the registers of a core do not hold the accumulators of a placed layer.
+
+    Args:
+        placement: of the layer.
+        chip: the chip.
+        layer: its name, for the message.
+    """
+    available, banks = chip.core.register_accumulators, chip.core.accumulator_banks
+    most = max(len(core.outputs) for core in placement.cores)
+    if available and most * banks > available:
+        raise InputError(
+            f"{layer}: a core needs {most * banks:,} accumulators in registers ({most:,} outputs, each for {banks} "
+            f"tokens in progress), {chip.name} has core.register_accumulators = {available:,}. Enlarge them, or cut "
+            "the layer into cores of fewer outputs."
+        )
+
+
+def _most_outputs(chip: Description) -> int | None:
+    """Return how many outputs of a core its registers hold; None if accumulators are in memory.
+
+    Raises:
+        InputError: they hold none.
+    """
+    available, banks = chip.core.register_accumulators, chip.core.accumulator_banks
+    if 0 < available < banks:
+        raise InputError(
+            f"an output needs {banks} accumulators in registers, one for each token in progress; {chip.name} has "
+            f"core.register_accumulators = {available}. Enlarge them, or lower accumulator_banks."
+        )
+    return available // banks or None
 
 
 def _cuts(in_features: int, out_features: int, chip: Description) -> Sequence[tuple[int, int]]:
     """Return, for each number of input blocks, the smallest number of output blocks that fits."""
-    cuts = []
+    cuts, most = [], _most_outputs(chip)
     for num_in in range(1, in_features + 1):
         rows = -(-in_features // num_in)
         columns = chip.core.sram_bytes // (rows + accumulator_bytes(1, chip))
         if columns == 0:
             continue
+        columns = columns if most is None else min(columns, most)
         num_out = -(-out_features // columns)
         if cuts and num_out == cuts[-1][1]:
             continue
         cuts.append((num_in, num_out))
-        if num_out == 1:
+        if num_out == 1 or columns == most:
             break
     if not cuts:
         raise InputError(
@@ -241,7 +289,8 @@ def _cuts(in_features: int, out_features: int, chip: Description) -> Sequence[tu
 def _streamed_cut(in_features: int, out_features: int, chip: Description) -> tuple[int, int]:
     """Return a division whose accumulators fit beside one block of weights; parts are at least a block wide."""
     room = chip.core.sram_bytes - chip.dram.block_bytes
-    columns = room // accumulator_bytes(1, chip) if room > 0 else 0
+    columns, most = room // accumulator_bytes(1, chip) if room > 0 else 0, _most_outputs(chip)
+    columns = columns if most is None else min(columns, most)
     if columns == 0:
         raise InputError(
             f"{chip.name}: core.sram_bytes = {chip.core.sram_bytes:,} holds no block of DRAM "

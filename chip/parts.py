@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 def to_ps(ns: float) -> int:
     """Return nanoseconds as whole picoseconds. Descriptions give times in multiples of 0.001 ns, so this is exact."""
     return round(1000 * ns)
+
+
+def _optional(value: Any, source: str) -> Any:
+    """Return a field that a file may leave out: it then has this value, and says so by this source."""
+    return field(default=value, metadata={"source": f"not in the file: {source}"})
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,8 @@ class Core:
     """Memory for INT8 weights and accumulators, adders, and a queue of packets.
 
     Attributes:
-        sram_bytes: size of the memory; the weights and accumulators of a core have to fit.
+        sram_bytes: size of the memory; the weights of a core have to fit, and its accumulators if they are not in
+            registers.
         block_bytes: bytes that one access reads.
         access_pj, access_ns: energy and time of an access.
         lanes: additions that run in parallel.
@@ -102,11 +109,19 @@ class Core:
         add_ns: time of one step of all lanes.
         partial_add_pj: energy of an addition where partial sums of several cores meet.
         accumulator_pj: energy to read and write one accumulator; the additions of one packet to it share this.
+        register_accumulators: accumulators that fit the core's registers, one for each output and token in progress;
+            0 if they are in its memory.
+        register_pj: energy to read and write one accumulator in registers, in the place of accumulator_pj.
         receive_pj, receive_ns: energy and time of a packet that arrives.
         send_pj, send_ns: energy and time of a packet that leaves: a sum, or a spike if routers do not copy.
         queue_packets: packets that fit the queue.
         sums_travel: True if sums go to the digital unit of the layer; False if they stay where their neurons are.
         leakage_mw: power of an idle core.
+        sleep_share: share of its leakage that a core keeps which holds weights, while its layer does nothing; 1 if
+            cores never sleep.
+        off_share: share of its leakage that a core keeps which holds no weights; 1 if no core is switched off.
+        wake_pj: energy to wake a core that sleeps.
+        wake_ns: a core is awake that long before its layer begins. The order of layers is fixed, so nobody waits.
     """
 
     sram_bytes: int
@@ -128,6 +143,12 @@ class Core:
     queue_packets: int
     sums_travel: bool
     leakage_mw: float
+    register_accumulators: int = _optional(0, "accumulators are in memory")
+    register_pj: float = _optional(0.0, "accumulators are in memory")
+    sleep_share: float = _optional(1.0, "cores never sleep")
+    off_share: float = _optional(1.0, "no core is switched off")
+    wake_pj: float = _optional(0.0, "cores never sleep")
+    wake_ns: float = _optional(0.0, "cores never sleep")
 
 
 @dataclass(frozen=True)

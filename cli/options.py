@@ -130,6 +130,9 @@ Skip = Annotated[
         rich_help_panel=SPIKES,
     ),
 ]
+IncludeHead = Annotated[
+    bool, typer.Option("--include-head", help="The output head spikes, too.", rich_help_panel=SPIKES)
+]
 Weights = Annotated[
     str | None,
     typer.Option(

@@ -3,6 +3,7 @@
 A job may say what happens while it runs: give it an object with the methods of `Progress`.
 """
 
+from .calibration import Budget, Calibrated, CalibrateSettings, calibrate
 from .convert import Converted, ConvertSettings, convert
 from .distill import Distilled, DistillRun, distill
 from .doctor import examine
@@ -18,6 +19,9 @@ from .sweep import SweepSettings, Swept, sweep
 from .tutorial import copy_tutorial, open_tutorial
 
 __all__ = [
+    "Budget",
+    "CalibrateSettings",
+    "Calibrated",
     "ConvertSettings",
     "Converted",
     "DistillRun",
@@ -39,6 +43,7 @@ __all__ = [
     "SpikesWritten",
     "SweepSettings",
     "Swept",
+    "calibrate",
     "convert",
     "copy_tutorial",
     "distill",

@@ -88,7 +88,7 @@ def measure(
 
 def weights_in_words(model: nn.Module) -> str:
     """Return what the weights of a spiking model are: "INT8", "4-bit", both, or those "stored" in its file."""
-    names = {4: "4-bit", 8: "INT8"}
+    names = {2: "2-bit", 4: "4-bit", 8: "INT8"}
     bits = sorted({layer.weight_bits for layer in spiking_layers(model).values()})
     conversion = getattr(model, "conversion", None)
     is_stored = isinstance(conversion, Conversion) and conversion.settings.weights == "stored"

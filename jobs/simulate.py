@@ -56,6 +56,7 @@ class SimulateSettings:
             `BidirectionalBitwise`.
         layers: pattern of the names of layers that spike; None for all.
         skip: patterns of the names of layers that stay dense; None for none.
+        include_head: whether the output head spikes too, on cores of its own.
         jitter: services last up to this share longer, at random; changes times, never sums.
         seed: random seed for the jitter, which must be above 0; None for 0.
         critical_path: find what holds tokens up, which takes twice as long.
@@ -76,6 +77,7 @@ class SimulateSettings:
     encoder: Encoder | str | None = None
     layers: str | None = None
     skip: tuple[str, ...] | None = None
+    include_head: bool = False
     jitter: float = 0.0
     seed: int | None = None
     critical_path: bool = False
@@ -232,6 +234,7 @@ def _describe_settings(settings: SimulateSettings, layer: SpikeLinear) -> dict[s
         "encoder": ENCODERS.name_of(layer.encoder) or label(layer.encoder),
         "layers": usual(settings.layers, "*"),
         "skip": list(usual(settings.skip, ())),
+        "include_head": settings.include_head,
         "jitter": settings.jitter,
         "seed": usual(settings.seed, 0),
         "critical_path": settings.critical_path,

@@ -114,8 +114,18 @@ def _energy(figures: Figures) -> Section:
         [
             View("energy-parts", "chart", "By component", bars(rows, "name", "value", f"{unit} a token")),
             Table("Energy by component", columns, table, is_open=False, total=True),
+            *_left_dense(figures, total, factor, unit),
         ],
     )
+
+
+def _left_dense(figures: Figures, total: float, factor: float, unit: str) -> list[Table]:
+    parts = figures["dense_rest_per_token_pj"]
+    if not parts:
+        return []
+    columns = [Column("part of the model"), Column(f"{unit} a token", ",.3f"), Column("share of all", ".1%")]
+    rows = [(name, pj / factor, pj / total) for name, pj in parts.items()]
+    return [Table("What is left dense", columns, rows, is_open=False)]
 
 
 def _time(times: Figures) -> Section:

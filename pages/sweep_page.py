@@ -27,6 +27,7 @@ def build(figures: Figures, meanings: Mapping[str, str]) -> Page:
     swept = figures["swept"]
     sections = [
         *_fronts(done, objectives),
+        *_best_chip(figures.get("best_chip")),
         _runs(done, swept, objectives, figures["float_perplexity"]),
         *_failed(rows),
         *([Section("next", "What to try next", "", [Text(figures["next_steps"])])] if figures["next_steps"] else []),
@@ -100,6 +101,17 @@ def _fronts(done: list[Figures], objectives: Figures) -> list[Section]:
         title = f"{_capital(first)} over {other}"
         views.append(View(f"front-{i}", "chart", title, frontier(points, titles[0], titles[1], tips)))
     return [Section("front", "Frontier", "A run on the front is beaten by no other in both objectives.", views)]
+
+
+def _best_chip(chip: Figures | None) -> list[Section]:
+    if not chip:
+        return []
+    parts, total = chip["pj_per_mac"], sum(chip["pj_per_mac"].values())
+    columns = [Column("component"), Column("pJ a MAC", ",.4g"), Column("share", ".1%")]
+    rows = [(name, pj, pj / total if total else None) for name, pj in parts.items()]
+    table = Table("What its energy consists of", columns, [*rows, ("total", total, None)], total=True)
+    intro = f"Of the best run by {chip['objective']}; best-chip.toml describes it."
+    return [Section("best-chip", "Best chip", intro, [table])]
 
 
 def _runs(done: list[Figures], swept: list[str], objectives: Figures, float_perplexity: float | None) -> Section:

@@ -1,6 +1,7 @@
 """A whole model on a simulated chip.
 
-The model runs once to find its stages and once more to replay its spikes. Where the two main results come from:
+The model runs once to find its stages and once more to replay its spikes; `survey_model` keeps both for many chips.
+Where the two main results come from:
 
 - *Latency.* `chip.simulate_layer` gives the time of each token in one layer. `stages.py` finds which layers run at the
   same time, what dense work has to be done before them and how long results travel to them; the times of the last two
@@ -12,7 +13,7 @@ The model runs once to find its stages and once more to replay its spikes. Where
 """
 
 from .describe import describe_simulation
-from .model import ModelOnChip, simulate_model
+from .model import ModelOnChip, simulate_model, survey_model
 from .orders import learn_orders
 
-__all__ = ["ModelOnChip", "describe_simulation", "learn_orders", "simulate_model"]
+__all__ = ["ModelOnChip", "describe_simulation", "learn_orders", "simulate_model", "survey_model"]

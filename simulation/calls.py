@@ -59,6 +59,11 @@ def run_steps(
 
 def run_calls(model: nn.Module, spiking: Mapping[str, SpikeLinear], ids: Tensor, see: Callable[[Call], None]) -> None:
     """Run the model once; `see` gets every call of a layer, all its steps joined. Arguments as of `run_steps`."""
+    run_steps(model, spiking, ids, joining(see))
+
+
+def joining(see: Callable[[Call], None]) -> Callable[[str, Step], None]:
+    """Return a function that takes steps with the names of their layers, and hands each call that is whole to `see`."""
     begun: dict[str, list[Step]] = {}
 
     def see_step(name: str, step: Step) -> None:
@@ -67,7 +72,7 @@ def run_calls(model: nn.Module, spiking: Mapping[str, SpikeLinear], ids: Tensor,
         if step.first_token + len(step.count) == step.num_tokens:
             see(Call.joined(name, begun.pop(name)))
 
-    run_steps(model, spiking, ids, see_step)
+    return see_step
 
 
 def check_step(name: str, step: Step, num_tokens: int, *, ran_before: bool) -> None:

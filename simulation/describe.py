@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 
 from ..chip import COMPONENTS
 from ..energy import load_table
-from .model import ASSUMPTIONS, ModelOnChip
+from .model import ModelOnChip, assumptions_of
 from .replay import LayerOnChip
 from .times import time_by_kind
 
@@ -48,6 +49,7 @@ def describe_simulation(found: ModelOnChip) -> dict[str, Any]:
             "paper": num_spikes / num_channels * add_pj,
             "paper, weighed by outputs": activity.num_synops / activity.num_macs * add_pj,
         },
+        "dense_rest_per_token_pj": dense_rest_of(found),
         "energy_report": found.energy_report().to_dict(),
         "components": {name: component.meaning for name, component in COMPONENTS.items()},
         "time_per_token_ps": time_by_kind(found),
@@ -57,13 +59,26 @@ def describe_simulation(found: ModelOnChip) -> dict[str, Any]:
             "num_mismatches": sum(layer.num_mismatches for layer in found.layers.values()),
         },
         "layers": [_row(layer, found) for layer in found.layers.values()],
-        "assumptions": list(ASSUMPTIONS),
+        "assumptions": list(assumptions_of(found.chip)),
         "unsupported": list(found.unsupported),
         "description": {
             key: {"value": found.chip.value(key), "process": p, "source": s}
             for key, (p, s) in found.chip.sources.items()
         },
     }
+
+
+def dense_rest_of(found: ModelOnChip) -> dict[str, float]:
+    """Return the energy of what stays dense, in pJ per token, the most first; like parts of all blocks are one.
+
+    With the rescaling of sums, which belongs to the spiking layers, they add up to the component "dense rest".
+    """
+    parts: dict[str, float] = {}
+    for name, activity in found.activities.items():
+        kind = "rescaling" if name in found.layers else re.sub(r"\.\d+(?=\.|$)", ".*", name)
+        energy = activity.energy_pj(found.chip)["dense rest"]
+        parts[kind] = parts.get(kind, 0.0) + energy / found.num_tokens
+    return dict(sorted(((kind, pj) for kind, pj in parts.items() if pj), key=lambda part: -part[1]))
 
 
 def _row(layer: LayerOnChip, found: ModelOnChip) -> dict[str, Any]:

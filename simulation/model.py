@@ -15,20 +15,34 @@ from ..chip import Mapping as ChipMapping
 from ..chip.layer import check_jitter
 from ..energy import EnergyReport
 from ..errors import InputError
-from ..models import spiking_layers
+from ..models import SpikeLinear, spiking_layers
 from .calls import run_calls
+from .leakage import leakage_of
 from .replay import LayerOnChip, Replay
-from .stages import Stage, survey
+from .stages import Stage, Survey, stages_on, survey
 
 MODES = ("decode", "prefill")
-ASSUMPTIONS = (
+_ASSUMPTIONS = (
     "each layer has tiles of its own, which its packets never leave",
     "results go from home to home on links of their own",
     "layers that share an input each encode it; they run at the same time",
     "what stays dense of a stage runs on one digital unit, the output head on those of all tiles",
     "the time of attention is its mean over the tokens",
-    "the whole chip leaks for the whole time",
 )
+_ALL_LEAK = "the whole chip leaks for the whole time"
+
+
+def assumptions_of(chip: Description) -> tuple[str, ...]:
+    """Return what a simulation on a chip rests on, in words."""
+    sleep = "cores that hold weights never sleep"
+    if chip.core.sleep_share < 1:
+        sleep = (
+            "cores that hold weights sleep while their layer does nothing, keep their weights, and are awake again "
+            f"{chip.core.wake_ns:g} ns before it begins, which is known; their routers go on"
+        )
+    off = "cores without weights are " + ("switched off" if chip.core.off_share < 1 else "never switched off")
+    leaks = f"{sleep}; {off}" if min(chip.core.sleep_share, chip.core.off_share) < 1 else _ALL_LEAK
+    return (*_ASSUMPTIONS, leaks)
 
 
 @dataclass
@@ -75,7 +89,9 @@ class ModelOnChip:
             rows |= stage.rest
             if stage.transfer != Activity():
                 rows[f"transfer to {stage.layers[0]}"] = stage.transfer * self.num_tokens
-        rows["leakage of the chip"] = Activity(leaking_core_ps=self.chip.num_cores * int(self.end_ps[-1]))
+        rows["leakage of the chip"] = leakage_of(
+            self.chip, self.layers.values(), self.stages, self.num_tokens, self.mode, int(self.end_ps[-1])
+        )
         return rows
 
     @property
@@ -92,7 +108,7 @@ class ModelOnChip:
         """Return the energy of all tokens by layer and component, without dense models to compare with.
 
         Its rows are the spiking layers, the dense parts of the model, the transfers of results to each stage, and the
-        leakage of the whole chip for the whole time. Components that took no energy are left out.
+        leakage of the whole chip (see `leakage.leakage_of`). Components that took no energy are left out.
         """
         energies = {name: activity.energy_pj(self.chip) for name, activity in self.activities.items()}
         return EnergyReport(
@@ -103,7 +119,7 @@ class ModelOnChip:
             table=self.chip.name,
             process=self.chip.process,
             source="the description of the chip names the source of each number",
-            assumptions=ASSUMPTIONS,
+            assumptions=assumptions_of(self.chip),
             left_out=self.unsupported,
             run=self.run,
         )
@@ -123,6 +139,7 @@ def simulate_model(
     trace: bool = False,
     timelines: Collection[str] = (),
     num_threads: int = 2,
+    surveyed: Survey | None = None,
     progress: Callable[[int], None] = lambda layers: None,
 ) -> ModelOnChip:
     """Run a window of tokens through a spiking model, and the spikes of every layer through the chip.
@@ -143,6 +160,7 @@ def simulate_model(
         trace: find what held tokens up, which takes twice as long.
         timelines: names of layers whose simulations are kept, each with a trace.
         num_threads: layers that are simulated at a time.
+        surveyed: of `survey_model` with the same model and tokens, which then do not run again.
         progress: called with the number of layers that were simulated since the last call.
     Raises:
         InputError: the model has no spiking layers, has weight groups or layers that do not see every token exactly
@@ -155,23 +173,15 @@ def simulate_model(
     chip = load_description(chip)
     cutting: ChipMapping = MAPPINGS.resolve(InOrder() if mapping is None else mapping, "simulate_model.mapping")
     check_jitter(jitter, seed)
-    spiking = spiking_layers(model)
-    if not spiking:
-        raise InputError("simulate_model: expected a model with spiking layers, it has none. Call to_spiking first.")
-    for name, layer in spiking.items():
-        if layer.group_size is not None or layer.weight_bits != 8:
-            raise InputError(
-                f"{name}: expected weights of 8 bits without groups, since a core adds up all its channels and keeps a "
-                f"byte a weight; got {layer.weight_bits} bits with group_size={layer.group_size}. Convert the float "
-                'model with SpikeSettings(weights="int8", group_size=None).'
-            )
+    spiking = _spiking(model)
     for what, names in (("orders", list(orders or {})), ("timelines", timelines)):
         for name in names:
             if name not in spiking:
                 raise InputError(f"{what}: expected a spiking layer such as {next(iter(spiking))!r}, got {name!r}.")
     shapes = {name: (layer.in_features, layer.out_features) for name, layer in spiking.items()}
     placements = plan(shapes, chip, cutting, stream=stream)
-    stages, counts = survey(model, spiking, ids, placements, chip)
+    found = survey(model, spiking, ids) if surveyed is None else surveyed
+    stages = stages_on(found, placements, chip, len(ids))
     with ThreadPoolExecutor(num_threads) as pool:
         replay = Replay(
             chip,
@@ -188,7 +198,39 @@ def simulate_model(
             timelines=timelines,
             progress=progress,
         )
-        run_calls(model, spiking, ids, replay.add)
+        if found.calls is None:
+            run_calls(model, spiking, ids, replay.add)
+        else:
+            for call in found.calls:
+                replay.add(call)
         end_ps = replay.end_ps()
+    counts = found.counts
     run = f"{counts.model}, {counts.neuron}, {counts.encoder}"
     return ModelOnChip(chip, mode, len(ids), replay.layers, stages, end_ps, counts.unsupported, replay.kept, run)
+
+
+def survey_model(model: nn.Module, ids: Tensor) -> Survey:
+    """Run a window of tokens through a spiking model, and keep the spikes of all layers, for simulations on many chips.
+
+    Args:
+        model: converted to spikes.
+        ids: token ids, [tokens].
+    Raises:
+        InputError: as `simulate_model`.
+    """
+    return survey(model, _spiking(model), ids, keep_calls=True)
+
+
+def _spiking(model: nn.Module) -> dict[str, SpikeLinear]:
+    """Return the spiking layers of a model by name, if a chip can run them."""
+    spiking = spiking_layers(model)
+    if not spiking:
+        raise InputError("simulate_model: expected a model with spiking layers, it has none. Call to_spiking first.")
+    for name, layer in spiking.items():
+        if layer.group_size is not None or layer.weight_bits != 8:
+            raise InputError(
+                f"{name}: expected weights of 8 bits without groups, since a core adds up all its channels and keeps a "
+                f"byte a weight; got {layer.weight_bits} bits with group_size={layer.group_size}. Convert the float "
+                'model with SpikeSettings(weights="int8", group_size=None).'
+            )
+    return spiking

@@ -20,7 +20,7 @@ from ..models import Recording, SpikeLinear
 from ..models.layers.observing import Step
 from ..models.recording import ModuleRecord, record
 from ..models.recording.modules import UNCOUNTED
-from .calls import check_step, run_steps
+from .calls import Call, check_step, joining, run_steps
 from .flow import as_activity, digital_ps, transfer_between
 
 
@@ -32,6 +32,7 @@ class Stage:
         layers: their names.
         rest: dense work before they begin, of all tokens, by the name of the part of the model.
         rest_ps: time of the digital units for it, per token.
+        spread_ps: the part of it in which the digital units of all tiles work.
         transfer: of the results of the stage before to the homes of these layers, per token.
         transfer_ps: its time, per token.
     """
@@ -39,59 +40,83 @@ class Stage:
     layers: list[str]
     rest: dict[str, Activity] = field(default_factory=dict)
     rest_ps: int = 0
+    spread_ps: int = 0
     transfer: Activity = field(default_factory=Activity)
     transfer_ps: int = 0
 
 
-def survey(
-    model: nn.Module,
-    spiking: Mapping[str, SpikeLinear],
-    ids: Tensor,
-    placements: Mapping[str, Placement],
-    chip: Description,
-) -> tuple[list[Stage], ModelCounts]:
+@dataclass(frozen=True)
+class Survey:
+    """What a run of a model tells that no chip decides on.
+
+    Attributes:
+        layers: names of the layers of each stage, in order.
+        recording: of the run.
+        counts: operations of the run.
+        calls: what each layer was given and computed, in the order in which they ran; None if they were not kept.
+    """
+
+    layers: list[list[str]]
+    recording: Recording
+    counts: ModelCounts
+    calls: list[Call] | None
+
+
+def survey(model: nn.Module, spiking: Mapping[str, SpikeLinear], ids: Tensor, *, keep_calls: bool = False) -> Survey:
     """Run a model and find its stages.
 
     Args:
         model: converted to spikes.
         spiking: its spiking layers by name.
         ids: token ids, [tokens].
-        placements: where each layer lies on the chip.
-        chip: the chip.
-    Returns:
-        The stages in order; the last one has no layers, but the dense work after all of them. And the operations of
-        the whole run.
+        keep_calls: keep the spikes of all layers, to simulate them on several chips.
     Raises:
         InputError: a layer does not see every token exactly once.
     """
-    stages: list[Stage] = []
+    stages: list[list[str]] = []
     # Weak references, so that the inputs of a whole model need not be kept: what is gone cannot be handed to a layer
     # again, and another tensor in its memory is another object.
     inputs: list[weakref.ref[Tensor]] = []
     done: set[str] = set()
+    calls: list[Call] = []
+    joined = joining(calls.append)
 
     def see(name: str, step: Step) -> None:
         check_step(name, step, len(ids), ran_before=name in done)
+        if keep_calls:
+            joined(name, step)
         if step.first_token + len(step.count) == step.num_tokens:
             done.add(name)
         if step.first_token:
             return
-        shared = next((stage for stage, x in zip(stages, inputs, strict=True) if x() is step.x), None)
+        shared = next((layers for layers, x in zip(stages, inputs, strict=True) if x() is step.x), None)
         if shared is None:
-            stages.append(Stage([name]))
+            stages.append([name])
             inputs.append(weakref.ref(step.x))
         else:
-            shared.layers.append(name)
+            shared.append(name)
 
     with record(model, block_bytes=(64,)) as recording:  # only what does not spike is looked at
         run_steps(model, spiking, ids, see)
-    counts = count_operations(recording)
+    return Survey(stages, recording, count_operations(recording), calls if keep_calls else None)
+
+
+def stages_on(found: Survey, placements: Mapping[str, Placement], chip: Description, num_tokens: int) -> list[Stage]:
+    """Return the stages of a model on a chip, in order; the last one has no layers, but the dense work after them all.
+
+    Args:
+        found: of a run.
+        placements: where each layer lies on the chip.
+        chip: the chip.
+        num_tokens: tokens of the run.
+    """
+    stages = [Stage(list(layers)) for layers in found.layers]
     for before, after in pairwise(stages):
         homes = [[placements[name] for name in stage.layers] for stage in (before, after)]
         after.transfer, after.transfer_ps = transfer_between(homes[0], homes[1], chip)
     stages.append(Stage([]))
-    place_rest(recording, counts, stages, len(ids), chip)
-    return stages, counts
+    place_rest(found.recording, found.counts, stages, num_tokens, chip)
+    return stages
 
 
 def place_rest(
@@ -116,7 +141,10 @@ def place_rest(
         stage = stages[stage_of_part(part, stages[:-1], recording.order)]
         work = as_activity(counts.layers[name].spiking)
         stage.rest[name] = work
-        stage.rest_ps += digital_ps(work, chip, num_units if part.kind == "linear" else 1) // num_tokens
+        spread = part.kind == "linear"
+        rest_ps = digital_ps(work, chip, num_units if spread else 1) // num_tokens
+        stage.rest_ps += rest_ps
+        stage.spread_ps += rest_ps if spread else 0
 
 
 def stage_of_part(part: ModuleRecord, stages: Sequence[Stage], order: Sequence[str]) -> int:

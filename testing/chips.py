@@ -64,6 +64,8 @@ def chips() -> Any:
                 "add_ns": draw(time),
                 "access_ns": draw(time),
                 "sums_travel": draw(st.booleans()),
+                "register_accumulators": draw(st.sampled_from([0, 0, 3, 8])),
+                "register_pj": 2.5,
             },
             encoder={"lanes": draw(st.integers(1, 4)), "round_ns": draw(time)},
             digital={"queue_packets": draw(depth)},
@@ -136,6 +138,15 @@ def check_simulation(job: tuple[tuple[Any, ...], dict[str, Any]], *, compare: bo
     ones = np.array([abs(int(w)).bit_count() for w in timestep_weight])
     additions = int(ones @ np.abs(spikes).sum((1, 2))) * weight.shape[1]
     require(outcome.num_synops.sum() == additions, "every spike's additions at every output once")
+    activity = found.activity
+    updates = int(outcome.num_updates.sum())
+    in_registers = chip.core.register_accumulators > 0
+    require(
+        (activity.num_updates, activity.num_register_updates) == ((0, updates) if in_registers else (updates, 0)),
+        "every accumulator read and written in registers or in memory",
+    )
+    held = int(np.diff(network.core_outputs).max()) * chip.core.accumulator_banks
+    require(not in_registers or held <= chip.core.register_accumulators, "registers that hold the accumulators")
     duration = int(outcome.end_ps.max())
     require((outcome.queue_most <= network.depth).all(), "queues that hold no more than fits")
     require((outcome.busy_ps + outcome.blocked_ps <= duration).all(), "stations that are busy while it lasts")

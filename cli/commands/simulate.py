@@ -13,6 +13,7 @@ from ..complete import chips as chip_names
 from ..complete import layers_of, mappings, orders, words
 from ..options import (
     EncoderName,
+    IncludeHead,
     K,
     Layers,
     Model,
@@ -86,6 +87,7 @@ def simulate(
     encoder: EncoderName = None,
     layers: Layers = None,
     skip: Skip = None,
+    include_head: IncludeHead = False,
     jitter: Annotated[
         float, typer.Option(help="Services last up to this share longer, at random.", rich_help_panel=MEASURED)
     ] = 0.0,
@@ -108,7 +110,7 @@ def simulate(
 
     It is simulated event by event, and all sums are checked. The order of channels (--order) is learned from the 128
     tokens of the text that follow those simulated. A model that spikes already runs as it is: --neuron, --k, --encoder,
-    --layers and --skip are for others.
+    --layers, --skip and --include-head are for others.
     """
     from ... import chip as chips
     from ... import coding, jobs, neuro
@@ -130,6 +132,7 @@ def simulate(
         encoder=named(coding.ENCODERS, encoder),
         layers=layers,
         skip=tuple(skip) if skip else None,
+        include_head=include_head,
         jitter=jitter,
         seed=seed,
         critical_path=critical_path,
@@ -163,6 +166,14 @@ def _figure(figures: dict[str, Any]) -> str:
     return f"A token takes {cost} (simulated), {per_mac['simulated']:.4g} pJ per dense MAC{beside}."
 
 
+def _left_dense(figures: dict[str, Any]) -> str:
+    """Return what does not spike, the most first, in a sentence."""
+    parts, total = figures["dense_rest_per_token_pj"], figures["energy_per_token_pj"]["total"]
+    shown = [f"{name} {pj / 1e6:.2f} µJ" + (f" ({pj / total:.0%})" if total else "") for name, pj in parts.items()][:4]
+    more = f", and {len(parts) - 4} more" if len(parts) > 4 else ""
+    return f"Left dense: {', '.join(shown)}{more}." if parts else "Nothing is left dense."
+
+
 def _print(console: Console, found: Simulated) -> None:
     figures = found.figures
     cores, exact, per_mac = figures["num_cores"], figures["exactness"], figures["energy_per_mac_pj"]
@@ -178,6 +189,7 @@ def _print(console: Console, found: Simulated) -> None:
         f"The paper's estimate (additions only) of the same spikes: {per_mac['paper']:.4f} pJ per MAC; simulated, "
         f"without leakage and dense rest: {per_mac['spiking layers without leakage and dense rest']:.4g} pJ."
     )
+    console.print(_left_dense(figures))
     rate = figures["tokens_per_s"]
     console.print(
         f"Time of a token: {figures['token_s']['mean'] * 1e6:.1f} µs"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,6 +32,8 @@ _OBJECTIVES = (
     "energy_nj",
     "chip_latency_us",
     "chip_energy_nj",
+    "chip_pj_per_mac",
+    "chip_cores",
     "tokens_per_s",
 )
 # Statistics that every table has, as table 11 of the SpikingBrain report has them.
@@ -49,7 +52,8 @@ def sweep(
             "-o",
             "--option",
             help="KEY=VALUE holds for all runs; KEY=A,B,C or KEY=LOW:HIGH:STEP is swept; of a key that the file has, "
-            "too, this counts. k.PATTERN=... is for the layers whose names match.",
+            "too, this counts. k.PATTERN=... is for the layers whose names match, chip.core.lanes=... a number of the "
+            "chip; chip.core.sram_bytes+core.access_pj=32768+40,... vary together.",
             show_default="none",
             metavar="KEY=VALUES",
             rich_help_panel=MEASURED,
@@ -118,17 +122,17 @@ def sweep(
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Run again what failed.", rich_help_panel=MEASURED)
     ] = False,
-    out: Annotated[Path, folder_for("the study, results.html, its data as JSON, Parquet and CSV, pareto.png")] = Path(
-        "spikebrain-sweep"
-    ),
+    out: Annotated[
+        Path, folder_for("the study, results.html, its data as JSON, Parquet and CSV, pareto.png, best-chip.toml")
+    ] = Path("spikebrain-sweep"),
     device: DeviceIfRun = None,
 ) -> Answer:
     """Run a model with many settings, each once, and compare.
 
     It is a grid, or a search for the best of several objectives. The keys are called as the options of report, energy
     and simulate: neuron, k, layers, skip, weights, group_size, encoder, backend; table, reads_per, ...; chip, mapping,
-    mode, ... The same command goes on after any interruption, even kill -9, and may run several times at once on one
-    study. Exit code 1 says that a run failed.
+    mode, ...; chip.core.lanes and the like are numbers of the chip. The same command goes on after any interruption,
+    even kill -9, and may run several times at once on one study. Exit code 1 says that a run failed.
     """
     from ...jobs.sweep import SweepSettings, read_options, read_spec
     from ...jobs.sweep import sweep as run
@@ -147,6 +151,8 @@ def sweep(
     whole = {name: getattr(found, name) for name in ("title", "float_perplexity", "next_steps", "num_open", "died")}
     rows = [asdict(row) for row in found.rows]
     best_rows = {name: row.settings for name, row in found.best.items()}
+    chip = found.best_chip
+    whole["best_chip"] = None if chip is None else {"objective": chip.objective, "pj_per_mac": chip.pj_per_mac}
     return Answer(
         f"Best {'; '.join(best)}." if best else "All runs failed.",
         {**whole, "rows": rows, "best": best_rows, "files": list(found.files)},
@@ -160,6 +166,8 @@ def sweep(
 
 def _follows(screen: Screen, found: Swept, settings: SweepSettings, out: Path) -> dict[str, Any]:
     """Return what to try next: what is not done, else the values that the sweep points to, else a whole report."""
+    from ...jobs.sweep.results import BEST_CHIP
+
     if found.num_open:
         return {"next": screen.typed.again(), "why": "goes on with what is not done"}
     if found.num_failed:
@@ -171,13 +179,24 @@ def _follows(screen: Screen, found: Swept, settings: SweepSettings, out: Path) -
         if screen.typed.values["storage"]:
             changed["study"] = f"{screen.typed.values['study']}-2"
         return {"next": screen.typed.again(**changed), "why": "values nearer to the best"}
+    if found.best_chip is not None:
+        again = _on_best_chip(settings.point(found.best_chip.row.settings))
+        same = (settings.model, "--chip", str(out / BEST_CHIP), *again, *screen.typed.same("text"))
+        return {"next": ("spikebrain", "simulate", *same), "why": "the best chip, with all its figures"}
     same = (settings.model, *screen.typed.same("text", "device"))
     return {"next": ("spikebrain", "report", *same), "why": "one setting, with all its figures"}
 
 
+def _on_best_chip(point: Mapping[str, Any]) -> list[str]:
+    """Return the options of `simulate` that say how the model of a run spiked, and ran."""
+    given = [(name, point.get(name)) for name in ("neuron", "k", "encoder", "layers", "mode", "mapping")]
+    flags = [f"--{name.replace('_', '-')}" for name in ("include_head", "stream") if point.get(name)]
+    return [word for name, value in given if value is not None for word in (f"--{name}", str(value))] + flags
+
+
 def _print(console: Console, found: Swept, settings: SweepSettings) -> None:
     """Print one row for each setting, in the layout of table 11 of the report, and what is best."""
-    from ...jobs.sweep.keys import KEYS, split_key
+    from ...jobs.sweep.keys import key_of
 
     chosen = settings.chosen
     done = [row for row in found.rows if row.error is None]
@@ -190,7 +209,7 @@ def _print(console: Console, found: Swept, settings: SweepSettings) -> None:
         shown = [f"{found.float_perplexity:{chosen[n].form}}" if n == "perplexity" else "" for n in chosen]
         table.add_row("float", *blank, *shown)
     for row in done:
-        settings_shown = [KEYS[split_key(key)[0]].shown(row.settings[key]) for key in keys]
+        settings_shown = [key_of(key).shown(row.settings[key]) for key in keys]
         shares = [f"{row.figures[name]:.3f}" for name in always]
         figures = [f"{row.figures[name]:{objective.form}}" for name, objective in chosen.items()]
         table.add_row(*settings_shown, *shares, *figures, *(["*"] if row.on_front and len(chosen) > 1 else []))
@@ -201,6 +220,8 @@ def _print(console: Console, found: Swept, settings: SweepSettings) -> None:
         console.print("sparsity: of three bit planes over channels with |count| <= 7. front: no run beats it in all.")
     for row in (row for row in found.rows if row.error is not None):
         console.print(f"Failed: {_shown(row.settings)}: {row.error}")
+    if found.best_chip is not None:
+        console.print(found.best_chip.in_words())
     for sentence in found.next_steps:
         console.print(f"{sentence}.")
     for sentence in found.died:

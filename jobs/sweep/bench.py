@@ -6,6 +6,7 @@ import statistics
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import fields, replace
 from functools import cached_property
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -14,17 +15,19 @@ from torch import Tensor, nn
 
 from ...analysis.perplexity import perplexity_of, window_nlls
 from ...analysis.stats import SpikeStatistics, spike_statistics
-from ...chip import load_description
+from ...chip import Description, load_description
+from ...chip.description import PARTS
 from ...energy import EnergyReport, ModelCounts, PaperEnergy, PaperReport, count_operations, load_table
 from ...models import SpikeSettings, to_spiking
 from ...models.recording import record
 from ...neuro import NEURONS, Neuron
 from ...registry import describe
-from ...simulation.model import ModelOnChip, simulate_model
+from ...simulation.model import ModelOnChip, simulate_model, survey_model
+from ...simulation.stages import Survey
 from ..energy import energy_model
 from ..eval_tasks import TASKS, Documents
 from ..given import SPIKES, spike_settings, usual
-from .keys import KEYS, split_key
+from .keys import KEYS, chip_values, split_key
 
 T = TypeVar("T")
 CHIP_TOKENS = 16
@@ -75,6 +78,21 @@ def energy_of(point: Point) -> Any:
     return energy_model(load_table(usual(point.get("table"), "horowitz_45nm")), **options)
 
 
+def chip_of(point: Point) -> Description:
+    """Return the chip at a point of a sweep."""
+    return load_description(point.get("chip", "async-45nm")).varied(chip_values(point))
+
+
+def without_prices(chip: Description) -> Description:
+    """Return what of a chip decides on the events of a simulation: energies, powers and sleep do not."""
+    parts = {}
+    for part in PARTS:
+        free = [f.name for f in fields(getattr(chip, part)) if f.name.endswith(("_pj", "_mw", "_share"))]
+        parts[part] = replace(getattr(chip, part), **dict.fromkeys(free, 0.0))
+    parts["core"] = replace(parts["core"], wake_ns=0.0)
+    return replace(chip, name="", process="", sources={}, **parts)
+
+
 class Bench:
     """A model and a text, on which runs are made; no run changes the model.
 
@@ -97,6 +115,8 @@ class Bench:
         self.model, self.windows, self.spikes = model, windows, spikes
         self.tasks, self.tokenizer = tasks, tokenizer
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
+        self._on_spikes: tuple[str, nn.Module] | None = None
+        self._surveyed: tuple[Hashable, Survey] | None = None
 
     def run(self, point: Point) -> Run:
         """Return the run with the settings of a point; it runs when it is asked for a figure."""
@@ -106,6 +126,21 @@ class Bench:
     def float_perplexity(self) -> float:
         """Perplexity of the model as it was loaded."""
         return perplexity_of(self.nlls(self.model), self.windows)
+
+    def surveyed(self, key: Hashable, make: Callable[[], Survey]) -> Survey:
+        """Return the spikes of a run for all chips; only the last ones are kept."""
+        if self._surveyed is None or self._surveyed[0] != key:
+            self._surveyed = None  # before there are two of them
+            self._surveyed = key, make()
+        return self._surveyed[1]
+
+    def on_spikes(self, settings: SpikeSettings) -> nn.Module:
+        """Return a copy of the model that spikes; the last one is kept for runs that spike in the same way."""
+        key = describe(settings)
+        if self._on_spikes is None or self._on_spikes[0] != key:
+            self._on_spikes = None  # before there are two of them
+            self._on_spikes = key, to_spiking(self.model, settings)
+        return self._on_spikes[1]
 
     def nlls(self, model: nn.Module) -> list[float]:
         """Return the negative log-likelihood of each window."""
@@ -134,8 +169,8 @@ class Run:
 
     @cached_property
     def model(self) -> nn.Module:
-        """The model on spikes: a copy, so that nothing of this run is left in the next."""
-        return self._bench.model if self._bench.spikes else to_spiking(self._bench.model, self._settings)
+        """The model on spikes: a copy, which no run changes."""
+        return self._bench.model if self._bench.spikes else self._bench.on_spikes(self._settings)
 
     @cached_property
     def _settings(self) -> SpikeSettings:
@@ -210,11 +245,34 @@ class Run:
 
     @cached_property
     def simulated(self) -> ModelOnChip:
-        """The first tokens of the text on the chip of the point."""
-        given = {name: value for name, value in self._point.items() if KEYS[split_key(name)[0]].effect == "chip"}
+        """The first tokens of the text on the chip of the point. Chips that differ only in prices share the events."""
+        given = {
+            n: v for n, v in self._point.items() if split_key(n)[0] != "chip" and KEYS[split_key(n)[0]].effect == "chip"
+        }
         num_tokens = given.pop("chip_tokens", CHIP_TOKENS)
-        chip = load_description(given.pop("chip", "async-45nm"))
-        return simulate_model(self.model, self._bench.windows[0][:num_tokens], chip, **given)
+        chip = chip_of(self._point)
+
+        def make() -> ModelOnChip:
+            ids = self._bench.windows[0][:num_tokens]
+            surveyed = self._bench.surveyed((self._key, num_tokens), lambda: survey_model(self.model, ids))
+            found = simulate_model(self.model, ids, chip, surveyed=surveyed, **given)
+            # What is kept of many chips is small: no objective asks for single queues, links and cores.
+            layers = {
+                name: replace(layer, busy=layer.busy[:0], queues={}, links={}, tiles={})
+                for name, layer in found.layers.items()
+            }
+            return replace(found, layers=layers)
+
+        events = self._bench.once(("simulated", self._key, num_tokens, *given.items(), without_prices(chip)), make)
+        return replace(events, chip=chip)
+
+    @property
+    def known_parts(self) -> dict[str, float]:
+        """Energy on the chip by component, in pJ per MAC, if a figure that was asked for needed it."""
+        if "simulated" not in vars(self):
+            return {}
+        found = self.simulated
+        return {name: pj / found.activity.num_macs for name, pj in found.energy_pj.items()}
 
     @cached_property
     def tokens_per_s(self) -> float:

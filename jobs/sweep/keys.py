@@ -1,6 +1,7 @@
 """What can be swept: the names, types and effects of all keys, each said once.
 
-A key is called as the option of `report`, `energy` or `simulate` that it stands for.
+A key is called as the option of `report`, `energy` or `simulate` that it stands for. chip.PART.KEY is a number of a
+chip's file; chip.PART.KEY+PART.KEY are several that vary together, as a smaller memory also costs less to read.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from ...backends import BACKENDS
 from ...chip import MAPPINGS, load_description
+from ...chip.description import fault_of, keys_of_chips
 from ...coding import ENCODERS
 from ...energy import DigitalEnergy, load_table
 from ...errors import InputError
@@ -97,6 +99,7 @@ KEYS: dict[str, Key] = {
     "k": Key(float, "spikes", AdaptiveThreshold, by_layer=True),
     "layers": Key(str, "spikes"),
     "skip": Key(str, "spikes", words={"none": None}),
+    "include_head": Key(bool, "spikes"),
     "weights": Key(str, "weights", lambda weights: check_weights(weights, None)),
     "group_size": Key(int, "weights", lambda size: check_weights("int8", size), words={"all": None}),
     "encoder": Key(str, "code", ENCODERS.get),
@@ -121,8 +124,60 @@ KEYS: dict[str, Key] = {
 }
 
 
+# Keys of a chip that vary together, and their values.
+_TIE = "+"
+
+
+def _chip_key(name: str, key: str) -> Key:
+    """Return the key of a number of a chip's file, as it is called in a sweep and there.
+
+    Raises:
+        InputError: chips have no such key; the message names those that are spelt alike, or all.
+    """
+    kinds = keys_of_chips()
+    if key not in kinds:
+        raise InputError(unknown(key, kinds, "key of a chip", where=name))
+
+    def check(value: Any) -> None:
+        if (fault := fault_of(key, value)) is not None:
+            raise InputError(f"{name}: {fault}, got {value!r}.")
+
+    return Key(kinds[key], "chip", check)
+
+
+def _tied_key(name: str, keys: list[str]) -> Key:
+    """Return the key of several numbers of a chip that vary together; a value is their values with + between."""
+    for key in keys:
+        _chip_key(name, key)
+        if keys.count(key) > 1:
+            raise InputError(f"{name}: {key} stands twice.")
+    return Key(str, "chip", lambda text: tied_values(name, text))
+
+
+def tied_values(name: str, text: str) -> dict[str, Any]:
+    """Return the values of keys of a chip by their names in its file.
+
+    >>> tied_values("chip.core.sram_bytes+core.access_pj", "32768+40")
+    {'core.sram_bytes': 32768, 'core.access_pj': 40.0}
+    """
+    keys, values = name.partition(".")[2].split(_TIE), text.split(_TIE)
+    if len(values) != len(keys):
+        raise InputError(f"{name}: expected {len(keys)} values with {_TIE} between, got {text!r}.")
+    return {key: _chip_key(name, key).read_text(value.strip(), name) for key, value in zip(keys, values, strict=True)}
+
+
+def chip_values(point: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of keys of a chip at a point of a sweep, by their names in its file."""
+    found: dict[str, Any] = {}
+    for name, value in point.items():
+        base, key = split_key(name)
+        if base == "chip" and key is not None:
+            found |= tied_values(name, value) if _TIE in key else {key: value}
+    return found
+
+
 def split_key(name: str) -> tuple[str, str | None]:
-    """Return a key and the pattern of layers that it is for, or None.
+    """Return a key and what stands behind its dot, or None: a pattern of layers, or a key of a chip.
 
     >>> split_key("k.*down_proj"), split_key("k")
     (('k', '*down_proj'), ('k', None))
@@ -132,7 +187,7 @@ def split_key(name: str) -> tuple[str, str | None]:
 
 
 def key_of(name: str) -> Key:
-    """Return the key of that name, which may have a pattern behind it.
+    """Return the key of that name, which may have a pattern behind it, or be a key of a chip (chip.core.lanes).
 
     Raises:
         InputError: there is none; the message names those that are spelt alike.
@@ -140,15 +195,17 @@ def key_of(name: str) -> Key:
     base, pattern = split_key(name)
     if base not in KEYS:
         raise InputError(unknown(base, KEYS, "sweep key"))
+    if base == "chip" and pattern is not None:
+        return _tied_key(name, pattern.split(_TIE)) if _TIE in pattern else _chip_key(name, pattern)
     if pattern is not None and not (KEYS[base].by_layer and pattern):
         able = " and ".join(key for key in KEYS if KEYS[key].by_layer)
         raise InputError(f"{name}: expected KEY or, for {able}, KEY.PATTERN such as k.*down_proj; got {name!r}.")
     return KEYS[base]
 
 
-def unknown(name: str, known: Iterable[str], what: str) -> str:
+def unknown(name: str, known: Iterable[str], what: str, where: str | None = None) -> str:
     """Return the message that there is no such name, with those that are spelt alike, else with all."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3)
     meant = f"Did you mean {' or '.join(near)}?" if near else f"There are {', '.join(known)}."
-    return f"{name}: expected the name of a {what}, got {name!r}. {meant}"
+    return f"{where or name}: expected the name of a {what}, got {name!r}. {meant}"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ...errors import InputError
+from ...simulation.leakage import used_cores
 from .bench import Run
 from .keys import unknown
 
@@ -103,6 +104,20 @@ OBJECTIVES: dict[str, Objective] = {
         "spikes code chip",
         "simulated, nanojoules a token",
         ",.1f",
+    ),
+    "chip_pj_per_mac": _record(
+        lambda run: sum(run.simulated.energy_pj.values()) / run.simulated.activity.num_macs,
+        "lower",
+        "spikes code chip",
+        "simulated, picojoules of everything for each MAC of the layers that spike",
+        ".3f",
+    ),
+    "chip_cores": _record(
+        lambda run: used_cores(layer.placement for layer in run.simulated.layers.values()),
+        "lower",
+        "spikes chip",
+        "counted, cores that hold weights",
+        ",.0f",
     ),
     "tokens_per_s": _record(
         lambda run: run.tokens_per_s,

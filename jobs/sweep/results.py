@@ -12,14 +12,20 @@ from typing import Any
 
 from ... import analysis, pages
 from ...analysis.stats import SpikeStatistics
+from ...chip import COMPONENTS, Description
+from ...errors import InputError
 from ...files import whole_file, write_json, write_whole
 from ...lazy import optional
 from ..inputs import DEFAULT_TEXT
-from .keys import KEYS, split_key
+from .bench import chip_of
+from .keys import key_of
 from .settings import Range, SweepSettings
 from .study import Settled
 
-FILES = ("results.html", "results.json", "results.parquet", "results.csv", "pareto.png")
+FILES = ("results.html", "results.json", "results.parquet", "results.csv")
+BEST_CHIP = "best-chip.toml"
+# Begins the names of columns with the energy of a component on the chip, in pJ per MAC.
+PER_MAC = "pj_per_mac."
 _STATISTICS = tuple(SpikeStatistics.__dataclass_fields__)
 
 
@@ -38,6 +44,42 @@ class Row:
     figures: dict[str, float]
     error: str | None
     on_front: bool
+
+
+@dataclass(frozen=True)
+class BestChip:
+    """The chip of the best row of a sweep, and what its energy consists of.
+
+    Attributes:
+        objective: for which it is best.
+        row: its settings and figures.
+        chip: the chip itself, as best-chip.toml has it.
+        pj_per_mac: energy by component, the most first.
+    """
+
+    objective: str
+    row: Row
+    chip: Description
+    pj_per_mac: dict[str, float]
+
+    def in_words(self) -> str:
+        """Return what it is and what its energy consists of."""
+        total = sum(self.pj_per_mac.values())
+        parts = [f"{name} {pj:.3g} ({pj / total:.0%})" for name, pj in self.pj_per_mac.items() if pj]
+        energy = f"{total:.4g} pJ per MAC: {', '.join(parts)}" if total else "nothing costs energy"
+        return f"Best chip by {self.objective}: {in_words(self.row.settings)}; {energy}."
+
+
+def best_chip(rows: Sequence[Row], settings: SweepSettings) -> BestChip | None:
+    """Return the chip of the best row for the first objective on a chip; None without a key of a chip or such a row."""
+    objective = next((name for name, chosen in settings.chosen.items() if chosen.on_chip), None)
+    best = best_rows(rows, settings)
+    if objective is None or not best or "chip" not in settings.key_names:
+        return None
+    row = best[objective]
+    parts = {name: row.figures[PER_MAC + name] for name in COMPONENTS}
+    ordered = dict(sorted(parts.items(), key=lambda part: -part[1]))
+    return BestChip(objective, row, chip_of(settings.point(row.settings)), ordered)
 
 
 def rows_of(settings: SweepSettings, settled: Sequence[Settled]) -> list[Row]:
@@ -98,8 +140,10 @@ def next_steps(rows: Sequence[Row], settings: SweepSettings) -> list[tuple[str, 
     return found
 
 
-def _next_values(name: str, value: float, tried: list[float], settings: SweepSettings) -> tuple[str, str | None]:
-    key, place = KEYS[split_key(name)[0]], tried.index(value)
+def _next_values(
+    name: str, value: int | float, tried: list[int | float], settings: SweepSettings
+) -> tuple[str, str | None]:
+    key, place = key_of(name), tried.index(value)
     whole = key.kind is int
     if 0 < place < len(tried) - 1:
         between = [(tried[i] + tried[i + 1]) / 2 for i in (place - 1, place)]
@@ -112,11 +156,19 @@ def _next_values(name: str, value: float, tried: list[float], settings: SweepSet
         beyond = value * value / other if value * other > 0 else 2 * value - other
         values = [round(beyond) if whole else float(f"{beyond:.3g}")] if at_end else []
         where = f"is best at its {'least' if place == 0 else 'largest'}, {key.shown(value)}"
-    values = [v for v in values if v > 0]
+    values = [v for v in values if v > 0 and _can_be(name, v)]
     if not values:
         return f"{name} {where}", None
     option = f"{name}={','.join(key.shown(v) for v in sorted([value, *values]))}"
     return f"{name} {where}: try {option}", option
+
+
+def _can_be(name: str, value: int | float) -> bool:
+    try:
+        key_of(name).read(value, name)
+    except InputError:
+        return False
+    return True
 
 
 def write_results(
@@ -127,7 +179,7 @@ def write_results(
     title: str,
     out: Path,
 ) -> None:
-    """Write results.html, results.json, results.parquet, results.csv and, with two objectives or more, pareto.png.
+    """Write the files of `files_of`.
 
     The Parquet file has a type for each column, and in its metadata, under "spikebrain", what the study is of.
     """
@@ -146,10 +198,12 @@ def write_results(
     write_whole(out / "results.csv", text.getvalue())
     done = [row for row in rows if row.error is None]
     files = files_of(rows, settings)
+    if (found := best_chip(rows, settings)) is not None:
+        write_whole(out / BEST_CHIP, f"# {found.in_words()}\n# {title}\n{found.chip.to_toml()}")
     if "pareto.png" in files:
         meanings = {name: (objective.meaning, objective.better) for name, objective in settings.chosen.items()}
         figures = {name: [row.figures[name] for row in done] for name in meanings}
-        labels = [" ".join(KEYS[split_key(k)[0]].shown(v) for k, v in row.settings.items()) for row in done]
+        labels = [" ".join(key_of(k).shown(v) for k, v in row.settings.items()) for row in done]
         keys = ", ".join(settings.swept)
         analysis.plot_pareto(figures, meanings, labels, f"{title}; labels: {keys}", out / "pareto.png")
     figures = {"kind": "sweep", "format": pages.FORMAT, **_describe(rows, settings, float_perplexity, title)}
@@ -160,18 +214,20 @@ def write_results(
 def files_of(rows: Sequence[Row], settings: SweepSettings) -> tuple[str, ...]:
     """Return the names of the files that are written: no front of one objective, or of runs that all failed."""
     has_front = len(settings.objectives) > 1 and any(row.error is None for row in rows)
-    return FILES if has_front else FILES[:-1]
+    has_chip = best_chip(rows, settings) is not None
+    return (*FILES, *(("pareto.png",) if has_front else ()), *((BEST_CHIP,) if has_chip else ()))
 
 
 def in_words(values: Mapping[str, Any]) -> str:
     """Return settings as they can be typed."""
-    return " ".join(f"{name}={KEYS[split_key(name)[0]].shown(value)}" for name, value in values.items())
+    return " ".join(f"{name}={key_of(name).shown(value)}" for name, value in values.items())
 
 
 def _describe(
     rows: Sequence[Row], settings: SweepSettings, float_perplexity: float | None, title: str
 ) -> dict[str, Any]:
     """Return all that was found, as JSON values."""
+    chip = best_chip(rows, settings)
     described = {id(row): {"label": in_words(row.settings), **asdict(row)} for row in rows}
     return {
         "title": title,
@@ -192,6 +248,7 @@ def _describe(
         "float_perplexity": float_perplexity,
         "rows": list(described.values()),
         "best": {name: described[id(row)] for name, row in best_rows(rows, settings).items()},
+        "best_chip": None if chip is None else {"objective": chip.objective, "pj_per_mac": chip.pj_per_mac},
         "next_steps": [said for said, _ in next_steps(rows, settings)],
     }
 
@@ -200,8 +257,9 @@ def _columns(settings: SweepSettings) -> dict[str, type]:
     """Return the names and types of all columns."""
     counted = {"max_count": int, "num_timesteps": int}
     return {
-        **{name: KEYS[split_key(name)[0]].kind for name in settings.swept},
+        **{name: key_of(name).kind for name in settings.swept},
         **dict.fromkeys(settings.objectives, float),
+        **(dict.fromkeys([PER_MAC + name for name in COMPONENTS], float) if settings.on_chip else {}),
         **{name: counted.get(name, float) for name in _STATISTICS},
         "on_front": bool,
         "error": str,
@@ -209,5 +267,5 @@ def _columns(settings: SweepSettings) -> dict[str, type]:
 
 
 def _flat(row: Row, settings: SweepSettings) -> dict[str, Any]:
-    figures = {name: row.figures.get(name) for name in (*settings.objectives, *_STATISTICS)}
+    figures = {name: row.figures.get(name) for name in _columns(settings) if name not in settings.swept}
     return {**row.settings, **figures, "on_front": row.on_front, "error": row.error}

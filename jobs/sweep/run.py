@@ -29,7 +29,18 @@ from ..progress import SILENT, Progress
 from .bench import Bench, Run, settings_of
 from .identity import identity_of
 from .keys import split_key
-from .results import Row, best_rows, files_of, in_words, next_steps, rows_of, write_results
+from .results import (
+    PER_MAC,
+    BestChip,
+    Row,
+    best_chip,
+    best_rows,
+    files_of,
+    in_words,
+    next_steps,
+    rows_of,
+    write_results,
+)
 from .settings import SweepSettings
 from .storage import optuna
 from .study import Settled, Study
@@ -49,6 +60,7 @@ class Swept:
         best: the best row for each objective, if any.
         next_steps: what to try next, in sentences.
         next_options: the same as KEY=VALUES, where there are values to try.
+        best_chip: the chip of the best row for the first objective on a chip; None if the sweep names none.
         num_open: points that are not settled, since others are at them or a worker died.
         died: workers that died, in sentences.
         files: names of the files that were written.
@@ -60,6 +72,7 @@ class Swept:
     best: dict[str, Row]
     next_steps: list[str]
     next_options: list[str]
+    best_chip: BestChip | None
     num_open: int
     died: list[str]
     files: tuple[str, ...]
@@ -82,9 +95,9 @@ def sweep(
 ) -> Swept:
     """Run a model with many settings, each once, and write what was found.
 
-    Writes results.html, results.json, results.parquet, results.csv and, with two objectives or more, pareto.png into
-    `out`, beside the study. A sweep that was ended in any way goes on when it is started again; several processes can
-    work on one study.
+    Writes results.html, results.json, results.parquet, results.csv, with two objectives or more pareto.png, and if
+    chips are compared best-chip.toml into `out`, beside the study. A sweep that was ended in any way goes on when it is
+    started again; several processes can work on one study.
 
     Args:
         settings: what is run.
@@ -127,8 +140,8 @@ def sweep(
     num_open = settings.num_points - len(rows)
     steps = next_steps(rows, settings)
     sentences, options = [said for said, _ in steps], [option for _, option in steps if option is not None]
-    best, files = best_rows(rows, settings), files_of(rows, settings)
-    return Swept(title, rows, base, best, sentences, options, num_open, died, files)
+    best, files, chip = best_rows(rows, settings), files_of(rows, settings), best_chip(rows, settings)
+    return Swept(title, rows, base, best, sentences, options, chip, num_open, died, files)
 
 
 def _prepare(settings: SweepSettings, progress: Progress = SILENT) -> tuple[Bench, dict[str, Any], str]:
@@ -201,8 +214,9 @@ def work(queue: Study, bench: Bench, told: _Told | None = None) -> None:
 
 
 def measure(run: Run, settings: SweepSettings) -> dict[str, float]:
-    """Return the objectives of a run, and the statistics of its spikes if they were counted."""
+    """Return the objectives of a run, and its energy on a chip and the statistics of its spikes if they are known."""
     found = {name: float(objective.of(run)) for name, objective in settings.chosen.items()}
+    found |= {f"{PER_MAC}{component}": pj for component, pj in run.known_parts.items()}
     return found | (asdict(run.known_statistics) if run.known_statistics is not None else {})
 
 

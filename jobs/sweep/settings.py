@@ -17,7 +17,7 @@ from ...neuro import NEURONS
 from ..eval_tasks import check_tasks
 from ..given import SPIKES, refuse
 from ..inputs import check_seed, check_windows
-from .bench import CHIP_TOKENS, Point, energy_of, settings_of
+from .bench import CHIP_TOKENS, Point, chip_of, energy_of, settings_of
 from .keys import KEYS, key_of, split_key
 from .objectives import OBJECTIVES, Objective, objective_of
 
@@ -44,7 +44,7 @@ class Range:
     step: int | float | None = None
     log: bool = False
 
-    def values(self) -> list[float]:
+    def values(self) -> list[int | float]:
         """Return the numbers; there must be a step."""
         assert self.step is not None
         number = math.floor((self.high - self.low) / self.step + 1e-9) + 1
@@ -56,8 +56,9 @@ class SweepSettings:
     """Which settings of a model are tried, and what is asked of each.
 
     Attributes:
-        options: by key (`KEYS`; k and neuron also as "k.PATTERN", for the layers whose names match): a list of values
-            or a `Range` is swept, a single value holds for all runs.
+        options: by key (`KEYS`; k and neuron also as "k.PATTERN", for the layers whose names match; "chip.core.lanes"
+            for a number of the chip, "chip.core.sram_bytes+core.access_pj" for several that vary together, with values
+            such as "32768+40"): a list of values or a `Range` is swept, a single value holds for all runs.
         model: anything that `load` takes.
         text: a UTF-8 file, or None for the text of the standard library's pydoc_data.topics.
         num_tokens: tokens from the start of the text; a shorter text is used whole.
@@ -220,6 +221,8 @@ class SweepSettings:
                 settings_of(point)
                 if any("costs" in objective.effects for objective in self.chosen.values()):
                     energy_of(point)
+                if self.on_chip:
+                    chip_of(point)
                 return
             except SpikebrainError as error:
                 first = first or error

@@ -68,8 +68,8 @@ def spike_aware(model: nn.Module, settings: SpikeSettings) -> Iterator[None]:
         model: a float model.
         settings: as for `to_spiking`; the backend does not matter here, nor does the encoder, which must be exact.
     Raises:
-        InputError: no layer matches, one is not an `nn.Linear` of its own (fused experts are not), stored weights, or
-            a lossy code.
+        InputError: no layer matches, one is not an `nn.Linear` of its own (fused experts are not), stored weights,
+            coarse rows, or a lossy code.
     """
     if not isinstance(settings, SpikeSettings):
         raise InputError(f"spike_aware: expected SpikeSettings(...) as settings, got {settings!r}.")
@@ -77,6 +77,11 @@ def spike_aware(model: nn.Module, settings: SpikeSettings) -> Iterator[None]:
         raise InputError(
             'spike_aware.settings: expected weights="int8" or "int4", got "stored": training changes the weights, so '
             "that the file's integers would no longer be theirs."
+        )
+    if settings.coarse:
+        raise InputError(
+            "spike_aware.settings: expected no coarse rows, with which layers do not train, got "
+            f"coarse={settings.coarse!r}. Train without them, and give them to to_spiking afterwards."
         )
     assert not isinstance(settings.encoder, str)
     require_exact(settings.encoder, "spike_aware.settings", "the layers train with the counts themselves")

@@ -50,7 +50,9 @@ class Conversion:
         stays = [f"stays dense: {name} ({number:,}): {reason}" for (name, reason), number in reasons.items()]
         encoder, weights = label(self.settings.encoder), self.settings.weights
         rounded = f", {len(self.rounded):,} of them rounded to INT8" if self.rounded else ""
-        lines = [f"{len(self.converted):,} layers on spikes, code {encoder}, weights {weights}{rounded}"]
+        coarse = sum(self.settings.coarse_of(name) != () for name in self.converted)
+        graded = f", {coarse:,} with coarse rows for small counts" if coarse else ""
+        lines = [f"{len(self.converted):,} layers on spikes, code {encoder}, weights {weights}{rounded}{graded}"]
         return "\n".join([*lines, text_table(("kind of layer", "layers", "neuron"), rows), *stays])
 
 

@@ -91,7 +91,7 @@ class LayerRecord:
             weight_bits=layer.weight_bits,
             largest_weight=_largest_weight(layer),
             has_minimum=layer.minimum is not None,
-            scale_bytes=_scale_bytes(layer),
+            scale_bytes=scale_bytes_of(layer.scale, layer.minimum),
             has_bias=layer.bias is not None,
             mean_count_bound=None if bounds is None else bounds.mean,
             compares_per_channel=layer.neuron.compares_per_channel(),
@@ -101,14 +101,7 @@ class LayerRecord:
 
     def add(self, step: Step) -> None:
         """Add what the layer computed for some tokens."""
-        low, high = (int(v) for v in step.count.aminmax())
-        if high - low < _MAX_BINS:
-            frequencies = torch.bincount((step.count - low).flatten())
-            values = frequencies.nonzero().flatten()
-            values, frequencies = values + low, frequencies[values]
-        else:
-            values, frequencies = torch.unique(step.count, return_counts=True)
-        frequency = dict(zip(values.tolist(), frequencies.tolist(), strict=True))
+        frequency = dict(zip(*(one.tolist() for one in frequencies(step.count)), strict=True))
         if self.is_coarse:
             frequency.pop(0, None)
             if self.own_rows is not None:  # where these channels are silent
@@ -141,9 +134,19 @@ class LayerRecord:
         self.weight_reads = [WeightReads(**reads) for reads in state["weight_reads"]]
 
 
-def _scale_bytes(layer: SpikeLinear) -> int:
-    """Return the bytes of a scale: files of 4-bit weights have scales in float16, which then are exact."""
-    scales = [one for one in (layer.scale, layer.minimum) if one is not None]
+def frequencies(count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the different counts, from the least on, and how many there are of each."""
+    low, high = (int(v) for v in count.aminmax())
+    if high - low >= _MAX_BINS:
+        return torch.unique(count, return_counts=True)
+    found = torch.bincount((count - low).flatten())
+    values = found.nonzero().flatten()
+    return (values + low).to(count.dtype), found[values]
+
+
+def scale_bytes_of(scale: torch.Tensor, minimum: torch.Tensor | None) -> int:
+    """Return the bytes of a scale: 2 if float16 has all scales and minima exactly, as in files of 4-bit weights."""
+    scales = [one for one in (scale, minimum) if one is not None]
     return 2 if all(torch.equal(one.half().float(), one) for one in scales) else 4
 
 

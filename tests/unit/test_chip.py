@@ -22,7 +22,7 @@ from spikebrain.chip import (
     simulate_layer,
 )
 from spikebrain.chip.description import PARTS, parse_description
-from spikebrain.chip.mapping import route
+from spikebrain.chip.mapping import check_registers, route
 from spikebrain.errors import InputError
 
 PRESETS = Path(spikebrain.__file__).parent / "chip" / "presets"
@@ -37,7 +37,7 @@ def changed(chip, **parts):
     return replace(chip, **{part: replace(getattr(chip, part), **values) for part, values in parts.items()})
 
 
-@pytest.mark.parametrize("name", ["ideal-45nm", "async-45nm", "loihi"])
+@pytest.mark.parametrize("name", ["ideal-45nm", "async-45nm", "loihi", "sliced-45nm"])
 def test_every_number_of_a_preset_has_a_source(name):
     chip = load_description(name)
     for part in PARTS:
@@ -58,6 +58,8 @@ def test_every_number_of_a_preset_has_a_source(name):
         ("core", "add_pj", {"value": 0.1, "source": " "}, "core.add_pj: expected a source, got ' '"),
         ("core", "add_pj", 0.1, "core.add_pj: expected { value = ..., source ="),
         ("core", "add_ns", {"value": 0.0001, "source": "x"}, "core.add_ns: expected a multiple of 0.001 ns"),
+        ("core", "off_share", {"value": 1.5, "source": "x"}, "core.off_share: expected a number from 0 to 1, got 1.5"),
+        ("core", "off_pj", {"value": 1.0, "source": "x"}, "core.off_pj: unknown; the unit is wrong: expected off_"),
         ("core", "lanes", {"value": 0, "source": "x"}, "core.lanes: expected an integer in [1, 2^31), got 0"),
         ("packet", "payload", {"value": "float", "source": "x"}, "packet.payload: expected one of spike, count"),
         ("handshake", "phases", {"value": 3, "source": "x"}, "handshake.phases: expected one of 2, 4, got 3"),
@@ -83,7 +85,7 @@ def test_all_faults_at_once_and_unknown_parts():
     given["core"]["lanes"]["value"] = 1.5
     with pytest.raises(InputError, match=r"3 fault\(s\)"):
         parse_description(given, "mine", "mine.toml")
-    with pytest.raises(InputError, match="expected one of async-45nm, ideal-45nm, loihi, or the path"):
+    with pytest.raises(InputError, match="expected one of async-45nm, ideal-45nm, loihi, sliced-45nm, or the path"):
         load_description("truenorth")
 
 
@@ -102,7 +104,7 @@ def test_other_formats_are_refused_before_anything_else(given, message):
     assert "[core]" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["ideal-45nm", "async-45nm", "loihi"])
+@pytest.mark.parametrize("name", ["ideal-45nm", "async-45nm", "loihi", "sliced-45nm"])
 def test_a_description_travels_whole(name):
     chip = changed(load_description(name), core={"add_pj": 0.25}, barrier={"tiles": (1, 4), "ns": (2.0, 3.5)})
     chip = changed(chip, packet={"payload": "spike"})
@@ -130,7 +132,11 @@ def test_energy_components_use_every_energy_of_a_chip_once():
             assert keys[-1].endswith("_mw" if count.endswith("_ps") else "_pj"), (component.name, keys)
     energies = [f"{part}.{f.name}" for part, kind in PARTS.items() for f in fields(kind)]
     energies = [key for key in energies if key.endswith(("_pj", "_mw"))]
-    assert sorted(key for key in used if key.endswith(("_pj", "_mw"))) == sorted(energies)
+    # A core leaks awake, asleep and switched off.
+    expected = sorted([*energies, "core.leakage_mw", "core.leakage_mw"])
+    assert sorted(key for key in used if key.endswith(("_pj", "_mw"))) == expected
+    shares = [f"{part}.{f.name}" for part, kind in PARTS.items() for f in fields(kind) if f.name.endswith("_share")]
+    assert sorted(key for key in used if key.endswith("_share")) == sorted(shares)
     for key in ("core.add_nj", "fpga.add_pj", "core"):
         with pytest.raises(InputError, match=r"expected a key such as 'core\.add_pj'"):
             ASYNC.value(key)
@@ -142,6 +148,28 @@ def test_energy_by_hand():
     found = {name: energy for name, energy in done.energy_pj(chip).items() if energy}
     # 8 additions of 0.25 pJ; 3 handshakes of 4 transitions of 0.5 pJ; 2 mW for 1 ns are 2 pJ.
     assert found == {"compute": 2.0, "handshakes": 6.0, "leakage": 2.0}
+    # 2 mW for 1 ns awake; a quarter of it for 4 ns asleep, an eighth for 16 ns switched off; 3 cores woken.
+    chip = changed(chip, core={"sleep_share": 0.25, "off_share": 0.125, "wake_pj": 5.0})
+    done += Activity(sleeping_core_ps=4000, off_core_ps=16000, num_wakes=3)
+    assert done.energy_pj(chip)["leakage"] == 2.0 + 2.0 + 4.0 + 15.0
+
+
+OPTIONAL = ("register_accumulators", "register_pj", "sleep_share", "off_share", "wake_pj", "wake_ns")
+
+
+def test_files_without_the_keys_that_came_later_go_on_loading():
+    given = content()
+    for key in OPTIONAL:
+        del given["core"][key]
+    old = parse_description(given, ASYNC.name, "old.toml")
+    assert replace(old, sources=ASYNC.sources) == ASYNC
+    assert old.sources["core.off_share"] == ("45 nm", "not in the file: no core is switched off")
+    assert Description.from_dict(old.to_dict()).sources == old.sources
+    # A description made in Python without them: no source is asked for where nothing was said.
+    made = replace(old, sources={key: s for key, s in old.sources.items() if key.partition(".")[2] not in OPTIONAL})
+    assert Description.from_dict(made.to_dict()) == old
+    with pytest.raises(InputError, match=r"every number; core\.sleep_share have none"):
+        changed(made, core={"sleep_share": 0.5}).to_dict()
 
 
 def test_routes_go_along_rows_first():
@@ -162,6 +190,70 @@ def test_cuts_by_hand():
     assert num_packet_hops(replace(placement, home=(0, 1))) == 200 + 14 + 13
     # Least traffic: three blocks of inputs are 100 + 40 * 3 packets, three blocks of outputs 100 * 3 + 40.
     assert MinimalTraffic().cut(100, 40, chip) == (3, 1)
+
+
+def test_accumulators_in_registers_by_hand():
+    # As above, but a core has 20 accumulators, so 10 outputs of 2 tokens: four blocks of 40 outputs instead of three.
+    chip = changed(ASYNC, core={"sram_bytes": 2000, "register_accumulators": 20, "register_pj": 2.5})
+    placement = InOrder().place(100, 40, chip)
+    assert [len(block) for block in placement.output_blocks] == [10, 10, 10, 10]
+    # Only the sums that meet need memory: 4 bytes for each of 2 tokens. 2000 // (100 + 8) = 18 columns instead of 17.
+    wide = changed(chip, core={"register_accumulators": 1000})
+    assert [len(block) for block in InOrder().place(100, 36, wide).output_blocks] == [18, 18]
+    assert len(InOrder().place(100, 36, changed(wide, core={"register_accumulators": 0})).cores) == 3
+    # Two packets read and write ten accumulators each, at 2.5 pJ.
+    spikes = np.zeros((1, 1, 100), np.int8)
+    spikes[0, 0, [3, 70]] = 1
+    run = (np.ones(1), np.ones((100, 40), np.int8))
+    found = simulate_layer(spikes, *run, chip, placement)
+    assert (found.activity.num_updates, found.activity.num_register_updates) == (0, 80)
+    assert found.energy_pj["accumulators"] == 200.0
+    assert found.sums.tolist() == [[2] * 40]
+    # Nothing but these updates differs from the same cores with their sums in memory.
+    memory = simulate_layer(spikes, *run, changed(chip, core={"register_accumulators": 0}), placement)
+    assert memory.energy_pj == {**found.energy_pj, "accumulators": 800.0}
+    assert np.array_equal(memory.end_ps, found.end_ps)
+    for stream in (True, False):
+        for cut in plan({"up": (100, 40)}, chip, InOrder(), stream=stream)["up"].output_blocks:
+            assert len(cut) <= 10
+
+
+def test_registers_that_are_too_few():
+    chip = changed(ASYNC, core={"register_accumulators": 10, "register_pj": 2.5})
+    wide = InOrder().place(4, 6, ASYNC)
+    for check in (
+        lambda: check_registers(wide, chip, "layers.0.up"),
+        lambda: plan({"layers.0.up": (4, 6)}, chip, Wide()),
+    ):
+        with pytest.raises(
+            InputError, match=r"^layers\.0\.up: .*(needs 12 accumulators in registers|12 accumulators)"
+        ) as error:
+            check()
+        assert "10" in str(error.value)
+    with pytest.raises(
+        InputError, match=r"^simulate_layer: a core needs 12 .* core\.register_accumulators = 10\. Enlarge"
+    ):
+        simulate_layer(np.ones((1, 1, 4), np.int8), np.ones(1), np.ones((4, 6), np.int8), chip, wide)
+    one = changed(chip, core={"register_accumulators": 1})
+    message = r"^down: an output needs 2 accumulators in registers.* has core\.register_accumulators = 1\. Enlarge them"
+    for stream in (True, False):
+        with pytest.raises(InputError, match=message):
+            plan({"down": (4, 6)}, one, InOrder(), stream=stream)
+    few = changed(chip, mesh={"columns": 2, "rows": 2})
+    with pytest.raises(InputError, match=r"needs 20 cores of 131,072 bytes and 10 accumulators in registers"):
+        InOrder().place(4, 100, few)
+    given = content()
+    given["core"]["register_accumulators"]["value"] = 64
+    del given["core"]["register_pj"]
+    with pytest.raises(InputError, match=r"core\.register_pj: missing, since core\.register_accumulators says"):
+        parse_description(given, "mine", "mine.toml")
+
+
+class Wide(InOrder):
+    """A mapping of somebody else, which knows nothing of registers."""
+
+    def cut(self, in_features, out_features, chip):
+        return 1, 1
 
 
 def test_a_plan_gives_every_layer_tiles_of_its_own():

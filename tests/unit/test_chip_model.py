@@ -138,11 +138,17 @@ def test_command(model_folder, tmp_path):
     text.write_text("A neuron fires when its potential passes the threshold, and rests. " * 4)
     arguments = ["simulate", str(model_folder), "--text", str(text), "--num-tokens", "5", "--out", str(out)]
     first = "model.layers.0.mlp.down_proj"
-    result = CliRunner().invoke(app, [*arguments, "--critical-path", "--order", "by-rate", "--timeline", first])
+    result = CliRunner().invoke(
+        app, [*arguments, "--include-head", "--critical-path", "--order", "by-rate", "--timeline", first]
+    )
     assert result.exit_code == 0, result.output
     report = json.loads((out / "simulation.json").read_text())
     assert report["exactness"]["num_checked"] > report["exactness"]["num_mismatches"] == 0
     assert report["order"]["name"] == "by-rate"
+    assert report["settings"]["include_head"] is True
+    assert report["layers"][-1]["name"] == "lm_head"
+    assert "Left dense: " in result.output
+    assert "lm_head" not in result.output
     assert all(sum(row["critical_path_ps"].values()) > 0 for row in report["layers"])
     assert report["num_timeline_events"] > 0
     assert (out / "timeline.pftrace").stat().st_size > report["num_timeline_events"]

@@ -218,6 +218,17 @@ def test_as_many_bits_as_the_layer_has():
         graded(coarse=((4, 4),))
 
 
+def test_training_with_coarse_rows_is_refused(tiny_llama):
+    settings = SpikeSettings(coarse=((2, 4),))
+    with pytest.raises(InputError, match="expected no coarse rows"), sb.spike_aware(tiny_llama, settings):
+        pass
+
+
+def test_a_conversion_says_how_many_layers_have_coarse_rows():
+    model = spiking_model(settings=SpikeSettings(weights="int4", coarse={"*q_proj": ((2, 4),)}, neuron=NEURON))
+    assert f"weights int4, {len(model.model.layers)} with coarse rows for small counts" in repr(model.conversion)
+
+
 def test_a_pattern_that_matches_nothing():
     with pytest.raises(InputError, match="coarse"):
         graded(coarse={"*nothing*": ((2, 4),)})

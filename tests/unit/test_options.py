@@ -25,6 +25,7 @@ ALWAYS = {
     "convert": "model out spiking force",
     "distill": "teacher student out text sample fresh context batch_size accumulation attention_steps logits_steps "
     "learning_rate spiking precision device seed force",
+    "calibrate": "model budget text num_tokens encoder weights skip include_head out force",
     "doctor": "",
     "tutorial": "out force",
     "export": "model out force",
@@ -45,7 +46,10 @@ CASES = {
         **dict.fromkeys(("data", "limit", "batch_size"), ("DENSE", "--text", "TEXT")),
         **dict.fromkeys(("num_tokens", "context", "layer_tokens"), ("DENSE", "--tasks", "piqa", "--data", "TEXT")),
     },
-    "simulate": {**{name: ["SPIKES"] for name in ("neuron", "k", "encoder", "layers", "skip")}, "seed": ["DENSE"]},
+    "simulate": {
+        **{name: ["SPIKES"] for name in ("neuron", "k", "encoder", "layers", "skip", "include_head")},
+        "seed": ["DENSE"],
+    },
     "generate": {"seed": ["FLOAT", "A neuron"]},
     "energy": {
         **dict.fromkeys(("neuron", "k", "encoder", "weights"), ("SPIKES",)),
@@ -105,6 +109,7 @@ VALUES = {
     **{"layout": "7b", "window": 4096, "num_sinks": 0},
     **{"tasks": "piqa", "data": "TEXT", "limit": 1, "batch_size": 1, "context": 16, "layer_tokens": 8},
     "trains": None,
+    "include_head": None,
     "format": "compressed-tensors",
     **{"num_experts": 4, "trials": 5, "calibrate": "TEXT", "minutes": 10, "logits_rate": 0.1, "checkpointing": None},
 }

@@ -1,6 +1,7 @@
 """A whole model on a chip: stages and what lies between them, portions, energy by layer, what is refused."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from spikebrain.models import SpikeSettings, to_spiking
 from spikebrain.models.layers import spike_linear
 from spikebrain.models.layers.observing import observing
 from spikebrain.models.spikingbrain import LayerPlan, SpikingBrainForCausalLM, tiny_7b, tiny_76b
-from spikebrain.simulation import describe_simulation, simulate_model
+from spikebrain.simulation import describe_simulation, simulate_model, survey_model
+from spikebrain.simulation.leakage import used_cores
 
 ASYNC = load_description("async-45nm")
 IDS = torch.arange(5)
@@ -140,6 +142,99 @@ def test_energy_report(spiking, mode):
     assert (report.num_tokens, report.num_macs, report.process) == (5, found.activity.num_macs, "45 nm")
     written = json.loads(json.dumps(describe_simulation(found)))["energy_report"]
     assert EnergyReport.from_dict(written) == report
+
+
+@pytest.mark.parametrize("mode", ["decode", "prefill"])
+def test_a_head_on_spikes_has_cores_of_its_own(tiny_llama, mode):
+    dense = simulate_model(to_spiking(tiny_llama), IDS, ASYNC, mode=mode)
+    found = simulate_model(to_spiking(tiny_llama, SpikeSettings(include_head=True)), IDS, ASYNC, mode=mode)
+    assert topology(dense)[-1] == ("", "model.norm lm_head")
+    assert topology(found)[-2:] == [("lm_head", "model.norm"), ("", "")]
+    head = found.layers["lm_head"]
+    assert head.num_mismatches == 0
+    out_features, in_features = tiny_llama.lm_head.weight.shape
+    assert found.activity.num_macs - dense.activity.num_macs == 5 * out_features * in_features
+    assert all(stage.spread_ps == 0 for stage in found.stages)
+    # What is left dense, by kind; with rescaling it is the whole component.
+    left, before = describe_simulation(found), describe_simulation(dense)
+    parts, all_parts = left["dense_rest_per_token_pj"], before["dense_rest_per_token_pj"]
+    assert all_parts.keys() - parts.keys() == {"lm_head"}
+    assert parts.keys() == {
+        "rescaling",
+        "model.embed_tokens",
+        "model.norm",
+        "model.layers.*",
+        *(f"model.layers.*.{part}" for part in ("input_layernorm", "post_attention_layernorm", "self_attn", "mlp")),
+    }
+    assert list(parts.values()) == sorted(parts.values(), reverse=True)
+    for figures, its in ((left, parts), (before, all_parts)):
+        assert sum(its.values()) == pytest.approx(figures["energy_per_token_pj"]["dense rest"], rel=1e-12)
+
+
+def with_core(chip, **values):
+    return replace(chip, core=replace(chip.core, **values))
+
+
+@pytest.mark.parametrize("mode", ["decode", "prefill"])
+def test_cores_that_sleep_and_cores_that_are_switched_off(spiking, mode):
+    awake = simulate_model(spiking, IDS, ASYNC, mode=mode)
+    total, used = int(awake.end_ps[-1]), sum(len(layer.placement.cores) for layer in awake.layers.values())
+    assert used == 14 < ASYNC.num_cores  # a layer of tiny_llama fits one core
+    # Only what holds no weights is switched off, but for the head, which runs on all tiles.
+    off = simulate_model(spiking, IDS, with_core(ASYNC, off_share=0.0), mode=mode)
+    head_ps = 5 * off.stages[-1].spread_ps
+    assert head_ps > 0
+    assert off.activity.leaking_core_ps == used * total + (1024 - used) * head_ps
+    assert off.activity.off_core_ps == (1024 - used) * (total - head_ps)
+    assert off.activity.num_wakes == off.activity.sleeping_core_ps == 0
+    # Sleep: a core is awake for its own layer, 1 ns before it, at home for what lies between, and for the head.
+    chip = with_core(ASYNC, sleep_share=0.25, off_share=0.125, wake_pj=7.0, wake_ns=1.0)
+    found = simulate_model(spiking, IDS, chip, mode=mode)
+    assert np.array_equal(found.end_ps, awake.end_ps)
+    a, wakes = found.activity, 5 if mode == "decode" else 1
+    expected = used * head_ps
+    homes = set()
+    for stage in found.stages:
+        layers = [found.layers[name] for name in stage.layers]
+        for layer in layers:
+            begin = layer.end_ps - layer.latency_ps
+            own = layer.latency_ps.sum() if mode == "decode" else layer.end_ps[-1] - begin[0]
+            expected += min(int(own) + 1000 * wakes, total)
+        here = {layer.placement.home for layer in layers}
+        expected += len(homes | here) * 5 * (stage.rest_ps + stage.transfer_ps - stage.spread_ps)
+        homes = here
+    assert a.num_wakes == wakes * used
+    assert a.leaking_core_ps == min(expected, used * total) + (1024 - used) * head_ps
+    assert a.leaking_core_ps + a.sleeping_core_ps + a.off_core_ps == 1024 * total == awake.activity.leaking_core_ps
+    leaked = a.leaking_core_ps + a.sleeping_core_ps / 4 + a.off_core_ps / 8
+    assert found.energy_pj["leakage"] == pytest.approx(leaked * 1e-3 + 7 * a.num_wakes)
+    assert "sleep while their layer does nothing" in describe_simulation(found)["assumptions"][-1]
+    assert describe_simulation(awake)["assumptions"][-1] == "the whole chip leaks for the whole time"
+    # Nothing else changes.
+    assert {**found.energy_pj, "leakage": 0} == {**awake.energy_pj, "leakage": 0}
+
+
+@pytest.mark.parametrize("mode", ["decode", "prefill"])
+def test_spikes_that_were_kept_serve_every_chip(spiking, mode, monkeypatch):
+    small = replace(ASYNC, packet=replace(ASYNC.packet, payload="spike"))
+    alone = [simulate_model(spiking, IDS, chip, mode=mode) for chip in (ASYNC, small)]
+    surveyed = survey_model(spiking, IDS)
+    monkeypatch.setattr(spiking, "forward", None)  # it does not run again
+    for before, chip in zip(alone, (ASYNC, small), strict=True):
+        again = simulate_model(spiking, IDS, chip, mode=mode, surveyed=surveyed)
+        assert topology(again) == topology(before)
+        assert again.activities == before.activities
+        assert np.array_equal(again.end_ps, before.end_ps)
+        assert again.energy_report() == before.energy_report()
+        assert all(layer.num_mismatches == 0 for layer in again.layers.values())
+    with pytest.raises(InputError, match="has none"):
+        survey_model(nn.Linear(2, 2), IDS)
+
+
+def test_streamed_layers_take_turns_on_the_same_cores(spiking):
+    found = simulate_model(spiking, IDS, with_core(ASYNC, sleep_share=0.5, off_share=0.5), stream=True)
+    most = max(len(layer.placement.cores) for layer in found.layers.values())
+    assert used_cores(layer.placement for layer in found.layers.values()) == most < 14
 
 
 @pytest.mark.slow

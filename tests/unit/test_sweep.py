@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,14 +14,17 @@ from task_files import write_tasks
 
 from spikebrain import AdaptiveThreshold, SpikeSettings, Ternary, to_spiking
 from spikebrain.analysis import measure_perplexity, pareto_front, split_windows
+from spikebrain.chip import load_description
 from spikebrain.errors import InputError
 from spikebrain.jobs import EvalSettings, SweepSettings, evaluate, sweep
 from spikebrain.jobs.sweep import Range
-from spikebrain.jobs.sweep.bench import Bench, settings_of
+from spikebrain.jobs.sweep.bench import Bench, chip_of, settings_of
 from spikebrain.jobs.sweep.identity import fingerprint_of, identity_of
 from spikebrain.jobs.sweep.owner import LEASE_S, lives, this_process
 from spikebrain.jobs.sweep.storage import JOURNAL
 from spikebrain.jobs.sweep.study import Study
+from spikebrain.models.io import load
+from spikebrain.simulation import simulate_model
 
 optuna = pytest.importorskip("optuna", reason="needs the extra sweep")
 parquet = pytest.importorskip("pyarrow.parquet", reason="needs the extra sweep")
@@ -312,6 +316,84 @@ def test_latency_and_energy_on_a_chip(settings, tmp_path):
     assert ideal["spikes"] == real["spikes"]
     assert ideal["chip_latency_us"] == 0 < real["chip_latency_us"]  # an ideal chip takes no time
     assert 0 < ideal["chip_energy_nj"] < real["chip_energy_nj"]
+
+
+CHIPS = {
+    "chip.core.off_share": [1.0, 0.1],
+    "chip.core.accumulator_pj": [10.0, 2.0],
+    "chip.core.sram_bytes+core.access_pj": ["131072+80", "1000+40"],
+    "include_head": True,
+    "chip_tokens": 2,
+}
+
+
+@pytest.mark.slow
+def test_a_search_over_chips(settings, tmp_path, monkeypatch, model_folder):
+    simulated, converted = [], []
+    bench_module = sys.modules["spikebrain.jobs.sweep.bench"]
+    real, to_spikes = bench_module.simulate_model, bench_module.to_spiking
+    monkeypatch.setattr(bench_module, "simulate_model", lambda *a, **k: simulated.append(a[2]) or real(*a, **k))
+    monkeypatch.setattr(bench_module, "to_spiking", lambda *a: converted.append(1) or to_spikes(*a))
+    objectives = ("chip_pj_per_mac", "chip_latency_us", "chip_cores")
+    found = sweep(settings(CHIPS, objectives=objectives), tmp_path / "s")
+    assert found.num_failed == 0
+    assert len(found.rows) == 8
+    assert len(simulated) == 2  # prices and sleep change no event, two sizes of memory do
+    assert len(converted) == 1
+    # Each run is what its own chip would have given.
+    ids = torch.tensor(load(model_folder)[1].encode((settings().text).read_text())[:2])
+    model = to_spiking(load(model_folder)[0], SpikeSettings(include_head=True))
+    for row in (found.rows[0], found.rows[-1]):
+        alone = simulate_model(model, ids, chip_of({"chip_tokens": 2, **row.settings}))
+        assert row.figures["chip_pj_per_mac"] == sum(alone.energy_pj.values()) / alone.activity.num_macs
+        assert row.figures["chip_latency_us"] == alone.token_ps.mean() / 1e6
+        assert row.figures["chip_cores"] == sum(len(layer.placement.cores) for layer in alone.layers.values())
+        for name, pj in alone.energy_pj.items():
+            assert row.figures[f"pj_per_mac.{name}"] == pj / alone.activity.num_macs
+    best = found.best_chip
+    assert best.objective == "chip_pj_per_mac"
+    assert best.row is found.best["chip_pj_per_mac"]
+    assert best.row.settings["chip.core.off_share"] == 0.1
+    assert best.row.settings["chip.core.accumulator_pj"] == 2.0
+    assert sum(best.pj_per_mac.values()) == pytest.approx(best.row.figures["chip_pj_per_mac"])
+    assert best.in_words().startswith("Best chip by chip_pj_per_mac: chip.core.off_share=0.1 ")
+    # Its file is a chip; the table has a column for each component.
+    chip = load_description(tmp_path / "s" / "best-chip.toml")
+    assert replace(chip, name="") == replace(best.chip, name="")
+    assert chip.core.accumulator_pj == 2.0
+    assert "best-chip.toml" in found.files
+    table = parquet.read_table(tmp_path / "s" / "results.parquet").to_pylist()
+    assert [row["pj_per_mac.leakage"] for row in table] == [row.figures["pj_per_mac.leakage"] for row in found.rows]
+    written = json.loads((tmp_path / "s" / "results.json").read_text())
+    assert written["best_chip"] == {"objective": "chip_pj_per_mac", "pj_per_mac": best.pj_per_mac}
+    assert "What its energy consists of" in (tmp_path / "s" / "results.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_command_names_the_best_chip(run, model_folder, text, tmp_path):
+    typed = ["-o", "chip.core.lanes=16,32", "-o", "chip_tokens=2", "-o", "include_head=true", "--num-tokens", 48]
+    typed += ["--objective", "chip_pj_per_mac", "--context", 24, "--text", text, "--out", tmp_path / "s"]
+    code, shown, err = run("sweep", *typed, "--model", model_folder)
+    assert code == 0, err
+    assert "Best chip by chip_pj_per_mac: chip.core.lanes=" in shown
+    assert "pJ per MAC: " in shown
+    code, _, err = run(
+        "simulate", model_folder, "--chip", tmp_path / "s" / "best-chip.toml", "--include-head", "--text", text
+    )
+    assert code == 0, err
+
+
+@pytest.mark.slow
+def test_a_search_may_choose_chips(settings, tmp_path):
+    options = {"chip.core.lanes": Range(8, 64), "chip.core.leakage_mw": Range(0.1, 1.0), "chip_tokens": 2}
+    found = sweep(settings(options, objectives=("chip_pj_per_mac",), method="search", trials=5), tmp_path / "s")
+    assert len(found.rows) == 5
+    assert all(8 <= row.settings["chip.core.lanes"] <= 64 for row in found.rows)
+    failing = {"chip.core.sram_bytes": [10, 131072], "chip_tokens": 2}
+    found = sweep(settings(failing, objectives=("chip_pj_per_mac",)), tmp_path / "f")
+    assert found.num_failed == 1
+    assert "core.sram_bytes = 10 holds no weight" in found.rows[0].error
+    assert found.best_chip.row is found.rows[1]
 
 
 @pytest.mark.slow

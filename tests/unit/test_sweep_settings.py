@@ -1,18 +1,23 @@
 """What a sweep refuses before it runs, and how it is written: in a file, on the line, and both."""
 
 import json
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
+from spikebrain.chip import chip_names, load_description
+from spikebrain.chip.description import PARTS
 from spikebrain.cli.commands.sweep import sweep as command
 from spikebrain.errors import InputError
 from spikebrain.jobs import EnergySettings, ReportSettings, SimulateSettings, SweepSettings
 from spikebrain.jobs.energy import DigitalEnergy
 from spikebrain.jobs.sweep import OBJECTIVES, Range, read_options, read_spec
+from spikebrain.jobs.sweep.bench import chip_of, without_prices
 from spikebrain.jobs.sweep.keys import KEYS
 from spikebrain.jobs.sweep.results import Row, best_in_words, best_rows, next_steps
 
+SEARCH = Path(__file__).parents[2] / "benchmarks" / "chip_search.toml"
 EXAMPLE = Path(__file__).parents[2] / "examples" / "sweep.toml"
 
 
@@ -87,6 +92,112 @@ def test_options_that_cannot_be(options, message):
 def test_settings_that_cannot_be(given, message):
     with pytest.raises(InputError, match=message):
         SweepSettings({"encoder": ["ternary", "binary"]}, **given)
+
+
+ON_CHIP = ("chip_pj_per_mac",)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"chip.core.lane": [1, 2]}, r"^chip.core.lane: expected the name of a key of a chip.*Did you mean core.lanes"),
+        ({"chip.zzz": [1, 2]}, r"^chip.zzz: .*There are mesh.columns, mesh.rows, .*core.off_share.*dram.latency_ns\."),
+        ({"chip.": [1, 2]}, r"^chip\.: expected the name of a key of a chip, got ''"),
+        ({"chip.barrier.tiles": [1, 2]}, r"^chip.barrier.tiles: expected the name of a key of a chip"),
+        ({"chip.core.lanes": [8, 0]}, r"^chip.core.lanes: expected an integer in \[1, 2\^31\), got 0\."),
+        ({"chip.core.lanes": [8, 8.5]}, r"^chip.core.lanes: expected an integer, got 8.5"),
+        ({"chip.core.add_pj": [-1, 2]}, r"^chip.core.add_pj: expected a number from 0 to 1e\+12, got -1.0"),
+        (
+            {"chip.core.off_share": Range(0.5, 1.5, 0.5)},
+            r"^chip.core.off_share: expected a number from 0 to 1, got 1.5",
+        ),
+        ({"chip.core.lanes+core.lane": ["1+2"]}, r"key of a chip, got 'core.lane'. Did you mean core.lanes"),
+        ({"chip.core.lanes+core.lanes": ["1+2"]}, r"core.lanes stands twice"),
+        ({"chip.core.lanes+core.add_pj": ["8+0.1", "8"]}, r"expected 2 values with \+ between, got '8'"),
+        ({"chip.core.lanes+core.add_pj": ["8+0.1", "8+x"]}, r"core.add_pj: expected a number, got 'x'"),
+        ({"chip.core.lanes+core.add_pj": [8, 9]}, r"expected a text, got 8"),
+        ({"chip.handshake.phases": [3, 5]}, r"handshake.phases: expected one of 2, 4, got 3"),
+        ({"chip.core.register_accumulators": [8, 9], "chip": "mine.toml"}, r"core.register_pj: missing, since"),
+    ],
+)
+def test_keys_of_a_chip_that_cannot_be(options, message, tmp_path):
+    if "chip" in options:
+        given = [line for line in load_description("async-45nm").to_toml().splitlines() if "register" not in line]
+        (tmp_path / "mine.toml").write_text("\n".join(given))
+        options = {**options, "chip": str(tmp_path / "mine.toml")}
+    with pytest.raises(InputError, match=message):
+        SweepSettings(options, objectives=ON_CHIP)
+
+
+def test_keys_of_a_chip_have_an_effect_on_chips_only():
+    with pytest.raises(InputError, match=r"^chip: has no effect on perplexity and spikes.*chip_pj_per_mac, chip_cores"):
+        SweepSettings({"chip.core.lanes": [1, 2]})
+
+
+def test_keys_of_a_chip():
+    typed = ["chip.core.lanes=8:32:8", "chip.core.sram_bytes+core.access_pj=32768+40,131072+80", "chip.core.add_pj=0.1"]
+    settings = SweepSettings(read_options([*typed, "chip.packet.multicast=true,false"]), objectives=ON_CHIP)
+    assert settings.num_points == 4 * 2 * 2
+    assert settings.swept["chip.core.lanes"] == [8, 16, 24, 32]
+    points = list(settings.grid())
+    chip = chip_of(points[-1])
+    assert (chip.core.lanes, chip.core.sram_bytes, chip.core.access_pj, chip.core.add_pj) == (32, 131072, 80.0, 0.1)
+    assert chip.packet.multicast is False
+    assert chip_of(points[0]).core.sram_bytes == 32768
+    before = load_description("async-45nm")
+    process, source = chip.sources["core.lanes"]
+    assert source == before.sources["core.lanes"][1]  # 32 is what the chip has anyway
+    process, source = chip_of(points[0]).sources["core.access_pj"]
+    assert process == "45 nm"
+    assert source.startswith("varied; async-45nm has 80.0: Horowitz, ISSCC 2014")
+    # What is not given is as in the chip, and the file of a chip gives it back.
+    assert chip_of({}) == before
+    assert chip_of({"chip": "loihi"}) == load_description("loihi")
+
+
+def test_a_chip_is_written_as_its_file(tmp_path):
+    for name in chip_names():
+        chip = load_description(name)
+        (tmp_path / f"{name}.toml").write_text(chip.to_toml())
+        again = load_description(tmp_path / f"{name}.toml")
+        assert again == chip
+        assert again.sources == chip.sources
+
+
+def test_prices_decide_on_no_event():
+    chip = load_description("async-45nm")
+    for part, kind in PARTS.items():
+        for key in fields(kind):
+            name = f"{part}.{key.name}"
+            if name in ("barrier.tiles", "barrier.ns", "packet.payload"):
+                continue
+            value = chip.value(name)
+            other = not value if isinstance(value, bool) else 4 if name == "handshake.phases" else value + 32
+            other = 0.5 if name.endswith("_share") else other
+            price = name.endswith(("_pj", "_mw", "_share")) or name == "core.wake_ns"
+            assert (without_prices(chip.varied({name: other})) == without_prices(chip)) == price, name
+
+
+def test_the_search_that_found_a_preset():
+    settings = SweepSettings(**read_spec(SEARCH))
+    assert settings.num_points == 64
+    preset = load_description("sliced-45nm")
+    found = [chip for chip in map(chip_of, settings.grid()) if chip.core == preset.core]
+    assert [replace(chip, name="", sources={}) for chip in found if chip.link == preset.link] == [
+        replace(preset, name="", sources={})
+    ]
+
+
+def test_a_file_with_keys_of_a_chip(tmp_path):
+    spec = tmp_path / "spec.toml"
+    spec.write_text(
+        'format = 1\nobjectives = ["chip_pj_per_mac"]\n[options]\n"chip.core.lanes" = [8, 16]\n'
+        "[options.chip.core]\nsram_bytes = {low = 1000, high = 2000, step = 500}\n"
+    )
+    assert SweepSettings(**read_spec(spec)).swept == {
+        "chip.core.lanes": [8, 16],
+        "chip.core.sram_bytes": [1000, 1500, 2000],
+    }
 
 
 def test_a_combination_that_cannot_be_is_left_to_its_run():

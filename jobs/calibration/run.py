@@ -1,0 +1,416 @@
+"""Find the neuron and the coarse rows of each layer that keep a budget at the least loss, and save that model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ...analysis import measure_perplexity, spike_statistics
+from ...coding import ENCODERS, BidirectionalBitwise, Encoder
+from ...energy import DigitalEnergy, count_operations
+from ...errors import InputError
+from ...files import parse_json, read_json, remove, write_json
+from ...models import SpikeSettings, choose_layers, record, save, to_spiking
+from ...models.conversion.divergence import divergence_from, predictions
+from ...models.io import load
+from ...models.io.checksums import of_text
+from ...models.layers.quantize import QuantizedWeight, quantize_to
+from ...models.layers.stored import nothing_stored, stored_weight_of
+from ...neuro import AdaptiveThreshold, DeadZoneThreshold, Neuron
+from ..given import usual
+from ..inputs import alone, check_length, is_spiking, read_text, require_new, require_tokenizer, token_ids
+from ..progress import SILENT, Progress
+from ..resume import describe_source, digest
+from .choice import Option, Table, choose, predicted, table_of
+from .units import Unit, add_sums, units_of
+
+FILES = ("calibration.json", "unfinished-calibration.json")
+COUNTS = ("read", "spikes", "energy")
+# Tokens of a row, at most; tokens that sensitivities are measured on; rows that results are measured on.
+_CONTEXT, _SENSITIVE, _HELD_OUT = 512, 256, 2
+# The setting at which the sensitivity to a unit's error is measured: |x| below 0.19 of the mean is silent, and below
+# 0.8 reads coarse rows.
+_PROBE = Option(8.0, 1, 6)
+# A budget counts as kept from here on; the target is corrected at most so often.
+_NEAR, _CORRECTIONS = 0.005, 4
+_PAPER = (2.0, 3.0, 4.0, 8.0)
+# Raised when an older unfinished calibration could not go on.
+_FORMAT = 1
+
+
+class Budget(NamedTuple):
+    """What may be spent.
+
+    Attributes:
+        counts: "read": bytes of weights, scales and minima that are read, divided by those of dense INT8 layers;
+            "spikes": spikes per channel and token; "energy": of the whole model in `DigitalEnergy`, divided by that of
+            the dense INT8 model.
+        value: at most.
+    """
+
+    counts: str
+    value: float
+
+
+@dataclass(frozen=True)
+class CalibrateSettings:
+    """What is calibrated, on what, and under which budget.
+
+    Attributes:
+        model: a causal language model, as `load` takes it, that does not spike.
+        budget: what may be spent.
+        text: a UTF-8 text; None for the text of the standard library's pydoc_data.topics. Do not take one that results
+            are later measured on.
+        num_tokens: tokens from its start over which errors are summed; None for 4096. Two more windows of 512 tokens
+            (fewer, if the model has fewer positions) are used to measure the result.
+        encoder: spike code; None for `BidirectionalBitwise`.
+        weights: "int8", "int4" or "stored"; None for "int8".
+        skip: patterns of the names of layers that stay dense; None for none.
+        include_head: put the output head on spikes, too.
+    Raises:
+        InputError: a value that cannot be.
+    """
+
+    model: str
+    budget: Budget
+    text: Path | None = None
+    num_tokens: int | None = None
+    encoder: Encoder | str | None = None
+    weights: str | None = None
+    skip: tuple[str, ...] | None = None
+    include_head: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "encoder", ENCODERS.resolve(self.encoder, "encoder", None))
+        if self.budget.counts not in COUNTS:
+            raise InputError(f"budget: expected one of {', '.join(COUNTS)}; got {self.budget.counts!r}.")
+        if not 0 < self.budget.value < float("inf"):
+            raise InputError(f"budget: expected a number above 0 for {self.budget.counts}, got {self.budget.value}.")
+        if usual(self.num_tokens, _CONTEXT) < _CONTEXT:
+            raise InputError(f"num_tokens: expected {_CONTEXT} or more, got {self.num_tokens}.")
+        self.spike_settings()
+
+    def spike_settings(self, **more: Any) -> SpikeSettings:
+        """Return settings of the layers that spike, with the neuron of the paper's rule if none is given."""
+        code = usual(self.encoder, BidirectionalBitwise())
+        chosen = {"weights": usual(self.weights, "int8"), "skip": usual(self.skip, ())}
+        return SpikeSettings(encoder=code, include_head=self.include_head, **chosen, **more)
+
+
+class Point(NamedTuple):
+    """A setting of the whole model, as measured on the held-out rows.
+
+    Attributes:
+        name: what it is.
+        perplexity: of the model.
+        read: as in `Budget`.
+        spikes: as in `Budget`.
+        energy: as in `Budget`.
+    """
+
+    name: str
+    perplexity: float
+    read: float
+    spikes: float
+    energy: float
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What `calibrate` found.
+
+    Attributes:
+        settings: of the spiking model, with a neuron and coarse rows for each layer.
+        float_perplexity: of the float model on the held-out rows.
+        found: the calibrated model there.
+        paper: the paper's rule there, for several k.
+        num_tokens: that all are measured on.
+        text: where they are from.
+        options: the setting of each unit, by the name of its first layer.
+        frontier: what budgets are expected to cost, pairs of a budget's value and the loss in nats.
+    """
+
+    settings: SpikeSettings
+    float_perplexity: float
+    found: Point
+    paper: list[Point]
+    num_tokens: int
+    text: str
+    options: dict[str, Option] = field(repr=False)
+    frontier: list[tuple[float, float]] = field(repr=False)
+
+
+@alone
+def calibrate(
+    settings: CalibrateSettings, out: Path, progress: Progress = SILENT, *, force: bool = False
+) -> Calibrated:
+    """Find the setting of each layer, save the model on spikes with it, and compare it with the paper's rule.
+
+    Errors of all settings are summed over one pass of the float model (`units.py`). How much the predictions suffer
+    from a unit's error is measured, with that unit alone on spikes (KL of the next token). The budget is then shared
+    out (`choice.py`), the model made, and what it really spends measured; the target is corrected until the budget is
+    kept. An interrupted run goes on when it is started again with the same settings.
+
+    Args:
+        settings: what is calibrated.
+        out: folder for the model and calibration.json.
+        progress: told what happens.
+        force: write over what is in the folder.
+    Raises:
+        SpikebrainError: bad input; the message says which and what to do.
+    """
+    require_new(out, sources=(settings.model,), known=FILES[1:], force=force)
+    text, source = read_text(settings.text)
+    loaded = load(settings.model, say=progress.say, bar=progress.bar)
+    model: Any = loaded.model
+    if is_spiking(model):
+        raise InputError(f"{loaded.source}: spikes already. Calibrate the float model that it was made from.")
+    ids = token_ids(text, require_tokenizer(loaded.tokenizer, loaded.source), loaded.source)
+    context = min(_CONTEXT, getattr(model.config, "max_position_embeddings", _CONTEXT))
+    num_rows = usual(settings.num_tokens, 8 * _CONTEXT) // context
+    check_length(source, len(ids), context * (num_rows + _HELD_OUT), "num_tokens")
+    rows = ids[: context * (num_rows + _HELD_OUT)].view(-1, context)
+    fitted, held_out = rows[:num_rows], rows[num_rows:]
+
+    job = {"format": _FORMAT, **describe_source(loaded, FILES, FILES[1]), "ids": of_text(str(rows.tolist()))}
+    job |= {"settings": str(settings.spike_settings())}
+    kept = _Kept(out / FILES[1], digest(job), progress)
+    weights = _weights_of(model, settings)
+    units = units_of(model, weights, fitted[:1, :8])
+    code = usual(settings.encoder, BidirectionalBitwise())
+    assert isinstance(code, Encoder)
+    done = progress.bar("Errors of all settings", fitted.numel(), "tokens")
+    for row in fitted:
+        add_sums(model, units, row[None], code)
+        done(row.numel())
+    sensitivity = _sensitivities(model, units, settings, fitted[:1, :_SENSITIVE], kept, progress)
+
+    energy = DigitalEnergy()
+    tables = [table_of(unit, settings.budget.counts, energy, code) for unit in units]
+    measure = _Measure(model, held_out, energy)
+    progress.say("Measuring the paper's rule beside it")
+    paper = [measure(f"paper's rule, k = {k:g}", settings.spike_settings(neuron=AdaptiveThreshold(k))) for k in _PAPER]
+    share = fitted.numel() / held_out.numel()
+    base, rest = (one[settings.budget.counts] * share for one in (measure.base, measure.rest))
+    found, spike_settings, options = _keep_budget(settings, units, tables, sensitivity, (base, rest), measure, progress)
+    frontier = _frontier(tables, sensitivity, base, rest)
+    result = Calibrated(spike_settings, measure.perplexity, found, paper, held_out.numel(), source, options, frontier)
+    save(to_spiking(model, spike_settings), out, loaded.tokenizer)
+    write_json(out / FILES[0], _as_json(result, settings, units, sensitivity))
+    kept.remove()
+    return result
+
+
+def _weights_of(model: nn.Module, settings: CalibrateSettings) -> dict[str, QuantizedWeight]:
+    """Return the integer weights of the layers that are to spike, by name."""
+    chosen = settings.spike_settings()
+    found, missing = {}, {}
+    for name, layer in choose_layers(model, chosen)[0].items():
+        if not isinstance(layer, nn.Linear):
+            raise InputError(f"{name}: expected an nn.Linear, got {type(layer).__name__}. Leave it out with `skip`.")
+        weight = layer.weight.detach()
+        one = (
+            stored_weight_of(layer, weight)
+            if chosen.weights == "stored"
+            else quantize_to(4 if chosen.weights == "int4" else 8, weight, chosen.group_size, name)
+        )
+        if isinstance(one, str):
+            missing[name] = one
+            one = quantize_to(8, weight, None, name)
+        found[name] = one
+    if len(missing) == len(found):
+        raise nothing_stored(missing)
+    return found
+
+
+def _keep_budget(
+    settings: CalibrateSettings,
+    units: Sequence[Unit],
+    tables: Sequence[Table],
+    sensitivity: Sequence[float],
+    costs: tuple[float, float],
+    measure: _Measure,
+    progress: Progress,
+) -> tuple[Point, SpikeSettings, dict[str, Option]]:
+    """Return the best settings that keep the budget as measured, and what was measured."""
+    counts, value = settings.budget
+    base, rest = costs
+    target, spent = value, float("inf")
+    for _ in range(_CORRECTIONS):
+        chosen = choose(tables, sensitivity, target * base - rest)
+        options = {unit.names[0]: table.options[i] for unit, table, i in zip(units, tables, chosen, strict=True)}
+        spike_settings = settings.spike_settings(**_patterns(units, list(options.values())))
+        found = measure("calibrated", spike_settings)
+        spent = getattr(found, counts)
+        if spent <= value * (1 + _NEAR):
+            return found, spike_settings, options
+        progress.say(f"It spends {spent:.4g} and not {value:g}: choosing again.")
+        target *= value / spent
+    raise InputError(
+        f"budget: expected {counts}={value:g} to be possible, got {spent:.4g} at the least. Raise the budget, or leave "
+        "fewer layers dense."
+    )
+
+
+def _patterns(units: Sequence[Unit], options: Sequence[Option]) -> dict[str, Any]:
+    """Return the fields of `SpikeSettings` that give each layer its setting."""
+    neurons: dict[str, Neuron] = {}
+    coarse: dict[str, tuple[tuple[int, int], ...]] = {}
+    for unit, option in zip(units, options, strict=True):
+        neuron = AdaptiveThreshold(option.k)
+        if option.silent:  # |x| of half a step above the largest silent count is where the next one begins
+            neuron = DeadZoneThreshold(option.k, dead_zone=(option.silent + 0.5) / option.k)
+        for name in unit.names:
+            neurons[name] = neuron
+            if option.small > option.silent:
+                coarse[name] = ((unit.coarse_bits, option.small),)
+    return {"neuron": neurons, "coarse": coarse or ()}
+
+
+def _sensitivities(
+    model: Any, units: Sequence[Unit], settings: CalibrateSettings, rows: Tensor, kept: _Kept, progress: Progress
+) -> list[float]:
+    """Return KL(float || unit alone on spikes) over the squared error of that unit, at a probing setting."""
+    probe: Any = to_spiking(model, settings.spike_settings(**_patterns(units, [_PROBE] * len(units))))
+    done = progress.bar("Sensitivity of the predictions", len(units), "inputs")
+    found = []
+    with torch.no_grad():
+        wanted = None
+        for unit in units:
+            name = unit.names[0]
+            if name not in kept.values:
+                wanted = predictions(model, rows) if wanted is None else wanted
+                with _swapped(model, probe, unit.names):
+                    kept.add(name, float(divergence_from(wanted, model, rows)))
+            found.append(max(kept.values[name], 0.0) / max(_error(unit, _PROBE), torch.finfo(torch.float64).tiny))
+            done(1)
+    return found
+
+
+def _error(unit: Unit, option: Option) -> float:
+    """Return the squared error of a unit's outputs with a setting."""
+    sums = unit.sums[option.k]
+    silent, small = option.silent + 1, option.small + 1
+    return float(sums.silenced[:silent].sum() + sums.rounded[silent:].sum() + sums.coarse[silent:small].sum())
+
+
+class _swapped:
+    """Inside a `with` block, some layers of a model are those of another."""
+
+    def __init__(self, model: nn.Module, other: nn.Module, names: Sequence[str]) -> None:
+        self._model, self._other, self._names = model, other, names
+        self._kept = {name: model.get_submodule(name) for name in names}
+
+    def __enter__(self) -> None:
+        self._put({name: self._other.get_submodule(name) for name in self._names})
+
+    def __exit__(self, *error: object) -> None:
+        self._put(self._kept)
+
+    def _put(self, modules: Mapping[str, nn.Module]) -> None:
+        for name, module in modules.items():
+            parent, _, child = name.rpartition(".")
+            setattr(self._model.get_submodule(parent), child, module)
+
+
+class _Measure:
+    """Measures settings on some rows.
+
+    Attributes:
+        perplexity: of the float model.
+        base: by what a budget counts, what its value is a share of, for all tokens of the rows.
+        rest: what is spent outside of the layers that spike, in the same units.
+    """
+
+    def __init__(self, model: Any, rows: Tensor, energy: DigitalEnergy) -> None:
+        self._model, self._rows, self._energy = model, rows, energy
+        self.perplexity = measure_perplexity(model, list(rows))
+        self.base: dict[str, float] = {}
+        self.rest: dict[str, float] = {}
+
+    def __call__(self, name: str, settings: SpikeSettings) -> Point:
+        spiking = to_spiking(self._model, settings)
+        with record(spiking, block_bytes=(64,)) as recording:
+            perplexity = measure_perplexity(spiking, list(self._rows))
+        counts = count_operations(recording)
+        report = self._energy.estimate(counts)
+        layers = [layer for layer in counts.layers.values() if layer.kind == "projection"]
+        read = sum(layer.spiking.weight_channel_bytes + layer.spiking.parameter_bytes for layer in layers)
+        dense = sum(layer.int8.weight_bytes + layer.int8.parameter_bytes for layer in layers)
+        channels = sum(layer.spiking.num_activations for layer in layers)
+        projections = {name for name, layer in counts.layers.items() if layer.kind == "projection"}
+        rest = sum(value for name, value in report.by_layer_pj.items() if name not in projections)
+        self.base = {"read": float(dense), "spikes": float(channels), "energy": report.int8_total_pj}
+        self.rest = {"read": 0.0, "spikes": 0.0, "energy": rest}
+        spikes = spike_statistics(recording.layers.values()).mean_spikes
+        return Point(name, perplexity, read / dense, spikes, report.total_pj / report.int8_total_pj)
+
+
+def _frontier(
+    tables: Sequence[Table], sensitivity: Sequence[float], base: float, rest: float
+) -> list[tuple[float, float]]:
+    """Return budgets from the cheapest to the dearest that makes a difference, with the loss expected at each."""
+    least = sum(float(table.cost.min()) for table in tables)
+    dearest = sum(float(table.cost[table.error.argmin()]) for table in tables)
+    found = []
+    for i in range(13):
+        budget = least + (dearest - least) * i / 12
+        chosen = choose(tables, sensitivity, budget)
+        found.append(((budget + rest) / base, predicted(tables, sensitivity, chosen)))
+    return found
+
+
+def _as_json(
+    result: Calibrated, settings: CalibrateSettings, units: Sequence[Unit], sensitivity: Sequence[float]
+) -> dict[str, Any]:
+    return {
+        "kind": "calibration",
+        "format": _FORMAT,
+        "model": settings.model,
+        "budget": settings.budget._asdict(),
+        "text": result.text,
+        "num_measured_tokens": result.num_tokens,
+        "float_perplexity": result.float_perplexity,
+        "calibrated": result.found._asdict(),
+        "paper": [point._asdict() for point in result.paper],
+        "frontier": [{"value": value, "expected_loss": loss} for value, loss in result.frontier],
+        "units": [
+            {"layers": unit.names, **result.options[unit.names[0]]._asdict(), "sensitivity": s}
+            for unit, s in zip(units, sensitivity, strict=True)
+        ],
+    }
+
+
+class _Kept:
+    """Numbers that an interrupted run has measured.
+
+    Attributes:
+        values: by name.
+    """
+
+    def __init__(self, path: Path, key: str, progress: Progress) -> None:
+        self._path, self._key = path, key
+        self.values: dict[str, float] = {}
+        try:
+            stored = read_json(path)
+            if stored["key"] == key and stored["sha256"] == of_text(stored["state"]):
+                self.values = parse_json(stored["state"], str(path))
+                progress.say(f"Going on with the run that was interrupted: {len(self.values)} inputs were measured.")
+        except (InputError, KeyError, TypeError):
+            pass  # there is no such file, or it was changed
+
+    def add(self, name: str, value: float) -> None:
+        """Keep a number."""
+        self.values[name] = value
+        state = json.dumps(self.values)
+        write_json(self._path, {"key": self._key, "sha256": of_text(state), "state": state}, indent=None)
+
+    def remove(self) -> None:
+        """Delete the file: the job is done."""
+        remove(self._path)

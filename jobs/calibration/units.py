@@ -1,0 +1,187 @@
+"""What each setting of a layer's neuron and coarse rows would lose and cost, from one pass of the float model.
+
+Layers that read the same input are one unit: they get the same neuron, so that the input is counted once.
+
+A setting of a unit is (k, silent, small): counts = round(x / threshold) with threshold = mean|x| / k; counts of a
+magnitude up to `silent` are no spikes, and those up to `small` read coarse rows. All settings with the same k follow
+from sums over the channels with |count| = n, for each n.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ...coding import Encoder
+from ...coding.checks import fitted_to
+from ...compiled import compiled
+from ...models.layers.coarse import coarser
+from ...models.layers.quantize import QuantizedWeight, dequantize
+from ...models.recording.layer_record import frequencies
+from ...neuro import AdaptiveThreshold
+
+# Magnitudes of counts that are kept apart; the last place holds all above.
+LARGEST = 64
+# Values of k that are tried.
+KS = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
+
+
+@dataclass
+class Sums:
+    """Sums over all channels and tokens with |count| = n, for n from 0 to LARGEST; float64, [LARGEST + 1].
+
+    Attributes:
+        channels: how many.
+        spikes: of their counts, in the code.
+        silenced: squared error of the outputs if they were silent.
+        rounded: if they fire.
+        coarse: what is added to that if they read coarse rows.
+    """
+
+    channels: Tensor
+    spikes: Tensor
+    silenced: Tensor
+    rounded: Tensor
+    coarse: Tensor
+
+
+@dataclass
+class Unit:
+    """Layers that read the same input.
+
+    Attributes:
+        weights: integer weights of each, by name.
+        num_tokens: that were seen.
+        sums: by k. Errors are those of the sum of squared outputs of all layers, as if no two channels' errors were
+            alike: each channel's squared error times the squared norm of its weights.
+    """
+
+    weights: dict[str, QuantizedWeight]
+    num_tokens: int = 0
+    sums: dict[float, Sums] = field(default_factory=dict)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the layers."""
+        return list(self.weights)
+
+    @property
+    def coarse_bits(self) -> int:
+        """Bits of coarse rows: half of the layers' own."""
+        return next(iter(self.weights.values())).weight_bits // 2
+
+    @functools.cached_property
+    def norms(self) -> tuple[Tensor, Tensor]:
+        """The squared norms of each channel's weights, and of what its coarse rows lack, float64 [inputs]."""
+        own, lost = [], []
+        for one in self.weights.values():
+            floats = dequantize(one.weight, one.scale, one.minimum, one.group_size)
+            rows = coarser(one, one.weight_bits // 2)
+            coarse = dequantize(rows.weight, rows.scale, rows.minimum, rows.group_size)
+            own.append(floats.square().sum(0, dtype=torch.float64))
+            lost.append((floats - coarse).square().sum(0, dtype=torch.float64))
+        return torch.stack(own).sum(0), torch.stack(lost).sum(0)
+
+
+def units_of(model: nn.Module, weights: Mapping[str, QuantizedWeight], ids: Tensor) -> list[Unit]:
+    """Return the layers of a model by the input that they read, in the order in which they run.
+
+    Args:
+        model: the float model.
+        weights: integer weights of the layers that are to spike, by name.
+        ids: a few token ids, [B, L].
+    """
+    found: list[Unit] = []
+    seen: set[str] = set()
+    last: list[Tensor] = []
+
+    def look(name: str, x: Tensor) -> None:
+        if name in seen:
+            return
+        seen.add(name)
+        if not (last and last[0] is x):
+            last[:] = [x]
+            found.append(Unit({}))
+        found[-1].weights[name] = weights[name]
+
+    with _watching(model, weights, look), torch.no_grad():
+        model(input_ids=ids, use_cache=False)
+    return found
+
+
+@torch.no_grad()
+def add_sums(model: nn.Module, units: list[Unit], ids: Tensor, encoder: Encoder, ks: tuple[float, ...] = KS) -> None:
+    """Run a text through the float model, and add what its layers' inputs say to the sums of the units.
+
+    Args:
+        model: the float model.
+        units: of the model.
+        ids: token ids, [B, L].
+        encoder: the code that spikes are counted in.
+        ks: values of k.
+    """
+    first = {unit.names[0]: unit for unit in units}
+
+    def look(name: str, x: Tensor) -> None:
+        flat = x.reshape(-1, x.shape[-1]).float()
+        first[name].num_tokens += len(flat)
+        for k in ks:
+            new = _sums(flat, *first[name].norms, k, encoder)
+            old = first[name].sums.get(k)
+            first[name].sums[k] = new if old is None else Sums(*map(torch.add, vars(old).values(), vars(new).values()))
+
+    with _watching(model, first, look):
+        model(input_ids=ids, use_cache=False)
+
+
+def _sums(x: Tensor, own: Tensor, lost: Tensor, k: float, encoder: Encoder) -> Sums:
+    spikes = AdaptiveThreshold(k)(x)
+    sums = torch.zeros(4, LARGEST + 1, dtype=torch.float64)
+    given = (x, spikes.count, spikes.threshold[:, 0], own, lost, sums)
+    _add_up(*(tensor.contiguous().numpy() for tensor in given))
+    channels, silenced, rounded, coarse = sums
+    return Sums(channels, _spikes_by_place(spikes.count, encoder), silenced, rounded, coarse)
+
+
+@compiled
+def _add_up(x, count, threshold, own, lost, sums):  # pragma: no cover - compiled
+    """Add what each channel is to the sums: number, error if silent, error if it fires, and what coarse rows add."""
+    for token in range(x.shape[0]):
+        for channel in range(x.shape[1]):
+            place = min(abs(count[token, channel]), LARGEST)
+            value = np.float64(x[token, channel])
+            carried = count[token, channel] * np.float64(threshold[token])
+            sums[0, place] += 1
+            sums[1, place] += value * value * own[channel]
+            sums[2, place] += (value - carried) * (value - carried) * own[channel]
+            sums[3, place] += carried * carried * lost[channel]
+
+
+def _spikes_by_place(count: Tensor, encoder: Encoder) -> Tensor:
+    """Return how many spikes the counts have in a code, by their magnitude, float64 [LARGEST + 1]."""
+    values, frequency = frequencies(count)
+    suited, num_timesteps = fitted_to(encoder, int(values[0]), int(values[-1]))
+    spikes = suited.encode(values, num_timesteps).spikes.abs().sum(0).double()
+    return torch.bincount(values.abs().clamp(max=LARGEST).long(), spikes * frequency, LARGEST + 1)
+
+
+@contextmanager
+def _watching(model: nn.Module, names: Mapping[str, Any], look: Any) -> Iterator[None]:
+    """Call a function with the name and the input of some layers while the model runs."""
+
+    def hook(name: str) -> Any:
+        return lambda module, arguments: look(name, arguments[0])
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name)) for name in names]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
