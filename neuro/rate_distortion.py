@@ -35,7 +35,8 @@ class RateDistortionThreshold(AdaptiveThreshold):
     ratio = x / threshold, threshold = mean|x| / k, and digits(n) is how many spikes n takes in the signed-digit code.
     Errors are in units of the threshold. So 7 = 8 - 1 may become 8, which has one spike in the place of two, and 1 may
     become 0, which also saves reading the channel's weights. Of equally good counts the smallest is taken. With prices
-    of 0 only ties differ from `AdaptiveThreshold`.
+    of 0 only ties differ from `AdaptiveThreshold`. With a spike price of 1 a channel has as many spikes as at half the
+    k without prices (but for ties), and a smaller error.
 
     The best n never falls as ratio grows, so a table of borders gives it: those of the lower convex hull of the points
     (n, n^2 + price of n). They are computed in exact fractions and rounded down to the ratio's dtype, which leaves
@@ -60,7 +61,7 @@ class RateDistortionThreshold(AdaptiveThreshold):
     [[0, 1, 2, 8, -12, 0]]
     """
 
-    k: float = 4.0
+    k: float = 8.0
     spike_price: float = 1.0
     read_price: float = 0.0
 

@@ -122,6 +122,17 @@ def test_a_price_saves_spikes_and_reads():
     assert dear.silent_fraction > cheap.silent_fraction
 
 
+def test_a_price_of_one_has_the_spikes_of_half_the_k_and_less_error():
+    ratio = torch.rand(200_000) * 2000
+    ratio = ratio[ratio != ratio.round()]  # ties of the rounding at half the k are odd ratios
+    found = RateDistortionThreshold(**UNIT, spike_price=1.0)(ratio).count.long()
+    coarse = (ratio / 2).round().long()
+    assert torch.equal(num_digits(found), num_digits(coarse))
+    # A step of 2 has a mean squared error of 2^2 / 12.
+    assert float((2 * coarse - ratio).square().mean()) == pytest.approx(1 / 3, rel=0.01)
+    assert float((found - ratio).square().mean()) < 0.26
+
+
 def test_comparisons_are_those_of_a_binary_search():
     # Without prices all counts up to 1027 can be chosen: 1027 borders, 11 comparisons.
     assert RateDistortionThreshold(spike_price=0.0).compares_per_channel() == 11
