@@ -56,7 +56,7 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
     - with minima, the sum of each group's counts (K - G additions), its conversion, and one more product and addition
       per output and group;
     - a weight is read in 1 byte, or in 4 or 2 bits (a row that does not fill its last byte has it to itself); scales
-      and minima, of 2 or 4 bytes each, are among `parameter_bytes`;
+      and minima (`scale_bytes_of`) are among `parameter_bytes`;
     - activations of 2 bytes are read twice (threshold, counts) and written once.
 
     Coarse rows of a `GradedLinear` have their own additions, reads and rescaling, and one more addition per output. All
@@ -83,7 +83,7 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
     num_inputs, num_outputs, bias = n * inputs, n * outputs, int(layer.has_bias)
     weights, row, minima = inputs * outputs, row_bytes(outputs, layer.weight_bits), scales * layer.has_minimum
     # One scale an output is no more than a bias: it does not count as memory for weights.
-    scale_bytes = 0 if layer.shares_scales else layer.scale_bytes * outputs * (scales + minima)
+    scale_bytes = 0 if layer.shares_scales else layer.scale_bytes
     stored = inputs * row + (scale_bytes if scales + minima > 1 else 0)
     dense_weights = 0 if layer.is_coarse else weights
     if not n:

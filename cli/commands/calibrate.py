@@ -67,6 +67,12 @@ def calibrate(
     num_tokens: Annotated[int | None, tokens_if_run("4096")] = None,
     encoder: EncoderName = None,
     weights: Weights = None,
+    compact_scales: Annotated[
+        bool,
+        typer.Option(
+            "--compact-scales", help="Keep scales of groups in few bits, which are read, too.", rich_help_panel=SPIKES
+        ),
+    ] = False,
     skip: Skip = None,
     include_head: Annotated[
         bool, typer.Option("--include-head", help="Put the output head on spikes, too.", rich_help_panel=SPIKES)
@@ -88,6 +94,7 @@ def calibrate(
         num_tokens=num_tokens,
         encoder=named(coding.ENCODERS, encoder),
         weights=weights,
+        compact_scales=compact_scales,
         skip=tuple(skip) if skip else None,
         include_head=include_head,
     )

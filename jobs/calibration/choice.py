@@ -12,11 +12,12 @@ from torch import Tensor
 from ...coding import Encoder
 from ...energy import DigitalEnergy
 from ...energy.count_spiking import count_spiking_layer
-from ...energy.counts import ModelCounts
+from ...energy.counts import LayerCounts, ModelCounts
 from ...energy.recode import Recoded
 from ...models import LayerRecord
+from ...models.layers.coarse import GROUP
+from ...models.layers.compact import scale_bytes_of
 from ...models.recording import WeightReads
-from ...models.recording.layer_record import scale_bytes_of
 from .units import LARGEST, Unit
 
 # A channel may fall silent, or read coarse rows, below so many times the token's mean |x|.
@@ -61,57 +62,82 @@ def table_of(unit: Unit, counts: str, model: DigitalEnergy, encoder: Encoder) ->
     """
     options: list[Option] = []
     errors, costs = [], []
-    for k, sums in unit.sums.items():
-        zero = torch.zeros(1, dtype=torch.float64)
-        below = {name: torch.cat([zero, getattr(sums, name).cumsum(0)]) for name in vars(sums)}
-        total = {name: values[-1] for name, values in below.items()}
-        price = _Prices.of(unit, k, counts, model, encoder)
+    for k in unit.sums:
+        price = Prices.of(unit, k, counts, model, encoder)
         for silent in range(int(_MOST_SILENT * k - 0.5) + 1):
-            s = silent + 1
-            for small in (0, *range(s, min(int(_MOST_SMALL * k) + 1, LARGEST))):
-                c = max(small + 1, s)
-                fine, coarse = (
-                    {n: total[n] - v[c] for n, v in below.items()},
-                    {n: v[c] - v[s] for n, v in below.items()},
-                )
+            for small in (0, *range(silent + 1, min(int(_MOST_SMALL * k) + 1, LARGEST))):
                 options.append(Option(k, silent, small))
-                errors.append(below["silenced"][s] + fine["rounded"] + coarse["rounded"] + coarse["coarse"])
-                costs.append(price.of_rows(fine, coarse if small else None))
-    return Table(options, torch.stack(errors), torch.stack(costs))
+                errors.append(error_of(unit, options[-1]))
+                costs.append(price.of_option(unit, options[-1]))
+    return Table(options, torch.tensor(errors, dtype=torch.float64), torch.tensor(costs, dtype=torch.float64))
 
 
-class _Prices(NamedTuple):
+def error_of(unit: Unit, option: Option) -> float:
+    """Return the squared error of a unit's outputs with a setting, from its sums."""
+    sums = unit.sums[option.k]
+    fires, own = option.silent + 1, max(option.small, option.silent) + 1
+    return _sum(sums.silenced, 0, fires) + _sum(sums.rounded, fires) + _sum(sums.coarse, fires, own)
+
+
+def _sum(values: Tensor, start: int, stop: int = LARGEST + 1) -> float:
+    return float(values[start:stop].sum())
+
+
+class Prices(NamedTuple):
     """What a unit costs: a constant, and what each spike and each row adds; of its own rows and of coarse ones."""
 
     own: tuple[float, float, float]
     coarse: tuple[float, float, float]
 
     @classmethod
-    def of(cls, unit: Unit, k: float, counts: str, model: DigitalEnergy, encoder: Encoder) -> _Prices:
+    def of(cls, unit: Unit, k: float, counts: str, model: DigitalEnergy, encoder: Encoder) -> Prices:
+        """Return the prices of a unit by the rules of a recorded run; arguments as of `table_of`."""
         found = []
         for is_coarse in (False, True):
+            layers = [_layers(unit, k, encoder, is_coarse, *at) for at in ((1, 0), (2, 0), (1, 1))]
             # From the first spike on: without any, no sum is shifted.
-            one, more, row = (_cost(unit, k, counts, model, encoder, is_coarse, *at) for at in ((1, 0), (2, 0), (1, 1)))
+            one, more, row = (_cost(counts, some, "spiking", model) for some in layers)
             found.append((one - (more - one), more - one, row - one))
         return cls(*found)
 
-    def of_rows(self, fine: dict[str, Tensor], coarse: dict[str, Tensor] | None) -> Tensor:
-        cost = self.own[0] + self.own[1] * fine["spikes"] + self.own[2] * fine["channels"]
-        if coarse is not None:
-            cost = cost + self.coarse[0] + self.coarse[1] * coarse["spikes"] + self.coarse[2] * coarse["channels"]
+    def of_option(self, unit: Unit, option: Option) -> float:
+        """Return what the tokens in a unit's sums cost with a setting."""
+        sums = unit.sums[option.k]
+        fires, own = option.silent + 1, max(option.small, option.silent) + 1
+        constant, spike, row = self.own
+        cost = constant + spike * _sum(sums.spikes, own) + row * _sum(sums.channels, own)
+        if option.small > option.silent:
+            constant, spike, row = self.coarse
+            cost += constant + spike * _sum(sums.spikes, fires, own) + row * _sum(sums.channels, fires, own)
         return cost
 
 
-def _cost(
-    unit: Unit, k: float, counts: str, model: DigitalEnergy, encoder: Encoder, is_coarse: bool, spikes: int, rows: int
-) -> float:
-    """Return what all layers of a unit cost with so many spikes and rows, by the rules of a recorded run."""
+def dense_cost(unit: Unit, counts: str, model: DigitalEnergy, encoder: Encoder) -> float:
+    """Return what the value of a budget is a share of: dense INT8 layers, or for spikes all channels."""
     if counts == "spikes":
-        return float(spikes * len(unit.weights))
-    total = 0.0
+        return float(unit.num_tokens * unit.num_inputs * len(unit.weights))
+    return _cost(counts, _layers(unit, 1.0, encoder, False, 0, 0), "int8", model)
+
+
+def _cost(counts: str, layers: dict[str, LayerCounts], system: str, model: DigitalEnergy) -> float:
+    if counts == "energy":
+        report = model.estimate(ModelCounts(layers))
+        return report.total_pj if system == "spiking" else report.int8_total_pj
+    done = [getattr(layer, system) for layer in layers.values()]
+    if counts == "spikes":
+        return float(sum(one.num_spikes for one in done))
+    return float(sum(one.weight_channel_bytes + one.weight_bytes + one.parameter_bytes for one in done))
+
+
+def _layers(unit: Unit, k: float, encoder: Encoder, is_coarse: bool, spikes: int, rows: int) -> dict[str, LayerCounts]:
+    """Return what the layers of a unit count with so many spikes and rows."""
+    found = {}
     n, steps = unit.num_tokens, encoder.timesteps_for(LARGEST)
     for name, weights in unit.weights.items():
         num_out, num_in = weights.weight.shape
+        has_minimum = weights.minimum is not None
+        own_scales = is_coarse and not has_minimum  # in groups, with minima
+        num_groups = -(-num_in // GROUP)
         record = LayerRecord(
             name,
             num_in,
@@ -119,22 +145,18 @@ def _cost(
             num_tokens=n,
             num_active_channels=rows,
             weight_reads=[WeightReads(64, 1, n, rows, 0)],
-            num_scales=weights.scale.shape[1],
+            num_scales=num_groups if own_scales else weights.scale.shape[1],
             weight_bits=unit.coarse_bits if is_coarse else weights.weight_bits,
-            largest_weight=2**weights.weight_bits - 1 if weights.minimum is not None else 127,
-            has_minimum=is_coarse or weights.minimum is not None,
-            scale_bytes=scale_bytes_of(weights.scale, weights.minimum),
+            largest_weight=2**weights.weight_bits - 1 if has_minimum else 127,
+            has_minimum=is_coarse or has_minimum,
+            scale_bytes=8 * num_groups * num_out if own_scales else scale_bytes_of(weights.scale, weights.minimum),
             is_coarse=is_coarse,
-            shares_scales=is_coarse and weights.minimum is not None,
+            shares_scales=is_coarse and has_minimum,
             mean_count_bound=k + 0.5,
         )
         recoded = Recoded(spikes, spikes, rows, steps * n * num_in, steps, 0)
-        layer = count_spiking_layer(record, recoded, 64, 1)
-        if counts == "read":
-            total += layer.spiking.weight_channel_bytes + layer.spiking.parameter_bytes
-        else:
-            total += model.estimate(ModelCounts({name: layer}, num_tokens=n)).total_pj
-    return total
+        found[name] = count_spiking_layer(record, recoded, 64, 1)
+    return found
 
 
 def choose(tables: Sequence[Table], sensitivity: Sequence[float], budget: float) -> list[int]:

@@ -11,15 +11,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...analysis import measure_perplexity, spike_statistics
+from ...analysis import measure_perplexity
 from ...coding import ENCODERS, BidirectionalBitwise, Encoder
 from ...energy import DigitalEnergy, count_operations
+from ...energy.counts import ModelCounts
 from ...errors import InputError
 from ...files import parse_json, read_json, remove, write_json
-from ...models import SpikeSettings, choose_layers, record, save, to_spiking
+from ...models import Recording, SpikeSettings, choose_layers, record, save, spiking_layers, to_spiking
 from ...models.conversion.divergence import divergence_from, predictions
 from ...models.io import load
 from ...models.io.checksums import of_text
+from ...models.layers.compact import compact
 from ...models.layers.quantize import QuantizedWeight, quantize_to
 from ...models.layers.stored import nothing_stored, stored_weight_of
 from ...neuro import AdaptiveThreshold, DeadZoneThreshold, Neuron
@@ -27,8 +29,8 @@ from ..given import usual
 from ..inputs import alone, check_length, is_spiking, read_text, require_new, require_tokenizer, token_ids
 from ..progress import SILENT, Progress
 from ..resume import describe_source, digest
-from .choice import Option, Table, choose, predicted, table_of
-from .units import Unit, add_sums, units_of
+from .choice import Option, Prices, Table, choose, dense_cost, error_of, predicted, table_of
+from .units import KS, Unit, summing, units_of
 
 FILES = ("calibration.json", "unfinished-calibration.json")
 COUNTS = ("read", "spikes", "energy")
@@ -71,6 +73,7 @@ class CalibrateSettings:
             (fewer, if the model has fewer positions) are used to measure the result.
         encoder: spike code; None for `BidirectionalBitwise`.
         weights: "int8", "int4" or "stored"; None for "int8".
+        compact_scales: keep scales and minima of groups in few bits, which costs less to read; see `SpikeSettings`.
         skip: patterns of the names of layers that stay dense; None for none.
         include_head: put the output head on spikes, too.
     Raises:
@@ -83,6 +86,7 @@ class CalibrateSettings:
     num_tokens: int | None = None
     encoder: Encoder | str | None = None
     weights: str | None = None
+    compact_scales: bool = False
     skip: tuple[str, ...] | None = None
     include_head: bool = False
 
@@ -96,11 +100,18 @@ class CalibrateSettings:
             raise InputError(f"num_tokens: expected {_CONTEXT} or more, got {self.num_tokens}.")
         self.spike_settings()
 
+    @property
+    def code(self) -> Encoder:
+        """The spike code."""
+        found = usual(self.encoder, BidirectionalBitwise())
+        assert isinstance(found, Encoder)
+        return found
+
     def spike_settings(self, **more: Any) -> SpikeSettings:
         """Return settings of the layers that spike, with the neuron of the paper's rule if none is given."""
-        code = usual(self.encoder, BidirectionalBitwise())
-        chosen = {"weights": usual(self.weights, "int8"), "skip": usual(self.skip, ())}
-        return SpikeSettings(encoder=code, include_head=self.include_head, **chosen, **more)
+        chosen: dict[str, Any] = {"weights": usual(self.weights, "int8"), "skip": usual(self.skip, ())}
+        chosen |= {"include_head": self.include_head, "compact_scales": self.compact_scales}
+        return SpikeSettings(encoder=self.code, **chosen, **more)
 
 
 class Point(NamedTuple):
@@ -183,22 +194,24 @@ def calibrate(
     kept = _Kept(out / FILES[1], digest(job), progress)
     weights = _weights_of(model, settings)
     units = units_of(model, weights, fitted[:1, :8])
-    code = usual(settings.encoder, BidirectionalBitwise())
-    assert isinstance(code, Encoder)
+    code = settings.code
     done = progress.bar("Errors of all settings", fitted.numel(), "tokens")
-    for row in fitted:
-        add_sums(model, units, row[None], code)
-        done(row.numel())
+    with summing(model, units, code, [KS] * len(units)), torch.no_grad():
+        for row in fitted:
+            model(input_ids=row[None], use_cache=False)
+            done(row.numel())
     sensitivity = _sensitivities(model, units, settings, fitted[:1, :_SENSITIVE], kept, progress)
 
     energy = DigitalEnergy()
     tables = [table_of(unit, settings.budget.counts, energy, code) for unit in units]
-    measure = _Measure(model, held_out, energy)
+    measure = _Measure(model, units, settings, held_out, energy)
     progress.say("Measuring the paper's rule beside it")
-    paper = [measure(f"paper's rule, k = {k:g}", settings.spike_settings(neuron=AdaptiveThreshold(k))) for k in _PAPER]
+    paper = [measure(f"paper's rule, k = {k:g}", [Option(k, 0, 0)] * len(units)) for k in _PAPER]
     share = fitted.numel() / held_out.numel()
     base, rest = (one[settings.budget.counts] * share for one in (measure.base, measure.rest))
-    found, spike_settings, options = _keep_budget(settings, units, tables, sensitivity, (base, rest), measure, progress)
+    found, chosen = _keep_budget(settings.budget, tables, sensitivity, (base, rest), measure, progress)
+    spike_settings = settings.spike_settings(**_patterns(units, chosen))
+    options = {unit.names[0]: option for unit, option in zip(units, chosen, strict=True)}
     frontier = _frontier(tables, sensitivity, base, rest)
     result = Calibrated(spike_settings, measure.perplexity, found, paper, held_out.numel(), source, options, frontier)
     save(to_spiking(model, spike_settings), out, loaded.tokenizer)
@@ -223,38 +236,35 @@ def _weights_of(model: nn.Module, settings: CalibrateSettings) -> dict[str, Quan
         if isinstance(one, str):
             missing[name] = one
             one = quantize_to(8, weight, None, name)
-        found[name] = one
+        found[name] = compact(one, name) if chosen.compact_scales else one
     if len(missing) == len(found):
         raise nothing_stored(missing)
     return found
 
 
 def _keep_budget(
-    settings: CalibrateSettings,
-    units: Sequence[Unit],
+    budget: Budget,
     tables: Sequence[Table],
     sensitivity: Sequence[float],
     costs: tuple[float, float],
     measure: _Measure,
     progress: Progress,
-) -> tuple[Point, SpikeSettings, dict[str, Option]]:
-    """Return the best settings that keep the budget as measured, and what was measured."""
-    counts, value = settings.budget
+) -> tuple[Point, list[Option]]:
+    """Return what was measured of the best settings that keep the budget, and these."""
     base, rest = costs
-    target, spent = value, float("inf")
+    target, spent = budget.value, float("inf")
     for _ in range(_CORRECTIONS):
         chosen = choose(tables, sensitivity, target * base - rest)
-        options = {unit.names[0]: table.options[i] for unit, table, i in zip(units, tables, chosen, strict=True)}
-        spike_settings = settings.spike_settings(**_patterns(units, list(options.values())))
-        found = measure("calibrated", spike_settings)
-        spent = getattr(found, counts)
-        if spent <= value * (1 + _NEAR):
-            return found, spike_settings, options
-        progress.say(f"It spends {spent:.4g} and not {value:g}: choosing again.")
-        target *= value / spent
+        options = [table.options[i] for table, i in zip(tables, chosen, strict=True)]
+        found = measure("calibrated", options)
+        spent = getattr(found, budget.counts)
+        if spent <= budget.value * (1 + _NEAR):
+            return found, options
+        progress.say(f"It spends {spent:.4g} and not {budget.value:g}: choosing again.")
+        target *= budget.value / spent
     raise InputError(
-        f"budget: expected {counts}={value:g} to be possible, got {spent:.4g} at the least. Raise the budget, or leave "
-        "fewer layers dense."
+        f"budget: expected {budget.counts}={budget.value:g} to be possible, got {spent:.4g} at the least. Raise the "
+        "budget, or leave fewer layers dense."
     )
 
 
@@ -288,16 +298,9 @@ def _sensitivities(
                 wanted = predictions(model, rows) if wanted is None else wanted
                 with _swapped(model, probe, unit.names):
                     kept.add(name, float(divergence_from(wanted, model, rows)))
-            found.append(max(kept.values[name], 0.0) / max(_error(unit, _PROBE), torch.finfo(torch.float64).tiny))
+            found.append(max(kept.values[name], 0.0) / max(error_of(unit, _PROBE), torch.finfo(torch.float64).tiny))
             done(1)
     return found
-
-
-def _error(unit: Unit, option: Option) -> float:
-    """Return the squared error of a unit's outputs with a setting."""
-    sums = unit.sums[option.k]
-    silent, small = option.silent + 1, option.small + 1
-    return float(sums.silenced[:silent].sum() + sums.rounded[silent:].sum() + sums.coarse[silent:small].sum())
 
 
 class _swapped:
@@ -320,7 +323,7 @@ class _swapped:
 
 
 class _Measure:
-    """Measures settings on some rows.
+    """Measures settings of all units on some rows.
 
     Attributes:
         perplexity: of the float model.
@@ -328,28 +331,37 @@ class _Measure:
         rest: what is spent outside of the layers that spike, in the same units.
     """
 
-    def __init__(self, model: Any, rows: Tensor, energy: DigitalEnergy) -> None:
-        self._model, self._rows, self._energy = model, rows, energy
+    def __init__(
+        self, model: Any, units: Sequence[Unit], settings: CalibrateSettings, rows: Tensor, energy: DigitalEnergy
+    ) -> None:
+        self._model, self._units, self._settings, self._rows, self._energy = model, units, settings, rows, energy
         self.perplexity = measure_perplexity(model, list(rows))
         self.base: dict[str, float] = {}
         self.rest: dict[str, float] = {}
 
-    def __call__(self, name: str, settings: SpikeSettings) -> Point:
-        spiking = to_spiking(self._model, settings)
-        with record(spiking, block_bytes=(64,)) as recording:
+    def __call__(self, name: str, options: Sequence[Option]) -> Point:
+        spiking = to_spiking(self._model, self._settings.spike_settings(**_patterns(self._units, options)))
+        units, code = [unit.afresh() for unit in self._units], self._settings.code
+        one = next(iter(spiking_layers(spiking)))  # recorded layers run step by step: all others need not
+        with summing(spiking, units, code, [(o.k,) for o in options]), record(spiking, layers=(one,)) as recording:
             perplexity = measure_perplexity(spiking, list(self._rows))
+        if not self.base:
+            self._set_base(units, recording)
+        spent = []
+        for counts in COUNTS:
+            prices = (Prices.of(unit, o.k, counts, self._energy, code) for unit, o in zip(units, options, strict=True))
+            cost = sum(p.of_option(unit, o) for p, unit, o in zip(prices, units, options, strict=True))
+            spent.append((cost + self.rest[counts]) / self.base[counts])
+        return Point(name, perplexity, *spent)
+
+    def _set_base(self, units: Sequence[Unit], recording: Recording) -> None:
         counts = count_operations(recording)
-        report = self._energy.estimate(counts)
-        layers = [layer for layer in counts.layers.values() if layer.kind == "projection"]
-        read = sum(layer.spiking.weight_channel_bytes + layer.spiking.parameter_bytes for layer in layers)
-        dense = sum(layer.int8.weight_bytes + layer.int8.parameter_bytes for layer in layers)
-        channels = sum(layer.spiking.num_activations for layer in layers)
-        projections = {name for name, layer in counts.layers.items() if layer.kind == "projection"}
-        rest = sum(value for name, value in report.by_layer_pj.items() if name not in projections)
-        self.base = {"read": float(dense), "spikes": float(channels), "energy": report.int8_total_pj}
+        stays = {name: layer for name, layer in counts.layers.items() if layer.kind != "projection"}
+        rest = self._energy.estimate(ModelCounts(stays)).total_pj
         self.rest = {"read": 0.0, "spikes": 0.0, "energy": rest}
-        spikes = spike_statistics(recording.layers.values()).mean_spikes
-        return Point(name, perplexity, read / dense, spikes, report.total_pj / report.int8_total_pj)
+        for name, more in self.rest.items():
+            dense = sum(dense_cost(unit, name, self._energy, self._settings.code) for unit in units)
+            self.base[name] = dense + more
 
 
 def _frontier(

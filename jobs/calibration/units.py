@@ -9,8 +9,10 @@ from sums over the channels with |count| = n, for each n.
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,6 +79,17 @@ class Unit:
         """Bits of coarse rows: half of the layers' own."""
         return next(iter(self.weights.values())).weight_bits // 2
 
+    @property
+    def num_inputs(self) -> int:
+        """Channels of the input."""
+        return next(iter(self.weights.values())).weight.shape[1]
+
+    def afresh(self) -> Unit:
+        """Return the same layers without sums."""
+        found = copy.copy(self)  # with the norms, if they are known
+        found.num_tokens, found.sums = 0, {}
+        return found
+
     @functools.cached_property
     def norms(self) -> tuple[Tensor, Tensor]:
         """The squared norms of each channel's weights, and of what its coarse rows lack, float64 [inputs]."""
@@ -116,29 +129,34 @@ def units_of(model: nn.Module, weights: Mapping[str, QuantizedWeight], ids: Tens
     return found
 
 
-@torch.no_grad()
-def add_sums(model: nn.Module, units: list[Unit], ids: Tensor, encoder: Encoder, ks: tuple[float, ...] = KS) -> None:
-    """Run a text through the float model, and add what its layers' inputs say to the sums of the units.
+@contextmanager
+def summing(
+    model: nn.Module, units: Sequence[Unit], encoder: Encoder, ks: Sequence[tuple[float, ...]]
+) -> Iterator[None]:
+    """Add what the layers of a model get to the sums of the units, while it runs inside a `with` block.
 
     Args:
-        model: the float model.
+        model: the float model, or one on spikes.
         units: of the model.
-        ids: token ids, [B, L].
         encoder: the code that spikes are counted in.
-        ks: values of k.
+        ks: values of k for each unit.
     """
-    first = {unit.names[0]: unit for unit in units}
+    first = {unit.names[0]: (unit, some) for unit, some in zip(units, ks, strict=True)}
+    lock = threading.Lock()  # windows may run in several threads
 
     def look(name: str, x: Tensor) -> None:
-        flat = x.reshape(-1, x.shape[-1]).float()
-        first[name].num_tokens += len(flat)
-        for k in ks:
-            new = _sums(flat, *first[name].norms, k, encoder)
-            old = first[name].sums.get(k)
-            first[name].sums[k] = new if old is None else Sums(*map(torch.add, vars(old).values(), vars(new).values()))
+        unit, some = first[name]
+        flat = x.detach().reshape(-1, x.shape[-1]).float()
+        for k in some:
+            new = _sums(flat, *unit.norms, k, encoder)
+            with lock:
+                old = unit.sums.get(k)
+                unit.sums[k] = new if old is None else Sums(*map(torch.add, vars(old).values(), vars(new).values()))
+        with lock:
+            unit.num_tokens += len(flat)
 
     with _watching(model, first, look):
-        model(input_ids=ids, use_cache=False)
+        yield
 
 
 def _sums(x: Tensor, own: Tensor, lost: Tensor, k: float, encoder: Encoder) -> Sums:

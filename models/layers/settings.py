@@ -20,7 +20,7 @@ ATTENTION = ("as-described", "as-released")
 # What integer weights are: rounded to 8 bits, those of the model's file, or rounded to 4 bits in groups.
 WEIGHTS = ("int8", "stored", "int4")
 # Fields that files leave out, as older ones do not have them.
-_AS_BEFORE = (("weights", "int8"), ("coarse", ()))
+_AS_BEFORE = (("weights", "int8"), ("coarse", ()), ("compact_scales", False))
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class SpikeSettings:
             without any gets "int8" rows, and a warning says which and why; if no layer has any, that is an error.
         group_size: input channels that share a weight scale; None for one scale per output channel, in 4 bits for
             groups of 32. With "stored" the file says it: None.
+        compact_scales: keep the scales and minima of groups in 14 bits (see `compact`), which changes weights a little.
         coarse: pairs (bits, up_to): counts of a magnitude up to `up_to` read rows of that few bits in the place of the
             layer's own (see `GradedLinear`). A mapping from name patterns to such pairs gives layers different ones;
             the first pattern that matches applies, and layers that none matches have no coarse rows.
@@ -60,6 +61,7 @@ class SpikeSettings:
     encoder: str | Encoder = field(default_factory=BidirectionalBitwise)
     weights: str = "int8"
     group_size: int | None = None
+    compact_scales: bool = False
     coarse: Coarse | Mapping[str, Coarse] = ()
     backend: Backend | Literal["auto"] | str = "auto"
     include_head: bool = False

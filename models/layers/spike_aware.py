@@ -78,11 +78,12 @@ def spike_aware(model: nn.Module, settings: SpikeSettings) -> Iterator[None]:
             'spike_aware.settings: expected weights="int8" or "int4", got "stored": training changes the weights, so '
             "that the file's integers would no longer be theirs."
         )
-    if settings.coarse:
-        raise InputError(
-            "spike_aware.settings: expected no coarse rows, with which layers do not train, got "
-            f"coarse={settings.coarse!r}. Train without them, and give them to to_spiking afterwards."
-        )
+    for name in ("coarse", "compact_scales"):
+        if getattr(settings, name):
+            raise InputError(
+                f"spike_aware.settings: expected no `{name}`, with which layers do not train, got "
+                f"{name}={getattr(settings, name)!r}. Train without, and give it to to_spiking afterwards."
+            )
     assert not isinstance(settings.encoder, str)
     require_exact(settings.encoder, "spike_aware.settings", "the layers train with the counts themselves")
     bits = 4 if settings.weights == "int4" else 8

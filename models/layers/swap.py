@@ -17,6 +17,7 @@ from ...errors import InputError
 from ...registry import label
 from ...text_table import kind_of, text_table
 from .choose import choose_layers
+from .compact import compact
 from .experts import FusedExperts, own_weights
 from .graded_linear import GradedLinear
 from .guards import guard, unguard
@@ -94,6 +95,7 @@ def swap_linears(
             if isinstance(found, str):
                 rounded[name] = found
                 found = quantize_to(8, linear.weight.detach(), None, name)
+            found = compact(found, name) if settings.compact_scales else found
             quantized[key] = replace(found, weight=input_major(found.weight))
         plug_ins = {"neuron": settings.neuron_of(name), "encoder": settings.encoder, "backend": settings.backend}
         coarse, own = settings.coarse_of(name), (quantized[key], copy_bias(linear.bias))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ...registry import label
+from ..layers.compact import scale_bytes_of
 from ..layers.observing import Step
 from ..layers.spike_linear import SpikeLinear
 from .weight_reads import WeightReads, row_bytes
@@ -41,7 +42,7 @@ class LayerRecord:
         weight_bits: width of a weight in memory, 8, 4 or 2.
         largest_weight: bound of an integer weight's magnitude.
         has_minimum: whether each group has a minimum beside its scale.
-        scale_bytes: of a scale, and of a minimum, in memory: 2 if float16 has all of them exactly, else 4.
+        scale_bytes: of all scales and minima of the layer; see `scale_bytes_of`.
         is_coarse: whether these are coarse rows of a `GradedLinear`. What a layer does once (making counts, reading
             activations, its dense counterparts) is counted with its own rows.
         shares_scales: coarse rows whose scales follow from those of the layer's own, and are not read.
@@ -68,7 +69,7 @@ class LayerRecord:
     weight_bits: int = 8
     largest_weight: int = 127
     has_minimum: bool = False
-    scale_bytes: int = 4
+    scale_bytes: int = 0
     is_coarse: bool = False
     shares_scales: bool = False
     has_bias: bool = False
@@ -142,12 +143,6 @@ def frequencies(count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     found = torch.bincount((count - low).flatten())
     values = found.nonzero().flatten()
     return (values + low).to(count.dtype), found[values]
-
-
-def scale_bytes_of(scale: torch.Tensor, minimum: torch.Tensor | None) -> int:
-    """Return the bytes of a scale: 2 if float16 has all scales and minima exactly, as in files of 4-bit weights."""
-    scales = [one for one in (scale, minimum) if one is not None]
-    return 2 if all(torch.equal(one.half().float(), one) for one in scales) else 4
 
 
 def _largest_weight(layer: SpikeLinear) -> int:

@@ -12,7 +12,7 @@ from spikebrain.energy import DigitalEnergy, count_operations
 from spikebrain.errors import InputError
 from spikebrain.jobs.calibration import run as calibration
 from spikebrain.jobs.calibration.choice import Option, Table, choose, table_of
-from spikebrain.jobs.calibration.units import LARGEST, Unit, add_sums, units_of
+from spikebrain.jobs.calibration.units import LARGEST, Unit, summing, units_of
 from spikebrain.models.layers.quantize import quantize_int4
 
 
@@ -23,6 +23,11 @@ def weights(tiny_llama):
         for name, module in tiny_llama.named_modules()
         if isinstance(module, torch.nn.Linear) and name != "lm_head"
     }
+
+
+def add_sums(model, units, ids, encoder, ks):
+    with summing(model, units, encoder, [ks] * len(units)), torch.no_grad():
+        model(input_ids=ids)
 
 
 @pytest.fixture

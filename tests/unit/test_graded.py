@@ -19,6 +19,7 @@ from spikebrain.backends import BACKENDS
 from spikebrain.energy import count_operations
 from spikebrain.errors import InputError
 from spikebrain.models.layers.coarse import coarser
+from spikebrain.models.layers.compact import compact, scale_bytes_of
 from spikebrain.models.layers.observing import observing
 from spikebrain.models.layers.quantize import QuantizedWeight, dequantize, quantize, quantize_int4
 
@@ -203,7 +204,7 @@ def test_scales_of_a_files_4_bit_weights_are_two_bytes():
         tensor.copy_(tensor.half().float())
     with torch.no_grad(), sb.record(layer) as found:
         layer(torch.randn(5, 96))
-    assert found.layers[""].scale_bytes == 2
+    assert found.layers[""].scale_bytes == 200 * 2 * 2 * 3
     assert count_operations(found).total("spiking").parameter_bytes == 5 * 200 * (2 * 2 * 3 + 2)
 
 
@@ -218,9 +219,36 @@ def test_as_many_bits_as_the_layer_has():
         graded(coarse=((4, 4),))
 
 
+def test_compact_scales_are_integers_of_few_bits_times_a_unit():
+    torch.manual_seed(2)
+    fine = quantize_int4(torch.randn(20, 160) * torch.rand(20, 1))
+    found = compact(fine)
+    assert torch.equal(found.weight, fine.weight)
+    for before, after, steps in ((fine.scale, found.scale, 63), (fine.minimum, found.minimum, 127)):
+        largest = before.abs().amax(1, keepdim=True)
+        assert bool(((after - before).abs() <= largest / steps / 2 * 1.13).all())
+        assert torch.equal(after.half().float(), after)  # so kernels keep them in float16
+    assert scale_bytes_of(fine.scale, fine.minimum) == 20 * 5 * 2 * 4
+    assert scale_bytes_of(found.scale, found.minimum) == 20 * (9 + 8)  # 5 groups of 14 bits, two floats
+    assert scale_bytes_of(found.scale, None) == 20 * (4 + 4)
+    assert scale_bytes_of(fine.scale.half().float(), None) == 20 * 5 * 2
+    assert scale_bytes_of(fine.scale[:, :1], None) == 20 * 4
+
+
+def test_compact_scales_in_a_layer():
+    layer, plain = graded(coarse=(), compact_scales=True), graded(coarse=())
+    x = torch.randn(5, 96)
+    with torch.no_grad(), sb.record(layer) as found:
+        y = layer(x)
+    assert found.layers[""].scale_bytes == 200 * (6 + 8)
+    assert 0 < float((y - plain(x)).norm() / y.norm()) < 0.02
+    with pytest.raises(InputError, match="compact_scales: expected weights in groups, got one scale an output in 0"):
+        graded("int8", (), compact_scales=True)
+
+
 def test_training_with_coarse_rows_is_refused(tiny_llama):
     settings = SpikeSettings(coarse=((2, 4),))
-    with pytest.raises(InputError, match="expected no coarse rows"), sb.spike_aware(tiny_llama, settings):
+    with pytest.raises(InputError, match="expected no `coarse`"), sb.spike_aware(tiny_llama, settings):
         pass
 
 
