@@ -17,17 +17,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ...coding import Encoder
 from ...coding.checks import fitted_to
-from ...compiled import compiled
 from ...models.layers.coarse import coarser
 from ...models.layers.quantize import QuantizedWeight, dequantize
 from ...models.recording.layer_record import frequencies
 from ...neuro import AdaptiveThreshold
+from ...neuro.count_sums_numba import add_up_by_count
 
 # Magnitudes of counts that are kept apart; the last place holds all above.
 LARGEST = 64
@@ -163,23 +162,9 @@ def _sums(x: Tensor, own: Tensor, lost: Tensor, k: float, encoder: Encoder) -> S
     spikes = AdaptiveThreshold(k)(x)
     sums = torch.zeros(4, LARGEST + 1, dtype=torch.float64)
     given = (x, spikes.count, spikes.threshold[:, 0], own, lost, sums)
-    _add_up(*(tensor.contiguous().numpy() for tensor in given))
+    add_up_by_count(*(tensor.contiguous().numpy() for tensor in given))
     channels, silenced, rounded, coarse = sums
     return Sums(channels, _spikes_by_place(spikes.count, encoder), silenced, rounded, coarse)
-
-
-@compiled
-def _add_up(x, count, threshold, own, lost, sums):  # pragma: no cover - compiled
-    """Add what each channel is to the sums: number, error if silent, error if it fires, and what coarse rows add."""
-    for token in range(x.shape[0]):
-        for channel in range(x.shape[1]):
-            place = min(abs(count[token, channel]), LARGEST)
-            value = np.float64(x[token, channel])
-            carried = count[token, channel] * np.float64(threshold[token])
-            sums[0, place] += 1
-            sums[1, place] += value * value * own[channel]
-            sums[2, place] += (value - carried) * (value - carried) * own[channel]
-            sums[3, place] += carried * carried * lost[channel]
 
 
 def _spikes_by_place(count: Tensor, encoder: Encoder) -> Tensor:

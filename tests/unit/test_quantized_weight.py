@@ -10,7 +10,7 @@ from torch import nn
 
 from spikebrain import SpikeLinear, load, save
 from spikebrain.errors import InputError
-from spikebrain.models.io import int4
+from spikebrain.models.io import packed_bits
 from spikebrain.models.layers.quantize import quantize_int4
 
 BITS_4 = {"weight_bits": 4, "group_size": 4}
@@ -109,14 +109,15 @@ def test_minima_stay_float32_and_are_copied_and_loaded():
 
 @pytest.mark.parametrize("signed", [True, False])
 @pytest.mark.parametrize("inputs", [0, 1, 6, 7])
-def test_packing_in_files(signed, inputs):
-    low = -8 if signed else 0
-    weight = torch.randint(low, low + 16, (5, inputs), dtype=torch.int8)
-    packed = int4.pack(weight)
-    assert packed.shape == (5, -(-inputs // 2))
-    assert torch.equal(int4.unpack(packed, inputs, signed=signed), weight)
-    with pytest.raises(InputError, match="expected 4-bit integers as uint8"):
-        int4.unpack(weight, inputs + 2, signed=signed)
+@pytest.mark.parametrize("bits", [2, 4])
+def test_packing_in_files(signed, inputs, bits):
+    low = -(2 ** (bits - 1)) if signed else 0
+    weight = torch.randint(low, low + 2**bits, (5, inputs), dtype=torch.int8)
+    packed = packed_bits.pack(weight, bits)
+    assert packed.shape == (5, -(-inputs * bits // 8))
+    assert torch.equal(packed_bits.unpack(packed, inputs, bits, signed=signed), weight)
+    with pytest.raises(InputError, match=f"expected {bits}-bit integers as uint8"):
+        packed_bits.unpack(weight, inputs + 2 * (8 // bits), bits, signed=signed)
 
 
 def test_a_file_keeps_minima_and_widths(tmp_path):
