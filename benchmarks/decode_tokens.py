@@ -52,7 +52,11 @@ NAMES = {
     "spiking_head": "spikebrain, INT8 rows, head too",
     "stored": "spikebrain, 4-bit rows, FP32 head",
     "stored_head": "spikebrain, 4-bit rows, head too",
+    "coarse": "spikebrain, 4-bit rows, counts up to 6 read 2 bits, FP32 head",
+    "coarse_head": "spikebrain, 4-bit rows, counts up to 6 read 2 bits, head too",
 }
+# k = 8, silent below a fifth of the mean.
+COARSE = {"weights": "stored", "coarse": ((2, 6),), "neuron": sb.DeadZoneThreshold(8.0, dead_zone=0.2)}
 
 
 def generate(model: nn.Module, prompt: dict[str, Any], num_tokens: int) -> tuple[list[int], float]:
@@ -78,6 +82,8 @@ def models_to_compare(model: Any, wanted: list[str]) -> dict[str, nn.Module]:
         "spiking_head": lambda: spiking(include_head=True),
         "stored": lambda: spiking(weights="stored"),
         "stored_head": lambda: spiking(weights="stored", include_head=True),
+        "coarse": lambda: spiking(**COARSE),
+        "coarse_head": lambda: spiking(**COARSE, include_head=True),
     }
     return {name: make[name]() for name in make if name in wanted}
 
@@ -184,7 +190,7 @@ def main() -> None:
     agreements, parts = {}, {}
     with torch.inference_mode():
         models = models_to_compare(model, options.only)
-        ours = [name for name in models if name.startswith(("spiking", "stored"))]
+        ours = [name for name in models if name.startswith(("spiking", "stored", "coarse"))]
         for name in ours:
             print(f"{NAMES[name]}: {sb.describe_decoding(models[name])}")
             if options.agree:

@@ -81,9 +81,9 @@ def calibrate(
 ) -> Answer:
     """Find how each layer should spike so that a budget is kept at the least loss.
 
-    Each gets a neuron, and coarse rows of weights, of its own. Small counts may read half of the bits of their weights, and smaller ones nothing. How much of both each layer bears
-    is measured on the text. The result is compared with the paper's rule on the next 1024 tokens. A run that was
-    interrupted goes on when it is started again.
+    Each gets a neuron, and coarse rows of weights, of its own. Small counts may read half of the bits of their weights,
+    and smaller ones nothing. How much of both each layer bears is measured on the text. The result is compared with the
+    paper's rule on the next 1024 tokens. A run that was interrupted goes on when it is started again.
     """
     from ... import coding, jobs
 

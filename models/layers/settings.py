@@ -39,7 +39,7 @@ class SpikeSettings:
             without any gets "int8" rows, and a warning says which and why; if no layer has any, that is an error.
         group_size: input channels that share a weight scale; None for one scale per output channel, in 4 bits for
             groups of 32. With "stored" the file says it: None.
-        compact_scales: keep the scales and minima of groups in 14 bits (see `compact`), which changes weights a little.
+        compact_scales: keep the scales and minima of groups in 15 bits (see `compact`), which changes weights a little.
         coarse: pairs (bits, up_to): counts of a magnitude up to `up_to` read rows of that few bits in the place of the
             layer's own (see `GradedLinear`). A mapping from name patterns to such pairs gives layers different ones;
             the first pattern that matches applies, and layers that none matches have no coarse rows.

@@ -96,6 +96,10 @@ def test_every_key_has_a_row_and_every_row_a_key(model_folder, text, tmp_path):
     jobs.evaluate(settings, tmp_path / "eval")
     check("eval.json", json.loads((tmp_path / "eval" / "eval.json").read_text()))
 
+    calibration = jobs.CalibrateSettings(str(model_folder), jobs.Budget("read", 0.8), text, 512, weights="int4")
+    jobs.calibrate(calibration, tmp_path / "calibrated")
+    check("calibration.json", json.loads((tmp_path / "calibrated" / "calibration.json").read_text()))
+
 
 def test_every_objective_of_a_sweep_has_a_row():
     assert [key for s, keys, *_ in ROWS if s == "Objectives of a sweep" for key in keys] == list(OBJECTIVES)
