@@ -237,8 +237,11 @@ def add_tiles(projection, digits, start, stop, sums, totals, y):  # pragma: no c
             ahead = _fetch(projection, lists, ahead, start, end)
             width = _tile_width(projection, output)
             rows, stride = _place(projection, b, output)
-            kind = projection.bits, width, wide
-            _add_tile(kind, rows, stride, runs, num_runs, events, correction, to_sums)
+            kind = projection.bits, width
+            if wide:
+                _add_tile(kind, rows, stride, runs, num_runs, events, correction, np.int32(0), to_sums)
+            else:
+                _add_tile(kind, rows, stride, runs, num_runs, events, correction, np.int16(0), to_sums)
             done = 4 * (output - start)
             output += width
             if projection.grouped == 0:
@@ -262,41 +265,22 @@ def _tile_width(projection, output):  # pragma: no cover - compiled
 
 
 @compiled
-def _add_tile(kind, rows, stride, runs, num_runs, events, correction, out):  # pragma: no cover - compiled
+def _add_tile(kind, rows, stride, runs, num_runs, events, correction, zero, out):  # pragma: no cover - compiled
     """Call the kernel for rows of so many bits and outputs; see `_add_nibbles` for the rest."""
-    bits, width, wide = kind
+    bits, width = kind
     row_bytes = bits * width // 8
     if bits == 8:
-        if wide:
-            _add_bytes(rows, stride, runs, num_runs, events, correction, np.int32(0), out)
-        else:
-            _add_bytes(rows, stride, runs, num_runs, events, correction, np.int16(0), out)
+        _add_bytes(rows, stride, runs, num_runs, events, correction, zero, out)
     elif bits == 4 and row_bytes == 64:
-        _add_halves(wide, rows, stride, runs, num_runs, events, correction, no_bytes_64(), out)
+        _add_nibbles(rows, stride, runs, num_runs, events, correction, no_bytes_64(), zero, out)
     elif bits == 4:
-        _add_halves(wide, rows, stride, runs, num_runs, events, correction, no_bytes_32(), out)
+        _add_nibbles(rows, stride, runs, num_runs, events, correction, no_bytes_32(), zero, out)
     elif row_bytes == 64:
-        _add_quarters(wide, rows, stride, runs, num_runs, events, correction, no_bytes_64(), out)
+        _add_pairs(rows, stride, runs, num_runs, events, correction, no_bytes_64(), zero, out)
     elif row_bytes == 32:
-        _add_quarters(wide, rows, stride, runs, num_runs, events, correction, no_bytes_32(), out)
+        _add_pairs(rows, stride, runs, num_runs, events, correction, no_bytes_32(), zero, out)
     else:
-        _add_quarters(wide, rows, stride, runs, num_runs, events, correction, no_bytes_16(), out)
-
-
-@compiled
-def _add_halves(wide, rows, stride, runs, num_runs, events, correction, nothing, out):  # pragma: no cover - compiled
-    if wide:
-        _add_nibbles(rows, stride, runs, num_runs, events, correction, nothing, np.int32(0), out)
-    else:
-        _add_nibbles(rows, stride, runs, num_runs, events, correction, nothing, np.int16(0), out)
-
-
-@compiled
-def _add_quarters(wide, rows, stride, runs, num_runs, events, correction, nothing, out):  # pragma: no cover - compiled
-    if wide:
-        _add_pairs(rows, stride, runs, num_runs, events, correction, nothing, np.int32(0), out)
-    else:
-        _add_pairs(rows, stride, runs, num_runs, events, correction, nothing, np.int16(0), out)
+        _add_pairs(rows, stride, runs, num_runs, events, correction, no_bytes_16(), zero, out)
 
 
 @compiled

@@ -10,7 +10,19 @@ import typer
 from ...errors import InputError
 from ..answer import Answer
 from ..complete import words
-from ..options import EncoderName, Force, Model, Skip, TextFile, Weights, folder_for, named, table_of, tokens_if_run
+from ..options import (
+    EncoderName,
+    Force,
+    IncludeHead,
+    Model,
+    Skip,
+    TextFile,
+    Weights,
+    folder_for,
+    named,
+    table_of,
+    tokens_if_run,
+)
 from ..panels import CHANGE, SPIKES
 from ..progress import Screen
 
@@ -74,9 +86,7 @@ def calibrate(
         ),
     ] = False,
     skip: Skip = None,
-    include_head: Annotated[
-        bool, typer.Option("--include-head", help="Put the output head on spikes, too.", rich_help_panel=SPIKES)
-    ] = False,
+    include_head: IncludeHead = False,
     force: Force = False,
 ) -> Answer:
     """Find how each layer should spike so that a budget is kept at the least loss.

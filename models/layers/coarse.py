@@ -25,9 +25,9 @@ _RANGES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
 def coarser(quantized: QuantizedWeight, bits: int) -> QuantizedWeight:
     """Return weights in fewer bits.
 
-    Weights with a minimum, as files of 4 bits have them: the upper bits h of each integer, W = scale * (slope * h +
-    offset) + minimum, with the slope and the offset of the whole matrix that leave the smallest squared error. So
-    coarse rows are part of the layer's own rows, and have no scales of their own to read.
+    4-bit weights with a minimum, as files have them: the upper bits h of each integer, W = scale * (slope * h + offset)
+    + minimum, with the slope and the offset of the whole matrix that leave the smallest squared error. So coarse rows
+    are part of the layer's own rows, and have no scales of their own to read.
 
     Others: integers and minima in groups of 32 channels, with that share of each group's range that leaves the smallest
     squared error.
@@ -42,12 +42,21 @@ def coarser(quantized: QuantizedWeight, bits: int) -> QuantizedWeight:
     """
     if bits >= quantized.weight_bits:
         raise InputError(f"coarser.bits: expected fewer than {quantized.weight_bits}, got {bits}.")
-    if quantized.minimum is None:
+    if not are_upper_bits(quantized.weight_bits, quantized.minimum):
         return _rounded(quantized, bits)
+    assert quantized.minimum is not None
     upper = quantized.weight >> quantized.weight_bits - bits
     slope, offset = _line(quantized, upper)
     scale, minimum = quantized.scale * slope, quantized.minimum + quantized.scale * offset
     return QuantizedWeight(upper, scale, minimum, quantized.group_size, bits)
+
+
+def are_upper_bits(weight_bits: int, minimum: Tensor | None) -> bool:
+    """Return whether coarse rows are upper bits of a layer's own rows, from whose scales theirs follow.
+
+    Integers of 8 bits need not use all of them: those of Q5_1 files end at 31.
+    """
+    return weight_bits < 8 and minimum is not None
 
 
 def check_coarse(coarse: object, where: str) -> None:
@@ -80,7 +89,7 @@ def _line(quantized: QuantizedWeight, upper: Tensor) -> tuple[Tensor, Tensor]:
 
 def _rounded(quantized: QuantizedWeight, bits: int) -> QuantizedWeight:
     """Round weights to integers of some bits with minima, in groups of `GROUP` channels."""
-    floats = dequantize(quantized.weight, quantized.scale, None, quantized.group_size)
+    floats = dequantize(quantized.weight, quantized.scale, quantized.minimum, quantized.group_size)
     num_out, num_in = floats.shape
     num_groups = max(-(-num_in // GROUP), 1)
     padded = F.pad(floats, (0, num_groups * GROUP - num_in)).reshape(num_out, num_groups, GROUP)

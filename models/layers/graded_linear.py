@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 from ...neuro import AdaptiveThreshold, Band, Neuron
-from .coarse import Coarse, check_coarse, coarser
+from .coarse import Coarse, are_upper_bits, check_coarse, coarser
 from .quantize import QuantizedWeight
 from .spike_linear import SpikeLinear
 
@@ -105,7 +105,7 @@ class GradedLinear(nn.Module):
     @property
     def shares_scales(self) -> bool:
         """Whether the scales of coarse rows follow from those of the layer's own, so that they need not be read."""
-        return self.own.minimum is not None
+        return are_upper_bits(self.own.weight_bits, self.own.minimum)
 
     @property
     def bias(self) -> Tensor | None:

@@ -102,7 +102,7 @@ def run_grouped(
     backend = first.backend
     if backend == "auto":  # together, weights of experts soon exceed a cache
         num_weights = sum(one.in_features * one.out_features for one in every)
-        backend = backends.auto(x.device, -(-len(routes.row) // len(used)), num_weights)
+        backend = backends.auto(x.device, -(-len(routes.row) // len(used)), num_weights, in_groups=first.in_groups)
     if needs_check(backend) or needs_check(first.neuron) or needs_check(first.encoder):
         return None
     weights = [[_weights_of(one) for one in expert] for expert in experts]

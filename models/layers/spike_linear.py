@@ -133,6 +133,11 @@ class SpikeLinear(nn.Module):
         """Input channels that share a scale, in order."""
         return groups_of(self.in_features, self.group_size)
 
+    @property
+    def in_groups(self) -> bool:
+        """Whether groups of input channels have scales of their own, or minima."""
+        return self.group_size is not None or self._buffers["minimum"] is not None
+
     def dequantized_weight(self) -> Float[Tensor, "out_features in_features"]:
         """Return weight * scale + minimum, float32."""
         return dequantize(self.weight, self.scale, self.minimum, self.group_size)
@@ -261,8 +266,7 @@ class SpikeLinear(nn.Module):
         if bias is not None and bias.shape != (num_outputs,):
             raise InputError(f"bias: expected {num_outputs} numbers, got shape {tuple(bias.shape)}.")
         backend = self._backend_for(x, num_tokens)
-        has_groups = minimum is not None or self.group_size is not None
-        groups = {"minimum": minimum, "group_size": self.group_size} if has_groups else {}
+        groups = {"minimum": minimum, "group_size": self.group_size} if self.in_groups else {}
         return outputs_of(backend, x, weight, scale, bias, self.neuron, self.encoder, **groups)
 
     def _backend_for(self, x: Tensor, num_tokens: int | None = None, *, events_only: bool = False) -> Backend:
@@ -270,8 +274,7 @@ class SpikeLinear(nn.Module):
             return self.backend
         num_tokens = x.numel() // max(self.in_features, 1) if num_tokens is None else num_tokens
         num_weights = self.in_features * self.out_features
-        in_groups = self.group_size is not None or self._buffers["minimum"] is not None
-        return backends.auto(x.device, num_tokens, num_weights, events_only=events_only, in_groups=in_groups)
+        return backends.auto(x.device, num_tokens, num_weights, events_only=events_only, in_groups=self.in_groups)
 
     @property
     def _trains_bias(self) -> bool:

@@ -125,6 +125,20 @@ def test_coarse_rows_of_weights_without_minima_are_rounded_in_groups(bits):
         )
 
 
+def test_coarse_rows_of_8_bit_integers_with_minima_use_all_their_bits():
+    weight = torch.randn(12, 64)
+    minimum = weight.reshape(12, 2, 32).amin(2)
+    scale = (weight.reshape(12, 2, 32).amax(2) - minimum) / 31  # as Q5_1 files have it: integers up to 31
+    integers = ((weight.reshape(12, 2, 32) - minimum[..., None]) / scale[..., None]).round().to(torch.int8)
+    fine = QuantizedWeight(integers.reshape(12, 64), scale, minimum, 32)
+    found = coarser(fine, 4)
+    found.check()
+    assert float((dequantize(found.weight, found.scale, found.minimum, 32) - weight).square().mean()) < 0.01
+    layer = GradedLinear.from_quantized(fine, ((2, 1), (4, 3)), neuron=NEURON)
+    assert not layer.shares_scales
+    assert GradedLinear.from_quantized(quantize_int4(weight), ((2, 1),)).shares_scales
+
+
 def test_equal_weights_and_no_inputs():
     assert torch.equal(coarser(quantize_int4(torch.full((3, 40), 0.5)), 2).minimum, torch.full((3, 2), 0.5))
     fine = QuantizedWeight(*quantize(torch.zeros(3, 40), None))
