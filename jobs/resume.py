@@ -49,12 +49,11 @@ class Unfinished:
         path = folder / FILE_NAME
         key = digest(job)
         try:
-            stored = read_json(path)
-            if stored["key"] == key and stored["sha256"] == of_text(stored["state"]):
-                state = parse_json(stored["state"], str(path))
+            state = stored_state(path, key)
+            if state is not None:
                 return cls(path, key, state["nlls"], state["recorded"], state["checked"])
-        except (InputError, KeyError, TypeError, AttributeError):
-            pass  # there is no such file, or it was changed
+        except (KeyError, TypeError, AttributeError):
+            pass  # it is no state of a report
         return cls(path, key, replaces=path.exists())
 
     @property
@@ -67,8 +66,8 @@ class Unfinished:
         if recording is not None and check is not None:
             self.recorded = recording.state()
             self.checked = check.state()
-        state = json.dumps({"nlls": self.nlls, "recorded": self.recorded, "checked": self.checked})
-        write_json(self.path, {"key": self.key, "sha256": of_text(state), "state": state}, indent=None)
+        state = {"nlls": self.nlls, "recorded": self.recorded, "checked": self.checked}
+        store_state(self.path, self.key, state)
 
     def restore(self, recording: Recording, check: ExactnessCheck) -> None:
         """Copy the stored state into a recording and a check."""
@@ -79,6 +78,28 @@ class Unfinished:
     def remove(self) -> None:
         """Delete the file: the job is done."""
         remove(self.path)
+
+
+def stored_state(path: Path, key: str) -> Any:
+    """Return what `store_state` wrote for a job; None if there is no such file, or it was changed.
+
+    Args:
+        path: the file.
+        key: identifies the job.
+    """
+    try:
+        stored = read_json(path)
+        if stored["key"] == key and stored["sha256"] == of_text(stored["state"]):
+            return parse_json(stored["state"], str(path))
+    except (InputError, KeyError, TypeError, AttributeError):
+        pass
+    return None
+
+
+def store_state(path: Path, key: str, state: Any) -> None:
+    """Write the progress of a job, JSON values, in one step."""
+    text = json.dumps(state)
+    write_json(path, {"key": key, "sha256": of_text(text), "state": text}, indent=None)
 
 
 def describe_source(loaded: Loaded, written: Collection[str], unfinished: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -14,9 +14,6 @@ from ...energy import DigitalEnergy
 from ...energy.count_spiking import count_spiking_layer
 from ...energy.counts import LayerCounts, ModelCounts
 from ...energy.recode import Recoded
-from ...models import LayerRecord
-from ...models.layers.coarse import GROUP
-from ...models.layers.compact import scale_bytes_of
 from ...models.recording import WeightReads
 from .units import LARGEST, Unit
 
@@ -115,7 +112,7 @@ class Prices(NamedTuple):
 def dense_cost(unit: Unit, counts: str, model: DigitalEnergy, encoder: Encoder) -> float:
     """Return what the value of a budget is a share of: dense INT8 layers, or for spikes all channels."""
     if counts == "spikes":
-        return float(unit.num_tokens * unit.num_inputs * len(unit.weights))
+        return float(unit.num_tokens * unit.num_inputs * len(unit.layers))
     return _cost(counts, _layers(unit, 1.0, encoder, False, 0, 0), "int8", model)
 
 
@@ -133,29 +130,16 @@ def _layers(unit: Unit, k: float, encoder: Encoder, is_coarse: bool, spikes: int
     """Return what the layers of a unit count with so many spikes and rows."""
     found = {}
     n, steps = unit.num_tokens, encoder.timesteps_for(LARGEST)
-    for name, weights in unit.weights.items():
-        num_out, num_in = weights.weight.shape
-        has_minimum = weights.minimum is not None
-        own_scales = is_coarse and not has_minimum  # in groups, with minima
-        num_groups = -(-num_in // GROUP)
-        record = LayerRecord(
-            name,
-            num_in,
-            num_out,
+    for coarse, own in unit.records:
+        record = replace(
+            coarse if is_coarse else own,
             num_tokens=n,
             num_active_channels=rows,
             weight_reads=[WeightReads(64, 1, n, rows, 0)],
-            num_scales=num_groups if own_scales else weights.scale.shape[1],
-            weight_bits=unit.coarse_bits if is_coarse else weights.weight_bits,
-            largest_weight=2**weights.weight_bits - 1 if has_minimum else 127,
-            has_minimum=is_coarse or has_minimum,
-            scale_bytes=8 * num_groups * num_out if own_scales else scale_bytes_of(weights.scale, weights.minimum),
-            is_coarse=is_coarse,
-            shares_scales=is_coarse and has_minimum,
             mean_count_bound=k + 0.5,
         )
-        recoded = Recoded(spikes, spikes, rows, steps * n * num_in, steps, 0)
-        found[name] = count_spiking_layer(record, recoded, 64, 1)
+        recoded = Recoded(spikes, spikes, rows, steps * n * record.in_features, steps, 0)
+        found[record.name] = count_spiking_layer(record, recoded, 64, 1)
     return found
 
 

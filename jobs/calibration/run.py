@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,19 +16,16 @@ from ...coding import ENCODERS, BidirectionalBitwise, Encoder
 from ...energy import DigitalEnergy, count_operations
 from ...energy.counts import ModelCounts
 from ...errors import InputError
-from ...files import parse_json, read_json, remove, write_json
-from ...models import Recording, SpikeSettings, choose_layers, record, save, spiking_layers, to_spiking
+from ...files import remove, write_json
+from ...models import Recording, SpikeSettings, record, save, spiking_layers, to_spiking
 from ...models.conversion.divergence import divergence_from, predictions
 from ...models.io import load
 from ...models.io.checksums import of_text
-from ...models.layers.compact import compact
-from ...models.layers.quantize import QuantizedWeight, quantize_to
-from ...models.layers.stored import nothing_stored, stored_weight_of
 from ...neuro import AdaptiveThreshold, DeadZoneThreshold, Neuron
 from ..given import usual
 from ..inputs import alone, check_length, is_spiking, read_text, require_new, require_tokenizer, token_ids
 from ..progress import SILENT, Progress
-from ..resume import describe_source, digest
+from ..resume import describe_source, digest, store_state, stored_state
 from .choice import Option, Prices, Table, choose, dense_cost, error_of, predicted, table_of
 from .units import KS, Unit, summing, units_of
 
@@ -192,8 +189,8 @@ def calibrate(
     job = {"format": _FORMAT, **describe_source(loaded, FILES, FILES[1]), "ids": of_text(str(rows.tolist()))}
     job |= {"settings": str(settings.spike_settings())}
     kept = _Kept(out / FILES[1], digest(job), progress)
-    weights = _weights_of(model, settings)
-    units = units_of(model, weights, fitted[:1, :8])
+    spiking: Any = to_spiking(model, settings.spike_settings())
+    units = units_of(model, spiking, spiking.conversion.converted, fitted[:1, :8])
     code = settings.code
     done = progress.bar("Errors of all settings", fitted.numel(), "tokens")
     with summing(model, units, code, [KS] * len(units)), torch.no_grad():
@@ -218,28 +215,6 @@ def calibrate(
     write_json(out / FILES[0], _as_json(result, settings, units, sensitivity))
     kept.remove()
     return result
-
-
-def _weights_of(model: nn.Module, settings: CalibrateSettings) -> dict[str, QuantizedWeight]:
-    """Return the integer weights of the layers that are to spike, by name."""
-    chosen = settings.spike_settings()
-    found, missing = {}, {}
-    for name, layer in choose_layers(model, chosen)[0].items():
-        if not isinstance(layer, nn.Linear):
-            raise InputError(f"{name}: expected an nn.Linear, got {type(layer).__name__}. Leave it out with `skip`.")
-        weight = layer.weight.detach()
-        one = (
-            stored_weight_of(layer, weight)
-            if chosen.weights == "stored"
-            else quantize_to(4 if chosen.weights == "int4" else 8, weight, chosen.group_size, name)
-        )
-        if isinstance(one, str):
-            missing[name] = one
-            one = quantize_to(8, weight, None, name)
-        found[name] = compact(one, name) if chosen.compact_scales else one
-    if len(missing) == len(found):
-        raise nothing_stored(missing)
-    return found
 
 
 def _keep_budget(
@@ -276,10 +251,10 @@ def _patterns(units: Sequence[Unit], options: Sequence[Option]) -> dict[str, Any
         neuron = AdaptiveThreshold(option.k)
         if option.silent:  # |x| of half a step above the largest silent count is where the next one begins
             neuron = DeadZoneThreshold(option.k, dead_zone=(option.silent + 0.5) / option.k)
-        for name in unit.names:
+        for name, layer in unit.layers.items():
             neurons[name] = neuron
             if option.small > option.silent:
-                coarse[name] = ((unit.coarse_bits, option.small),)
+                coarse[name] = ((layer.own.weight_bits // 2, option.small),)
     return {"neuron": neurons, "coarse": coarse or ()}
 
 
@@ -303,23 +278,17 @@ def _sensitivities(
     return found
 
 
-class _swapped:
-    """Inside a `with` block, some layers of a model are those of another."""
-
-    def __init__(self, model: nn.Module, other: nn.Module, names: Sequence[str]) -> None:
-        self._model, self._other, self._names = model, other, names
-        self._kept = {name: model.get_submodule(name) for name in names}
-
-    def __enter__(self) -> None:
-        self._put({name: self._other.get_submodule(name) for name in self._names})
-
-    def __exit__(self, *error: object) -> None:
-        self._put(self._kept)
-
-    def _put(self, modules: Mapping[str, nn.Module]) -> None:
-        for name, module in modules.items():
-            parent, _, child = name.rpartition(".")
-            setattr(self._model.get_submodule(parent), child, module)
+@contextmanager
+def _swapped(model: nn.Module, other: nn.Module, names: Sequence[str]) -> Iterator[None]:
+    """Let some layers of a model be those of another inside a `with` block."""
+    kept = {name: model.get_submodule(name) for name in names}
+    try:
+        for name in names:
+            model.set_submodule(name, other.get_submodule(name))
+        yield
+    finally:
+        for name, layer in kept.items():
+            model.set_submodule(name, layer)
 
 
 class _Measure:
@@ -408,20 +377,14 @@ class _Kept:
 
     def __init__(self, path: Path, key: str, progress: Progress) -> None:
         self._path, self._key = path, key
-        self.values: dict[str, float] = {}
-        try:
-            stored = read_json(path)
-            if stored["key"] == key and stored["sha256"] == of_text(stored["state"]):
-                self.values = parse_json(stored["state"], str(path))
-                progress.say(f"Going on with the run that was interrupted: {len(self.values)} inputs were measured.")
-        except (InputError, KeyError, TypeError):
-            pass  # there is no such file, or it was changed
+        self.values: dict[str, float] = stored_state(path, key) or {}
+        if self.values:
+            progress.say(f"Going on with the run that was interrupted: {len(self.values)} inputs were measured.")
 
     def add(self, name: str, value: float) -> None:
         """Keep a number."""
         self.values[name] = value
-        state = json.dumps(self.values)
-        write_json(self._path, {"key": self._key, "sha256": of_text(state), "state": state}, indent=None)
+        store_state(self._path, self._key, self.values)
 
     def remove(self) -> None:
         """Delete the file: the job is done."""

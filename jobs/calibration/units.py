@@ -12,9 +12,9 @@ from __future__ import annotations
 import copy
 import functools
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from ...coding import Encoder
 from ...coding.checks import fitted_to
-from ...models.layers.coarse import coarser
-from ...models.layers.quantize import QuantizedWeight, dequantize
+from ...errors import InputError
+from ...models import GradedLinear, LayerRecord
+from ...models.layers.quantize import QuantizedWeight
 from ...models.recording.layer_record import frequencies
 from ...neuro import AdaptiveThreshold
 from ...neuro.count_sums_numba import add_up_by_count
@@ -58,34 +59,29 @@ class Unit:
     """Layers that read the same input.
 
     Attributes:
-        weights: integer weights of each, by name.
+        layers: as they spike, with coarse rows of half of their bits, by name.
         num_tokens: that were seen.
         sums: by k. Errors are those of the sum of squared outputs of all layers, as if no two channels' errors were
             alike: each channel's squared error times the squared norm of its weights.
     """
 
-    weights: dict[str, QuantizedWeight]
+    layers: dict[str, GradedLinear]
     num_tokens: int = 0
     sums: dict[float, Sums] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
         """Names of the layers."""
-        return list(self.weights)
-
-    @property
-    def coarse_bits(self) -> int:
-        """Bits of coarse rows: half of the layers' own."""
-        return next(iter(self.weights.values())).weight_bits // 2
+        return list(self.layers)
 
     @property
     def num_inputs(self) -> int:
         """Channels of the input."""
-        return next(iter(self.weights.values())).weight.shape[1]
+        return next(iter(self.layers.values())).in_features
 
     def afresh(self) -> Unit:
         """Return the same layers without sums."""
-        found = copy.copy(self)  # with the norms, if they are known
+        found = copy.copy(self)  # with what is kept of the layers
         found.num_tokens, found.sums = 0, {}
         return found
 
@@ -93,26 +89,37 @@ class Unit:
     def norms(self) -> tuple[Tensor, Tensor]:
         """The squared norms of each channel's weights, and of what its coarse rows lack, float64 [inputs]."""
         own, lost = [], []
-        for one in self.weights.values():
-            floats = dequantize(one.weight, one.scale, one.minimum, one.group_size)
-            rows = coarser(one, one.weight_bits // 2)
-            coarse = dequantize(rows.weight, rows.scale, rows.minimum, rows.group_size)
-            own.append(floats.square().sum(0, dtype=torch.float64))
-            lost.append((floats - coarse).square().sum(0, dtype=torch.float64))
+        for layer in self.layers.values():
+            coarse, fine = (level.dequantized_weight() for level in layer.levels)  # pyright: ignore
+            own.append(fine.square().sum(0, dtype=torch.float64))
+            lost.append((fine - coarse).square().sum(0, dtype=torch.float64))
         return torch.stack(own).sum(0), torch.stack(lost).sum(0)
 
+    @functools.cached_property
+    def records(self) -> list[tuple[LayerRecord, LayerRecord]]:
+        """Empty records of each layer, of its coarse rows and of its own."""
+        found = []
+        for name, layer in self.layers.items():
+            coarse, own = (LayerRecord.of_layer(name, level, []) for level in layer.levels)  # pyright: ignore
+            found.append((replace(coarse, is_coarse=True, shares_scales=layer.shares_scales), own))
+        return found
 
-def units_of(model: nn.Module, weights: Mapping[str, QuantizedWeight], ids: Tensor) -> list[Unit]:
+
+def units_of(model: nn.Module, spiking: nn.Module, names: Iterable[str], ids: Tensor) -> list[Unit]:
     """Return the layers of a model by the input that they read, in the order in which they run.
 
     Args:
         model: the float model.
-        weights: integer weights of the layers that are to spike, by name.
+        spiking: the same on spikes.
+        names: of the layers that spike.
         ids: a few token ids, [B, L].
+    Raises:
+        InputError: a layer is none of the float model's, or does not run.
     """
     found: list[Unit] = []
-    seen: set[str] = set()
+    names, seen = list(names), set()
     last: list[Tensor] = []
+    layers = {name: graded(spiking.get_submodule(name)) for name in names}
 
     def look(name: str, x: Tensor) -> None:
         if name in seen:
@@ -121,11 +128,32 @@ def units_of(model: nn.Module, weights: Mapping[str, QuantizedWeight], ids: Tens
         if not (last and last[0] is x):
             last[:] = [x]
             found.append(Unit({}))
-        found[-1].weights[name] = weights[name]
+        found[-1].layers[name] = layers[name]
 
-    with _watching(model, weights, look), torch.no_grad():
+    own = dict(model.named_modules())
+    with _watching(model, [name for name in names if name in own], look), torch.no_grad():
         model(input_ids=ids, use_cache=False)
+    missing = [name for name in names if name not in seen]
+    if missing:
+        raise InputError(
+            f"calibrate: expected layers that all run on the text's first tokens, but {len(missing)} did not, such as "
+            f"{missing[0]}: an expert, or a part that the text does not use. Leave them out with `skip`."
+        )
     return found
+
+
+def graded(layer: Any) -> GradedLinear:
+    """Return a spiking layer with coarse rows of half of its bits."""
+    quantized = QuantizedWeight(layer.weight, layer.scale, layer.minimum, layer.group_size, layer.weight_bits)
+    return GradedLinear.from_quantized(
+        quantized,
+        ((layer.weight_bits // 2, 1),),
+        layer.bias,
+        neuron=layer.neuron,
+        encoder=layer.encoder,
+        backend=layer.backend,
+        name=layer.name,
+    )
 
 
 @contextmanager
@@ -176,7 +204,7 @@ def _spikes_by_place(count: Tensor, encoder: Encoder) -> Tensor:
 
 
 @contextmanager
-def _watching(model: nn.Module, names: Mapping[str, Any], look: Any) -> Iterator[None]:
+def _watching(model: nn.Module, names: Iterable[str], look: Any) -> Iterator[None]:
     """Call a function with the name and the input of some layers while the model runs."""
 
     def hook(name: str) -> Any:

@@ -12,17 +12,16 @@ from spikebrain.energy import DigitalEnergy, count_operations
 from spikebrain.errors import InputError
 from spikebrain.jobs.calibration import run as calibration
 from spikebrain.jobs.calibration.choice import Option, Table, choose, table_of
-from spikebrain.jobs.calibration.units import LARGEST, Unit, summing, units_of
-from spikebrain.models.layers.quantize import quantize_int4
+from spikebrain.jobs.calibration.units import LARGEST, summing, units_of
 
 
 @pytest.fixture
-def weights(tiny_llama):
-    return {
-        name: quantize_int4(module.weight.detach(), None, name)
-        for name, module in tiny_llama.named_modules()
-        if isinstance(module, torch.nn.Linear) and name != "lm_head"
-    }
+def spiking(tiny_llama):
+    return sb.to_spiking(tiny_llama, sb.SpikeSettings(weights="int4"))
+
+
+def all_units(model, spiking, ids):
+    return units_of(model, spiking, spiking.conversion.converted, ids)
 
 
 def add_sums(model, units, ids, encoder, ks):
@@ -31,17 +30,17 @@ def add_sums(model, units, ids, encoder, ks):
 
 
 @pytest.fixture
-def units(tiny_llama, weights):
+def units(tiny_llama, spiking):
     ids = torch.randint(0, 256, (3, 20))
-    found = units_of(tiny_llama, weights, ids)
+    found = all_units(tiny_llama, spiking, ids)
     add_sums(tiny_llama, found, ids, BidirectionalBitwise(), (3.0, 8.0))
     return found, ids
 
 
-def test_layers_that_read_the_same_input_are_a_unit(units, weights):
+def test_layers_that_read_the_same_input_are_a_unit(units, spiking):
     names = [[name.rpartition(".")[2] for name in unit.names] for unit in units[0]]
     assert names == [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]] * 2
-    assert {name for unit in units[0] for name in unit.names} == weights.keys()
+    assert {name for unit in units[0] for name in unit.names} == {*spiking.conversion.converted}
 
 
 @pytest.mark.parametrize("option", [Option(3.0, 0, 0), Option(8.0, 2, 0), Option(8.0, 1, 5), Option(8.0, 0, 3)])
@@ -84,9 +83,9 @@ def test_errors_are_those_of_the_outputs_for_independent_channels(units):
         assert float(table.cost[b]) < float(table.cost[a])
 
 
-def test_sums_of_two_texts_are_those_of_both(tiny_llama, weights):
+def test_sums_of_two_texts_are_those_of_both(tiny_llama, spiking):
     ids = torch.randint(0, 256, (4, 10))
-    apart, together = units_of(tiny_llama, weights, ids), units_of(tiny_llama, weights, ids)
+    apart, together = (all_units(tiny_llama, spiking, ids) for _ in range(2))
     add_sums(tiny_llama, together, ids, SignedDigit(), (4.0,))
     for row in ids.split(2):
         add_sums(tiny_llama, apart, row, SignedDigit(), (4.0,))
@@ -183,6 +182,18 @@ def test_a_model_that_spikes_already(run, model_folder, tmp_path):
     assert "spikes already. Calibrate the float model that it was made from." in err
 
 
-def test_a_unit_knows_half_of_its_bits(weights):
-    name, one = next(iter(weights.items()))
-    assert Unit({name: one}).coarse_bits == 2
+def test_layers_of_a_unit_may_have_other_widths(tiny_llama):
+    spiking = sb.to_spiking(tiny_llama, sb.SpikeSettings(weights="int4"))
+    wide = sb.to_spiking(tiny_llama, sb.SpikeSettings(weights="int8"))
+    name = "model.layers.0.self_attn.v_proj"
+    spiking.set_submodule(name, wide.get_submodule(name))
+    first = all_units(tiny_llama, spiking, torch.randint(0, 256, (1, 6)))[0]
+    assert [layer.levels[0].weight_bits for layer in first.layers.values()] == [2, 2, 4]
+
+
+def test_layers_that_do_not_run(tiny_llama, spiking):
+    tiny_llama.extra = torch.nn.Linear(4, 4)
+    spiking.extra = sb.SpikeLinear.from_linear(torch.nn.Linear(4, 4))
+    names = (*spiking.conversion.converted, "extra")
+    with pytest.raises(InputError, match="but 1 did not, such as extra: an expert, or a part"):
+        units_of(tiny_llama, spiking, names, torch.randint(0, 256, (1, 6)))
