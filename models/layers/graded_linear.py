@@ -108,6 +108,11 @@ class GradedLinear(nn.Module):
         return are_upper_bits(self.own.weight_bits, self.own.minimum)
 
     @property
+    def weight(self) -> Tensor:
+        """The integers of the layer's own rows, int8 [out_features, in_features]; transformers asks for a weight."""
+        return self.own.weight
+
+    @property
     def bias(self) -> Tensor | None:
         """The bias, or None."""
         return self.own.bias

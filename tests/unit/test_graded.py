@@ -11,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from llama_type import spiking_model
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import spikebrain as sb
 from spikebrain import AdaptiveThreshold, Band, GradedLinear, SpikeSettings
@@ -170,6 +170,17 @@ def test_saved_and_loaded(where, tmp_path):
     kinds = {type(module) for module in found.model.layers[0].mlp.children()} - {nn.SiLU}
     assert GradedLinear in kinds
     assert "GradedLinear" not in str(found.model.layers[0].self_attn)
+
+
+@pytest.mark.parametrize("where", ["folder", "file.safetensors"])
+def test_saved_and_loaded_where_layers_are_transposed_and_read_each_others_weights(where, tmp_path):
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=32, n_layer=2, n_head=2, n_positions=32)).eval()
+    spiking = sb.to_spiking(model, SpikeSettings(weights="int4", coarse=((2, 4),), neuron=NEURON))
+    sb.save(spiking, tmp_path / where)
+    found = sb.load(tmp_path / where).model
+    ids = torch.randint(0, 60, (1, 12))
+    with torch.no_grad():
+        assert torch.equal(found(ids).logits, spiking(ids).logits)
 
 
 def test_a_copy_and_a_dense_model():
