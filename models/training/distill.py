@@ -30,7 +30,7 @@ from ..conversion.to_spiking import set_settings, spikingbrain_settings
 from ..conversion.unshare import unshare_experts
 from ..layers.spike_aware import spike_aware
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
-from .objectives import match_layers, match_logits
+from .gradients import Gradients
 from .sampling import WrittenText
 from .settings import DistillResult, DistillSettings, LossPoint, Stage
 from .state import SavedState, save_state
@@ -57,7 +57,7 @@ def distill(
 
     Args:
         student: a float model from `from_transformer`; float32 parameters learn best. Equal experts get weights of
-            their own first (`unshare_experts`).
+            their own first (`unshare_experts`), unless no stage trains them.
         teacher: the Transformer, on the same device.
         tokens: token ids, [N]; each stage cuts them into texts of its context, without overlap. Or texts that the
             teacher writes meanwhile, none of which is read twice.
@@ -78,7 +78,8 @@ def distill(
     """
     start = time.perf_counter()
     _check(student, teacher, tokens, settings)
-    unshare_experts(student)
+    if any(stage.trainable == "all" for stage in settings.stages):
+        unshare_experts(student)
     losses: list[LossPoint] = []
     saved, key, before_s = None, "", 0.0
     if out is not None:
@@ -100,6 +101,7 @@ def distill(
             if done == stage.steps:
                 continue
             optimizer = _optimizer(student, stage, settings)
+            gradients = Gradients(student, teacher, stage, settings)
             if saved is not None and saved.progress is not None and done:
                 saved.restore_optimizer(student, optimizer)
             advance = progress(f"{number + 1} {stage.objective}", stage.steps) if progress else lambda steps: None
@@ -109,7 +111,7 @@ def distill(
                 finished = settings.budget_s is None or time.perf_counter() - start < settings.budget_s
                 if not finished:
                     break
-                fresh.append(_step(student, teacher, tokens, settings, number, step, optimizer))
+                fresh.append(_step(gradients, tokens, settings, number, step, optimizer))
                 advance(1)
                 is_due = out is not None and time.perf_counter() - last_save > settings.save_every_s
                 if is_due or len(fresh) == _READ_EVERY:
@@ -157,8 +159,7 @@ def _order(num_texts: int, seed: int) -> list[int]:
 
 
 def _step(
-    student: SpikingBrainForCausalLM,
-    teacher: Any,
+    gradients: Gradients,
     tokens: Tensor | WrittenText,
     settings: DistillSettings,
     number: int,
@@ -166,23 +167,18 @@ def _step(
     optimizer: torch.optim.Optimizer,
 ) -> Tensor:
     """Take an optimiser step, and return its loss. A GPU may still be computing it."""
-    stage, device = settings.stages[number], student.device
-    share, loss = 1 / stage.accumulation, torch.zeros((), device=device)
+    stage = settings.stages[number]
+    losses = []
     for i in range(stage.accumulation):
-        ids = batch_of(tokens, stage, settings.seed, step * stage.accumulation + i, number).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            if stage.objective == "attention":
-                loss += share * match_layers(student, teacher, ids, share)
-            else:
-                options = {"temperature": stage.temperature, "ce_weight": stage.ce_weight}
-                loss += share * match_logits(student, teacher, ids, share, **options)
+        ids = batch_of(tokens, stage, settings.seed, step * stage.accumulation + i, number)
+        losses.append(gradients.add(ids))
     learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     nn.utils.clip_grad_norm_(learning, settings.max_norm)
     for group in optimizer.param_groups:
         group["lr"] = stage.learning_rate_at(step) * group["rate"]
     optimizer.step()
-    optimizer.zero_grad()
-    return loss
+    optimizer.zero_grad(set_to_none=not gradients.is_captured)
+    return torch.stack(losses).mean()
 
 
 def _read(fresh: list[Tensor], stage: Stage, number: int, end: int) -> list[LossPoint]:
