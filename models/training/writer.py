@@ -63,7 +63,7 @@ class Writer:
                 self._graphs[position // _COLUMNS].replay()
             else:
                 self._step(length)
-        return self.text.cpu()
+        return self.text.to("cpu", copy=True)
 
     def _step(self, num_columns: int) -> None:
         """Write the token after the current position, which is among the first `num_columns` columns."""
