@@ -39,7 +39,7 @@ def plot_curves(content: dict[str, Any], losses: list[list[float]], teacher: flo
         line = {"color": color, "marker": "o", "markersize": 4, "linewidth": 1.6, "label": label}
         axes.plot([p["tokens"] / 1e6 for p in points], [p["perplexity"] for p in points], **line)
     right = begin / 1e6
-    for value, text in ((teacher, "teacher"), (1.25 * teacher, "+25 %")):
+    for value, text in ((teacher, "teacher"), (1.15 * teacher, "+15 %")):
         axes.axhline(value, color=NEUTRAL, linestyle="--", linewidth=1)
         axes.text(1.005 * right, value, f"{text}\n{value:.1f}", va="center", color=NEUTRAL, fontsize=8)
     plain_log_axis(axes)
