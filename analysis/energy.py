@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -101,11 +100,12 @@ def by_kind(layers: Mapping[str, Parts], counts: ModelCounts) -> dict[str, float
         layers: energy by layer and part, in picojoules.
         counts: that it was estimated from.
     """
-    sums: Counter[str] = Counter()
+    sums: dict[str, float] = {}
     for name, parts in layers.items():
         kind = counts.layers[name].kind if name in counts.layers else name  # leakage is of the whole chip
-        sums[_KINDS.get(kind, kind)] += sum(parts.values(), 0.0)
-    return dict(sums.most_common())
+        words = _KINDS.get(kind, kind)
+        sums[words] = sums.get(words, 0.0) + sum(parts.values(), 0.0)
+    return dict(sorted(sums.items(), key=lambda pair: -pair[1]))
 
 
 def _describe_digital(energy: EnergyReport, model: DigitalEnergy, counts: ModelCounts) -> dict[str, Any]:
