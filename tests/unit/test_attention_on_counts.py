@@ -1,6 +1,7 @@
 """Softmax attention of Transformers on spike counts and INT8: exact scores, all kinds of masks and caches, refusals."""
 
 import copy
+import json
 import warnings
 
 import pytest
@@ -23,6 +24,7 @@ from spikebrain import (
 )
 from spikebrain.energy import DigitalEnergy, PaperEnergy, SynopEnergy, count_operations, waterfall
 from spikebrain.errors import InputError
+from spikebrain.jobs import SweepSettings, sweep
 from spikebrain.models import describe_decoding
 from spikebrain.models.decoding.attach import decoder_of
 from spikebrain.models.io import load, save
@@ -503,3 +505,42 @@ def test_recorded_by_several_calls_and_restored(counted):
 def test_registered_under_our_name():
     assert ALL_ATTENTION_FUNCTIONS[COUNTS] is attend_counted
     assert sb.models.spikingbrain.attend_counted is attend_counted
+
+
+def test_commands(run, model_folder, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    same = (model_folder, "--text", text, "--num-tokens", 48)
+    code, out, error = run(
+        "report", *same, "--context", 24, "--attention", "counts", "--device", "cpu", "--out", "found"
+    )
+    assert (code, error) == (0, error)
+    found = json.loads((tmp_path / "found" / "report.json").read_text())
+    assert found["settings"]["attention"] == "counts"
+    kinds = found["energy"]["digital"]["spiking_by_kind_pj"]
+    assert kinds["attention: scores, on spikes"] > 0
+    assert sum(kinds.values()) == pytest.approx(found["energy"]["digital"]["spiking_total_pj"])
+    assert "Where it goes, on spikes: " in out
+    assert found["perplexity"]["int8"] != found["perplexity"]["spiking"]
+    assert run("export", model_folder, "--attention", "counts", "--out", "spiking")[0] == 0
+    assert load(tmp_path / "spiking").model.config._attn_implementation == COUNTS
+    code, out, _ = run("report", "spiking", *same[1:], *how, "--out", "again")
+    again = json.loads((tmp_path / "again" / "report.json").read_text())
+    assert (code, again["settings"]["attention"]) == (0, "counts")
+    assert again["perplexity"]["spiking"] == found["perplexity"]["spiking"]
+    code, _, error = run(
+        "export", model_folder, "--attention", "counts", "--format", "compressed-tensors", "--out", "int8"
+    )
+    assert code == 2
+    assert "--attention: has no effect in the format compressed-tensors" in error
+    code, _, error = run("energy", model_folder, "--attention", "count")
+    assert code == 2
+    assert "expected None, 'counts' for a Transformer" in error
+
+
+def test_a_sweep(model_folder, text, tmp_path):
+    given = {"model": str(model_folder), "text": text, "num_tokens": 48, "context": 24, "device": "cpu"}
+    settings = SweepSettings({"attention": ["none", "counts"]}, objectives=("perplexity", "energy_nj"), **given)
+    rows = sweep(settings, tmp_path / "out").rows
+    assert [row.settings for row in rows] == [{"attention": None}, {"attention": "counts"}]
+    assert rows[0].figures["perplexity"] != rows[1].figures["perplexity"]
+    assert rows[0].figures["energy_nj"] != rows[1].figures["energy_nj"]
