@@ -510,10 +510,9 @@ def test_registered_under_our_name():
 def test_commands(run, model_folder, text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     same = (model_folder, "--text", text, "--num-tokens", 48)
-    code, out, error = run(
-        "report", *same, "--context", 24, "--attention", "counts", "--device", "cpu", "--out", "found"
-    )
-    assert (code, error) == (0, error)
+    how = ("--context", 24, "--device", "cpu")
+    code, out, error = run("report", *same, *how, "--attention", "counts", "--out", "found")
+    assert code == 0, error
     found = json.loads((tmp_path / "found" / "report.json").read_text())
     assert found["settings"]["attention"] == "counts"
     kinds = found["energy"]["digital"]["spiking_by_kind_pj"]
@@ -527,9 +526,8 @@ def test_commands(run, model_folder, text, tmp_path, monkeypatch):
     again = json.loads((tmp_path / "again" / "report.json").read_text())
     assert (code, again["settings"]["attention"]) == (0, "counts")
     assert again["perplexity"]["spiking"] == found["perplexity"]["spiking"]
-    code, _, error = run(
-        "export", model_folder, "--attention", "counts", "--format", "compressed-tensors", "--out", "int8"
-    )
+    dense = ("--format", "compressed-tensors", "--out", "int8")
+    code, _, error = run("export", model_folder, "--attention", "counts", *dense)
     assert code == 2
     assert "--attention: has no effect in the format compressed-tensors" in error
     code, _, error = run("energy", model_folder, "--attention", "count")
