@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from ..energy import (
@@ -15,7 +16,23 @@ from ..energy import (
     sensitivity,
     waterfall,
 )
-from ..energy.energy_report import by_part
+from ..energy.counts import PROJECTION, SCORES
+from ..energy.energy_report import Parts, by_part
+
+# What each kind of part is, in words; kinds with the same words are one.
+_KINDS = {
+    PROJECTION: "layers on spikes",
+    "linear": "dense layers, the output head among them",
+    SCORES: "attention: scores, on spikes",
+    "softmax": "attention: all but scores on spikes",
+    "gla": "linear attention",
+    "branches": "linear attention",
+    "gated-mlp": "activations of feed-forward parts",
+    "rms-norm": "norms",
+    "layer-norm": "norms",
+    "moe": "choice and sums of experts",
+    "experts": "choice and sums of experts",
+}
 
 
 def describe_energy(counts: ModelCounts, model: DigitalEnergy) -> dict[str, Any]:
@@ -26,11 +43,11 @@ def describe_energy(counts: ModelCounts, model: DigitalEnergy) -> dict[str, Any]
         model: the digital model; eq. 24 is taken with its table.
     """
     groups = counts.grouped()
-    spiking = [name for name, layer in groups.layers.items() if layer.spiking.num_spikes]
+    spiking = [name for name, layer in groups.layers.items() if layer.kind == PROJECTION and layer.spiking.num_spikes]
     points = [break_even(groups, model, name) for name in spiking]
     return {
         "paper": _describe_paper(PaperEnergy(model.table).estimate(counts), model),
-        "digital": _describe_digital(model.estimate(groups), model),
+        "digital": _describe_digital(model.estimate(groups), model, groups),
         "waterfall": [
             {**dataclasses.asdict(s), "ratio_vs_int8": s.ratio_vs_int8, "ratio_vs_fp16": s.ratio_vs_fp16}
             for s in waterfall(counts, model)
@@ -76,7 +93,22 @@ def _describe_paper(energy: PaperReport, model: DigitalEnergy) -> dict[str, Any]
     }
 
 
-def _describe_digital(energy: EnergyReport, model: DigitalEnergy) -> dict[str, Any]:
+def by_kind(layers: Mapping[str, Parts], counts: ModelCounts) -> dict[str, float]:
+    """Return the energy of a system by kind of part, in words, the largest first.
+
+    Args:
+        layers: energy by layer and part, in picojoules.
+        counts: that it was estimated from.
+    """
+    sums: dict[str, float] = {}
+    for name, parts in layers.items():
+        kind = counts.layers[name].kind if name in counts.layers else name  # leakage is of the whole chip
+        words = _KINDS.get(kind, kind)
+        sums[words] = sums.get(words, 0.0) + sum(parts.values(), 0.0)
+    return dict(sorted(sums.items(), key=lambda pair: -pair[1]))
+
+
+def _describe_digital(energy: EnergyReport, model: DigitalEnergy, counts: ModelCounts) -> dict[str, Any]:
     return {
         "model": energy.model,
         "options": list(model.describe()),
@@ -90,6 +122,9 @@ def _describe_digital(energy: EnergyReport, model: DigitalEnergy) -> dict[str, A
         "int8_parts_pj": by_part(energy.int8_layers),
         "fp16_parts_pj": by_part(energy.fp16_layers),
         "spiking_by_layer_pj": energy.by_layer_pj,
+        "spiking_by_kind_pj": by_kind(energy.layers, counts),
+        "int8_by_kind_pj": by_kind(energy.int8_layers, counts),
+        "fp16_by_kind_pj": by_kind(energy.fp16_layers, counts),
         "table": _describe_table(energy),
         "unverified": list(energy.unverified),
         "assumptions": list(energy.assumptions),

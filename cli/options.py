@@ -151,6 +151,16 @@ FolderFormat = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+Attention = Annotated[
+    str | None,
+    typer.Option(
+        help="Softmax attention: counts, that of a Transformer on spike counts of queries, INT8 keys and values; of a "
+        "SpikingBrain model as-described or as-released.",
+        show_default="in floating point",
+        autocompletion=words("counts", "as-described", "as-released"),
+        rich_help_panel=SPIKES,
+    ),
+]
 GroupSize = Annotated[
     int | None,
     typer.Option(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
@@ -31,6 +31,17 @@ def less_or_more(ratio: float | None, than: str) -> str:
         return f"{ratio:.2f}x less {than}"
     times = 1 / ratio
     return f"{times:,.0f} times more {than}" if times >= 100 else f"{times:.3g} times more {than}"
+
+
+def shares_in_words(values: Mapping[str, float]) -> str:
+    """Return the shares that values have of their sum, leaving out what is below a thousandth.
+
+    >>> shares_in_words({"layers on spikes": 3.0, "norms": 1.0, "residual": 0.001})
+    'layers on spikes 75.0%, norms 25.0%'
+    """
+    whole = sum(values.values())
+    shares = {name: value / whole for name, value in values.items()} if whole else {}
+    return ", ".join(f"{name} {share:.1%}" for name, share in shares.items() if share >= 1e-3) or "nothing is counted"
 
 
 def unconfirmed(names: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from ..errors import InputError
 from ..models import Recording
 from ..models.recording.modules import UNCOUNTED
 from ..registry import label
-from .count_dense import count_dense_part
+from .count_dense import count_dense_part, count_scores
 from .count_spiking import count_spiking_layer
 from .counts import ModelCounts
 from .recode import as_run, recode
@@ -44,13 +44,18 @@ def count_operations(
     for name, part in recording.modules.items():
         if part.kind != UNCOUNTED and (part.num_tokens or part.kind == "linear"):
             counts[name] = count_dense_part(part, shared_tokens)
+            if part.sizes.get("integer"):
+                counts[scores_of(name)] = count_scores(part)
     assumptions = [
         "the INT8 model quantises activations per token (largest magnitude), as the spiking one counts them per token",
         "norms, attention, gates, embedding and head are the same in all three models, matrix products there in FP16",
         "keys and values are read once for each token that sees them, states of linear attention once a token",
     ]
     if any(part.sizes.get("integer") for part in recording.modules.values()):
-        assumptions.append("spike counts of queries inside attention are priced as INT8 factors, whatever their size")
+        assumptions.append(
+            "attention on counts: spikes of queries, in the code that ran, add keys of INT8; keys and values are kept, "
+            "and read, as INT8 with a scale each; the dense models have FP16 there"
+        )
     if code is not None:
         ran = _names(layer.encoder for layer in records)
         assumptions.append(f"spikes are those of {label(code)}, fitted to each layer once; the run had {ran}")
@@ -66,6 +71,11 @@ def count_operations(
         uncounted_macs=sum(part.num_pairs for part in recording.modules.values() if part.kind == UNCOUNTED),
         assumptions=tuple(assumptions),
     )
+
+
+def scores_of(name: str) -> str:
+    """Return what the scores of a part of attention on counts are called among the counts."""
+    return f"{name} scores"
 
 
 def _names(values: Iterable[str]) -> str:

@@ -2,7 +2,8 @@
 
 Each function says what one vector costs as a plain loop over scalars would do it; tests run those loops. Matrix
 products are FP16 MACs, all else FP32, as the models compute it; states of linear attention are FP32. Masked pairs are
-not counted. Activations are 2 bytes, read and written once by each part.
+not counted. Activations are 2 bytes, read and written once by each part. Scores of attention on counts do spike; they
+are counted here, as they belong to a part that does not.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from collections.abc import Callable, Mapping
 
 from ..errors import InputError
 from ..models.recording.modules import ModuleRecord
-from .counts import LayerCounts, OperationCounts
+from .count_spiking import adder_width
+from .counts import SCORES, LayerCounts, OperationCounts
 
 
 def count_dense_part(part: ModuleRecord, shared_tokens: int = 1) -> LayerCounts:
     """Return the operations of a part that does not spike; they are the same in all three systems.
 
-    The exception is integer attention (spike counts of queries times INT8 keys), which the dense systems do in FP16.
+    The exception is attention on counts, which the dense systems do in FP16; its scores are a part of their own, see
+    `count_scores`.
 
     Args:
         part: the record.
@@ -31,9 +34,43 @@ def count_dense_part(part: ModuleRecord, shared_tokens: int = 1) -> LayerCounts:
     spiking = _COUNTS[part.kind](part.num_tokens, part.num_pairs, sizes)
     dense = spiking
     if sizes.get("rounds_cache"):
-        dense = _softmax(part.num_tokens, part.num_pairs, {**sizes, "integer": 0, "rounds_cache": 0})
+        dense = _softmax(part.num_tokens, part.num_pairs, {**sizes, "rounds_cache": 0}, floats=True)
     weights = sizes["in_features"] * sizes["out_features"] if part.kind == "linear" else 0
     return LayerCounts(part.kind, spiking, dense, dense, weight_count=weights)
+
+
+def count_scores(part: ModuleRecord) -> LayerCounts:
+    """Return the operations of the scores of attention on counts: products of queries that spike and INT8 keys.
+
+    A query's D channels become counts (as in `count_spiking_layer`, D channels a head). Each spike adds its channel of
+    the key of each column that the query sees, so a score is a sum of INT8 codes, as wide as its bound says. Shifts and
+    a zero point are as there, with the sum of a key's codes in the place of a row sum (D - 1 additions a column). The
+    sum becomes a float and is multiplied with threshold and scale. The dense systems do D FP16 MACs for a score.
+
+    Args:
+        part: of a kind "softmax" that ran on counts.
+    """
+    n, d, zero_point = part.num_tokens, part.sizes["dim"], part.zero_point
+    queries, scores = n * part.sizes["heads"], part.num_pairs * part.sizes["heads"]
+    corrections = scores if zero_point else 0
+    bits = (part.sizes["largest_score"] + 128 * zero_point * d).bit_length() + 1
+    width = adder_width(bits)
+    key_sums = n * part.sizes["kv_heads"] * (d - 1) if zero_point else 0
+    additions = part.num_synops + corrections + key_sums
+    spiking = OperationCounts(
+        num_activations=queries * d,
+        num_spikes=part.num_spikes,
+        num_synops=part.num_synops,
+        **{f"num_add_int{width}": additions},
+        num_mul_int32=corrections,
+        num_shifts_per_spike=part.num_weighted_synops,
+        num_shifts_per_timestep=part.num_shifted_sums if part.num_weighted_synops else 0,
+        num_rescale_convert=scores,
+        num_rescale_mul=2 * scores,
+        accumulator_bytes=2 * (width // 8) * additions,
+    )
+    dense = OperationCounts(num_activations=queries * d, num_macs=scores * d, num_mac_fp16=scores * d)
+    return LayerCounts(SCORES, spiking + _to_counts(queries, d), dense, dense, accumulator_bits=bits)
 
 
 def _linear(n: int, pairs: int, sizes: Mapping[str, int]) -> OperationCounts:
@@ -90,7 +127,7 @@ def _gated_mlp(n: int, pairs: int, sizes: Mapping[str, int]) -> OperationCounts:
     )
 
 
-def _softmax(n: int, pairs: int, sizes: Mapping[str, int]) -> OperationCounts:
+def _softmax(n: int, pairs: int, sizes: Mapping[str, int], *, floats: bool = False) -> OperationCounts:
     """Softmax attention with a rotary embedding, P pairs of query token and column, H query and Hk key/value heads.
 
     Rotary: D / 2 angles (a product, a sine and a cosine each) per token; two products and an addition for each channel
@@ -98,34 +135,38 @@ def _softmax(n: int, pairs: int, sizes: Mapping[str, int]) -> OperationCounts:
     largest, D MACs with the value. For each query and head, over its m columns: m - 1 comparisons for the largest, m
     subtractions, m - 1 additions, m divisions. Keys and values are read once per pair and key/value head.
 
-    On spikes (integer): the queries' D channels become counts (as in `count_spiking_layer`, D channels a head), keys
-    and values INT8 (as dense activations there, with limits to the scale); D INT8 MACs give a score, whose product is
-    with threshold and scale, too, and weights are multiplied with the scale of the value. As released, the counts and
-    codes are multiplied out again, a product per channel, and all that follows is in floats.
+    On counts (integer) the scores are counted in `count_scores`. Keys and values become INT8 once (as dense activations
+    there, with limits to the scale), and are read as such with a scale of 4 bytes each; weights are multiplied with the
+    scale of the value. As released, the counts and codes are multiplied out again, a product per channel, and all that
+    follows is in floats; the cache keeps floats, and all columns are rounded again whenever a token sees them.
+
+    Args:
+        n: tokens.
+        pairs: P.
+        sizes: heads, kv_heads, dim, integer, and rounds_cache if queries spike.
+        floats: count the dense counterpart: without the scores of integer attention, since these are a part of their
+            own, and in floats.
     """
     heads, kv_heads, d = sizes["heads"], sizes["kv_heads"], sizes["dim"]
     scores, queries, rotated = pairs * heads, n * heads, n * (heads + kv_heads) * d
-    element = 1 if sizes["integer"] else 2
+    integer = sizes["integer"] and not floats
     common = OperationCounts(
         num_exp_fp32=scores + n * d,
         num_mul_fp32=scores + 2 * rotated + n * (d // 2),
         num_add_fp32=2 * scores - queries + rotated,
         num_compare_fp32=scores - queries,
         num_div_fp32=scores,
-        kv_bytes=2 * element * kv_heads * d * (pairs + n),
+        num_mac_fp16=(1 if sizes["integer"] else 2) * scores * d,
+        kv_bytes=2 * (1 if integer else 2) * kv_heads * d * (pairs + n),
         activation_bytes=2 * n * d * (2 * heads + 2 * kv_heads),
     )
-    if sizes["integer"]:
-        products = OperationCounts(num_mac_int8=scores * d, num_mac_fp16=scores * d, num_mul_fp32=3 * scores)
-        products += OperationCounts(kv_bytes=2 * 4 * kv_heads * (pairs + n))  # the scales
-    else:
-        products = OperationCounts(num_mac_fp16=2 * scores * d)
+    if integer:
+        scales = OperationCounts(num_mul_fp32=scores, kv_bytes=2 * 4 * kv_heads * (pairs + n))
+        return common + scales + _to_int8(2 * kv_heads * n, d)
     if not sizes.get("rounds_cache"):
-        return common + products
-    # "as-released" keeps floats, and rounds all columns again whenever a token sees them; "as-described" rounds once.
-    rounded = 2 * kv_heads * (n if sizes["integer"] else pairs)
-    if not sizes["integer"]:
-        products += OperationCounts(num_mul_fp32=(queries + rounded) * d)
+        return common
+    rounded = 2 * kv_heads * pairs
+    products = OperationCounts(num_mul_fp32=(queries + rounded) * d)
     return common + products + _to_counts(queries, d) + _to_int8(rounded, d)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -12,6 +12,9 @@ from ..errors import InputError
 from ..text_table import kind_of, text_table
 
 SYSTEMS = ("spiking", "int8", "fp16")
+# Kinds of parts whose inputs spike: layers, and the scores of attention on counts.
+PROJECTION, SCORES = "projection", "scores"
+ON_SPIKES = (PROJECTION, SCORES)
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class OperationCounts:
         num_spikes: spikes of either sign that left the encoder.
         num_synops: spikes times the synapses they reach, zero weights included: one accumulate (AC) each. They are
             among the integer additions.
-        num_macs: multiply-accumulates of products with weights, in any format. They are among the MACs by format.
+        num_macs: multiply-accumulates of products with weights, and of queries with keys where queries spike, in any
+            format. They are among the MACs by format.
         num_add_int8: integer additions whose operands and sum fit 8 bits.
         num_add_int16: integer additions that need 16 bits.
         num_add_int32: integer additions that need 32 bits.
@@ -122,7 +126,8 @@ class LayerCounts:
     """One part of a model in three systems, for the same tokens.
 
     Attributes:
-        kind: "projection" for a layer that spikes; else what it is, as in `ModuleRecord`.
+        kind: "projection" for a layer that spikes, "scores" for products of queries that spike; else what it is, as in
+            `ModuleRecord`.
         spiking: what this run did.
         int8: the same part in a model of INT8 weights and activations, without spikes.
         fp16: the same part in a model of FP16 weights and activations.
@@ -190,7 +195,8 @@ class ModelCounts:
     @property
     def uncounted_share(self) -> float:
         """Share of all multiply-accumulates with weights that is not counted, at most."""
-        return self.uncounted_macs / max(self.uncounted_macs + self.total("int8").num_macs, 1)
+        counted = sum(layer.int8.num_macs for layer in self.layers.values() if layer.kind != SCORES)
+        return self.uncounted_macs / max(self.uncounted_macs + counted, 1)
 
     def not_counted(self) -> str:
         """Return one sentence on what is not counted and its share of the work, or "" if everything is."""
@@ -201,14 +207,19 @@ class ModelCounts:
             f"{'up to ' if self.uncounted_macs else ''}{self.uncounted_share:.1%}."
         )
 
-    def total(self, system: str, *, kind: str | None = None) -> OperationCounts:
-        """Return the sum over all parts, or over those of one kind.
+    def on_spikes(self) -> dict[str, LayerCounts]:
+        """Return the parts whose inputs spike."""
+        return {name: layer for name, layer in self.layers.items() if layer.kind in ON_SPIKES}
+
+    def total(self, system: str, *, kind: str | Collection[str] | None = None) -> OperationCounts:
+        """Return the sum over all parts, or over those of one kind, or of several.
 
         Args:
             system: "spiking", "int8" or "fp16".
             kind: as in `LayerCounts`; None for all.
         """
-        chosen = (layer for layer in self.layers.values() if kind in (None, layer.kind))
+        kinds = (kind,) if isinstance(kind, str) else kind
+        chosen = (layer for layer in self.layers.values() if kinds is None or layer.kind in kinds)
         return sum((getattr(layer, system) for layer in chosen), OperationCounts())
 
     def grouped(self) -> ModelCounts:

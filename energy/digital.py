@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from ..errors import InputError
 from .base import ENERGY_MODELS, EnergyModel
 from .count_spiking import WIDTHS, adder_width
-from .counts import SYSTEMS, LayerCounts, ModelCounts, OperationCounts
+from .counts import ON_SPIKES, SYSTEMS, LayerCounts, ModelCounts, OperationCounts
 from .energy_report import EnergyReport, origin
 from .prices import Prices
 from .table import EnergyTable, load_table
@@ -28,7 +28,8 @@ class DigitalEnergy(EnergyModel):
     are quantised per token, weights and activations come from memory, norms and attention are computed. The parts of a
     projection are "additions" (as eq. 24 and its comparison have them: 8-bit additions, MACs with additions as narrow
     as the factors), "accumulator" (what wider sums cost beyond that), "shifts", "encode", "rescale", "weights" and
-    "activations"; of everything else "rest arithmetic" and "rest memory".
+    "activations"; of everything else "rest arithmetic" and "rest memory". The scores of attention on counts have the
+    parts of a projection without weights.
 
     Attributes:
         table: energies per operation.
@@ -153,7 +154,7 @@ class DigitalEnergy(EnergyModel):
         parts = self._integers(layer, done, prices)
         parts["encode"] = self._encode(done, prices)
         parts["rescale"] = self._rescale(done, prices)
-        if layer.kind == "projection":
+        if layer.kind in ON_SPIKES:
             return {**parts, "weights": weight_pj, "activations": data}
         arithmetic = sum(parts.values()) + self._functions(done, prices)
         return {"rest arithmetic": arithmetic, "rest memory": weight_pj + data}

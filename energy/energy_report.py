@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import InputError
 from ..lazy import optional
 from ..text_table import text_table
-from .counts import ModelCounts
+from .counts import ON_SPIKES, ModelCounts
 from .table import EnergyTable
 
 # Energy by part ("additions", "weights", ...) in picojoules.
@@ -28,7 +28,7 @@ def origin(counts: ModelCounts, table: EnergyTable, used: Iterable[str]) -> dict
     """
     return {
         "num_tokens": counts.num_tokens,
-        "num_macs": counts.total("int8", kind="projection").num_macs,
+        "num_macs": counts.total("int8", kind=ON_SPIKES).num_macs,
         "table": table.name,
         "table_version": table.version,
         "process": table.process,
@@ -48,7 +48,7 @@ class EnergyReport:
         int8_layers: the same of dense INT8 layers; empty if not estimated.
         fp16_layers: the same of dense FP16 layers; empty if not estimated.
         num_tokens: that the energies are for.
-        num_macs: of products with weights in the dense models, or 0.
+        num_macs: of the dense products in the place of those that spike here, or 0.
         table: name of the energies per operation.
         table_version: of the table.
         process: of the table.

@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 
 from ..errors import InputError
 from .base import ENERGY_MODELS, STAYS_DENSE, EnergyModel
-from .counts import ModelCounts
+from .counts import ON_SPIKES, ModelCounts
 from .energy_report import EnergyReport, origin
 from .table import EnergyTable, load_table
 
 
 @dataclass(frozen=True, repr=False)
 class PaperReport(EnergyReport):
-    """What eq. 24 gives, also per MAC; of the layers that spike only.
+    """What eq. 24 gives, also per MAC; of the layers that spike only, and the scores of attention on counts.
 
     Attributes:
         average_spikes: spikes of either sign per channel and token; 0 where nothing was recorded.
@@ -78,8 +78,7 @@ class PaperEnergy(EnergyModel):
             if self.table[operation] == 0:
                 raise InputError(f"energy table {self.table.name}: expected {operation} > 0 to compare with, got 0.")
         add, fp16_mac, int8_mac = self.table["int8_add"], self.table["fp16_mac"], self.table["int8_mac"]
-        layers = {name: layer for name, layer in counts.layers.items() if layer.kind == "projection"}
-        total = counts.total("spiking", kind="projection")
+        layers, total = counts.on_spikes(), counts.total("spiking", kind=ON_SPIKES)
         average_spikes = total.num_spikes / total.num_activations if total.num_activations else 0.0
         used = ("int8_add", "fp16_mac", "int8_mac")
         wide = f" (an INT32 addition is {self.table['int32_add']} pJ)" if "int32_add" in self.table else ""

@@ -28,13 +28,11 @@ class SynopEnergy(EnergyModel):
         object.__setattr__(self, "table", load_table(self.table))
 
     def estimate(self, counts: ModelCounts) -> EnergyReport:
-        """Estimate the energy of the layers that spike."""
+        """Estimate the energy of the layers that spike, and of the scores of attention on counts."""
         has_update = "neuron_update" in self.table
         layers = {}
-        for name, layer in counts.layers.items():
-            if layer.kind != "projection":
-                continue
-            # One conversion per output and group of weight scales: the neuron that receives the sum.
+        for name, layer in counts.on_spikes().items():
+            # One conversion per output and group of weight scales, or score: the neuron that receives the sum.
             updates = layer.spiking.num_rescale_convert
             layers[name] = {"synaptic operations": layer.spiking.num_synops * self.table["synop"]}
             if has_update:

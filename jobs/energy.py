@@ -23,6 +23,7 @@ from ..energy import (
     count_operations,
     waterfall,
 )
+from ..energy.counts import PROJECTION
 from ..errors import InputError
 from ..files import read_json, write_json
 from ..models import SpikeSettings
@@ -58,6 +59,7 @@ class EnergySettings:
         encoder: turns counts into spikes, an object or a registered name; None for `BidirectionalBitwise`.
         backend: computes the integer sums, an object or a registered name; "auto" or None picks the fastest.
         weights: "int8", "int4", or "stored" for those of a GGUF file as they are; None for "int8".
+        attention: how softmax attention spikes, as in `SpikeSettings`; None leaves it in floating point.
         text: a UTF-8 file, or None for the text of the standard library's pydoc_data.topics.
         num_tokens: tokens from the start of the text; None for 512.
         device: "cpu"; "cuda"; or "auto" or None for a GPU if there is one and the backend can run on it.
@@ -72,6 +74,7 @@ class EnergySettings:
     encoder: Encoder | str | None = None
     backend: Backend | Literal["auto"] | str | None = None
     weights: str | None = None
+    attention: str | None = None
     text: Path | None = None
     num_tokens: int | None = None
     device: str | None = None
@@ -207,7 +210,8 @@ def _file_of(source: str) -> Path | None:
 def _write(figures: dict[str, Any], counts: ModelCounts, model: DigitalEnergy, out: Path) -> tuple[str, ...]:
     title = f"{counts.model}, table {model.table.name}, weights read per {model.reads_per}"
     groups = counts.grouped()
-    points = [break_even(groups, model, name) for name, layer in groups.layers.items() if layer.spiking.num_spikes]
+    spiking = [name for name, layer in groups.layers.items() if layer.kind == PROJECTION and layer.spiking.num_spikes]
+    points = [break_even(groups, model, name) for name in spiking]
     require_writable(out)
     write_json(out / "energy.json", figures)
     analysis.plot_waterfall(waterfall(counts, model), out / "waterfall.png", title)

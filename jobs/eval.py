@@ -73,6 +73,7 @@ class EvalSettings:
         skip: patterns of the names of layers that stay dense.
         weights: "int8", "int4" or "stored".
         group_size: input channels that share a weight scale.
+        attention: how softmax attention spikes; with integer weights and float activations it is in floating point.
         device: "cpu", "cuda" or "auto".
     Raises:
         InputError: a value of the wrong kind, or one that has no effect.
@@ -95,6 +96,7 @@ class EvalSettings:
     skip: tuple[str, ...] | None = None
     weights: str | None = None
     group_size: int | None = None
+    attention: str | None = None
     device: str = "auto"
 
     def __post_init__(self) -> None:
@@ -281,7 +283,7 @@ def _neuron_labels(settings: SpikeSettings) -> list[str]:
 
 def _job(settings: EvalSettings, loaded: Loaded, device: str) -> dict[str, Any]:
     """Return what all figures depend on, whatever the texts, the tasks and the values of k."""
-    names = ("layers", "skip", "weights", "group_size")
+    names = ("layers", "skip", "weights", "group_size", "attention")
     return {
         "format": _FORMAT,
         "settings": {name: repr(getattr(settings, name)) for name in names}
@@ -292,7 +294,7 @@ def _job(settings: EvalSettings, loaded: Loaded, device: str) -> dict[str, Any]:
 
 
 def _describe_settings(settings: EvalSettings, loaded: Loaded, spikes_already: bool, device: str) -> dict[str, Any]:
-    spikes = ("neuron", "k", "encoder", "backend", "layers", "skip", "weights", "group_size")
+    spikes = ("neuron", "k", "encoder", "backend", "layers", "skip", "weights", "group_size", "attention")
     chosen = settings.spike_settings()
     neurons = [name for k in settings.each_k() for name in _neuron_labels(settings.spike_settings(k))]
     return {
@@ -314,6 +316,7 @@ def _describe_settings(settings: EvalSettings, loaded: Loaded, spikes_already: b
                 "skip": list(chosen.skip),
                 "weights": chosen.weights,
                 "group_size": chosen.group_size,
+                "attention": chosen.attention,
             }
         ),
         "device": device,

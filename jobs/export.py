@@ -62,6 +62,7 @@ class ExportSettings:
         skip: patterns of the names of layers that stay dense; None for none.
         weights: "int8", "int4", or "stored" for those of a GGUF file as they are; None for "int8".
         group_size: input channels that share a weight scale; None for all, with "int4" for 32.
+        attention: how softmax attention spikes, as in `SpikeSettings`; None leaves it in floating point.
         format: of a model's folder: "spikebrain", or "compressed-tensors" for the same INT8 weights without spikes, for
             tools that know only those; None for "spikebrain".
         device: "cpu", "cuda", or "auto" or None for a GPU if there is one.
@@ -79,6 +80,7 @@ class ExportSettings:
     skip: tuple[str, ...] | None = None
     weights: str | None = None
     group_size: int | None = None
+    attention: str | None = None
     format: str | None = None
     device: str | None = None
 
@@ -138,7 +140,7 @@ def export(settings: ExportSettings, out: Path, progress: Progress = SILENT, *, 
             "`format`, for the folder of a model."
         )
     if suffix == _NIR:
-        refuse(settings, (*_OF_A_RUN, "backend"), f"on {out.name}, a graph of layers that do not run")
+        refuse(settings, (*_OF_A_RUN, "backend", "attention"), f"on {out.name}, a graph of layers that do not run")
     if suffix == TRACE_SUFFIX:
         require_perfetto(f"out {out}")
     if suffix in _WITH_TRAINS:
@@ -191,6 +193,8 @@ def _export_model(settings: ExportSettings, out: Path, progress: Progress, *, fo
     refuse(settings, _OF_A_RUN, f"on {out.name}, a model that does not run")
     if is_file:
         refuse(settings, ("format",), f"on {out.name}, which is no folder")
+    if settings.format == "compressed-tensors":
+        refuse(settings, ("attention",), "in the format compressed-tensors, whose models do not spike")
     require_new(out, sources=(settings.model,), force=force)
     model, tokenizer = _load_on_spikes(settings, progress)
     save(model, out, tokenizer, format=usual(settings.format, "spikebrain"))

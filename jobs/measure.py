@@ -13,7 +13,10 @@ from ..analysis.exactness import ExactnessCheck
 from ..analysis.perplexity import perplexity_of, window_nlls
 from ..models import Recording, SpikeSettings, spiking_layers, to_dense, to_spiking
 from ..models.layers import Conversion
+from ..models.layers.attention_interface import attention_modules, runs_on_counts
+from ..models.layers.settings import COUNTED
 from ..models.recording import record
+from ..models.spikingbrain import SpikingBrainForCausalLM
 from .progress import SILENT, Progress
 from .resume import Unfinished
 
@@ -84,6 +87,13 @@ def measure(
         unfinished.restore(recording, check)
         run_windows("spiking", "spiking", model, recording, check)
     return Measured(model, perplexity, recording, check, seconds)
+
+
+def attention_of(model: Any) -> str | None:
+    """Return how the softmax attention of a spiking model runs, as `SpikeSettings.attention` says it."""
+    if isinstance(model, SpikingBrainForCausalLM):
+        return model.settings.spiking
+    return COUNTED if any(map(runs_on_counts, attention_modules(model).values())) else None
 
 
 def weights_in_words(model: nn.Module) -> str:

@@ -38,7 +38,7 @@ from .inputs import (
     read_text,
     require_writable,
 )
-from .measure import Measured, measure, weights_in_words
+from .measure import Measured, attention_of, measure, weights_in_words
 from .progress import SILENT, Progress
 from .report_files import WRITTEN, describe_environment, write_files
 from .resume import FILE_NAME, Unfinished, describe_source
@@ -67,6 +67,7 @@ class ReportSettings:
         skip: patterns of the names of layers that stay dense; None for none.
         weights: "int8", "int4", or "stored" for those of a GGUF file as they are; None for "int8".
         group_size: input channels that share a weight scale; None for all, with "int4" for 32.
+        attention: how softmax attention spikes, as in `SpikeSettings`; None leaves it in floating point.
         seed: random seed for the sample of outputs that is checked.
         device: "cpu"; "cuda"; or "auto" for a GPU if there is one and the backend can run on it.
     """
@@ -83,6 +84,7 @@ class ReportSettings:
     skip: tuple[str, ...] | None = None
     weights: str | None = None
     group_size: int | None = None
+    attention: str | None = None
     seed: int = 0
     device: str = "auto"
 
@@ -182,6 +184,7 @@ def _describe_settings(settings: ReportSettings, model: nn.Module, converted: bo
         "skip": [] if converted else list(usual(settings.skip, ())),
         "weights": weights_in_words(model),
         "group_size": layer.group_size,
+        "attention": attention_of(model),
         "seed": settings.seed,
         "device": settings.device,
     }

@@ -6,6 +6,7 @@ from .base import NEURONS, NO_RULE, CountBounds, KernelRule, MembraneState, Neur
 from .checks import checking_plugins
 from .dead_zone import DeadZoneThreshold
 from .integrate_and_fire import IntegrateAndFire, LeakyIntegrateAndFire
+from .largest_magnitude import LargestMagnitude
 from .rate_distortion import RateDistortionThreshold
 from .spike_count import LARGEST_COUNT, SpikeCount
 
@@ -20,6 +21,7 @@ __all__ = [
     "DeadZoneThreshold",
     "IntegrateAndFire",
     "KernelRule",
+    "LargestMagnitude",
     "LeakyIntegrateAndFire",
     "MembraneState",
     "Neuron",

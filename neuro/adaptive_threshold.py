@@ -6,6 +6,7 @@ import math
 import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -58,17 +59,8 @@ class AdaptiveThreshold(Neuron[None]):
         cls = type(self).__name__
         if not (math.isfinite(self.k) and self.k > 0):
             raise InputError(f"{cls}.k: expected a finite number > 0, got {self.k}. The report uses 3.")
-        if not 0 < self.floor <= self.ceiling < math.inf:
-            raise InputError(
-                f"{cls}: expected 0 < floor <= ceiling < infinity, got floor {self.floor} and ceiling "
-                f"{self.ceiling}. The report uses 1e-5 and 1e4."
-            )
-        for name, value in (("k", self.k), ("floor", self.floor), ("ceiling", self.ceiling)):
-            if not _FLOAT32.tiny <= value <= _FLOAT32.max:
-                raise InputError(
-                    f"{cls}.{name}: expected a number that float32 holds, {_FLOAT32.tiny:.3g} to "
-                    f"{_FLOAT32.max:.3g}, got {value:g}."
-                )
+        check_limits(self)
+        _check_float32(self, "k")
 
     def initial_state(self, x: Tensor) -> None:
         """Return None: nothing is carried from step to step."""
@@ -97,7 +89,28 @@ class AdaptiveThreshold(Neuron[None]):
         return CountBounds(self.k * num_channels + 1, self.k + 0.5)
 
 
-def check_numbers(neuron: AdaptiveThreshold, *names: str) -> None:
+def check_limits(neuron: Any) -> None:
+    """Raise an InputError unless `floor` and `ceiling` of a neuron can limit thresholds."""
+    check_numbers(neuron, "floor", "ceiling")
+    if not 0 < neuron.floor <= neuron.ceiling < math.inf:
+        raise InputError(
+            f"{type(neuron).__name__}: expected 0 < floor <= ceiling < infinity, got floor {neuron.floor} and ceiling "
+            f"{neuron.ceiling}. The report uses 1e-5 and 1e4."
+        )
+    _check_float32(neuron, "floor", "ceiling")
+
+
+def _check_float32(neuron: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(neuron, name)
+        if not _FLOAT32.tiny <= value <= _FLOAT32.max:
+            raise InputError(
+                f"{type(neuron).__name__}.{name}: expected a number that float32 holds, {_FLOAT32.tiny:.3g} to "
+                f"{_FLOAT32.max:.3g}, got {value:g}."
+            )
+
+
+def check_numbers(neuron: Any, *names: str) -> None:
     """Raise an InputError unless these settings of a neuron are numbers."""
     for name in names:
         value = getattr(neuron, name)

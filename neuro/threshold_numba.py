@@ -16,6 +16,7 @@ from numba.extending import intrinsic
 
 from ..compiled import compiled
 from .adaptive_threshold import RULE as _ADAPTIVE_THRESHOLD
+from .largest_magnitude import RULE as _LARGEST_MAGNITUDE
 
 
 @compiled(error_model="numpy")
@@ -33,6 +34,8 @@ def threshold_of(x, rule, a, b, c):  # pragma: no cover - compiled
     """
     if rule == _ADAPTIVE_THRESHOLD:
         return _adaptive_threshold(x, a, b, c)
+    if rule == _LARGEST_MAGNITUDE:
+        return _largest_magnitude(x, a, b, c)
     return np.float32(np.nan), np.inf
 
 
@@ -46,6 +49,22 @@ def _adaptive_threshold(x, k, floor, ceiling):  # pragma: no cover - compiled
     threshold = min(max(np.float32(mean / k), floor), ceiling)
     # Rounding adds 1/2 to a |count| at most.
     return threshold, total / threshold + x.shape[0]
+
+
+@compiled(error_model="numpy")
+def _largest_magnitude(x, levels, floor, ceiling):  # pragma: no cover - compiled
+    """Do what `LargestMagnitude.step` does. Magnitudes are compared as integers, where NaN and infinity are largest."""
+    bits = x.view(np.int32)
+    most = np.empty(1, np.int32)
+    most[0] = 0
+    for channel in range(bits.shape[0]):
+        most[0] = max(most[0], bits[channel] & np.int32(0x7FFFFFFF))
+    largest = most.view(np.float32)[0]
+    if not np.isfinite(largest):
+        return np.float32(np.nan), np.inf
+    threshold = min(max(np.float32(largest / levels), floor), ceiling)
+    # No |count| is above largest / threshold by more than 1.
+    return threshold, x.shape[0] * (np.float64(largest) / threshold + 1.0)
 
 
 @compiled(fastmath={"reassoc", "nsz"})

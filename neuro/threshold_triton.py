@@ -14,11 +14,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from . import adaptive_threshold, base
+from . import adaptive_threshold, base, largest_magnitude
 
 # RULE where the input of a kernel holds counts already.
 COUNTED = tl.constexpr(base.NO_RULE.number)
 _ADAPTIVE_THRESHOLD = tl.constexpr(adaptive_threshold.RULE)
+_LARGEST_MAGNITUDE = tl.constexpr(largest_magnitude.RULE)
 # `_scaled_magnitude` divides by this: the exponents of float64 start 896 below those of float32.
 _SCALE = tl.constexpr(2.0**896)
 
@@ -26,29 +27,47 @@ _SCALE = tl.constexpr(2.0**896)
 @triton.jit
 def block_statistic(x, RULE: tl.constexpr, AXIS: tl.constexpr):
     """Return the statistic of a block of activations, float64; those that are 0 do not change it."""
-    tl.static_assert(RULE == _ADAPTIVE_THRESHOLD, "unknown rule")
-    return tl.sum(tl.abs(x.to(tl.float32)).to(tl.float64), AXIS)
+    if RULE == _LARGEST_MAGNITUDE:
+        # As integers, where NaN and infinity are largest.
+        bits = x.to(tl.float32).to(tl.int32, bitcast=True) & 0x7FFFFFFF
+        found = tl.max(bits, AXIS).to(tl.float32, bitcast=True).to(tl.float64)
+    else:
+        tl.static_assert(RULE == _ADAPTIVE_THRESHOLD, "unknown rule")
+        found = tl.sum(tl.abs(x.to(tl.float32)).to(tl.float64), AXIS)
+    return found
 
 
 @triton.jit
 def merged(statistic, more, RULE: tl.constexpr):
     """Return the statistic of two blocks from those of each."""
-    tl.static_assert(RULE == _ADAPTIVE_THRESHOLD, "unknown rule")
-    return statistic + more
+    if RULE == _LARGEST_MAGNITUDE:
+        found = tl.maximum(statistic, more, propagate_nan=tl.PropagateNan.ALL)
+    else:
+        tl.static_assert(RULE == _ADAPTIVE_THRESHOLD, "unknown rule")
+        found = statistic + more
+    return found
 
 
 @triton.jit
 def add_lanes(lanes, x, RULE: tl.constexpr):
     """Add a block of activations to statistics that are kept lane by lane, float64; they start with 0."""
-    tl.static_assert(RULE == _ADAPTIVE_THRESHOLD, "unknown rule")
-    return lanes + _scaled_magnitude(x)
+    if RULE == _LARGEST_MAGNITUDE:
+        found = tl.maximum(lanes, _scaled_magnitude(x))
+    else:
+        tl.static_assert(RULE == _ADAPTIVE_THRESHOLD, "unknown rule")
+        found = lanes + _scaled_magnitude(x)
+    return found
 
 
 @triton.jit
 def lanes_statistic(lanes, RULE: tl.constexpr):
     """Return the statistic of all lanes; it may be finite, but above every ceiling, where x is not."""
-    tl.static_assert(RULE == _ADAPTIVE_THRESHOLD, "unknown rule")
-    return tl.sum(lanes, 0) * _SCALE
+    if RULE == _LARGEST_MAGNITUDE:
+        found = tl.max(lanes, 0) * _SCALE
+    else:
+        tl.static_assert(RULE == _ADAPTIVE_THRESHOLD, "unknown rule")
+        found = tl.sum(lanes, 0) * _SCALE
+    return found
 
 
 @triton.jit
@@ -77,11 +96,14 @@ def threshold_of(statistic, num_inputs, a, b, c, RULE: tl.constexpr):
         The threshold; whether the neuron's `count_bounds` hold, that is, the input is finite and no upper limit of the
         threshold binds; and 0, or NaN if the input is not finite.
     """
-    tl.static_assert(RULE == _ADAPTIVE_THRESHOLD, "unknown rule")
-    k, floor, ceiling = a, b, c
-    mean = (statistic / num_inputs).to(tl.float32)
-    ratio = tl.div_rn(mean, k)
-    return tl.minimum(tl.maximum(ratio, floor), ceiling), ratio <= ceiling, mean * 0.0
+    steps, floor, ceiling = a, b, c  # k, or levels
+    if RULE == _LARGEST_MAGNITUDE:
+        size = statistic.to(tl.float32)
+    else:
+        tl.static_assert(RULE == _ADAPTIVE_THRESHOLD, "unknown rule")
+        size = (statistic / num_inputs).to(tl.float32)
+    ratio = tl.div_rn(size, steps)
+    return tl.minimum(tl.maximum(ratio, floor), ceiling), ratio <= ceiling, size * 0.0
 
 
 @triton.jit

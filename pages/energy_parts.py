@@ -128,9 +128,16 @@ def _parts(digital: Figures) -> list[View | Table]:
     values.append(("total", *(total / divided for total in totals)))
     columns = [Column("part"), *(Column(name, ",.2f") for name in SYSTEMS.values())]
     chart = stacked_parts(rows, names, f"{unit} a token")
+    of_kinds = {system: dict(digital[f"{system}_by_kind_pj"].items()) for system in SYSTEMS}
+    kinds = [
+        (kind, value / max(totals[0], 1e-30), *(of_kinds[system].get(kind, 0.0) / divided for system in SYSTEMS))
+        for kind, value in of_kinds["spiking"].items()
+    ]
+    of_what = [Column("of"), Column("share, on spikes", ".1%"), *columns[1:]]
     return [
         View("parts", "chart", "Where the energy of a token goes", chart),
         Table(f"Energy of a token, {unit}", columns, values, is_open=False, total=True),
+        Table(f"What is on spikes and what is left, {unit} a token", of_what, kinds, is_open=False),
     ]
 
 

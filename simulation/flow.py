@@ -63,9 +63,10 @@ def transfer_between(
 
 
 def as_activity(counts: OperationCounts) -> Activity:
-    """Return dense work as a digital unit does it: comparisons and conversions cost as much as additions."""
+    """Return dense work as a digital unit does it: comparisons, conversions and integer additions cost one addition."""
     macs = counts.num_mac_fp16 + counts.num_mac_fp32
     adds = counts.num_add_fp32 + counts.num_compare_fp32 + counts.num_rescale_add + counts.num_rescale_convert
+    adds += counts.num_add_int8 + counts.num_add_int16 + counts.num_add_int32
     encoding = counts.num_encode_abs + counts.num_encode_add + counts.num_encode_compare + counts.num_encode_round
     moved = counts.weight_bytes + counts.parameter_bytes + counts.activation_bytes + counts.accumulator_bytes
     return Activity(

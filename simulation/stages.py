@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..chip import Activity, Description, Placement
 from ..energy import ModelCounts, count_operations
+from ..energy.count import scores_of
 from ..models import Recording, SpikeLinear
 from ..models.layers.observing import Step
 from ..models.recording import ModuleRecord, record
@@ -139,7 +140,9 @@ def place_rest(
         if part.num_tokens == 0 or part.kind == UNCOUNTED:
             continue
         stage = stages[stage_of_part(part, stages[:-1], recording.order)]
-        work = as_activity(counts.layers[name].spiking)
+        scores = counts.layers.get(scores_of(name))
+        own = counts.layers[name].spiking
+        work = as_activity(own if scores is None else own + scores.spiking)
         stage.rest[name] = work
         spread = part.kind == "linear"
         rest_ps = digital_ps(work, chip, num_units if spread else 1) // num_tokens

@@ -11,6 +11,7 @@ from ..answer import Answer
 from ..complete import models, tables, words
 from ..options import (
     MODEL,
+    Attention,
     DeviceIfRun,
     EncoderName,
     K,
@@ -83,6 +84,7 @@ def energy(
     k: K = None,
     encoder: EncoderName = None,
     weights: Weights = None,
+    attention: Attention = None,
     text: TextFile = None,
     num_tokens: Annotated[int | None, tokens_if_run("512")] = None,
     device: DeviceIfRun = None,
@@ -96,9 +98,9 @@ def energy(
 
     It is modelled, with the price of everything that is counted.
 
-    A report has been run already: --block-bytes, --shared-tokens, --neuron, --k, --encoder, --weights, --text,
-    --num-tokens and --device are for a model. The table of a chip has whole energies, so the options from --reads-per
-    to --shared-tokens are for other tables.
+    A report has been run already: --block-bytes, --shared-tokens, --neuron, --k, --encoder, --weights, --attention,
+    --text, --num-tokens and --device are for a model. The table of a chip has whole energies, so the options from
+    --reads-per to --shared-tokens are for other tables.
     """
     from ... import coding, jobs, neuro
     from ...energy import load_table
@@ -118,13 +120,14 @@ def energy(
         k=k_of(k),
         encoder=named(coding.ENCODERS, encoder),
         weights=weights,
+        attention=attention,
         text=text,
         num_tokens=num_tokens,
         device=device,
     )
     found = jobs.energy(settings, out, screen)
     same = ("spikebrain", "energy", source)
-    same += screen.typed.same("neuron", "k", "encoder", "weights", "text", "num_tokens", "device")
+    same += screen.typed.same("neuron", "k", "encoder", "weights", "attention", "text", "num_tokens", "device")
     if table == _TABLE:
         follows: dict[str, Any] = {"next": (*same, "--table", _NEWER), "why": "the same run in a newer process"}
     elif assumptions:

@@ -11,6 +11,7 @@ import typer
 from ..answer import Answer
 from ..complete import words
 from ..options import (
+    Attention,
     BackendName,
     Device,
     EncoderName,
@@ -104,6 +105,7 @@ def eval(
     skip: Skip = None,
     weights: Weights = None,
     group_size: GroupSize = None,
+    attention: Attention = None,
     out: Annotated[Path, folder_for("eval.html and eval.json")] = Path("spikebrain-eval"),
     device: Device = "auto",
 ) -> Answer:
@@ -111,7 +113,8 @@ def eval(
 
     Tasks run through lm-eval, of the extra eval, on local files; nothing is fetched. --data, --limit and
     --batch-size are for tasks; --num-tokens, --context and --layer-tokens for texts. A model that spikes already runs
-    as it is: --neuron, --k, --encoder, --backend, --layers, --skip, --weights and --group-size are for others.
+    as it is: --neuron, --k, --encoder, --backend, --layers, --skip, --weights, --group-size and --attention are for
+    others.
     """
     from ... import backends, coding, jobs, neuro
     from ...jobs.eval import WRITTEN
@@ -134,13 +137,15 @@ def eval(
         skip=tuple(skip) if skip else None,
         weights=weights,
         group_size=group_size,
+        attention=attention,
         device=device,
     )
     found = jobs.evaluate(settings, out, screen)
     if layer_tokens is None and text and "float" in found["stages"]:
         follows: dict[str, Any] = {"next": screen.typed.again(layer_tokens=256), "why": "which layers lose most"}
     else:
-        kept = ("model", "neuron", "encoder", "backend", "layers", "skip", "weights", "group_size", "device")
+        spikes = ("neuron", "encoder", "backend", "layers", "skip", "weights", "group_size", "attention")
+        kept = ("model", *spikes, "device")
         same = screen.typed.same(*kept, *(["text"] if text and len(text) == 1 else []))
         to = ("--out", unused(Path("spikebrain-report")))
         follows = {"next": ("spikebrain", "report", *same, *to), "why": "its spikes and energy"}

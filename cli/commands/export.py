@@ -10,6 +10,7 @@ import typer
 
 from ..answer import Answer
 from ..options import (
+    Attention,
     BackendName,
     DeviceIfRun,
     EncoderName,
@@ -63,6 +64,7 @@ def export(
     skip: Skip = None,
     weights: Weights = None,
     group_size: GroupSize = None,
+    attention: Attention = None,
     format: FolderFormat = None,
     device: DeviceIfRun = None,
     force: Annotated[bool, typer.Option("--force", help="Write over what is there.", rich_help_panel=OUTPUT)] = False,
@@ -73,7 +75,8 @@ def export(
     form, per token; .pftrace which layers spiked when, for ui.perfetto.dev; .nir the layers themselves. A name without
     an ending is a folder with the model on spikes, which transformers and lm_eval open with trust_remote_code, and
     .safetensors is the same in one file for spikebrain. --format is for a folder; --text, --num-tokens, --trains and
-    --device do not count for models and .nir, nor does --backend for .nir. A model that spikes keeps its own settings.
+    --device do not count for models and .nir, nor do --backend and --attention for .nir. A model that spikes keeps its
+    own settings.
     """
     from ... import backends, coding, jobs, neuro
 
@@ -90,6 +93,7 @@ def export(
         skip=tuple(skip) if skip else None,
         weights=weights,
         group_size=group_size,
+        attention=attention,
         format=format,
         device=device,
     )

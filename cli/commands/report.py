@@ -11,6 +11,7 @@ import typer
 from ..answer import Answer
 from ..clock import took
 from ..options import (
+    Attention,
     BackendName,
     Device,
     EncoderName,
@@ -31,7 +32,7 @@ from ..options import (
 )
 from ..panels import INPUT, MEASURE
 from ..progress import Screen
-from ..words import as_ratio, less_or_more, unconfirmed
+from ..words import as_ratio, less_or_more, shares_in_words, unconfirmed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,6 +56,7 @@ def report(
     skip: Skip = None,
     weights: Weights = None,
     group_size: GroupSize = None,
+    attention: Attention = None,
     out: Annotated[Path, folder_for("report.html, report.json, layers.csv and the plots")] = Path("spikebrain-report"),
     seed: Annotated[int, seed_for("the sample of outputs that is checked")] = 0,
     device: Device = "auto",
@@ -62,7 +64,7 @@ def report(
     """Report accuracy, spikes, energy and exactness of a model on spikes.
 
     It runs in float, with INT8 weights, and on spikes. A model that spikes already runs as it is: --neuron, --k,
-    --encoder, --backend, --layers, --skip, --weights and --group-size are for others.
+    --encoder, --backend, --layers, --skip, --weights, --group-size and --attention are for others.
     """
     from ... import backends, coding, jobs, neuro
     from ...jobs.report_files import WRITTEN
@@ -80,6 +82,7 @@ def report(
         skip=tuple(skip) if skip else None,
         weights=weights,
         group_size=group_size,
+        attention=attention,
         seed=seed,
         device=device,
     )
@@ -204,6 +207,7 @@ def _print_energy(console: Console, energy: dict[str, Any]) -> None:
         shown = [ratios[f"ratio_vs_{system}"] for system in ("int8", "fp16")]
         table.add_row(name, *("no spikes" if ratio is None else as_ratio(ratio) for ratio in shown), meaning)
     console.print(table, "")
+    console.print(f"Where it goes, on spikes: {shares_in_words(energy['digital']['spiking_by_kind_pj'])}.")
     console.print(
         f"Additions alone: {paper['average_spikes']:.4f} a channel, {paper['spike_mac_pj']:.4f} pJ in place of a MAC "
         f"of {paper['int8_mac_pj']:g} pJ (INT8) or {paper['fp16_mac_pj']:g} pJ (FP16). "

@@ -130,9 +130,9 @@ def sweep(
     """Run a model with many settings, each once, and compare.
 
     It is a grid, or a search for the best of several objectives. The keys are called as the options of report, energy
-    and simulate: neuron, k, layers, skip, weights, group_size, encoder, backend; table, reads_per, ...; chip, mapping,
-    mode, ...; chip.core.lanes and the like are numbers of the chip. The same command goes on after any interruption,
-    even kill -9, and may run several times at once on one study. Exit code 1 says that a run failed.
+    and simulate: neuron, k, layers, skip, weights, group_size, attention, encoder, backend; table, reads_per, ...;
+    chip, mapping, mode, ...; chip.core.lanes and the like are numbers of the chip. The same command goes on after any
+    interruption, even kill -9, and may run several times at once on one study. Exit code 1 says that a run failed.
     """
     from ...jobs.sweep import SweepSettings, read_options, read_spec
     from ...jobs.sweep import sweep as run

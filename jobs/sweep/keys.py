@@ -18,7 +18,7 @@ from ...chip.description import fault_of, keys_of_chips
 from ...coding import ENCODERS
 from ...energy import DigitalEnergy, load_table
 from ...errors import InputError
-from ...models.layers.settings import check_weights
+from ...models.layers.settings import check_attention, check_weights
 from ...neuro import NEURONS, AdaptiveThreshold
 from ...simulation.model import MODES
 
@@ -100,6 +100,7 @@ KEYS: dict[str, Key] = {
     "layers": Key(str, "spikes"),
     "skip": Key(str, "spikes", words={"none": None}),
     "include_head": Key(bool, "spikes"),
+    "attention": Key(str, "spikes", check_attention, words={"none": None}),
     "weights": Key(str, "weights", lambda weights: check_weights(weights, None)),
     "group_size": Key(int, "weights", lambda size: check_weights("int8", size), words={"all": None}),
     "encoder": Key(str, "code", ENCODERS.get),

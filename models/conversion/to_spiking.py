@@ -21,7 +21,8 @@ from ...coding import BidirectionalBitwise, Encoder
 from ...errors import InputError
 from ...neuro import AdaptiveThreshold
 from ..decoding import attach_decoder
-from ..layers.settings import ATTENTION, SpikeSettings, neuron_with_k
+from ..layers.attention_interface import set_counts
+from ..layers.settings import ATTENTION, COUNTED, SpikeSettings, neuron_with_k
 from ..layers.spike_linear import SpikeLinear
 from ..layers.swap import swap_linears
 from ..spikingbrain.attention import Attention
@@ -43,7 +44,7 @@ def to_spiking(
     inplace: bool = False,
     scales: Mapping[str, Tensor] | None = None,
 ) -> Model:
-    """Return the model on spikes: its linear layers, and with `settings.attention` a SpikingBrain model's attention.
+    """Return the model on spikes: its linear layers, and with `settings.attention` its softmax attention.
 
     A layer used in several places becomes one spiking layer, and an output head that is tied to the embedding leaves
     the embedding as it is. A layer whose weights other code needs is skipped where a method of its parent reads
@@ -69,15 +70,22 @@ def to_spiking(
         raise InputError(f"to_spiking: expected SpikeSettings(...) as settings, got {settings!r}.")
     if not isinstance(model, SpikingBrainForCausalLM):
         settings = settings or SpikeSettings()
-        if settings.attention is not None:
+        if settings.attention in ATTENTION:
             raise InputError(
-                f"to_spiking: expected attention=None for a {type(model).__name__}, got {settings.attention!r}. Only "
-                "the attention of SpikingBrain models spikes."
+                f"to_spiking: expected attention=None or {COUNTED!r} for a {type(model).__name__}, got "
+                f"{settings.attention!r}, which is for SpikingBrain models."
             )
         spiking = stop_rescaling(swap_linears(model, settings, inplace=inplace, scales=scales))
+        if settings.attention == COUNTED:
+            set_counts(spiking)
         attach_decoder(spiking)
         return spiking  # pyright: ignore[reportReturnType]
     settings = settings or spikingbrain_settings()
+    if settings.attention == COUNTED:
+        raise InputError(
+            f"to_spiking: expected attention=None or one of {ATTENTION} for a SpikingBrain model, got {COUNTED!r}, "
+            'which is for Transformers. "as-described" has its queries on counts, too.'
+        )
     before = model.settings
     if before.spiking is not None and settings.attention is not None:
         raise InputError(f"to_spiking: expected a float model, got one that spikes {before.spiking}.")

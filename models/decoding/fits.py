@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...neuro import without_band
+from ..layers.attention_interface import runs_on_counts
 from ..layers.graded_linear import GradedLinear
 from ..layers.spike_linear import SpikeLinear
 
@@ -65,6 +66,8 @@ def _obstacles(model: Any, target: Target) -> Iterator[str]:
         yield f"{type(model).__name__} is none of {', '.join(_MODELS)}"
         return
     config = model.config
+    if runs_on_counts(model):
+        yield "its attention runs on spike counts, which no decoder does yet"
     if config.hidden_act != "silu":
         yield f"its activation is {config.hidden_act}, not silu"
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import weakref
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any, TypeAlias
@@ -10,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from ..layers.attention_interface import runs_on_counts
 from ..layers.spike_linear import SpikeLinear
 from ..spikingbrain.attention import Attention
 from .compiled import CompiledDecoder, why_not_compiled
@@ -70,6 +72,7 @@ class Watch:
         self._sized += self._entries
         self._held = list(self._held_now())
         self._tensors = [value for value in self._held if isinstance(value, Tensor) and not value.is_meta]
+        self._model, self._on_counts = weakref.ref(model), runs_on_counts(model)
         self._places, self._sizes = self._places_now(), self._sizes_now()
         self.decoder = _decoder_for(model)
         # PyTorch counts the writes to a tensor, but for those that were made in inference mode.
@@ -102,6 +105,8 @@ class Watch:
             same = all(map(operator.is_, self._held_now(), self._held))
         except KeyError:  # a plug-in was deleted
             return False
+        model = self._model()
+        same = same and model is not None and runs_on_counts(model) == self._on_counts
         return same and self._sizes_now() == self._sizes and self._versions_now() == self._versions
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 from ...registry import from_dict, to_dict
-from ..layers.settings import SpikeSettings
+from ..layers.settings import COUNTED, SpikeSettings
 from ..layers.spike_linear import SpikeLinear, spiking_layers
 from ..layers.swap import Conversion
 
@@ -98,6 +98,11 @@ class LayerTable:
 
     def _of(self, name: str) -> dict[str, Any]:
         return self._settings[self._content["layers"][name]["settings"]]
+
+    @property
+    def attends_on_counts(self) -> bool:
+        """Whether the model's softmax attention ran on counts, by its `conversion`."""
+        return self._conversion is not None and self._conversion.settings.attention == COUNTED
 
     def restore_conversion(self, model: nn.Module) -> None:
         """Give the model the `conversion` that it had when it was saved."""

@@ -23,6 +23,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from ...errors import CheckpointError, InputError
 from ..decoding import attach_decoder
+from ..layers.attention_interface import COUNTS
 from ..layers.experts import Experts, unfuse_for
 from ..layers.graded_linear import check_graded, grade_for
 from ..layers.guards import guard
@@ -86,6 +87,9 @@ class SpikebrainQuantizer(HfQuantizer):
         """Return the configuration as `SpikebrainConfig` would, where a class is asked directly."""
         for name in ("auto_map", "model_type", *NOT_THESE):
             vars(config).pop(name, None)
+        table = self.quantization_config.content  # pyright: ignore[reportAttributeAccessIssue]
+        if config._attn_implementation is None and table.get("attention") == COUNTS:
+            config._attn_implementation = COUNTS
         return config
 
     # In transformers 5.6 only this is called with the configuration.

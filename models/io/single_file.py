@@ -31,6 +31,7 @@ from transformers import (
 
 from ...errors import CheckpointError, InputError
 from ...files import parse_json, whole_file
+from ..layers.attention_interface import COUNTS, set_counts
 from ..layers.experts import unfuse_for
 from ..layers.graded_linear import check_graded, grade_for
 from ..layers.quantize import check_finite
@@ -44,7 +45,7 @@ FORMAT = "spikebrain-converted"
 VERSION = 3
 # In the metadata beside the description: its checksum. A description that another program wrote has none.
 _SEAL = "spikebrain-converted-sha256"
-# Implementations of attention that come with PyTorch.
+# Implementations of attention that come with PyTorch; ours comes with this package.
 _ATTENTION = ("eager", "sdpa", "flex_attention")
 
 # safetensors' own limit.
@@ -177,6 +178,8 @@ def _build(
         check_graded(model)
         _assign(model, tensors, set(header["frozen"]), path)
         table.restore_conversion(model)
+        if architecture is not None and table.attends_on_counts:
+            set_counts(model)
         if header["generation_config"] and isinstance(model, GenerationMixin):
             model.generation_config = GenerationConfig.from_dict(header["generation_config"])
         return model, _tokenizer_from(header["tokenizer"], path)
@@ -256,7 +259,7 @@ def _empty_model(header: dict[str, Any], path: Path) -> nn.Module:
 
 def installed_attention(name: Any, where: str | Path) -> str | None:
     """Return the implementation of attention that a model was saved with, or None if it is not installed here."""
-    if name in _ATTENTION:
+    if name in (*_ATTENTION, COUNTS):
         return name
     is_here = getattr(transformers.utils, f"is_{str(name).replace('attention', 'attn')}_available", lambda: False)
     if name is not None and not is_here():

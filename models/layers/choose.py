@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ...errors import InputError
+from .attention_interface import check_counts
 from .experts import FusedExperts
-from .settings import SpikeSettings, matches_any
+from .settings import ATTENTION, SpikeSettings, matches_any
 from .spike_linear import SpikeLinear
 from .stored import check_stored
 from .weight_readers import why_its_weights_are_needed
@@ -35,9 +36,11 @@ def choose_layers(
         fused: its fused experts, whose layers are named as `to_spiking` names them; found here if None.
         without_weights: the model is on the meta device on purpose, and only its layers are asked for.
     Raises:
-        InputError: no layer matches, a pattern matches no name, the weights of a layer that would spike are not in
-            memory or not a plain tensor, or stored integers are asked for and no file holds any.
+        InputError: attention is to spike and cannot, no layer matches, a pattern matches no name, the weights of a
+            layer that would spike are not in memory or not a plain tensor, or stored integers are asked for and no file
+            holds any.
     """
+    check_counts(model, settings)
     fused = fused or FusedExperts(model)
     heads = _inside_output_heads(model)
     linears: dict[str, nn.Linear | Conv1D] = {}
@@ -73,7 +76,7 @@ def choose_layers(
         )
     _check_order("neuron", neurons, linears)
     _check_order("coarse", tuple(settings.coarse) if isinstance(settings.coarse, Mapping) else (), linears)
-    if settings.attention is None:  # those with attention are of a kind of model, which need not have all the layers
+    if settings.attention not in ATTENTION:  # those are for a kind of model, which need not have all the layers
         check_matches("layers", settings.layers, names)
     if settings.weights == "stored":
         check_stored(linears)

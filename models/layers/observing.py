@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...coding import SpikeTrain
 from .graphs import uncompiled
@@ -59,3 +59,29 @@ def observing(layers: Iterable[Observed], observer: Observer) -> Iterator[None]:
     finally:
         for layer in watched:
             layer.observers.remove(observer)
+
+
+# Called with the spike counts of the queries of a call of attention, integers [B, H, L, D], and how many columns each
+# query sees, int64 [B or 1, L].
+QueryObserver: TypeAlias = Callable[[Tensor, Tensor], None]
+_QUERIES = "query_observers"
+
+
+def query_observers(module: nn.Module) -> list[QueryObserver]:
+    """Return those who watch the queries of a module of attention."""
+    return vars(module).get(_QUERIES, [])
+
+
+@contextmanager
+def observing_queries(observers: Iterable[tuple[nn.Module, QueryObserver]]) -> Iterator[None]:
+    """Call functions with the queries of modules of attention that run on counts, inside a `with` block."""
+    watched = list(observers)
+    for module, observer in watched:
+        vars(module).setdefault(_QUERIES, []).append(observer)
+    try:
+        yield
+    finally:
+        for module, observer in watched:
+            query_observers(module).remove(observer)
+            if not query_observers(module):
+                del vars(module)[_QUERIES]

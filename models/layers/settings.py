@@ -16,7 +16,9 @@ from ...registry import Registry
 from .coarse import Coarse, check_coarse
 from .quantize import check_group_size
 
+# How softmax attention spikes: in SpikingBrain models, and in Transformers.
 ATTENTION = ("as-described", "as-released")
+COUNTED = "counts"
 # What integer weights are: rounded to 8 bits, those of the model's file, or rounded to 4 bits in groups.
 WEIGHTS = ("int8", "stored", "int4")
 # Fields that files leave out, as older ones do not have them.
@@ -45,8 +47,9 @@ class SpikeSettings:
             the first pattern that matches applies, and layers that none matches have no coarse rows.
         backend: accumulates spikes; "auto" picks the fastest for each input.
         include_head: whether the output head of a causal language model spikes too.
-        attention: how softmax attention of a SpikingBrain model spikes, "as-described" or "as-released"; None leaves it
-            in floating point. Other models have no spiking attention.
+        attention: how softmax attention spikes; None leaves it in floating point. Of a SpikingBrain model it is
+            "as-described" or "as-released". Of a Transformer it is "counts": queries are spike counts, with a threshold
+            per token and head and the k of the neuron of their projection, and keys and values are INT8.
     Raises:
         InputError: a value of the wrong kind; the message names the field.
 
@@ -88,8 +91,7 @@ class SpikeSettings:
                 check_coarse(pairs, f"SpikeSettings.coarse[{pattern!r}]")
         elif self.coarse != ():
             check_coarse(self.coarse, "SpikeSettings.coarse")
-        if self.attention not in (None, *ATTENTION):
-            raise InputError(f"SpikeSettings.attention: expected None or one of {ATTENTION}, got {self.attention!r}.")
+        check_attention(self.attention)
         if self.attention is not None:
             assert not isinstance(self.encoder, str)
             require_exact(self.encoder, "SpikeSettings.encoder", "spiking attention takes the counts themselves")
@@ -160,6 +162,15 @@ def check_weights(weights: str, group_size: int | None) -> None:
         raise InputError(
             f"group_size: has no effect with `weights` stored, whose groups are those of the file; got {group_size}. "
             "Leave out one of both."
+        )
+
+
+def check_attention(attention: str | None) -> None:
+    """Raise an InputError unless softmax attention can spike in that way."""
+    if attention not in (None, COUNTED, *ATTENTION):
+        raise InputError(
+            f"attention: expected None, {COUNTED!r} for a Transformer, or one of {ATTENTION} for a SpikingBrain model; "
+            f"got {attention!r}."
         )
 
 

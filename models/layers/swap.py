@@ -16,13 +16,14 @@ from transformers.pytorch_utils import Conv1D
 from ...errors import InputError
 from ...registry import label
 from ...text_table import kind_of, text_table
+from .attention_interface import unset_counts
 from .choose import choose_layers
 from .compact import compact
 from .experts import FusedExperts, own_weights
 from .graded_linear import GradedLinear
 from .guards import guard, unguard
 from .quantize import QuantizedWeight, copy_bias, input_major, quantize_to, quantize_with
-from .settings import SpikeSettings
+from .settings import COUNTED, SpikeSettings
 from .spike_linear import SpikeLinear
 from .stored import in_words, nothing_stored, stored_weight_of
 
@@ -53,7 +54,10 @@ class Conversion:
         rounded = f", {len(self.rounded):,} of them rounded to INT8" if self.rounded else ""
         coarse = sum(self.settings.coarse_of(name) != () for name in self.converted)
         graded = f", {coarse:,} with coarse rows for small counts" if coarse else ""
-        lines = [f"{len(self.converted):,} layers on spikes, code {encoder}, weights {weights}{rounded}{graded}"]
+        counted = ", attention on counts" if self.settings.attention == COUNTED else ""
+        lines = [
+            f"{len(self.converted):,} layers on spikes, code {encoder}, weights {weights}{rounded}{graded}{counted}"
+        ]
         return "\n".join([*lines, text_table(("kind of layer", "layers", "neuron"), rows), *stays])
 
 
@@ -143,6 +147,7 @@ def to_dense(model: nn.Module, *, inplace: bool = False) -> nn.Module:
     """Swap every `SpikeLinear` for an `nn.Linear` with the same integer weights as floats: the model without spikes.
 
     A `GradedLinear` becomes one with the layer's own rows. The weights get the dtype of the model's float parameters.
+    Attention on counts becomes that which transformers gives the model by itself.
 
     Args:
         model: a spiking model.
@@ -158,6 +163,7 @@ def to_dense(model: nn.Module, *, inplace: bool = False) -> nn.Module:
             dense[id(module)] = linear.train(module.training)
     swapped = _swap(model, dense, inplace)
     unguard(swapped)
+    unset_counts(swapped)
     swapped.__dict__.pop("conversion", None)
     return swapped
 

@@ -9,10 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ...coding import Encoder
+from ...coding.checks import fitted_to, train_of
+from ...neuro import AdaptiveThreshold
 from ..architectures import Part, has_no_work, part_of
+from ..layers.attention_interface import query_neuron, runs_on_counts
 from ..layers.experts import Experts, Gate
 from ..layers.graded_linear import GradedLinear
 from ..layers.spike_linear import SpikeLinear
@@ -41,6 +46,12 @@ class ModuleRecord:
         num_pairs: of attention, query tokens times the columns that each sees; of experts, vectors times the experts
             that each is routed to; of what is uncounted, its multiply-accumulates with weights, at most.
         before: name of the module in the model before which the work is done; "" if it is done where the part runs.
+        num_spikes: of attention on counts, spikes of its queries, in the code of their projection; all below are of
+            such attention, too.
+        num_synops: spikes of queries times the columns that their query sees.
+        num_weighted_synops: the same of spikes whose timestep does not weigh 1 or -1.
+        num_shifted_sums: timesteps after the first, of each score.
+        zero_point: the largest of the code.
     """
 
     name: str
@@ -49,6 +60,35 @@ class ModuleRecord:
     num_tokens: int = 0
     num_pairs: int = 0
     before: str = ""
+    num_spikes: int = 0
+    num_synops: int = 0
+    num_weighted_synops: int = 0
+    num_shifted_sums: int = 0
+    zero_point: int = 0
+
+    def add_queries(self, count: Tensor, seen: Tensor, encoder: Encoder) -> None:
+        """Add the queries of a call.
+
+        Args:
+            count: spike counts, [B, H, L, D].
+            seen: columns that each query sees, [B or 1, L].
+            encoder: unrolls them; as in a layer, the train of a call is as long as its largest count needs.
+        """
+        if not count.numel():
+            return
+        values, place = count.unique(return_inverse=True)
+        columns = seen.to(count.device)[:, None, :, None].expand_as(count)
+        num_channels = torch.bincount(place.flatten(), minlength=len(values))
+        num_columns = torch.zeros_like(num_channels).scatter_add_(0, place.flatten(), columns.flatten())
+        suited, num_timesteps = fitted_to(encoder, int(values[0]), int(values[-1]))
+        train = train_of(suited, values.int(), num_timesteps)
+        fired = train.spikes.abs().to(torch.int64)  # [T, values]
+        weighted = fired[(train.timestep_weight.abs() != 1).to(fired.device)].sum(0)
+        self.num_spikes += int((fired.sum(0) * num_channels).sum())
+        self.num_synops += int((fired.sum(0) * num_columns).sum())
+        self.num_weighted_synops += int((weighted * num_columns).sum())
+        self.num_shifted_sums += (num_timesteps - 1) * int(columns[..., 0].sum())
+        self.zero_point = max(self.zero_point, train.zero_point)
 
 
 # The kind of a module with weights of which only their products are known.
@@ -120,6 +160,8 @@ def _known_parts(name: str, module: nn.Module) -> list[tuple[ModuleRecord, Measu
     sizes = part.sizes_of(module)
     if sizes is None:  # another class of that name
         return []
+    if part.kind == "softmax" and runs_on_counts(module):
+        sizes |= _on_counts(query_neuron(module), sizes["dim"])
     record = ModuleRecord(name, part.kind, sizes, before=_child(name, part.before) if part.before else "")
     return [(record, _causal_pairs(part) if part.kind == "softmax" else _vectors)]
 
@@ -184,12 +226,18 @@ def _our_attention(name: str, module: Attention) -> list[tuple[ModuleRecord, Mea
         gated = {**sizes, "sigmoid": sigmoid, "tied": int(config.gate == "tied")}
         parts.append((ModuleRecord(f"{name} linear", "gla", gated, before=before), _vectors))
     if plan.softmax:
-        integer = int(module.spiking == "as-described")
-        softmax = {**sizes, "integer": integer, "rounds_cache": int(module.spiking is not None)}
+        softmax = {**sizes, "integer": 0, "rounds_cache": int(module.spiking is not None)}
+        if module.spiking == "as-described":
+            softmax |= _on_counts(AdaptiveThreshold(config.k), config.dim)
         parts.append((ModuleRecord(f"{name} softmax", "softmax", softmax, before=before), _our_pairs))
     if plan.is_parallel:
         parts.append((ModuleRecord(f"{name} branches", "branches", sizes, before=before), _vectors))
     return parts
+
+
+def _on_counts(neuron: AdaptiveThreshold, dim: int) -> dict[str, int]:
+    """Return the sizes of attention on counts; no score exceeds `largest_score` while no limit of thresholds binds."""
+    return {"integer": 1, "rounds_cache": 1, "largest_score": int(128 * neuron.count_bounds(dim).mean * dim)}
 
 
 def _child(name: str, path: str) -> str:

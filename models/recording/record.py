@@ -17,9 +17,10 @@ from ...coding import SpikeTrain
 from ...errors import InputError
 from ...lazy import optional
 from ...text_table import kind_of, text_table
+from ..layers.attention_interface import query_encoder
 from ..layers.choose import check_matches
 from ..layers.graded_linear import GradedLinear
-from ..layers.observing import Step, observing
+from ..layers.observing import QueryObserver, Step, observing, observing_queries
 from ..layers.settings import check_patterns
 from ..layers.spike_linear import SpikeLinear, spiking_layers
 from .layer_record import LayerRecord
@@ -89,8 +90,8 @@ class Recording:
             self.layers[name].restore(stored)
         for name, stored in state.get("modules", {}).items():
             module = self.modules[name]
-            module.num_tokens, module.num_pairs = stored["num_tokens"], stored["num_pairs"]
-            module.kind, module.sizes = stored["kind"], stored["sizes"]
+            for field_name, value in stored.items():
+                setattr(module, field_name, value)
         self.order = list(state.get("order", ()))
 
     def to_pandas(self, table: str = "layers") -> Any:
@@ -186,6 +187,16 @@ def _join_levels(model: nn.Module, records: Mapping[str, LayerRecord]) -> None:
                     records[level].own_rows = records.get(own)
 
 
+def _query_counter(module: nn.Module, part: ModuleRecord, lock: threading.Lock) -> QueryObserver:
+    """Return what adds the queries of a module of attention on counts to its record."""
+
+    def add(count: Tensor, seen: Tensor) -> None:
+        with lock:
+            part.add_queries(count, seen, query_encoder(module))
+
+    return add
+
+
 @contextmanager
 def record(
     model: nn.Module,
@@ -277,9 +288,10 @@ def record(
 
         return hook
 
+    queries = [(m, _query_counter(m, part, lock)) for m, part, _ in parts if part.sizes.get("integer")]
     hooks = [m.register_forward_pre_hook(watch(part, measure), with_kwargs=True) for m, part, measure in parts]
     try:
-        with observing(chosen.values(), observe):
+        with observing(chosen.values(), observe), observing_queries(queries):
             yield recording
     finally:
         for hook in hooks:

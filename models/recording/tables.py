@@ -8,7 +8,7 @@
 | trains | a kept train | layer, num_timesteps, num_tokens, num_channels, zero_point |
 | weights | a timestep of a train | train, timestep, weight |
 | spikes | a spike of a train | train, timestep, token, channel, value |
-| modules | a part of the model that does not spike | name, kind, num_tokens, num_pairs, before, sizes (as JSON) |
+| modules | a part of the model that does not spike | the fields of `ModuleRecord`; sizes as JSON |
 | run | the recording | format, model, order and unsupported (as JSON), sha256 of all other columns |
 
 `layer` and `train` are rows of those tables, counted from 0.

@@ -5,6 +5,7 @@ from transformers import AutoConfig
 from .cache import SpikingBrainCache
 from .causal_lm import SpikingBrainForCausalLM
 from .config import LayerPlan, SpikingBrainConfig
+from .counted import attend_counted
 from .layouts import layout, parse_layers, spikingbrain_7b, spikingbrain_76b, tiny_7b, tiny_76b
 from .model import SpikingBrainModel, SpikingBrainOutput
 from .prefill import prefill
@@ -23,6 +24,7 @@ __all__ = [
     "SpikingBrainModel",
     "SpikingBrainOutput",
     "SpikingBrainPretrainedConfig",
+    "attend_counted",
     "layout",
     "parse_layers",
     "prefill",

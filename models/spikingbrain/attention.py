@@ -27,7 +27,7 @@ from . import swa
 from .cache import LayerState
 from .config import LayerPlan, SpikingBrainConfig
 from .gla import gla
-from .int8 import count_queries, quantize_tokens, rounded_to_int8
+from .int8 import counted_inputs, rounded_to_int8, tell_queries
 from .kernels import kernels_for
 from .mlp import cast_once
 from .norm import RMSNorm
@@ -195,16 +195,10 @@ class Attention(nn.Module):
             num_sinks = state.columns.num_pinned
         if self.spiking == "as-released":
             columns = [rounded_to_int8(x) for x in columns]
-        o = swa.attend(
-            query,
-            tuple(columns),
-            core,
-            window=window,
-            num_sinks=num_sinks,
-            causal=context.causal,
-            valid=valid,
-            dtype=dtype,
-        )
+        visible = {"window": window, "num_sinks": num_sinks, "causal": context.causal, "valid": valid}
+        if self.spiking == "as-described":
+            tell_queries(self, q, AdaptiveThreshold(self.config.k), columns[0].shape[2], **visible)
+        o = swa.attend(query, tuple(columns), core, dtype=dtype, **visible)
         return o.transpose(1, 2).to(dtype)
 
     def _softmax_inputs(
@@ -213,11 +207,7 @@ class Attention(nn.Module):
         """Return the query tensors, the column tensors to cache, and the function that attends with them."""
         if self.spiking is None:
             return (q,), (k, v), swa.float_attention
-        if self.spiking == "as-described" and not (torch.is_grad_enabled() and q.requires_grad):
-            query = count_queries(q, AdaptiveThreshold(self.config.k))
-            return query, (*quantize_tokens(k), *quantize_tokens(v)), swa.integer_attention
-        spikes = AdaptiveThreshold(self.config.k)(q)
-        query = (spikes.activation().to(q.dtype),)
-        if self.spiking == "as-described":  # in training: the same values as floats, for the gradients
-            return query, (rounded_to_int8(k), rounded_to_int8(v)), swa.float_attention
-        return query, (k, v), swa.float_attention
+        neuron = AdaptiveThreshold(self.config.k)
+        if self.spiking == "as-described":
+            return counted_inputs(q, k, v, neuron)
+        return (neuron(q).activation().to(q.dtype),), (k, v), swa.float_attention

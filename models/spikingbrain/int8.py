@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int8
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...backends.gpu.one_pass import any_failed
 from ...neuro import AdaptiveThreshold
 from ...neuro.spike_count import straight_through
+from ..layers.observing import query_observers
+from . import swa
 from .kernels import kernels_for
 
 
@@ -63,3 +67,39 @@ def rounded_to_int8(x: Float[Tensor, "*tokens D"]) -> Float[Tensor, "*tokens D"]
     codes, scale = quantize_tokens(x)
     value = (codes * scale).to(x.dtype)
     return straight_through(x, value) if torch.is_grad_enabled() and x.requires_grad else value
+
+
+def counted_inputs(
+    q: Float[Tensor, "B H L D"], k: Float[Tensor, "B Hk N D"], v: Float[Tensor, "B Hk N Dv"], neuron: AdaptiveThreshold
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...], swa.Core]:
+    """Return what `swa.attend` takes: query tensors and column tensors on counts and codes, and the core for them.
+
+    While gradients are recorded these are the same values as floats, whose gradients pass straight through.
+
+    Args:
+        q: rotated queries.
+        k: keys of the columns.
+        v: values of the columns.
+        neuron: gives each query and head a threshold.
+    """
+    if torch.is_grad_enabled() and q.requires_grad:
+        query = (neuron(q).activation().to(q.dtype),)
+        return query, (rounded_to_int8(k), rounded_to_int8(v)), swa.float_attention
+    return count_queries(q, neuron), (*quantize_tokens(k), *quantize_tokens(v)), swa.integer_attention
+
+
+def tell_queries(module: nn.Module, q: Tensor, neuron: AdaptiveThreshold, num_columns: int, **visible: Any) -> None:
+    """Tell those who watch a module of attention what its queries count, and how many columns each sees.
+
+    Args:
+        module: of attention.
+        q: as for `counted_inputs`.
+        neuron: as for `counted_inputs`.
+        num_columns: N.
+        visible: arguments of `swa.attend` that say which columns a query sees.
+    """
+    observers = query_observers(module)
+    if observers:
+        count, seen = neuron(q).count, swa.columns_seen(q.shape[2], num_columns, device=q.device, **visible)
+        for observer in observers:
+            observer(count, seen)

@@ -41,6 +41,7 @@ def attend(
     num_sinks: int = 0,
     causal: bool = True,
     valid: Tensor | None = None,
+    mask: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Let each query attend to the columns in its window.
@@ -56,18 +57,26 @@ def attend(
         num_sinks: number of sinks among the columns; they come first.
         causal: False lets every query see every column.
         valid: bool, [B, N], False for padding, which no other token sees; None if there is no padding.
+        mask: bool, [B or 1, 1, L, N], True where a query sees a column, in the place of all of the above; a query that
+            sees nothing, as padding does, is shown everything. None for the above.
         dtype: that the caller turns the result into; kernels round the weights of values to it.
     Returns:
         [B, H, L, D].
     """
     num_queries, num_columns = query[0].shape[2], columns[0].shape[2]
+    if mask is not None:
+        blocks = [slice(begin, begin + _BLOCK) for begin in range(0, num_queries, _BLOCK)]
+        parts = [core(tuple(x[:, :, b] for x in query), columns, _never_empty(mask[:, :, b])) for b in blocks]
+        return torch.cat(parts, 2)
     if num_queries == 1 or not causal:
         return core(query, columns, None if valid is None else _never_empty(valid[:, None, None]))
     whole = valid is None and num_queries == num_columns and (window is None or window >= num_columns)
     if whole and core is float_attention:
         (q,), (k, v) = query, columns
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    if valid is None and (core is float_attention or (core is integer_attention and query[0].dtype == torch.int16)):
+    is_square = columns[0].shape[-1] == columns[len(columns) // 2].shape[-1]  # keys as wide as values
+    fits = core is float_attention or (core is integer_attention and query[0].dtype == torch.int16)
+    if is_square and valid is None and fits:
         kernels = kernels_for("attention", *(x for x in (*query, *columns) if x.is_floating_point()))
         if kernels is not None:
             return kernels.run(query, columns, window, num_sinks, dtype or query[-1].dtype)
@@ -88,6 +97,38 @@ def attend(
     return torch.cat(outputs, 2)
 
 
+def columns_seen(
+    num_queries: int,
+    num_columns: int,
+    *,
+    window: int | None = None,
+    num_sinks: int = 0,
+    causal: bool = True,
+    valid: Tensor | None = None,
+    mask: Tensor | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Return how many columns each query sees in `attend`, int64 [B or 1, L]; arguments are as there.
+
+    Padding sees what `valid` leaves, or nothing by a `mask`.
+
+    >>> columns_seen(3, 5, window=4).tolist()
+    [[3, 4, 4]]
+    """
+    if mask is not None:
+        return mask[:, 0].sum(-1)
+    j = torch.arange(num_columns, device=device)
+    i = j[num_columns - num_queries :, None]
+    seen = torch.ones_like(i >= j)
+    if num_queries > 1 and causal:
+        near = j <= i if window is None else (j <= i) & (i - j < window)
+        seen = near | (j < num_sinks)
+    if valid is None:
+        return seen.sum(-1)[None]
+    own = (i == j) if num_queries > 1 and causal else torch.zeros_like(seen)
+    return ((seen & valid[:, None]) | own).sum(-1)
+
+
 def any_length(device: torch.device) -> AbstractContextManager[object]:
     """Keep PyTorch's attention off cuDNN on a GPU, for calls that have one more column each time.
 
@@ -102,7 +143,7 @@ def float_attention(query: tuple[Tensor, ...], columns: tuple[Tensor, ...], mask
     (q,), (k, v) = query, columns
     folded, mask = _fold(q, k.shape[1], mask)
     with any_length(q.device):
-        return F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).reshape(q.shape)
+        return F.scaled_dot_product_attention(folded, k, v, attn_mask=mask).reshape(*q.shape[:-1], v.shape[-1])
 
 
 def integer_attention(query: tuple[Tensor, ...], columns: tuple[Tensor, ...], mask: Tensor | None) -> Tensor:
@@ -122,7 +163,7 @@ def integer_attention(query: tuple[Tensor, ...], columns: tuple[Tensor, ...], ma
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     weight = scores.softmax(-1) * v_scale.transpose(-1, -2)
-    return (weight @ v.to(weight.dtype)).reshape(count.shape)
+    return (weight @ v.to(weight.dtype)).reshape(*count.shape[:-1], v.shape[-1])
 
 
 def integer_product(count: Tensor, k: Tensor) -> Tensor:

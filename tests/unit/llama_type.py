@@ -14,7 +14,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from spikebrain import AdaptiveThreshold, Cpu, DeadZoneThreshold, SpikeSettings, to_spiking
+from spikebrain import AdaptiveThreshold, Cpu, DeadZoneThreshold, LargestMagnitude, SpikeSettings, to_spiking
 
 SIZES = {
     "hidden_size": 64,
@@ -46,6 +46,7 @@ SETTINGS = {
     ),
     "2 and 4 bits of 8, in some layers": SpikeSettings(coarse={"*proj": ((2, 1), (4, 3))}, include_head=True),
     "dead zone": SpikeSettings(neuron=DeadZoneThreshold(8.0, dead_zone=0.5), include_head=True),
+    "largest magnitude": SpikeSettings(neuron=LargestMagnitude(), include_head=True),
     "4 bits, dead zone": SpikeSettings(neuron=DeadZoneThreshold(8.0, dead_zone=0.5), weights="int4"),
     "groups of 24 in 8 bits, sums of 32 bits": SpikeSettings(group_size=24, neuron=AdaptiveThreshold(40.0)),
 }

@@ -10,12 +10,14 @@ from scalars import Counted, encoded, numbers, total
 from torch import nn
 from torch.nn import functional as F
 
-from spikebrain import record, spikingbrain_settings, to_spiking
+from spikebrain import AdaptiveThreshold, record, spikingbrain_settings, to_spiking
+from spikebrain.coding import ENCODERS
 from spikebrain.energy import OperationCounts, count_operations
-from spikebrain.energy.count_dense import count_dense_part
-from spikebrain.models.recording.modules import describe, visible_columns
-from spikebrain.models.spikingbrain import LayerPlan, SpikingBrainForCausalLM, tiny_7b, tiny_76b
+from spikebrain.energy.count_dense import count_dense_part, count_scores
+from spikebrain.models.recording.modules import ModuleRecord, describe, visible_columns
+from spikebrain.models.spikingbrain import LayerPlan, SpikingBrainForCausalLM, swa, tiny_7b, tiny_76b
 from spikebrain.models.spikingbrain.gla import recurrent_gla
+from spikebrain.models.spikingbrain.int8 import counted_inputs
 from spikebrain.models.spikingbrain.mlp import SwiGLU
 from spikebrain.models.spikingbrain.norm import RMSNorm
 
@@ -149,40 +151,79 @@ def to_int8(x, tally):
     return [float(round(v / scale)) for v in numbers(x, tally)], float(scale)
 
 
-def test_integer_attention_of_one_head():
+def summed_codes(fired, digit, codes, zero_point, tally):
+    """The sum of INT8 codes that the spikes of one query add: [timesteps][channels] of spikes, digits of weight."""
+    dot = 0
+    for t, spikes in enumerate(fired):
+        if t and any(abs(w) != 1 for w in digit):
+            dot *= 2
+            tally["shifts_per_timestep"] += 1
+        for spike, code in zip(spikes, codes, strict=True):
+            if spike:
+                dot += (-1 if digit[t] < 0 else 1) * spike * int(code)
+                tally.update(add_int16=1, synops=1, shifts_per_spike=int(abs(digit[t]) != 1))
+    if zero_point:
+        dot -= zero_point * int(sum(codes))
+        tally.update(add_int16=1, mul_int32=1)
+    tally.update(rescale_convert=1, rescale_mul=2)
+    return dot
+
+
+@pytest.mark.parametrize("code", ["bitwise-bidirectional", "ternary", "bitwise", "twos-complement"])
+def test_integer_attention_of_one_head(code):
     # Without the rotary embedding, which is counted above.
     length, d = 4, 4
+    encoder = ENCODERS.create(code)
     q, k, v = torch.randn(length, d), torch.randn(length, d), torch.randn(length, d)
-    encode, tally = Counter(), Counter()
-    keys = [to_int8(row, encode) for row in k.tolist()]
-    values = [to_int8(row, encode) for row in v.tolist()]
-    for i, row in enumerate(q.tolist()):
-        counts, threshold = encoded(row, 3.0, encode)
+    encode, of_keys, tally, spikes = Counter(), Counter(), Counter(), Counter()
+    queries = [encoded(row, 3.0, encode) for row in q.tolist()]
+    count = torch.tensor([[int(float(c)) for c in counts] for counts, _ in queries], dtype=torch.int32)
+    suited, num_timesteps = encoder.fitted(int(count.min()), int(count.max()))
+    train = suited.encode(count, num_timesteps)
+    fired = train.spikes.tolist()
+    keys = [to_int8(row, of_keys) for row in k.tolist()]
+    values = [to_int8(row, of_keys) for row in v.tolist()]
+    if train.zero_point:
+        spikes["add_int16"] += length * (d - 1)  # the sum of each key's codes
+    out_rows = []
+    for i, (_, threshold) in enumerate(queries):
+        spikes["spikes"] += sum(bool(fired[t][i][c]) for t in range(num_timesteps) for c in range(d))
         scores = []
         for codes, scale in keys[: i + 1]:
-            dot = 0
-            for a, b in zip(counts, codes, strict=True):
-                dot += float(a) * b
-                tally["mac_int8"] += 1
-            scores.append(Counted(dot, tally) * float(threshold) * scale * d**-0.5)
+            dot = summed_codes(
+                [plane[i] for plane in fired], train.timestep_weight.tolist(), codes, train.zero_point, spikes
+            )
+            scores.append(Counted(dot * float(threshold) * scale, tally) * d**-0.5)
         largest, *rest = scores
         for score in rest:
             largest = largest.max(score)
         exps = [(score - largest).exp() for score in scores]
         whole = total(exps)
         weights = [e / whole * scale for e, (_, scale) in zip(exps, values, strict=False)]
-        out = [Counted(0, tally) for _ in row]
+        out = [Counted(0, tally) for _ in range(d)]
         for w, (codes, _) in zip(weights, values, strict=False):
             out = [o.mac(w, x) for o, x in zip(out, codes, strict=True)]
+        out_rows.append([float(o) for o in out])
     tally["mac_fp16"] = tally.pop("mac")
-    tally.update({f"encode_{what}": n for what, n in encode.items()})
-    tally["encoded_tokens"] = 3 * length
+    tally.update({f"encode_{what}": n for what, n in of_keys.items()})
+    tally["encoded_tokens"] = 2 * length
     rotary = Counter(exp=length * d, mul=2 * 2 * length * d + length * d // 2, add=2 * length * d)
-    sizes = {"heads": 1, "kv_heads": 1, "dim": d, "integer": 1, "rounds_cache": 1}
-    found = dense_counts("softmax", sizes, length, visible_columns(length, 0))
+    neuron = AdaptiveThreshold()
+    largest = int(128 * 3.5 * d)
+    sizes = {"heads": 1, "kv_heads": 1, "dim": d, "integer": 1, "rounds_cache": 1, "largest_score": largest}
+    part = ModuleRecord("attention", "softmax", sizes, length, visible_columns(length, 0))
+    given = (q[None, None], k[None, None], v[None, None])
+    part.add_queries(neuron(given[0]).count, swa.columns_seen(length, length), encoder)
+    found, scored = count_dense_part(part), count_scores(part)
     assert operations(found.spiking) == tally + rotary
-    assert found.int8 == found.fp16
-    assert found.fp16.num_mac_fp16 == 2 * 10 * d
+    spikes.update({f"encode_{what}": n for what, n in encode.items()})
+    spikes.update({"encoded_tokens": length, "activations": length * d})
+    assert operations(scored.spiking) == {what: n for what, n in spikes.items() if n}
+    assert (found.int8, scored.int8) == (found.fp16, scored.fp16)
+    assert found.fp16.num_mac_fp16 == scored.fp16.num_mac_fp16 == scored.fp16.num_macs == 10 * d
+    assert scored.accumulator_bits == (largest + 128 * train.zero_point * d).bit_length() + 1
+    query, columns, core = counted_inputs(*given, neuron)
+    torch.testing.assert_close(swa.attend(query, columns, core)[0, 0], torch.tensor(out_rows))
 
 
 @pytest.mark.parametrize("tied", [False, True])

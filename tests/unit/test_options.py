@@ -36,12 +36,13 @@ ALWAYS = {
 # Where an option has no effect: arguments before the option and its value. DENSE, SPIKES and the like stand for files.
 CASES = {
     "report": {
-        name: ["SPIKES"] for name in ("neuron", "k", "encoder", "backend", "layers", "skip", "weights", "group_size")
+        name: ["SPIKES"]
+        for name in ("neuron", "k", "encoder", "backend", "layers", "skip", "weights", "group_size", "attention")
     },
     "eval": {
         **{
             name: ["SPIKES", "--text", "TEXT", "--context", "16"]
-            for name in ("neuron", "k", "encoder", "backend", "layers", "skip", "weights", "group_size")
+            for name in ("neuron", "k", "encoder", "backend", "layers", "skip", "weights", "group_size", "attention")
         },
         **dict.fromkeys(("data", "limit", "batch_size"), ("DENSE", "--text", "TEXT")),
         **dict.fromkeys(("num_tokens", "context", "layer_tokens"), ("DENSE", "--tasks", "piqa", "--data", "TEXT")),
@@ -52,7 +53,7 @@ CASES = {
     },
     "generate": {"seed": ["FLOAT", "A neuron"]},
     "energy": {
-        **dict.fromkeys(("neuron", "k", "encoder", "weights"), ("SPIKES",)),
+        **dict.fromkeys(("neuron", "k", "encoder", "weights", "attention"), ("SPIKES",)),
         **dict.fromkeys(("text", "num_tokens", "device", "shared_tokens"), ("REPORT",)),
         **dict.fromkeys(
             ("reads_per", "shifts_per", "sums_in", "sram_bytes", "on_chip_bytes", "leakage_w"),
@@ -64,7 +65,8 @@ CASES = {
     "export": {
         **dict.fromkeys(("text", "num_tokens", "trains", "device", "backend"), ("DENSE", "--out", "NIR")),
         **dict.fromkeys(
-            ("neuron", "k", "encoder", "layers", "skip", "weights", "group_size"), ("SPIKES", "--out", "NPZ")
+            ("neuron", "k", "encoder", "layers", "skip", "weights", "group_size", "attention"),
+            ("SPIKES", "--out", "NPZ"),
         ),
         "format": ["DENSE", "--out", "NPZ"],
     },
@@ -99,6 +101,7 @@ VALUES = {
         "layers": "*",
         "skip": "*",
         "weights": "int8",
+        "attention": "counts",
         "group_size": 8,
         "seed": 0,
         "text": "TEXT",
