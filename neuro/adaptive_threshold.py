@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -89,6 +91,27 @@ class AdaptiveThreshold(Neuron[None]):
         return CountBounds(self.k * num_channels + 1, self.k + 0.5)
 
 
+class _Faults(threading.local):
+    are_marked = False
+
+
+_faults = _Faults()
+
+
+@contextmanager
+def marked_faults() -> Iterator[None]:
+    """Let thresholds be NaN, instead of raising an error, inside a `with` block, in this thread.
+
+    These are the thresholds of tokens that are not finite, and of those whose counts might not fit as the ceiling
+    binds. So nothing waits for a GPU, and a CUDA graph can record it.
+    """
+    before, _faults.are_marked = _faults.are_marked, True
+    try:
+        yield
+    finally:
+        _faults.are_marked = before
+
+
 def check_numbers(neuron: AdaptiveThreshold, *names: str) -> None:
     """Raise an InputError unless these settings of a neuron are numbers."""
     for name in names:
@@ -112,10 +135,14 @@ def count_by_mean(
     total = wide.abs().sum(-1, keepdim=True, dtype=torch.float64)
     # By tensors: on a GPU PyTorch divides by a number through its rounded reciprocal, which is not the same.
     mean = (total / torch.full_like(total, max(x.shape[-1], 1))).to(wide.dtype)
-    if not bool(torch.isfinite(mean).all()):
-        raise_if_not_finite(x, cls)
     threshold = (mean / torch.full_like(mean, neuron.k)).clamp(neuron.floor, neuron.ceiling)
-    ceiling_binds = bool((mean > neuron.k * neuron.ceiling).any())
-    may_overflow = ceiling_binds or AdaptiveThreshold.count_bounds(neuron, x.shape[-1]).largest > LARGEST_COUNT
+    ceiling_binds = mean > neuron.k * neuron.ceiling
+    may_overflow = AdaptiveThreshold.count_bounds(neuron, x.shape[-1]).largest > LARGEST_COUNT
+    if _faults.are_marked:
+        threshold = torch.where(ceiling_binds | ~torch.isfinite(mean), torch.nan, threshold)
+    else:
+        if not bool(torch.isfinite(mean).all()):
+            raise_if_not_finite(x, cls)
+        may_overflow |= bool(ceiling_binds.any())
     remedy = "Lower k, raise the ceiling"
     return count_spikes(wide, threshold, x, may_overflow=may_overflow, neuron=neuron, remedy=remedy, to_count=to_count)

@@ -33,7 +33,7 @@ def coarser(quantized: QuantizedWeight, bits: int) -> QuantizedWeight:
     squared error.
 
     Args:
-        quantized: the weights.
+        quantized: the weights; the result has its integers in their dtype.
         bits: fewer than they have.
     Returns:
         Weights with minima, of the same shape.
@@ -45,10 +45,20 @@ def coarser(quantized: QuantizedWeight, bits: int) -> QuantizedWeight:
     if not are_upper_bits(quantized.weight_bits, quantized.minimum):
         return _rounded(quantized, bits)
     assert quantized.minimum is not None
-    upper = quantized.weight >> quantized.weight_bits - bits
+    # Not shifted: in training the integers are floats.
+    upper = quantized.weight.div(2 ** (quantized.weight_bits - bits), rounding_mode="floor")
     slope, offset = _line(quantized, upper)
     scale, minimum = quantized.scale * slope, quantized.minimum + quantized.scale * offset
     return QuantizedWeight(upper, scale, minimum, quantized.group_size, bits)
+
+
+def check_fewer_bits(coarse: Coarse, weight_bits: int, where: str) -> None:
+    """Raise an InputError unless coarse rows have fewer bits than the layer's own rows."""
+    if coarse and coarse[-1][0] >= weight_bits:
+        raise InputError(
+            f"{where}: expected fewer bits than the {weight_bits} of the layer's own rows, got {coarse[-1][0]}. Leave "
+            "it out for this layer, or take fewer bits."
+        )
 
 
 def are_upper_bits(weight_bits: int, minimum: Tensor | None) -> bool:
@@ -112,5 +122,5 @@ def _rounded(quantized: QuantizedWeight, bits: int) -> QuantizedWeight:
             pairs = zip((integers, scale, minimum, error), best, strict=True)
             best = tuple(torch.where(better, new, old) for new, old in pairs)
     assert best is not None
-    weight = (best[0] * there).reshape(num_out, -1)[:, :num_in].to(torch.int8)
+    weight = (best[0] * there).reshape(num_out, -1)[:, :num_in].to(quantized.weight.dtype)
     return QuantizedWeight(weight, best[1].squeeze(2), best[2].squeeze(2), GROUP, bits)
