@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
+from ...errors import InputError
 from ..conversion.descent import relative_error
 from ..conversion.layerwise import Surroundings, trace, watch
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
@@ -71,7 +73,7 @@ def equals_teacher(student: SpikingBrainForCausalLM, layer: int, length: int) ->
 
 
 def match_logits(
-    student: SpikingBrainForCausalLM, teacher: Any, ids: Tensor, share: float, *, temperature: float, ce_weight: float
+    student: PreTrainedModel, teacher: Any, ids: Tensor, share: float, *, temperature: float, ce_weight: float
 ) -> Tensor:
     """Add the gradients of KL(teacher || student) * temperature^2 + ce_weight * cross-entropy.
 
@@ -92,12 +94,8 @@ def match_logits(
         Hinton et al., Distilling the Knowledge in a Neural Network, arXiv:1503.02531.
     """
     with torch.no_grad():
-        known = teacher.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
-    embedded = student.model.embeddings(ids)
-    if not embedded.requires_grad:
-        # As above: spiking attention must take its differentiable form for sink tokens, too.
-        embedded.requires_grad_()
-    found = student.model(inputs_embeds=embedded, use_cache=False)
+        known = teacher.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+    found = _run(student, ids)
     hidden = found.last_hidden_state[:, :-1].flatten(0, 1)
     targets = ids[:, 1:].flatten()
     loss, gradients = torch.zeros((), device=ids.device), list[Tensor]()
@@ -112,7 +110,7 @@ def match_logits(
         gradients.append(leaf.grad)
         loss += part.detach()
     ends, gradients = [hidden], [torch.cat(gradients)]
-    if found.aux_loss is not None:
+    if isinstance(student, SpikingBrainForCausalLM) and found.aux_loss is not None:
         ends.append(student.settings.aux_loss_weight * found.aux_loss)
         gradients.append(torch.full_like(found.aux_loss, share))
         loss += ends[-1].detach()
@@ -120,8 +118,43 @@ def match_logits(
     return loss
 
 
+def _run(student: Any, ids: Tensor) -> Any:
+    """Return what a student gives before its head."""
+    if not isinstance(student, SpikingBrainForCausalLM):
+        return student.base_model(input_ids=ids, use_cache=False)
+    embedded = student.model.embeddings(ids)
+    if not embedded.requires_grad:
+        # As above: spiking attention must take its differentiable form for sink tokens, too.
+        embedded.requires_grad_()
+    return student.model(inputs_embeds=embedded, use_cache=False)
+
+
+def check_head(model: Any, name: str) -> None:
+    """Raise an InputError unless a model's logits are its output head's, of its last hidden state, and nothing else.
+
+    Args:
+        model: a causal language model of transformers.
+        name: of it, for the message.
+    """
+    head, ids = model.get_output_embeddings(), torch.arange(4, device=model.device)[None]  # of which one may be padding
+    fits = isinstance(head, nn.Module)
+    if fits:
+        training = model.training
+        with torch.no_grad():
+            model.eval()
+            expected = model(input_ids=ids, use_cache=False).logits
+            found = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+            model.train(training)
+        fits = found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
+    if not fits:
+        raise InputError(
+            f"distill.{name}: expected a model whose logits are its output head's, got a {type(model).__name__}, which "
+            "changes them afterwards or has no head. Train another model."
+        )
+
+
 def _divergence(
-    student: SpikingBrainForCausalLM,
+    student: Any,
     teacher: Any,
     hidden: Tensor,
     known: Tensor,
@@ -131,8 +164,8 @@ def _divergence(
 ) -> Tensor:
     """Return the loss of `match_logits`, summed over tokens, from the last hidden states [tokens, d] of both models."""
     with torch.no_grad():
-        wanted = _divided(teacher.lm_head(known).float(), temperature).log_softmax(-1)
-    logits = student.lm_head(hidden).float()
+        wanted = _divided(teacher.get_output_embeddings()(known).float(), temperature).log_softmax(-1)
+    logits = student.get_output_embeddings()(hidden).float()
     found = _divided(logits, temperature).log_softmax(-1)
     loss = F.kl_div(found, wanted, reduction="sum", log_target=True) * temperature**2
     return loss + ce_weight * F.cross_entropy(logits, targets, reduction="sum") if ce_weight else loss
