@@ -2,6 +2,7 @@
 
     python benchmarks/distill_smollm2.py --text BOOK.txt [BOOK.txt ...] --test wiki.test.raw --out DIR
         [--model smollm2] [--layout 7b] [--placement measured] [--fresh | --samples N] [--minutes M] [--save DIR]
+        [--trainable attention]
     python benchmarks/distill_smollm2.py --smoke --out DIR
 
 The teacher writes --samples tokens (bfloat16, temperature 1), and training uses these and the books; or, with --fresh,
@@ -45,10 +46,10 @@ from spikebrain.models.training import DistillSettings, Stage, WrittenText, dist
 
 # Objective, share of the training time, tokens per text, learning rate as a multiple of --learning-rate, spikes.
 STAGES: tuple[tuple[str, float, int, float, str | None], ...] = (
-    ("attention", 0.10, 512, 1.0, None),
-    ("logits", 0.60, 512, 0.3, None),
-    ("logits", 0.15, 1024, 0.1, None),
-    ("logits", 0.15, 512, 0.05, "as-described"),
+    ("attention", 0.05, 512, 1.0, None),
+    ("logits", 0.55, 512, 0.3, None),
+    ("logits", 0.15, 1024, 0.15, None),
+    ("logits", 0.25, 1024, 0.1, "as-described"),
 )
 # Number of perplexity measurements on the watched tokens per stage.
 LOOKS = 6
@@ -134,8 +135,12 @@ class Run:
             self.tokens = torch.cat([load_file(samples)["ids"], self.books])
             rows = calibration_rows(self.tokens, self.options)
         how: Any = {"placement": self.options.placement, "kernel": self.options.kernel, "chunk_size": 32}
-        make = partial(from_transformer, teacher, self.options.layout, calibration=rows, **how)
-        self.student = self.timed("calibration", make)
+        if (self.state / "calibrated").exists():
+            self.student = sb.load(self.state / "calibrated").model.to(self.device)
+        else:
+            make = partial(from_transformer, teacher, self.options.layout, calibration=rows, **how)
+            self.student = self.timed("calibration", make)
+            save(self.student, self.state / "calibrated", self.tokenizer)
         self.figure("calibrated", lambda: self.student)
         if not self.curve:
             first = self.measure(self.student, self.options.watched)
@@ -228,7 +233,7 @@ def settings_of(number: int, options: argparse.Namespace, device: torch.device) 
         steps=1,
         learning_rate=rate * options.learning_rate,
         batch_size=max(options.batch_tokens // context, 1),
-        trainable="attention" if objective == "attention" else "all",
+        trainable="attention" if objective == "attention" else options.trainable,
         new_rate=options.new_rate,
         warmup=50,
     )
@@ -245,6 +250,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=20.0, help="for everything")
     parser.add_argument("--layout", default="7b")
     parser.add_argument("--placement", default="alternate", choices=("alternate", "measured"))
+    parser.add_argument("--trainable", default="all", choices=("all", "attention"), help="in the stages on logits")
     parser.add_argument("--kernel", default="auto", help="of linear attention in training")
     parser.add_argument("--fresh", action="store_true", help="the teacher writes while the student trains")
     parser.add_argument("--samples", type=int, default=6_000_000, help="tokens that the teacher writes")

@@ -14,7 +14,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
-from .base import NEURONS, CountBounds, KernelRule, Neuron, checked_activations, raise_if_not_finite
+from .base import (
+    NEURONS,
+    CountBounds,
+    KernelRule,
+    Neuron,
+    being_captured,
+    checked_activations,
+    raise_if_not_finite,
+)
 from .spike_count import LARGEST_COUNT, SpikeCount, count_spikes, rounded
 
 # Number of this rule in threshold_numba.py and threshold_triton.py.
@@ -137,12 +145,12 @@ def count_by_mean(
     mean = (total / torch.full_like(total, max(x.shape[-1], 1))).to(wide.dtype)
     threshold = (mean / torch.full_like(mean, neuron.k)).clamp(neuron.floor, neuron.ceiling)
     ceiling_binds = mean > neuron.k * neuron.ceiling
-    may_overflow = AdaptiveThreshold.count_bounds(neuron, x.shape[-1]).largest > LARGEST_COUNT
-    if _faults.are_marked:
-        threshold = torch.where(ceiling_binds | ~torch.isfinite(mean), torch.nan, threshold)
-    else:
-        if not bool(torch.isfinite(mean).all()):
-            raise_if_not_finite(x, cls)
-        may_overflow |= bool(ceiling_binds.any())
+    if _faults.are_marked or being_captured(x):
+        threshold = threshold.masked_fill(ceiling_binds, torch.nan)  # NaN for NaN: whoever reads the outputs sees it
+        return count_spikes(wide, threshold, x, may_overflow=False, neuron=neuron, remedy="", to_count=to_count)
+    if not bool(torch.isfinite(mean).all()):
+        raise_if_not_finite(x, cls)
+    ceiling_binds = bool(ceiling_binds.any())
+    may_overflow = ceiling_binds or AdaptiveThreshold.count_bounds(neuron, x.shape[-1]).largest > LARGEST_COUNT
     remedy = "Lower k, raise the ceiling"
     return count_spikes(wide, threshold, x, may_overflow=may_overflow, neuron=neuron, remedy=remedy, to_count=to_count)

@@ -30,6 +30,15 @@ def weights_of(model: nn.Module) -> Weights:
     return known.weights
 
 
+def is_convertible(model: nn.Module) -> bool:
+    """Return whether `from_transformer` can convert a Transformer."""
+    try:
+        settings_of(model)
+    except InputError:
+        return False
+    return True
+
+
 def origins(weights: Weights, num_layers: int) -> dict[str, str]:
     """Return the name in a Transformer of each weight that our model reuses, by our name; biases included."""
     names = {

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import InputError
+from ...neuro.base import being_captured
 
 WEIGHT_BITS = (8, 4, 2)
 # Input channels that share a scale in 4 bits, if nothing else is asked for.
@@ -271,8 +272,10 @@ def _checked(weight: Tensor, group_size: int | None, name: str) -> Tensor:
 
 
 def check_finite(tensor: Tensor, where: str) -> None:
-    """Raise an InputError that starts with `where` if a float tensor has NaN or infinity."""
-    if tensor.is_floating_point() and not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
+    """Raise an InputError that starts with `where` if a float tensor has NaN or infinity; not while it is captured."""
+    if not tensor.is_floating_point() or tensor.is_meta or being_captured(tensor):
+        return
+    if not bool(torch.isfinite(tensor).all()):
         index = tuple((~torch.isfinite(tensor)).nonzero()[0].tolist())
         raise InputError(f"{where}: expected finite, got {tensor[index].item()} at {index}.")
 

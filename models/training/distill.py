@@ -35,7 +35,8 @@ from ..layers.settings import SpikeSettings
 from ..layers.spike_aware import spike_aware
 from ..layers.spike_linear import spiking_layers
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
-from .objectives import check_head, match_layers, match_logits
+from .gradients import Gradients
+from .objectives import check_head
 from .sampling import WrittenText
 from .settings import DistillResult, DistillSettings, LossPoint, Stage
 from .state import SavedState, save_state
@@ -63,7 +64,8 @@ def distill(
     Args:
         student: a float model from `from_transformer`, or an ordinary Transformer, such as a copy of the teacher that
             learns to run on spikes (`settings.spikes`); float32 parameters learn best. Equal experts get weights of
-            their own first (`unshare_experts`). Attention outputs are matched in a SpikingBrain model alone.
+            their own first (`unshare_experts`), unless no stage trains them. Attention outputs are matched in a
+            SpikingBrain model alone.
         teacher: the Transformer, on the same device.
         tokens: token ids, [N]; each stage cuts them into texts of its context, without overlap. Or texts that the
             teacher writes meanwhile, none of which is read twice.
@@ -85,7 +87,8 @@ def distill(
     """
     start = time.perf_counter()
     _check(student, teacher, tokens, settings)
-    if isinstance(student, SpikingBrainForCausalLM):
+    is_ours = isinstance(student, SpikingBrainForCausalLM)
+    if is_ours and any(stage.trainable == "all" for stage in settings.stages):
         unshare_experts(student)
     losses: list[LossPoint] = []
     saved, key, before_s = None, "", 0.0
@@ -108,6 +111,7 @@ def distill(
             if done == stage.steps:
                 continue
             optimizer = _optimizer(student, stage, settings)
+            gradients = Gradients(student, teacher, stage, settings)
             if saved is not None and saved.progress is not None and done:
                 saved.restore_optimizer(student, optimizer)
             advance = progress(f"{number + 1} {stage.objective}", stage.steps) if progress else lambda steps: None
@@ -118,7 +122,7 @@ def distill(
                 if not finished:
                     break
                 grow(stage.grown_at(step))
-                fresh.append(_step(student, teacher, tokens, settings, number, step, optimizer))
+                fresh.append(_step(gradients, tokens, settings, number, step, optimizer))
                 advance(1)
                 is_due = out is not None and time.perf_counter() - last_save > settings.save_every_s
                 if is_due or len(fresh) == _READ_EVERY:
@@ -166,8 +170,7 @@ def _order(num_texts: int, seed: int) -> list[int]:
 
 
 def _step(
-    student: Any,
-    teacher: Any,
+    gradients: Gradients,
     tokens: Tensor | WrittenText,
     settings: DistillSettings,
     number: int,
@@ -175,23 +178,18 @@ def _step(
     optimizer: torch.optim.Optimizer,
 ) -> Tensor:
     """Take an optimiser step, and return its loss. A GPU may still be computing it."""
-    stage, device = settings.stages[number], student.device
-    share, loss = 1 / stage.accumulation, torch.zeros((), device=device)
+    stage = settings.stages[number]
+    losses = []
     for i in range(stage.accumulation):
-        ids = batch_of(tokens, stage, settings.seed, step * stage.accumulation + i, number).to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            if stage.objective == "attention":
-                loss += share * match_layers(student, teacher, ids, share)
-            else:
-                options = {"temperature": stage.temperature, "ce_weight": stage.ce_weight}
-                loss += share * match_logits(student, teacher, ids, share, **options)
+        ids = batch_of(tokens, stage, settings.seed, step * stage.accumulation + i, number)
+        losses.append(gradients.add(ids))
     learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     nn.utils.clip_grad_norm_(learning, settings.max_norm)
     for group in optimizer.param_groups:
         group["lr"] = stage.learning_rate_at(step) * group["rate"]
     optimizer.step()
-    optimizer.zero_grad()
-    return loss
+    optimizer.zero_grad(set_to_none=not gradients.is_captured)
+    return torch.stack(losses).mean()
 
 
 def _read(fresh: list[Tensor], stage: Stage, number: int, end: int) -> list[LossPoint]:

@@ -1,8 +1,11 @@
-"""Losses between a student and its teacher: attention outputs and hidden states layer by layer, or the logits."""
+"""Losses between a student and its teacher: attention outputs and hidden states layer by layer, or the logits.
+
+Each has two parts: what the teacher knows of a batch, tensors without gradient, and what the student learns from that.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +21,12 @@ from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 _TOKENS = 1024
 
 
-def match_layers(student: SpikingBrainForCausalLM, teacher: Any, ids: Tensor, share: float) -> Tensor:
+def layers_of(teacher: Any, ids: Tensor) -> tuple[Tensor, ...]:
+    """Return what `match_layers` needs of a teacher: residual, attended and result of each layer (`LayerTrace`)."""
+    return tuple(x for layer in trace(teacher, ids) for x in (layer.residual, layer.attended, layer.result))
+
+
+def match_layers(student: SpikingBrainForCausalLM, known: tuple[Tensor, ...], ids: Tensor, share: float) -> Tensor:
     """Add the gradients of the layer-wise loss to the student's parameters.
 
     Each layer of the student gets the input of the teacher's layer, so that every layer learns on its own. Its loss is
@@ -28,14 +36,13 @@ def match_layers(student: SpikingBrainForCausalLM, teacher: Any, ids: Tensor, sh
 
     Args:
         student: parameters that require gradients learn.
-        teacher: the Transformer.
+        known: from `layers_of`.
         ids: token ids, [B, L].
         share: factor of the gradients: 1 / number of accumulated batches.
     Returns:
         The mean loss of the layers that learn, without gradient.
     """
-    traces = trace(teacher, ids)
-    around = Surroundings(student, ids, traces[0].normed.dtype)
+    around = Surroundings(student, ids, known[0].dtype)
     learning = [
         i
         for i, layer in enumerate(student.model.layers)
@@ -43,18 +50,18 @@ def match_layers(student: SpikingBrainForCausalLM, teacher: Any, ids: Tensor, sh
     ]
     total = torch.zeros((), device=ids.device)
     for i in learning:
-        target, layer = traces[i], student.model.layers[i]
+        (before, wanted, after), layer = known[3 * i : 3 * i + 3], student.model.layers[i]
         # Requires a gradient, so that spiking attention takes its differentiable form in every layer.
-        residual = target.residual.detach().clone().requires_grad_()
+        residual = before.detach().clone().requires_grad_()
         if any(p.requires_grad for p in layer.get_submodule("mlp").parameters()):
             with watch({"attn": layer.get_submodule("attn")}) as seen:
                 result, _ = layer(residual, around.context, around.state(i))
-            loss = relative_error(result - residual, target.result - target.residual)
-            loss = loss + relative_error(seen["attn"][1], target.attended)
+            loss = relative_error(result - residual, after - before)
+            loss = loss + relative_error(seen["attn"][1], wanted)
         else:
             normed = layer.get_submodule("attn_norm")(residual)
             attended = layer.get_submodule("attn")(normed, around.context, around.state(i))
-            loss = relative_error(attended, target.attended)
+            loss = relative_error(attended, wanted)
         loss = loss / len(learning)
         (loss * share).backward()
         total += loss.detach()
@@ -72,8 +79,21 @@ def equals_teacher(student: SpikingBrainForCausalLM, layer: int, length: int) ->
     return same and "gla" not in plan.mixers and sees_all
 
 
+@torch.no_grad()
+def hidden_of(teacher: Any, ids: Tensor) -> tuple[Tensor]:
+    """Return what `match_logits` needs of a teacher: the last hidden states, [B, L, d]."""
+    return (teacher.base_model(input_ids=ids, use_cache=False).last_hidden_state,)
+
+
 def match_logits(
-    student: PreTrainedModel, teacher: Any, ids: Tensor, share: float, *, temperature: float, ce_weight: float
+    student: PreTrainedModel,
+    known: tuple[Tensor],
+    ids: Tensor,
+    share: float,
+    *,
+    head: nn.Module,
+    temperature: float,
+    ce_weight: float,
 ) -> Tensor:
     """Add the gradients of KL(teacher || student) * temperature^2 + ce_weight * cross-entropy.
 
@@ -82,9 +102,10 @@ def match_logits(
 
     Args:
         student: parameters that require gradients learn.
-        teacher: the Transformer.
+        known: from `hidden_of`.
         ids: token ids, [B, L].
         share: factor of the gradients: 1 / number of accumulated batches.
+        head: turns the teacher's hidden states into logits.
         temperature: divides both logits in the KL term.
         ce_weight: weight of the cross-entropy with the next token of the text.
     Returns:
@@ -93,18 +114,17 @@ def match_logits(
     Source:
         Hinton et al., Distilling the Knowledge in a Neural Network, arXiv:1503.02531.
     """
-    with torch.no_grad():
-        known = teacher.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1].flatten(0, 1)
+    teachers = known[0][:, :-1].flatten(0, 1)
     found = _run(student, ids)
     hidden = found.last_hidden_state[:, :-1].flatten(0, 1)
-    targets = ids[:, 1:].flatten()
+    targets, own = ids[:, 1:].flatten(), cast(nn.Module, student.get_output_embeddings())
     loss, gradients = torch.zeros((), device=ids.device), list[Tensor]()
     for some, wanted, following in zip(
-        hidden.split(_TOKENS), known.split(_TOKENS), targets.split(_TOKENS), strict=True
+        hidden.split(_TOKENS), teachers.split(_TOKENS), targets.split(_TOKENS), strict=True
     ):
         # Backward at once, so that only the logits of these tokens are in memory.
         leaf = some.detach().requires_grad_()
-        part = _divergence(student, teacher, leaf, wanted, following, temperature, ce_weight) / len(targets)
+        part = _divergence(own, head, leaf, wanted, following, temperature, ce_weight) / len(targets)
         (part * share).backward()
         assert leaf.grad is not None
         gradients.append(leaf.grad)
@@ -154,18 +174,18 @@ def check_head(model: Any, name: str) -> None:
 
 
 def _divergence(
-    student: Any,
-    teacher: Any,
+    student: nn.Module,
+    teacher: nn.Module,
     hidden: Tensor,
     known: Tensor,
     targets: Tensor,
     temperature: float,
     ce_weight: float,
 ) -> Tensor:
-    """Return the loss of `match_logits`, summed over tokens, from the last hidden states [tokens, d] of both models."""
+    """Return the loss of `match_logits`, summed over tokens, from heads and last hidden states [tokens, d]."""
     with torch.no_grad():
-        wanted = _divided(teacher.get_output_embeddings()(known).float(), temperature).log_softmax(-1)
-    logits = student.get_output_embeddings()(hidden).float()
+        wanted = _divided(teacher(known).float(), temperature).log_softmax(-1)
+    logits = student(hidden).float()
     found = _divided(logits, temperature).log_softmax(-1)
     loss = F.kl_div(found, wanted, reduction="sum", log_target=True) * temperature**2
     return loss + ce_weight * F.cross_entropy(logits, targets, reduction="sum") if ce_weight else loss

@@ -16,6 +16,8 @@ from .distill import distill
 from .sampling import WrittenText
 from .settings import DistillSettings, Stage
 
+# On a GPU, the steps that are timed come after this many, in which a graph is captured.
+_BEFORE, _NUM_TIMED_ON_GPU = 6, 12
 # A step that takes longer than _LONG_S seconds is timed once; a shorter one _NUM_TIMED times.
 _LONG_S, _NUM_TIMED = 1.0, 4
 # Share of the time for timing whole steps on a CPU; if they would take longer, a single text is timed instead.
@@ -82,6 +84,10 @@ def _step_s(
         return distill(trial, teacher, tokens, alone).seconds / steps
 
     stage = settings.stages[0]
+    if trial.device.type == "cuda":
+        timed(stage, _BEFORE)  # compiles
+        all_s = (_BEFORE + _NUM_TIMED_ON_GPU) * timed(stage, _BEFORE + _NUM_TIMED_ON_GPU)
+        return (all_s - _BEFORE * timed(stage, _BEFORE)) / _NUM_TIMED_ON_GPU
     num_texts = stage.batch_size * stage.accumulation
     if trial.device.type == "cpu" and num_texts > 1:
         a_text = replace(stage, batch_size=1, accumulation=1)

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
+from ..conversion.source import is_convertible
 from ..spikingbrain.swa import any_length
+from .writer import Writer
 
 # Share of a GPU's free memory that keys and values may take, and the most texts at a time there and on a CPU.
 _MEMORY_SHARE, _MOST_TEXTS, _TEXTS_ON_CPU = 0.25, 2048, 32
@@ -83,7 +85,7 @@ class WrittenText:
     """Texts that a teacher writes when training comes to them, so that none is read twice.
 
     It writes many at a time, the same ones for the same arguments on the same device, so an interrupted training gets
-    those that it would have got. On a GPU it writes in bfloat16.
+    those that it would have got. On a GPU it writes in bfloat16, and by `Writer` if its architecture is convertible.
 
     Args:
         teacher: causal language model of transformers.
@@ -99,8 +101,9 @@ class WrittenText:
     def __init__(self, teacher: Any, *, at_once: int | None = None, longest: int = 512, seed: int = 0) -> None:
         if at_once is not None and (type(at_once) is not int or at_once < 1):
             raise InputError(f"WrittenText.at_once: expected an integer >= 1 or None, got {at_once!r}.")
-        self.seed, self._writer = seed, writer_of(teacher)
-        self.at_once = texts_at_once(self._writer, longest) if at_once is None else at_once
+        self.seed, self._teacher = seed, writer_of(teacher)
+        self.at_once = texts_at_once(self._teacher, longest) if at_once is None else at_once
+        self._graphs: Writer | None = None
         self.seconds_per_text: dict[int, float] = {}
         self._portions: dict[tuple[int, int], tuple[int, Tensor]] = {}
 
@@ -129,10 +132,17 @@ class WrittenText:
         return kept[1][row]
 
     def _write(self, stage: int, context: int, portion: int) -> Tensor:
-        start = time.perf_counter()
         # Seeds of all stages and portions differ, and differ from those of nearby seeds.
         seed = ((self.seed * 1000 + stage) * 1_000_000 + portion) % 2**63
-        size = {"length": context, "batch_size": self.at_once}
-        tokens = sample_from(self._writer, self.at_once * context, **size, seed=seed)
+        if self._teacher.device.type == "cuda" and is_convertible(self._teacher):
+            if self._graphs is None or self._graphs.text.shape[1] != context:
+                self._graphs = None  # frees its memory first
+                self._graphs = Writer(self._teacher, self.at_once, context, torch.bfloat16)
+            start = time.perf_counter()
+            tokens = self._graphs.write(seed)
+        else:
+            start = time.perf_counter()
+            size = {"length": context, "batch_size": self.at_once}
+            tokens = sample_from(self._teacher, self.at_once * context, **size, seed=seed).view(-1, context)
         self.seconds_per_text[context] = (time.perf_counter() - start) / self.at_once
-        return tokens.view(-1, context)
+        return tokens

@@ -5,16 +5,25 @@ import torch
 
 from spikebrain.models.conversion import from_transformer
 from spikebrain.models.training import objectives
-from spikebrain.models.training.objectives import equals_teacher, match_layers, match_logits
+from spikebrain.models.training.objectives import equals_teacher, hidden_of, layers_of, match_layers, match_logits
 
 
 def test_a_model_equal_to_its_teacher_has_no_loss(teacher, tokens):
     student, ids = from_transformer(teacher, "full,swa"), tokens[:60].view(2, 30)
-    assert match_layers(student, teacher, ids, 1.0) < 1e-10
-    assert abs(match_logits(student, teacher, ids, 1.0, temperature=2.0, ce_weight=0.0)) < 1e-6
+    assert match_layers(student, layers_of(teacher, ids), ids, 1.0) < 1e-10
+    assert (
+        abs(
+            match_logits(
+                student, hidden_of(teacher, ids), ids, 1.0, head=teacher.lm_head, temperature=2.0, ce_weight=0.0
+            )
+        )
+        < 1e-6
+    )
     with torch.no_grad():
         nll = teacher(ids, labels=ids).loss.item()
-    found = match_logits(student, teacher, ids, 1.0, temperature=1.0, ce_weight=0.5)
+    found = match_logits(
+        student, hidden_of(teacher, ids), ids, 1.0, head=teacher.lm_head, temperature=1.0, ce_weight=0.5
+    )
     assert found == pytest.approx(0.5 * nll, rel=1e-4)
 
 
@@ -23,7 +32,9 @@ def test_loss_of_the_logits_against_its_formula(teacher, tokens):
     with torch.no_grad():
         p, q = ((model(ids).logits[:, :-1] / 2.0).softmax(-1) for model in (teacher, student))
     expected = 4.0 * (p * (p / q).log()).sum(-1).mean()  # temperature^2 is 4
-    found = match_logits(student, teacher, ids, 1.0, temperature=2.0, ce_weight=0.0)
+    found = match_logits(
+        student, hidden_of(teacher, ids), ids, 1.0, head=teacher.lm_head, temperature=2.0, ce_weight=0.0
+    )
     assert found == pytest.approx(float(expected), rel=1e-4)
 
 
@@ -33,7 +44,9 @@ def test_loss_of_the_logits_against_its_formula(teacher, tokens):
 def test_gradients_of_the_logits_are_those_of_the_whole_text_at_once(teacher, tokens, monkeypatch, layout, experts):
     monkeypatch.setattr(objectives, "_TOKENS", 7)  # 58 predictions: eight portions, and two left
     student, ids = from_transformer(teacher, layout, **experts).train(), tokens[:60].view(2, 30)
-    loss = match_logits(student, teacher, ids, 0.5, temperature=2.0, ce_weight=0.25)
+    loss = match_logits(
+        student, hidden_of(teacher, ids), ids, 0.5, head=teacher.lm_head, temperature=2.0, ce_weight=0.25
+    )
     found = {name: p.grad for name, p in student.named_parameters()}
     student.zero_grad()
     output = student(ids, labels=ids)
@@ -64,7 +77,7 @@ def test_loss_of_the_layers_against_its_formula(teacher, tokens):
     attended = (wanted["a"] - wanted["o"]).square().sum() / wanted["o"].square().sum()
     hidden = (found - target).square().sum() / (target - x).square().sum()
     # The second layer is the teacher's: it is no part of the mean.
-    loss = match_layers(student, teacher, ids, 1.0)
+    loss = match_layers(student, layers_of(teacher, ids), ids, 1.0)
     assert loss.item() == pytest.approx(float(attended + hidden), rel=1e-4)
     # Nor does it get gradients, which would be noise that Adam scales up.
     got = [[p.grad is not None for p in layer.parameters()] for layer in student.model.layers]
@@ -72,7 +85,7 @@ def test_loss_of_the_layers_against_its_formula(teacher, tokens):
     assert not any(got[1])
     # The hidden state says nothing more where attention alone learns.
     student.model.layers[0].mlp.requires_grad_(False)
-    assert match_layers(student, teacher, ids, 1.0).item() == pytest.approx(float(attended), rel=1e-4)
+    assert match_layers(student, layers_of(teacher, ids), ids, 1.0).item() == pytest.approx(float(attended), rel=1e-4)
 
 
 def test_which_layers_are_the_teachers(teacher):
