@@ -11,6 +11,7 @@ from ...errors import InputError
 from ..answer import Answer
 from ..complete import words
 from ..options import (
+    CompactScales,
     EncoderName,
     Force,
     IncludeHead,
@@ -79,12 +80,7 @@ def calibrate(
     num_tokens: Annotated[int | None, tokens_if_run("4096")] = None,
     encoder: EncoderName = None,
     weights: Weights = None,
-    compact_scales: Annotated[
-        bool,
-        typer.Option(
-            "--compact-scales", help="Keep scales of groups in few bits, which are read, too.", rich_help_panel=SPIKES
-        ),
-    ] = False,
+    compact_scales: CompactScales = False,
     skip: Skip = None,
     include_head: IncludeHead = False,
     force: Force = False,

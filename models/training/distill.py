@@ -269,17 +269,24 @@ def _as_ours(student: Any, spikes: SpikeSettings | None, settings: DistillSettin
 def _as_transformer(student: Any, spikes: SpikeSettings | None, settings: DistillSettings) -> Iterator[None]:
     """Prepare an ordinary Transformer: without dropout, since nothing but the batches may be random."""
     student.eval()
-    checkpointing = student.is_gradient_checkpointing
+    checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in student.modules())
     try:
         if settings.gradient_checkpointing:
-            student.gradient_checkpointing_enable({"use_reentrant": False})
+            _checkpointing(student, "enable")({"use_reentrant": False})
             for module in student.modules():
                 if isinstance(module, GradientCheckpointingLayer):
                     module.training = True  # of its own, without the parts: else it would keep everything
         yield
     finally:
         if settings.gradient_checkpointing and not checkpointing:
-            student.gradient_checkpointing_disable()
+            _checkpointing(student, "disable")()
+
+
+def _checkpointing(student: Any, verb: str) -> Callable[..., None]:
+    """Return a method of transformers, whose name changes with its version."""
+    return getattr(student, f"activation_checkpointing_{verb}", None) or getattr(
+        student, f"gradient_checkpointing_{verb}"
+    )
 
 
 def _spikes(settings: DistillSettings) -> SpikeSettings | None:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 import spikebrain as sb
 from spikebrain import AdaptiveThreshold, DeadZoneThreshold, RateDistortionThreshold, SpikeSettings
@@ -101,9 +102,9 @@ def test_silence_grows(share):
 
 
 class TwoReaders(nn.Module):
-    def __init__(self):
+    def __init__(self, num_in=16):
         super().__init__()
-        self.q, self.k = nn.Linear(16, 4), nn.Linear(16, 4)
+        self.q, self.k = nn.Linear(num_in, 4), nn.Linear(num_in, 4)
 
     def forward(self, x):
         x = x * 1
@@ -149,6 +150,27 @@ def test_copies_and_pickles_inside_the_block():
         assert torch.equal(again(x), expected)
         assert again.q.sharing is again.k.sharing is not model.q.sharing
         assert torch.equal(pickle.loads(pickle.dumps(model))(x), expected)
+
+
+@pytest.mark.parametrize("neuron", [AdaptiveThreshold(4.0), DEAD])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        {"coarse": ((2, 2), (4, 5))},
+        {"weights": "int4", "coarse": ((2, 2),), "compact_scales": True},
+        {"group_size": 25, "compact_scales": True},
+    ],
+)
+def test_a_step_needs_no_number_back(neuron, rows):
+    """Tensors without numbers go through, as through the capture of a CUDA graph; whatever asks for one raises."""
+    with FakeTensorMode(), marked_faults():
+        model, x = TwoReaders(64), torch.randn(3, 64, requires_grad=True)
+        with sb.spike_aware(model, SpikeSettings(neuron=neuron, **rows)) as aware:
+            aware.grow(0.5)
+            model(x).sum().backward()
+        assert model.q.weight.grad.shape == (4, 64)
+        with pytest.raises(DataDependentOutputException):
+            bool(x.sum() > 0)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
