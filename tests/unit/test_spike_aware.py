@@ -102,9 +102,9 @@ def test_silence_grows(share):
 
 
 class TwoReaders(nn.Module):
-    def __init__(self, num_in=16):
+    def __init__(self):
         super().__init__()
-        self.q, self.k = nn.Linear(num_in, 4), nn.Linear(num_in, 4)
+        self.q, self.k = nn.Linear(16, 4), nn.Linear(16, 4)
 
     def forward(self, x):
         x = x * 1
@@ -156,19 +156,19 @@ def test_copies_and_pickles_inside_the_block():
 @pytest.mark.parametrize(
     "rows",
     [
-        {"coarse": ((2, 2), (4, 5))},
-        {"weights": "int4", "coarse": ((2, 2),), "compact_scales": True},
+        {"group_size": None, "coarse": ((2, 2), (4, 5))},
+        {"group_size": 32, "weight_bits": 4, "coarse": ((2, 2),), "compact_scales": True},
         {"group_size": 25, "compact_scales": True},
     ],
 )
 def test_a_step_needs_no_number_back(neuron, rows):
     """Tensors without numbers go through, as through the capture of a CUDA graph; whatever asks for one raises."""
     with FakeTensorMode(), marked_faults():
-        model, x = TwoReaders(64), torch.randn(3, 64, requires_grad=True)
-        with sb.spike_aware(model, SpikeSettings(neuron=neuron, **rows)) as aware:
-            aware.grow(0.5)
-            model(x).sum().backward()
-        assert model.q.weight.grad.shape == (4, 64)
+        x, growth = torch.randn(3, 64, requires_grad=True), torch.ones(())
+        layer = SpikeAwareLinear(nn.Linear(64, 4), neuron, growth=growth, sharing=Sharing(), **rows)
+        growth.fill_(0.5)
+        (layer(x) + layer(x)).sum().backward()
+        assert layer.weight.grad.shape == (4, 64)
         with pytest.raises(DataDependentOutputException):
             bool(x.sum() > 0)
 
