@@ -138,7 +138,9 @@ class Run:
         if (self.state / "calibrated").exists():
             self.student = sb.load(self.state / "calibrated").model.to(self.device)
         else:
-            make = partial(from_transformer, teacher, self.options.layout, calibration=rows, **how)
+            make = partial(
+                from_transformer, teacher, self.options.layout, calibration=rows, seed=self.options.seed, **how
+            )
             self.student = self.timed("calibration", make)
             save(self.student, self.state / "calibrated", self.tokenizer)
         self.figure("calibrated", lambda: self.student)
@@ -160,7 +162,7 @@ class Run:
         settings = settings_of(number, self.options, self.device)
         tokens: Any = self.tokens
         if self.options.fresh:
-            tokens = WrittenText(self.teacher, at_once=self.options.sample_batch, seed=number)
+            tokens = WrittenText(self.teacher, at_once=self.options.sample_batch, seed=10 * self.options.seed + number)
         if number == len(self.stages):
             settings = fit_steps(self.student, self.teacher, tokens, settings, self.left, (share,))
             name = objective if spiking is None else f"{objective}, spikes"
@@ -238,7 +240,7 @@ def settings_of(number: int, options: argparse.Namespace, device: torch.device) 
         warmup=50,
     )
     precision = "bfloat16" if device.type == "cuda" else "float32"
-    return DistillSettings(stages=(stage,), spiking=spiking, precision=precision)
+    return DistillSettings(stages=(stage,), spiking=spiking, precision=precision, seed=options.seed)
 
 
 def parse() -> argparse.Namespace:
@@ -263,6 +265,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-tokens", type=int, default=16384, help="of a step")
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--new-rate", type=float, default=1.0, help="of what is new, as a multiple")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--state", type=Path, help="folder for what an interrupted run goes on from; OUT/state")
     parser.add_argument("--pause-after", type=float, help="seconds after which this call ends")
     parser.add_argument("--save", type=Path, help="folder for the trained model")

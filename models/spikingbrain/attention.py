@@ -29,6 +29,7 @@ from .config import LayerPlan, SpikingBrainConfig
 from .gla import gla
 from .int8 import count_queries, quantize_tokens, rounded_to_int8
 from .kernels import kernels_for
+from .mlp import cast_once
 from .norm import RMSNorm
 from .rope import rotate
 
@@ -99,6 +100,7 @@ class Attention(nn.Module):
             context: values that all layers share in this call.
             state: the layer's state, updated in place; None if the whole text is in this call.
         """
+        x = cast_once(x, self.q_proj)
         q = self.q_proj(x).unflatten(-1, (-1, self.config.dim))  # [B, L, H, D]
         k = self.k_proj(x).unflatten(-1, (-1, self.config.dim))  # [B, L, Hk, D]
         v = self.v_proj(x).unflatten(-1, (-1, self.config.dim))

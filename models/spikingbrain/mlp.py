@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -28,6 +29,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "*tokens hidden"]) -> Float[Tensor, "*tokens hidden"]:
         """Run the feed-forward part on each token independently."""
+        x = cast_once(x, self.gate_proj)
         return self.down_proj(silu_product(self.gate_proj(x), self.up_proj(x)))
 
 
@@ -35,3 +37,15 @@ def silu_product(gate: Float[Tensor, "*tokens width"], up: Float[Tensor, "*token
     """Return silu(gate) * up."""
     kernels = kernels_for("norm", gate, up)
     return F.silu(gate) * up if kernels is None else kernels.silu_product(gate, up)
+
+
+def cast_once(x: Tensor, reader: nn.Module) -> Tensor:
+    """Return activations in the dtype of autocast, in which several plain layers would each cast them anew.
+
+    Args:
+        x: what the layers read.
+        reader: one of them.
+    """
+    if type(reader) is nn.Linear and torch.is_autocast_enabled(x.device.type):
+        return x.to(torch.get_autocast_dtype(x.device.type))
+    return x

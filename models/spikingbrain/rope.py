@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -44,8 +46,23 @@ def rotate(
     >>> rotate(torch.tensor([[[[1.0, 0.0]]]]), *quarter).tolist()
     [[[[0.0, 1.0]]]]
     """
-    kernels = kernels_for("heads", x, cos, sin)
+    kernels = kernels_for("heads", x.detach(), cos, sin)
     if kernels is not None:
-        return kernels.rotate(x, cos, sin)
+        return _Rotation.apply(x, cos, sin, kernels)
     first, second = x.chunk(2, -1)
     return x * cos.to(x.dtype) + torch.cat([-second, first], -1) * sin.to(x.dtype)
+
+
+class _Rotation(torch.autograd.Function):
+    """The rotation by a kernel; its gradient is rotated back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, kernels: Any) -> Tensor:  # pyright: ignore
+        ctx.save_for_backward(cos, sin)
+        ctx.kernels = kernels
+        return kernels.rotate(x, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:  # pyright: ignore
+        cos, sin = ctx.saved_tensors
+        return ctx.kernels.rotate(gradient, cos, -sin), None, None, None

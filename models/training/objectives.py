@@ -16,6 +16,7 @@ from ...errors import InputError
 from ..conversion.descent import relative_error
 from ..conversion.layerwise import Surroundings, trace, watch
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
+from ..spikingbrain.kernels import kernels_for
 
 # Tokens whose logits are in memory at the same time.
 _TOKENS = 1024
@@ -119,13 +120,22 @@ def match_logits(
     hidden = found.last_hidden_state[:, :-1].flatten(0, 1)
     targets, own = ids[:, 1:].flatten(), cast(nn.Module, student.get_output_embeddings())
     loss, gradients = torch.zeros((), device=ids.device), list[Tensor]()
+    kernels = None if ce_weight else kernels_for("divergence", hidden.detach())
     for some, wanted, following in zip(
         hidden.split(_TOKENS), teachers.split(_TOKENS), targets.split(_TOKENS), strict=True
     ):
         # Backward at once, so that only the logits of these tokens are in memory.
         leaf = some.detach().requires_grad_()
-        part = _divergence(own, head, leaf, wanted, following, temperature, ce_weight) / len(targets)
-        (part * share).backward()
+        if kernels is None:
+            part = _divergence(own, head, leaf, wanted, following, temperature, ce_weight) / len(targets)
+            (part * share).backward()
+        else:
+            with torch.no_grad():
+                known_logits = head(wanted)
+            logits = own(leaf)
+            rows, gradient = kernels.divergence(logits.detach(), known_logits, temperature, share / len(targets))
+            logits.backward(gradient)
+            part = rows.sum() / len(targets)
         assert leaf.grad is not None
         gradients.append(leaf.grad)
         loss += part.detach()

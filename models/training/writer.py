@@ -11,11 +11,9 @@ from ..conversion.from_transformer import from_transformer
 from ..spikingbrain.block import Block
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from ..spikingbrain.config import LayerPlan
+from ..spikingbrain.kernels import kernels_for
 from ..spikingbrain.rope import rotary_angles, rotate
 from ..spikingbrain.swa import float_attention
-
-# Columns that one graph reads more than the one before: early tokens need not read the memory of late ones.
-_COLUMNS = 128
 
 
 class Writer:
@@ -41,7 +39,7 @@ class Writer:
         self._noise = torch.ones(num_texts, settings.vocab_size, device=device)
         self._position = torch.zeros(1, dtype=torch.int64, device=device)
         self.text = torch.zeros(num_texts, length, dtype=torch.int64, device=device)
-        self._graphs: list[torch.cuda.CUDAGraph] = []
+        self._graph: torch.cuda.CUDAGraph | None = None
         if device.type == "cuda":
             self._capture()
 
@@ -57,30 +55,29 @@ class Writer:
         first = torch.randint(self._noise.shape[1], (num_texts,), generator=generator, device=device)
         self.text[:, 0] = first
         self._position.zero_()
-        for position in range(length - 1):
+        for _ in range(length - 1):
             self._noise.exponential_(generator=generator)
-            if self._graphs:
-                self._graphs[position // _COLUMNS].replay()
+            if self._graph is None:
+                self._step()
             else:
-                self._step(length)
+                self._graph.replay()
         return self.text.to("cpu", copy=True)
 
-    def _step(self, num_columns: int) -> None:
-        """Write the token after the current position, which is among the first `num_columns` columns."""
+    def _step(self) -> None:
+        """Write the token after the current position."""
         model, settings, position = self.model.model, self.model.settings, self._position
         x = model.embeddings(self.text.index_select(1, position))  # [texts, 1, d]
         angles = rotary_angles(position.expand(len(x), 1), settings.dim, settings.rope_theta, x.dtype)
-        seen = (torch.arange(num_columns, device=x.device) <= position)[None, None, None]
         for i, layer in enumerate(model.layers):
             assert isinstance(layer, Block)
-            x = self._layer(i, layer, x, angles, seen)
+            x = self._layer(i, layer, x, angles)
         logits = self.model.lm_head(model.norm(x))[:, 0].float()
         # The largest of probability / Exp(1) is a draw by the probabilities.
         following = (logits.softmax(-1) / self._noise).argmax(-1, keepdim=True)
         position.add_(1)
         self.text.index_copy_(1, position, following)
 
-    def _layer(self, i: int, layer: Block, x: Tensor, angles: tuple[Tensor, Tensor], seen: Tensor) -> Tensor:
+    def _layer(self, i: int, layer: Block, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
         """Return the residual stream after layer i; the token's keys and values are kept."""
         attn, normed = layer.attn, layer.attn_norm(x)
         q, k, v = (
@@ -88,19 +85,23 @@ class Writer:
         )
         for kept, new in ((self._keys[i], rotate(k, *angles)), (self._values[i], v)):
             kept.index_copy_(2, self._position, new.transpose(1, 2))
-        columns = tuple(kept[i, :, :, : seen.shape[-1]] for kept in (self._keys, self._values))
-        o = float_attention((rotate(q, *angles).transpose(1, 2),), columns, seen)
+        o = self._attend(rotate(q, *angles).transpose(1, 2), self._keys[i], self._values[i])
         normed, x = layer.mlp_norm.after_residual(attn.o_proj(o.transpose(1, 2).flatten(2)), x)
         return x + layer.mlp(normed)
+
+    def _attend(self, q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Return softmax attention over the columns up to the current position, [texts, H, 1, D]."""
+        kernels = kernels_for("one_token", q, keys, values)
+        if kernels is not None:
+            return kernels.attend(q, keys, values, self._position)
+        seen = torch.arange(keys.shape[2], device=q.device) <= self._position
+        return float_attention((q,), (keys, values), seen[None, None, None])
 
     @torch.no_grad()
     def _capture(self) -> None:
         for _ in range(2):  # compiles kernels
-            self._step(self.text.shape[1])
+            self._step()
         torch.cuda.synchronize()
-        pool = torch.cuda.graph_pool_handle()
-        for end in range(_COLUMNS, self.text.shape[1] + _COLUMNS, _COLUMNS):
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool):
-                self._step(min(end, self.text.shape[1]))
-            self._graphs.append(graph)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._step()

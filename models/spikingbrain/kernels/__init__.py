@@ -1,6 +1,7 @@
 """Kernels for many tokens on an NVIDIA GPU; the plain forms stand in the files that call them.
 
-They keep no gradients, so training takes the plain forms.
+They keep no gradients, so training takes the plain forms, but for the loss on logits and rotary embedding, whose
+gradients are known.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def kernels_for(name: str, *tensors: Tensor) -> ModuleType | None:
     compiles. With TRITON_INTERPRET=1, Triton's interpreter runs the kernels on a CPU, to test them.
 
     Args:
-        name: "attention", "gla", "heads" or "norm".
+        name: "attention", "divergence", "gla", "heads", "norm" or "one_token".
         tensors: the activations.
     """
     x = tensors[0]
