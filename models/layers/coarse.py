@@ -20,6 +20,8 @@ COARSE_BITS = (2, 4)
 GROUP = 32
 # Shares of a group's range that are tried; what lies beyond is cut off.
 _RANGES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+# Below this variance, upper bits of at most 15 are equal but for the rounding of float64.
+_NO_SPREAD = 1e-12
 
 
 def coarser(quantized: QuantizedWeight, bits: int) -> QuantizedWeight:
@@ -86,14 +88,21 @@ def check_coarse(coarse: object, where: str) -> None:
 
 def _line(quantized: QuantizedWeight, upper: Tensor) -> tuple[Tensor, Tensor]:
     """Return slope and offset with the least sum of (scale * (integer - slope * upper - offset))^2, as float32."""
-    size = quantized.group_size or quantized.weight.shape[1]
-    weight = quantized.scale.double().square().repeat_interleave(size, 1)[:, : upper.shape[1]]
-    x, y = upper.double(), quantized.weight.double()
-    total = weight.sum().clamp(min=torch.finfo(torch.float64).tiny)
-    mean_x, mean_y = (weight * x).sum() / total, (weight * y).sum() / total
-    spread = (weight * (x - mean_x).square()).sum()
-    # Where all upper bits are equal, the offset is all there is.
-    slope = torch.where(spread > 0, (weight * (x - mean_x) * (y - mean_y)).sum() / spread, 0.0)
+    num_out, num_in = upper.shape
+    num_groups = quantized.scale.shape[1]
+    size = quantized.group_size or max(num_in, 1)
+    x, y = (F.pad(one.float(), (0, num_groups * size - num_in)) for one in (upper, quantized.weight))
+    # Sums over a group are whole numbers that float32 has exactly; all else are a few numbers a group.
+    parts = (x, y, x * x, x * y)
+    sums = torch.stack([part.reshape(num_out, num_groups, size).sum(2) for part in parts]).double()
+    weight = quantized.scale.double().square()
+    sizes = torch.full((num_groups,), size, dtype=torch.float64, device=weight.device)
+    sizes[-1] -= num_groups * size - num_in
+    total = (weight * sizes).sum().clamp(min=torch.finfo(torch.float64).tiny)
+    mean_x, mean_y, mean_xx, mean_xy = (weight * sums).sum((1, 2)) / total
+    spread = mean_xx - mean_x.square()
+    # Where all upper bits are equal, the spread is rounding noise, and the offset is all there is.
+    slope = torch.where(spread > _NO_SPREAD, (mean_xy - mean_x * mean_y) / spread, 0.0)
     return slope.float(), (mean_y - slope * mean_x).float()
 
 
