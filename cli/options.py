@@ -232,6 +232,35 @@ Spiking = Annotated[
 ]
 
 
+def budget_of(typed: str) -> tuple[str, float]:
+    """Return what a budget counts, and its value.
+
+    Raises:
+        InputError: something else was typed.
+
+    >>> budget_of("read=0.5")
+    ('read', 0.5)
+    """
+    name, _, value = typed.partition("=")
+    try:
+        return name.strip(), float(value)
+    except ValueError:
+        raise InputError(
+            f"budget: expected read=NUMBER, spikes=NUMBER or energy=NUMBER, such as read=0.5; got {typed!r}."
+        ) from None
+
+
+def checked_budget(typed: str | None) -> str | None:
+    """Return a budget as it was typed, or refuse it before anything is imported for it."""
+    if typed is None:
+        return None
+    try:
+        budget_of(typed)
+    except InputError as error:
+        raise typer.BadParameter(str(error).removeprefix("budget: ")) from error
+    return typed
+
+
 def tokens_if_run(usual: str) -> Any:
     """Return the option --num-tokens of a command that does not always run a text, with its usual value."""
     return typer.Option(help="Tokens from the start of the text.", show_default=usual, rich_help_panel=INPUT)

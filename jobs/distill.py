@@ -39,6 +39,7 @@ from ..models.training.state import FILE_NAME as STATE
 from ..models.training.state import LOSSES
 from ..neuro import DeadZoneThreshold, Neuron
 from ..registry import to_dict
+from .calibration import Budget
 from .distill_student import save_student, student_of
 from .given import K, refuse, spike_settings, usual
 from .inputs import alone, check_length, look_ahead, read_text, require_new, token_ids
@@ -51,7 +52,8 @@ _INTERRUPTED = (PLAN, SAMPLES, STATE, LOSSES)
 # Arguments that the result depends on; those of the recipe are compared with it.
 _OF_THE_RESULT = (
     *("sample", "fresh", "minutes", "attention_steps", "logits_steps", "accumulation", "spiking", "k", "dead_zone"),
-    *("weights", "group_size", "compact_scales", "coarse", "skip", "include_head", "growth", "checkpointing", "seed"),
+    *("weights", "group_size", "compact_scales", "coarse", "skip", "include_head", "growth", "budget", "checkpointing"),
+    "seed",
 )
 
 
@@ -89,6 +91,7 @@ class DistillRun:
         skip: patterns of the names of layers that stay dense; None for none.
         include_head: put the output head on spikes, too.
         growth: share of the steps in which dead zones and the edges of coarse rows grow from 0; None for 0.
+        budget: of bytes read, by a penalty on those beyond it; None for none.
         precision: "float32", or "bfloat16" for autocast.
         checkpointing: compute layers again in the backward pass, which saves memory.
         device: "cpu", "cuda", or "auto" for a GPU if there is one.
@@ -120,6 +123,7 @@ class DistillRun:
     skip: tuple[str, ...] | None = None
     include_head: bool = False
     growth: float | None = None
+    budget: Budget | None = None
     precision: str | None = None
     checkpointing: bool = False
     device: str = "auto"
@@ -142,6 +146,10 @@ class DistillRun:
             refuse(self, ("logits_rate", "checkpointing"), "without steps that match logits (`logits_steps` 0)")
         if self.weights == "stored":
             raise InputError("weights: expected int8 or int4, which follow from weights that learn, got stored.")
+        if self.budget is not None:
+            refuse(self, ("checkpointing",), "with a `budget`, for which bytes are counted in the forward pass")
+            if self.budget.counts != "read":
+                raise InputError(f"budget: expected read, the bytes that training lowers, got {self.budget.counts!r}.")
         self.spike_settings()
 
     @property
@@ -172,6 +180,7 @@ class DistillRun:
             growth=usual(self.growth, 0.0),
             spiking=self.spiking,
             spikes=spikes,
+            read=None if spikes is None or self.budget is None else self.budget.value,
             gradient_checkpointing=self.checkpointing,
             seed=self.seed,
         )

@@ -54,7 +54,7 @@ def student_of(run: Any, teacher: Any, progress: Progress) -> Student:
     model, tokenizer, source = load(run.student, say=progress.say, bar=progress.bar)
     if isinstance(model, SpikingBrainForCausalLM):
         why = "on a SpikingBrain model, which trains with spikes by `spiking`"
-        refuse(run, (*SPIKES, "growth"), why)
+        refuse(run, (*SPIKES, "growth", "budget"), why)
         return Student(model, require_tokenizer(tokenizer, source), None)
     refuse(run, ("attention_steps", "logits_rate", "spiking"), f"on {source}, which is no SpikingBrain model")
     if run.logits_steps is not None:

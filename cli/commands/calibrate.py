@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...errors import InputError
 from ..answer import Answer
 from ..complete import words
 from ..options import (
@@ -19,6 +18,8 @@ from ..options import (
     Skip,
     TextFile,
     Weights,
+    budget_of,
+    checked_budget,
     folder_for,
     named,
     table_of,
@@ -35,32 +36,6 @@ if TYPE_CHECKING:
 PANEL = CHANGE
 
 
-def budget_of(typed: str) -> tuple[str, float]:
-    """Return what a budget counts, and its value.
-
-    Raises:
-        InputError: something else was typed.
-
-    >>> budget_of("read=0.5")
-    ('read', 0.5)
-    """
-    name, _, value = typed.partition("=")
-    try:
-        return name.strip(), float(value)
-    except ValueError:
-        raise InputError(
-            f"budget: expected read=NUMBER, spikes=NUMBER or energy=NUMBER, such as read=0.5; got {typed!r}."
-        ) from None
-
-
-def _checked(typed: str) -> str:
-    try:
-        budget_of(typed)
-    except InputError as error:
-        raise typer.BadParameter(str(error).removeprefix("budget: ")) from error
-    return typed
-
-
 def calibrate(
     screen: Screen,
     model: Model,
@@ -69,7 +44,7 @@ def calibrate(
         str,
         typer.Option(
             metavar="COUNTS=VALUE",
-            callback=_checked,
+            callback=checked_budget,
             help="What may be spent: read=0.5 (bytes of weights, dense INT8 layers = 1), spikes=1.0 (per channel and "
             "token) or energy=0.5 (of the whole model, dense INT8 = 1).",
             autocompletion=words("read=", "spikes=", "energy="),

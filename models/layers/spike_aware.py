@@ -20,6 +20,7 @@ from ...neuro import AdaptiveThreshold, DeadZoneThreshold, Neuron, SpikeCount
 from ...neuro.adaptive_threshold import marked_faults
 from ...neuro.checks import needs_check, spikes_of
 from ...neuro.spike_count import straight_through
+from .bytes_read import bits_read, scale_bytes_when_read, steps_of
 from .choose import choose_layers
 from .coarse import Coarse, check_fewer_bits, coarser
 from .compact import check_groups, compact
@@ -34,10 +35,12 @@ class Carried(NamedTuple):
     Attributes:
         whole: the activation, x' = count * threshold; its gradient passes to x unchanged.
         small: the parts of x' that read coarse rows, one for each pair of the layer's coarse rows, without gradient.
+        bits: of a weight, that a channel reads, the mean; None if nobody asks for it.
     """
 
     whole: Tensor
     small: tuple[Tensor, ...] = ()
+    bits: Tensor | None = None
 
 
 class Sharing(threading.local):
@@ -101,6 +104,7 @@ class SpikeAwareLinear(nn.Linear):
         growth: a number from 0 to 1, in a tensor that may change from step to step, by which dead zones and the edges
             of coarse rows are multiplied; None for 1.
         sharing: of layers that may read the same tensors.
+        counts_bytes: find out what each call reads, with a gradient (see `bits_read`); it is in `bits` afterwards.
 
     Source:
         SpikingBrain (arXiv:2509.05276), section 3.3.1.
@@ -118,12 +122,15 @@ class SpikeAwareLinear(nn.Linear):
         compact_scales: bool = False,
         growth: Tensor | None = None,
         sharing: Sharing | None = None,
+        counts_bytes: bool = False,
     ) -> None:
         super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
         self.neuron, self.group_size, self.name, self.weight_bits = neuron, group_size, name, weight_bits
         self.coarse, self.compact_scales = coarse, compact_scales
         self.growth, self.sharing = growth, sharing
+        self.counts_bytes = counts_bytes
+        self.bits: Tensor | None = None
 
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, x: Float[Tensor, "*tokens in_features"]
@@ -135,6 +142,7 @@ class SpikeAwareLinear(nn.Linear):
         """
         rounded, lost = self.rounded_weights()
         carried = self._carried(x)
+        self.bits = carried.bits
         y = F.linear(carried.whole, straight_through(self.weight, rounded), self.bias)
         for part, difference in zip(carried.small, lost, strict=True):
             y = y + F.linear(part, difference)
@@ -150,16 +158,31 @@ class SpikeAwareLinear(nn.Linear):
         lost = [(_floats(coarser(quantized, bits)) - own).to(self.weight.dtype) for bits, _ in self.coarse]
         return own.to(self.weight.dtype), lost
 
+    def bytes_read(self) -> Tensor:
+        """Return the bytes that a token of the last call reads of weights, scales, minima and biases, the mean."""
+        assert self.bits is not None
+        sizes = (self.in_features, self.out_features, self.weight_bits, self.group_size, self.coarse)
+        always = scale_bytes_when_read(*sizes, compact=self.compact_scales)
+        always += 2 * self.out_features * (self.bias is not None)
+        return self.bits * (self.in_features * self.out_features / 8) + always
+
+    @property
+    def dense_bytes(self) -> int:
+        """Bytes that a token reads of the same layer in dense INT8, with scales and bias, as `energy` counts them."""
+        num_scales = len(groups_of(self.in_features, self.group_size)) if self.weight_bits == 8 else 1
+        return self.out_features * (self.in_features + 4 * num_scales + 2 * (self.bias is not None))
+
     def _carried(self, x: Tensor) -> Carried:
         sharing = None if torch.compiler.is_compiling() else self.sharing
         # PyTorch counts how often `growth` was set.
-        key = (self.neuron, self.coarse, None if self.growth is None else self.growth._version)
+        key = (self.neuron, self.coarse, self.weight_bits, None if self.growth is None else self.growth._version)
         known = None if sharing is None else sharing.get(x, key)
         if known is not None:
             return known
         spikes = self._spikes(x)
         whole = spikes.activation().to(x.dtype)
-        carried = Carried(whole, tuple(self._small(spikes.count, whole.detach())))
+        bits = self._bits(x, spikes.threshold) if self.counts_bytes else None
+        carried = Carried(whole, tuple(self._small(spikes.count, whole.detach())), bits)
         if sharing is not None:
             sharing.keep(x, key, carried)
         return carried
@@ -191,6 +214,13 @@ class SpikeAwareLinear(nn.Linear):
         for above, up_to in pairwise(edges if self.growth is None else [edge * self.growth for edge in edges]):
             yield torch.where((magnitude > above) & (magnitude <= up_to), whole, 0)
 
+    def _bits(self, x: Tensor, threshold: Tensor) -> Tensor:
+        """Return the bits of a weight that a channel reads, with dead zone and edges as far as they have grown."""
+        quiet = self.neuron.quiet if isinstance(self.neuron, DeadZoneThreshold) else 0.0
+        growth = torch.ones((), device=x.device) if self.growth is None else self.growth
+        ratio = x.detach().abs().to(threshold.dtype) / threshold
+        return bits_read(x, ratio, *steps_of(quiet, self.weight_bits, self.coarse, growth))
+
 
 def _floats(quantized: QuantizedWeight) -> Tensor:
     return dequantize(quantized.weight, quantized.scale, quantized.minimum, quantized.group_size)
@@ -200,11 +230,12 @@ class SpikeAware:
     """A model inside of `spike_aware`.
 
     Args:
+        layers: those that train.
         growth: of each device's layers, as of `SpikeAwareLinear`.
     """
 
-    def __init__(self, growth: list[Tensor]) -> None:
-        self._growth = growth
+    def __init__(self, layers: list[SpikeAwareLinear], growth: list[Tensor]) -> None:
+        self._layers, self._growth = layers, growth
 
     def grow(self, share: float) -> None:
         """Let dead zones and the edges of coarse rows be that share of what the settings say, until the next call.
@@ -221,9 +252,28 @@ class SpikeAware:
         for tensor in self._growth:
             tensor.fill_(share)
 
+    def read(self) -> Tensor:
+        """Return the bytes of weights, scales and minima that the last call's tokens read, with a gradient.
+
+        Their share of what the layers would read as dense INT8 ones: what `calibrate` calls read. See `bits_read` for
+        the gradient.
+
+        Raises:
+            InputError: no layer has counted them.
+        """
+        counted = [layer for layer in self._layers if layer.bits is not None]
+        if not counted:
+            raise InputError(
+                "SpikeAware.read: expected layers that have counted bytes, got none. Pass counts_bytes=True to "
+                "spike_aware, and call the model first."
+            )
+        found = [layer.bytes_read() for layer in counted]
+        together = torch.stack([one.to(found[0].device) for one in found]).sum()
+        return together / sum(layer.dense_bytes for layer in counted)
+
 
 @contextmanager
-def spike_aware(model: nn.Module, settings: SpikeSettings) -> Iterator[SpikeAware]:
+def spike_aware(model: nn.Module, settings: SpikeSettings, *, counts_bytes: bool = False) -> Iterator[SpikeAware]:
     """Train with spikes: inside a `with` block the layers that the settings name are `SpikeAwareLinear`.
 
     Parameters keep their names, so an optimiser made before or inside the block trains the float weights.
@@ -231,8 +281,10 @@ def spike_aware(model: nn.Module, settings: SpikeSettings) -> Iterator[SpikeAwar
     Args:
         model: a float model.
         settings: as for `to_spiking`; the backend does not matter here, nor does the encoder, which must be exact.
+        counts_bytes: let layers find out what they read, for a penalty on it. Their neurons must be
+            `AdaptiveThreshold` or `DeadZoneThreshold`.
     Yields:
-        What lets silence grow from step to step; it need not be used.
+        What lets silence grow from step to step, and says what is read; it need not be used.
     Raises:
         InputError: no layer matches, one is not an `nn.Linear` of its own (fused experts are not), its rows do not fit
             the settings, stored weights, or a lossy code.
@@ -261,10 +313,16 @@ def spike_aware(model: nn.Module, settings: SpikeSettings) -> Iterator[SpikeAwar
         device = linear.weight.device
         grows = growth.setdefault(device, torch.ones((), device=device))
         aware[name] = _aware(name, linear, settings, grows, sharing)
+        aware[name].counts_bytes = counts_bytes
+        neuron = aware[name].neuron
+        if counts_bytes and type(neuron) not in (AdaptiveThreshold, DeadZoneThreshold):
+            raise InputError(
+                f"spike_aware.counts_bytes: expected AdaptiveThreshold or DeadZoneThreshold, got {neuron!r} at {name}."
+            )
     try:
         for name, layer in aware.items():
             _put(model, name, layer)
-        yield SpikeAware(list(growth.values()))
+        yield SpikeAware(list(aware.values()), list(growth.values()))
     finally:
         for name, linear in linears.items():
             _put(model, name, linear)

@@ -32,7 +32,7 @@ from ..conversion.calibrate import check_tokens
 from ..conversion.to_spiking import k_of_queries, set_settings, spikingbrain_settings
 from ..conversion.unshare import unshare_experts
 from ..layers.settings import SpikeSettings
-from ..layers.spike_aware import spike_aware
+from ..layers.spike_aware import SpikeAware, spike_aware
 from ..layers.spike_linear import spiking_layers
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from .gradients import Gradients
@@ -105,13 +105,13 @@ def distill(
         return {"losses": [asdict(point) for point in losses], "seconds": before_s + time.perf_counter() - start}
 
     finished = True
-    with _prepared(student, teacher, settings) as grow:
+    with _prepared(student, teacher, settings) as aware:
         for number, stage in enumerate(settings.stages):
             done = sum(point.stage == number for point in losses)
             if done == stage.steps:
                 continue
             optimizer = _optimizer(student, stage, settings)
-            gradients = Gradients(student, teacher, stage, settings)
+            gradients = Gradients(student, teacher, stage, settings, _penalty(aware, settings))
             if saved is not None and saved.progress is not None and done:
                 saved.restore_optimizer(student, optimizer)
             advance = progress(f"{number + 1} {stage.objective}", stage.steps) if progress else lambda steps: None
@@ -121,7 +121,7 @@ def distill(
                 finished = settings.budget_s is None or time.perf_counter() - start < settings.budget_s
                 if not finished:
                     break
-                grow(stage.grown_at(step))
+                _grow(aware, stage, step)
                 fresh.append(_step(gradients, tokens, settings, number, step, optimizer))
                 advance(1)
                 is_due = out is not None and time.perf_counter() - last_save > settings.save_every_s
@@ -226,27 +226,40 @@ def _optimizer(student: nn.Module, stage: Stage, settings: DistillSettings) -> t
 
 
 @contextmanager
-def _prepared(student: Any, teacher: Any, settings: DistillSettings) -> Iterator[Callable[[float], None]]:
-    """Prepare both models for training inside a `with` block, and restore them afterwards.
-
-    Yields:
-        What lets silence grow, see `SpikeAware.grow`; without spikes it does nothing.
-    """
+def _prepared(student: Any, teacher: Any, settings: DistillSettings) -> Iterator[SpikeAware | None]:
+    """Prepare both models for training inside a `with` block, and restore them afterwards."""
     modes, requires = (student.training, teacher.training), [p.requires_grad for p in student.parameters()]
     is_ours, spikes = isinstance(student, SpikingBrainForCausalLM), _spikes(settings)
     with ExitStack() as stack:
-        aware = None if spikes is None else stack.enter_context(spike_aware(student, spikes))
+        counts_bytes = settings.read is not None
+        aware = None
+        if spikes is not None:
+            aware = stack.enter_context(spike_aware(student, spikes, counts_bytes=counts_bytes))
         stack.enter_context(marked_faults())  # as on a GPU: the loss is NaN, and the error says what to change
         stack.enter_context((_as_ours if is_ours else _as_transformer)(student, spikes, settings))
         try:
             teacher.eval()
-            yield (lambda share: None) if aware is None else aware.grow
+            yield aware
         finally:
             student.train(modes[0])
             teacher.train(modes[1])
             for parameter, required in zip(student.parameters(), requires, strict=True):
                 parameter.requires_grad_(required)
                 parameter.grad = None
+
+
+def _grow(aware: SpikeAware | None, stage: Stage, step: int) -> None:
+    """Let silence be as much as it is at a step."""
+    if aware is not None:
+        aware.grow(stage.grown_at(step))
+
+
+def _penalty(aware: SpikeAware | None, settings: DistillSettings) -> Callable[[], Tensor] | None:
+    """Return what gives the penalty on the bytes that the last call has read, or None."""
+    if aware is None or settings.read is None:
+        return None
+    target, weight = settings.read, settings.read_penalty
+    return lambda: weight * (aware.read() / target - 1).clamp(min=0)
 
 
 @contextmanager

@@ -46,9 +46,17 @@ class Gradients:
         teacher: the Transformer.
         stage: objective and sizes; all batches have the same shape.
         settings: precision, and what may rule a graph out.
+        penalty: added to the loss of logits; see `match_logits`.
     """
 
-    def __init__(self, student: PreTrainedModel, teacher: Any, stage: Stage, settings: DistillSettings) -> None:
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: Any,
+        stage: Stage,
+        settings: DistillSettings,
+        penalty: Callable[[], Tensor] | None = None,
+    ) -> None:
         self._student = student
         self._precision, self._share = settings.precision, 1 / stage.accumulation
         self._known_of: Callable[[Any, Tensor], tuple[Tensor, ...]]
@@ -56,7 +64,7 @@ class Gradients:
         if stage.objective == "attention":
             self._known_of, self._learn = layers_of, match_layers
         else:
-            options = {"temperature": stage.temperature, "ce_weight": stage.ce_weight}
+            options = {"temperature": stage.temperature, "ce_weight": stage.ce_weight, "penalty": penalty}
             self._known_of, self._learn = (
                 hidden_of,
                 functools.partial(match_logits, head=teacher.get_output_embeddings(), **options),

@@ -5,6 +5,7 @@ Each has two parts: what the teacher knows of a batch, tensors without gradient,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -95,8 +96,9 @@ def match_logits(
     head: nn.Module,
     temperature: float,
     ce_weight: float,
+    penalty: Callable[[], Tensor] | None = None,
 ) -> Tensor:
-    """Add the gradients of KL(teacher || student) * temperature^2 + ce_weight * cross-entropy.
+    """Add the gradients of KL(teacher || student) * temperature^2 + ce_weight * cross-entropy + penalty.
 
     Both terms are means over tokens. With experts, the load-balancing loss is added, with its weight from the
     configuration.
@@ -109,6 +111,7 @@ def match_logits(
         head: turns the teacher's hidden states into logits.
         temperature: divides both logits in the KL term.
         ce_weight: weight of the cross-entropy with the next token of the text.
+        penalty: called after the student has run; returns what is added, a number with a gradient.
     Returns:
         The loss, without gradient.
 
@@ -143,6 +146,10 @@ def match_logits(
     if isinstance(student, SpikingBrainForCausalLM) and found.aux_loss is not None:
         ends.append(student.settings.aux_loss_weight * found.aux_loss)
         gradients.append(torch.full_like(found.aux_loss, share))
+        loss += ends[-1].detach()
+    if penalty is not None:
+        ends.append(penalty())
+        gradients.append(torch.full_like(ends[-1], share))
         loss += ends[-1].detach()
     torch.autograd.backward(ends, gradients)
     return loss

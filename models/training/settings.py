@@ -89,6 +89,10 @@ class DistillSettings:
         spiking: None, or how a SpikingBrain model spikes, as `spikingbrain_settings` has it: the forward pass then
             rounds as that model does, and gradients pass the rounding unchanged.
         spikes: in the place of `spiking`, for any student: the settings that `to_spiking` will get; see `spike_aware`.
+        read: with spikes, bytes of weights, scales and minima that a token may read, as a share of what the layers
+            would read as dense INT8 ones. Beyond it a penalty pulls activations towards silence, in stages for logits;
+            see `SpikeAware.read`. None for no penalty.
+        read_penalty: its weight: read_penalty * max(0, bytes read / read - 1) is added to the loss.
         k: of the adaptive threshold, if spiking is set.
         group_size: input channels that share a weight scale, if spiking is set; None for all.
         precision: "float32", or "bfloat16" for autocast; parameters and optimiser keep their dtype.
@@ -105,6 +109,8 @@ class DistillSettings:
     stages: tuple[Stage, ...]
     spiking: str | None = None
     spikes: SpikeSettings | None = None
+    read: float | None = None
+    read_penalty: float = 1.0
     k: float = 3.0
     group_size: int | None = None
     precision: str = "float32"
@@ -125,6 +131,14 @@ class DistillSettings:
         _require(
             fine, "DistillSettings.spikes", "SpikeSettings(...), without `spiking` beside it, or None", self.spikes
         )
+        fine = self.read is None or 0 < self.read < math.inf
+        _require(fine, "DistillSettings.read", "a finite number > 0 or None", self.read)
+        _require(0 <= self.read_penalty < math.inf, "DistillSettings.read_penalty", "a number >= 0", self.read_penalty)
+        if self.read is not None and (self.gradient_checkpointing or (self.spikes is None and self.spiking is None)):
+            raise InputError(
+                "DistillSettings.read: has no effect without spikes, and expects gradient_checkpointing=False, since "
+                "bytes are counted in the forward pass. Leave one of them out."
+            )
         _require(self.max_norm > 0, "DistillSettings.max_norm", "a number > 0", self.max_norm)
         fine = self.budget_s is None or self.budget_s >= 0
         _require(fine, "DistillSettings.budget_s", "a number >= 0 or None", self.budget_s)

@@ -89,7 +89,10 @@ CASES = {
         "checkpointing": ["DENSE", "FLOAT", "--text", "TEXT", "--logits-steps", "0"],
         "attention_steps": ["DENSE", "DENSE", "--text", "TEXT"],
         **dict.fromkeys(
-            ("k", "dead_zone", "weights", "group_size", "compact_scales", "coarse", "skip", "include_head", "growth"),
+            (
+                *("k", "dead_zone", "weights", "group_size", "compact_scales", "coarse", "skip", "include_head"),
+                *("growth", "budget"),
+            ),
             ("DENSE", "FLOAT", "--text", "TEXT"),
         ),
     },
@@ -113,7 +116,14 @@ VALUES = {
     **{"block_bytes": 64, "calibrate_tokens": 4096, "fit": "columns", "steps": 3, "placement": "measured"},
     **{"layout": "7b", "window": 4096, "num_sinks": 0},
     **{"tasks": "piqa", "data": "TEXT", "limit": 1, "batch_size": 1, "context": 16, "layer_tokens": 8},
-    **{"attention_steps": 1, "dead_zone": 0.1, "compact_scales": None, "coarse": "2:4", "growth": 0.5},
+    **{
+        "attention_steps": 1,
+        "dead_zone": 0.1,
+        "compact_scales": None,
+        "coarse": "2:4",
+        "growth": 0.5,
+        "budget": "read=0.5",
+    },
     "trains": None,
     "include_head": None,
     "format": "compressed-tensors",

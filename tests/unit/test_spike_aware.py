@@ -14,7 +14,9 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 import spikebrain as sb
 from spikebrain import AdaptiveThreshold, DeadZoneThreshold, RateDistortionThreshold, SpikeSettings
+from spikebrain.energy import count_operations
 from spikebrain.errors import ActivationError, InputError
+from spikebrain.models.layers.bytes_read import bits_read
 from spikebrain.models.layers.quantize import dequantize, quantize_to, rounded_to
 from spikebrain.models.layers.spike_aware import Carried, Sharing, SpikeAwareLinear
 from spikebrain.neuro.adaptive_threshold import marked_faults
@@ -165,9 +167,10 @@ def test_a_step_needs_no_number_back(neuron, rows):
     """Tensors without numbers go through, as through the capture of a CUDA graph; whatever asks for one raises."""
     with FakeTensorMode(), marked_faults():
         x, growth = torch.randn(3, 64, requires_grad=True), torch.ones(())
-        layer = SpikeAwareLinear(nn.Linear(64, 4), neuron, growth=growth, sharing=Sharing(), **rows)
+        shared = {"growth": growth, "sharing": Sharing(), "counts_bytes": True}
+        layer = SpikeAwareLinear(nn.Linear(64, 4), neuron, **shared, **rows)
         growth.fill_(0.5)
-        (layer(x) + layer(x)).sum().backward()
+        ((layer(x) + layer(x)).sum() + layer.bytes_read()).backward()
         assert layer.weight.grad.shape == (4, 64)
         with pytest.raises(DataDependentOutputException):
             bool(x.sum() > 0)
@@ -251,3 +254,56 @@ def test_training_lowers_the_loss_of_the_spiking_model():
     with torch.no_grad():
         after = nn.functional.mse_loss(sb.to_spiking(student, settings)(x), wanted)
     assert float(after) < 0.5 * float(before)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        {"weights": "int4", "coarse": ((2, 4),), "compact_scales": True},
+        {"weights": "int4", "group_size": 16},
+        {"coarse": ((2, 2), (4, 5))},
+        {"group_size": 12, "compact_scales": True},
+    ],
+)
+@pytest.mark.parametrize("neuron", [AdaptiveThreshold(4.0), DeadZoneThreshold(8.0, dead_zone=0.4)])
+def test_bytes_are_those_of_a_recording(neuron, rows):
+    torch.manual_seed(5)
+    model, x = nn.Sequential(nn.Linear(64, 48), nn.Tanh(), nn.Linear(48, 40, bias=False)), torch.randn(7, 64)
+    settings = SpikeSettings(neuron=neuron, **rows)
+    spiking = sb.to_spiking(model, settings)
+    with torch.no_grad(), sb.record(spiking) as recording:
+        spiking(x)
+    counts = count_operations(recording)
+    totals = [counts.total(system) for system in ("spiking", "int8")]
+    read, dense = (one.weight_channel_bytes + one.weight_bytes + one.parameter_bytes for one in totals)
+    with sb.spike_aware(model, settings, counts_bytes=True) as aware:
+        with pytest.raises(InputError, match=r"SpikeAware\.read: expected layers that have counted bytes, got none"):
+            aware.read()
+        model(x)
+        assert float(aware.read().detach()) == pytest.approx(read / dense, rel=1e-5)
+
+
+def test_the_gradient_of_bytes_is_that_of_sigmoids_at_the_steps():
+    x = torch.randn(3, 10, dtype=torch.float64)
+    k, edges, increments = 4.0, [torch.tensor(1.0), torch.tensor(4.5)], [2.0, -1.0]
+    ratio = k * x.abs() / x.abs().mean(-1, keepdim=True)
+    leaf = x.clone().requires_grad_()
+    found = bits_read(leaf, ratio, edges, increments)
+    assert float(found) == pytest.approx(float((2.0 * (ratio >= 1) - 1.0 * (ratio >= 4.5)).mean()))
+    (3 * found).backward()
+    # The same with automatic derivatives, through the mean, too.
+    other = x.clone().requires_grad_()
+    smooth = k * other.abs() / other.abs().mean(-1, keepdim=True)
+    steps = [
+        more * torch.sigmoid((smooth - edge) / (0.25 * edge)) for more, edge in zip(increments, edges, strict=True)
+    ]
+    (3 * sum(steps).mean()).backward()
+    torch.testing.assert_close(leaf.grad, other.grad)
+    assert float((leaf.grad * x).sum().abs()) < 1e-12  # a factor for all of x changes no count
+
+
+def test_bytes_of_other_neurons_are_refused():
+    settings = SpikeSettings(neuron=RateDistortionThreshold())
+    model = nn.Sequential(nn.Linear(8, 3))
+    with pytest.raises(InputError, match="counts_bytes: expected AdaptiveThreshold or DeadZoneThreshold, got Rate"):
+        sb.spike_aware(model, settings, counts_bytes=True).__enter__()

@@ -87,6 +87,31 @@ def test_silence_grows_from_nothing(teacher, tokens, monkeypatch):
         stage(growth=1.5)
 
 
+def test_a_penalty_keeps_bytes_below_a_target(teacher, tokens):
+    ids, spikes = tokens.view(-1, 20), SpikeSettings(neuron=DeadZoneThreshold(6.0, dead_zone=0.4))
+    chosen = {"stages": (stage(steps=60, learning_rate=5e-3, batch_size=8),), "spikes": spikes}
+
+    def read_after(**changes):
+        student = copy.deepcopy(teacher)
+        result = distill(student, teacher, tokens, settings(**chosen, **changes))
+        with torch.no_grad(), spike_aware(student, spikes, counts_bytes=True) as aware:
+            student(ids)
+            return float(aware.read()), losses_of(result)
+
+    free, losses = read_after()
+    kept, penalised = read_after(read=0.92 * free, read_penalty=10.0)
+    assert kept < 0.94 * free
+    # The first loss holds 10 times the share that is read too much by then; all of the tokens read about as much.
+    assert penalised[0] - losses[0] == pytest.approx(10 * 0.08 / 0.92, rel=0.2)
+    assert penalised[-1] < 0.5 * penalised[0]
+    assert read_after(read=2.0)[1] == losses
+    for fields in ({"spikes": None}, {"gradient_checkpointing": True}):
+        with pytest.raises(InputError, match=r"DistillSettings\.read: has no effect without spikes, and expects"):
+            settings(read=0.3, **fields)
+    with pytest.raises(InputError, match=r"DistillSettings\.read: expected a finite number > 0 or None, got 0"):
+        settings(read=0.0)
+
+
 @pytest.mark.parametrize("num_steps", [0, 2])
 def test_going_on_gives_the_same_losses(teacher, tokens, tmp_path, num_steps, monkeypatch):
     chosen = settings(stages=(stage(growth=0.5, accumulation=2),))

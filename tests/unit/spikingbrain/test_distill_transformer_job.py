@@ -40,7 +40,7 @@ def test_options_say_how_it_spikes(run, model_folder, text, tmp_path):
     out = tmp_path / "trained"
     sizes = ("--text", text, "--context", 20, "--batch-size", 2, "--logits-steps", 3, "--out", out)
     options = ("--k", "*down_proj=4", "--k", 6, "--dead-zone", 0.3, "--weights", "int4", "--group-size", 8)
-    options += ("--coarse", "2:3", "--compact-scales", "--skip", "*q_proj", "--growth", 0.5)
+    options += ("--coarse", "2:3", "--compact-scales", "--skip", "*q_proj", "--growth", 0.5, "--budget", "read=0.2")
     code, shown, err = run("distill", model_folder, model_folder, *sizes, *options)
     assert code == 0, err
     assert "Trained on 120 tokens" in shown
@@ -150,6 +150,10 @@ def test_students_that_do_not_fit(run, model_folder, calibrated, text, tmp_path,
         ),
         ((model_folder, model_folder, "--weights", "stored"), "--weights: expected int8 or int4, which follow from"),
         ((model_folder, model_folder, "--coarse", "2:x"), "expected BITS:UP_TO, such as 2:4 for counts up to 4"),
+        (
+            (model_folder, model_folder, "--budget", "spikes=1"),
+            "--budget: expected read, the bytes that",
+        ),
         ((model_folder, model_folder, "--growth", 2), "expected a number from 0 to 1, got 2"),
         ((model_folder, model_folder, "--spiking", "as-described"), "--spiking: has no effect on"),
         ((model_folder, model_folder, "--logits-steps", 1, "--minutes", 1), "--minutes: has no effect where"),
