@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..errors import BackendUnavailableError, InputError
 from ..lazy import install_command
 
@@ -31,7 +33,7 @@ class NvmlMeter(Meter):
     It is read by the driver every some tens of milliseconds, so a loop should take seconds.
 
     Args:
-        index: of the GPU.
+        index: of the GPU as PyTorch counts, which is not NVML's count where CUDA_VISIBLE_DEVICES leaves GPUs out.
         nvml: stands in for the module pynvml, for tests.
     Raises:
         BackendUnavailableError: there is no pynvml, no driver, or no counter; the message says which.
@@ -48,7 +50,11 @@ class NvmlMeter(Meter):
         self._nvml = nvml
         try:
             nvml.nvmlInit()
-            self._handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            uuid = _uuid_of(index)
+            if uuid is None:
+                self._handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            else:
+                self._handle = nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
             name = nvml.nvmlDeviceGetName(self._handle)
             self.name = name.decode() if isinstance(name, bytes) else name
             self.read_j()
@@ -61,6 +67,13 @@ class NvmlMeter(Meter):
     def read_j(self) -> float:
         """Return the joules since the driver was loaded."""
         return self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) / 1e3  # millijoules
+
+
+def _uuid_of(index: int) -> str | None:
+    """Return the UUID of a GPU as PyTorch counts; None where PyTorch sees no GPU of that number."""
+    if not torch.cuda.is_available() or index >= torch.cuda.device_count():
+        return None
+    return str(torch.cuda.get_device_properties(index).uuid)
 
 
 class RaplMeter(Meter):

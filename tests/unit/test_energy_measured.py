@@ -1,5 +1,7 @@
 """Meters and the loop around them, with instruments that are made up."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from spikebrain.energy import NvmlMeter, RaplMeter, measure_energy
@@ -35,6 +37,9 @@ class FakeNvml:
     def nvmlDeviceGetHandleByIndex(self, index):
         return index
 
+    def nvmlDeviceGetHandleByUUID(self, uuid):
+        return uuid
+
     def nvmlDeviceGetName(self, handle):
         return b"A GPU"
 
@@ -42,6 +47,18 @@ class FakeNvml:
         if self.fault == "counter":
             raise self.NVMLError("Not Supported")
         return int(1000 * self.world.joules)
+
+
+def test_the_gpu_that_pytorch_counts_is_read(monkeypatch):
+    asked = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)  # of four, by CUDA_VISIBLE_DEVICES
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: SimpleNamespace(uuid=f"0e087bd3-{index}"))
+    nvml = FakeNvml(World())
+    nvml.nvmlDeviceGetTotalEnergyConsumption = lambda handle: asked.append(handle) or 0
+    NvmlMeter(nvml=nvml)
+    NvmlMeter(3, nvml=nvml)  # PyTorch has no such GPU: NVML's number
+    assert asked == ["GPU-0e087bd3-0", 3]
 
 
 def test_idle_power_is_subtracted():
