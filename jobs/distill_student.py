@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from ..errors import CheckpointError, InputError
 from ..files import cannot_write
@@ -123,7 +124,9 @@ def _check_same(spiking: nn.Module, floats: nn.Module, source: str) -> None:
     """Raise an InputError unless every layer on spikes has a float layer of its size."""
     own = dict(floats.named_modules())
     for name, layer in _own_rows(spiking).items():
-        shape = getattr(getattr(own.get(name), "weight", None), "shape", None)
+        found = own.get(name)
+        shape = getattr(getattr(found, "weight", None), "shape", None)
+        shape = shape[::-1] if shape is not None and isinstance(found, Conv1D) else shape
         if shape != layer.weight.shape:
             raise InputError(
                 f"student: expected a model on spikes that was made of the teacher, got {source}, whose {name} has "

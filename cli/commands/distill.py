@@ -152,7 +152,7 @@ def distill(
     seed: Annotated[int, seed_for("the order of texts, and for the tokens that the teacher writes")] = 0,
     force: Force = False,
 ) -> Answer:
-    """Train a converted model, or a Transformer that is to run on spikes, so that it recovers what it loses.
+    """Train a model lightly, so that it recovers what conversion or spikes took.
 
     If it is interrupted, the same command goes on. There are two stages: attention outputs, then logits; a Transformer
     has the second alone. --minutes sets the steps of those whose steps are not given. A Transformer trains with spikes

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers.pytorch_utils import Conv1D
 
 from ...coding.base import require_exact
 from ...errors import InputError
@@ -94,7 +95,7 @@ class SpikeAwareLinear(nn.Linear):
     that need a number on the way, such as `RateDistortionThreshold` and those of other packages, wait for it.
 
     Args:
-        linear: a layer whose parameters are shared, not copied.
+        linear: a layer whose parameters are shared, not copied: an `nn.Linear`, or transformers' `Conv1D`.
         neuron: turns activations into counts.
         group_size: input channels that share a weight scale; None for all, in 4 bits for 32.
         weight_bits: width of the integers, 8 or 4.
@@ -112,7 +113,7 @@ class SpikeAwareLinear(nn.Linear):
 
     def __init__(
         self,
-        linear: nn.Linear,
+        linear: nn.Linear | Conv1D,
         neuron: Neuron,
         group_size: int | None,
         name: str = "",
@@ -124,7 +125,9 @@ class SpikeAwareLinear(nn.Linear):
         sharing: Sharing | None = None,
         counts_bytes: bool = False,
     ) -> None:
-        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        self.is_transposed = isinstance(linear, Conv1D)  # its weight is [in_features, out_features]
+        num_out, num_in = linear.weight.shape[::-1] if self.is_transposed else linear.weight.shape
+        super().__init__(num_in, num_out, linear.bias is not None, device="meta")
         self.weight, self.bias = linear.weight, linear.bias
         self.neuron, self.group_size, self.name, self.weight_bits = neuron, group_size, name, weight_bits
         self.coarse, self.compact_scales = coarse, compact_scales
@@ -143,7 +146,7 @@ class SpikeAwareLinear(nn.Linear):
         rounded, lost = self.rounded_weights()
         carried = self._carried(x)
         self.bits = carried.bits
-        y = F.linear(carried.whole, straight_through(self.weight, rounded), self.bias)
+        y = F.linear(carried.whole, straight_through(self._rows(), rounded), self.bias)
         for part, difference in zip(carried.small, lost, strict=True):
             y = y + F.linear(part, difference)
         return y
@@ -151,12 +154,16 @@ class SpikeAwareLinear(nn.Linear):
     @torch.no_grad()
     def rounded_weights(self) -> tuple[Tensor, list[Tensor]]:
         """Return W', and C - W' for each pair of coarse rows, in the weight's dtype, without gradients."""
-        quantized = rounded_to(self.weight_bits, self.weight, self.group_size)
+        quantized = rounded_to(self.weight_bits, self._rows(), self.group_size)
         if self.compact_scales:
             quantized = compact(quantized, self.name)
         own = _floats(quantized)
         lost = [(_floats(coarser(quantized, bits)) - own).to(self.weight.dtype) for bits, _ in self.coarse]
         return own.to(self.weight.dtype), lost
+
+    def _rows(self) -> Tensor:
+        """Return the float weight, [out_features, in_features]."""
+        return self.weight.t() if self.is_transposed else self.weight
 
     def bytes_read(self) -> Tensor:
         """Return the bytes that a token of the last call reads of weights, scales, minima and biases, the mean."""
@@ -286,8 +293,8 @@ def spike_aware(model: nn.Module, settings: SpikeSettings, *, counts_bytes: bool
     Yields:
         What lets silence grow from step to step, and says what is read; it need not be used.
     Raises:
-        InputError: no layer matches, one is not an `nn.Linear` of its own (fused experts are not), its rows do not fit
-            the settings, stored weights, or a lossy code.
+        InputError: no layer matches, one is in fused experts, its rows do not fit the settings, stored weights, or a
+            lossy code.
     """
     if not isinstance(settings, SpikeSettings):
         raise InputError(f"spike_aware: expected SpikeSettings(...) as settings, got {settings!r}.")
@@ -308,8 +315,6 @@ def spike_aware(model: nn.Module, settings: SpikeSettings, *, counts_bytes: bool
     sharing, growth = Sharing(), dict[torch.device, Tensor]()
     aware: dict[str, SpikeAwareLinear] = {}
     for name, linear in linears.items():
-        if not isinstance(linear, nn.Linear):
-            raise InputError(f"spike_aware: expected nn.Linear, got {type(linear).__name__} at {name}. Leave it out.")
         device = linear.weight.device
         grows = growth.setdefault(device, torch.ones((), device=device))
         aware[name] = _aware(name, linear, settings, grows, sharing)
@@ -328,15 +333,17 @@ def spike_aware(model: nn.Module, settings: SpikeSettings, *, counts_bytes: bool
             _put(model, name, linear)
 
 
-def _aware(name: str, linear: nn.Linear, settings: SpikeSettings, growth: Tensor, sharing: Sharing) -> SpikeAwareLinear:
+def _aware(
+    name: str, linear: nn.Linear | Conv1D, settings: SpikeSettings, growth: Tensor, sharing: Sharing
+) -> SpikeAwareLinear:
     """Return the layer that trains in the place of a linear one; raise an InputError if its rows do not fit."""
     bits, coarse = 4 if settings.weights == "int4" else 8, settings.coarse_of(name)
     group_size = INT4_GROUP if bits == 4 and settings.group_size is None else settings.group_size
     check_fewer_bits(coarse, bits, f"{name}.coarse")
-    if settings.compact_scales:
-        check_groups(len(groups_of(linear.in_features, group_size)), name)
     more = {"coarse": coarse, "compact_scales": settings.compact_scales, "growth": growth, "sharing": sharing}
     found = SpikeAwareLinear(linear, settings.neuron_of(name), group_size, name, weight_bits=bits, **more)
+    if settings.compact_scales:
+        check_groups(len(groups_of(found.in_features, group_size)), name)
     return found.train(linear.training)
 
 

@@ -11,6 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from transformers.pytorch_utils import Conv1D
 
 import spikebrain as sb
 from spikebrain import AdaptiveThreshold, DeadZoneThreshold, RateDistortionThreshold, SpikeSettings
@@ -83,6 +84,21 @@ def test_a_model_with_settings_by_layer(tiny_llama):
         with sb.spike_aware(tiny_llama, settings):
             torch.testing.assert_close(tiny_llama(ids).logits, expected, atol=2e-4, rtol=1e-4)
     assert not any(isinstance(module, SpikeAwareLinear) for module in tiny_llama.modules())
+
+
+def test_a_transposed_weight_gets_its_gradient():
+    torch.manual_seed(2)
+    model, x = nn.Sequential(Conv1D(6, 40)), torch.randn(3, 40)
+    settings = SpikeSettings(neuron=DEAD, weights="int4", coarse=((2, 4),), compact_scales=True)
+    spiking = sb.to_spiking(model, settings)
+    with sb.spike_aware(model, settings):
+        y = model(x)
+        g = torch.randn_like(y)
+        y.backward(g)
+    with torch.no_grad():
+        torch.testing.assert_close(y, spiking(x), atol=2e-5, rtol=2e-5)
+    torch.testing.assert_close(model[0].weight.grad, DEAD(x).activation().t() @ g)
+    torch.testing.assert_close(model[0].bias.grad, g.sum(0))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 1.0])
