@@ -143,8 +143,8 @@ class SpikeAwareLinear(nn.Linear):
         Args:
             x: activations.
         """
-        rounded, lost = self.rounded_weights()
-        carried = self._carried(x)
+        dtype = _product_dtype(x)
+        carried, (rounded, lost) = self._carried(x, dtype), self.rounded_weights(dtype)
         self.bits = carried.bits
         y = F.linear(carried.whole, straight_through(self._rows(), rounded), self.bias)
         for part, difference in zip(carried.small, lost, strict=True):
@@ -152,14 +152,14 @@ class SpikeAwareLinear(nn.Linear):
         return y
 
     @torch.no_grad()
-    def rounded_weights(self) -> tuple[Tensor, list[Tensor]]:
-        """Return W', and C - W' for each pair of coarse rows, in the weight's dtype, without gradients."""
+    def rounded_weights(self, dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+        """Return W', and C - W' for each pair of coarse rows, in a dtype, without gradients."""
         quantized = rounded_to(self.weight_bits, self._rows(), self.group_size)
         if self.compact_scales:
             quantized = compact(quantized, self.name)
         own = _floats(quantized)
-        lost = [(_floats(coarser(quantized, bits)) - own).to(self.weight.dtype) for bits, _ in self.coarse]
-        return own.to(self.weight.dtype), lost
+        lost = [(_floats(coarser(quantized, bits)) - own).to(dtype) for bits, _ in self.coarse]
+        return own.to(dtype), lost
 
     def _rows(self) -> Tensor:
         """Return the float weight, [out_features, in_features]."""
@@ -179,15 +179,16 @@ class SpikeAwareLinear(nn.Linear):
         num_scales = len(groups_of(self.in_features, self.group_size)) if self.weight_bits == 8 else 1
         return self.out_features * (self.in_features + 4 * num_scales + 2 * (self.bias is not None))
 
-    def _carried(self, x: Tensor) -> Carried:
+    def _carried(self, x: Tensor, dtype: torch.dtype) -> Carried:
         sharing = None if torch.compiler.is_compiling() else self.sharing
         # PyTorch counts how often `growth` was set.
-        key = (self.neuron, self.coarse, self.weight_bits, None if self.growth is None else self.growth._version)
+        growth = None if self.growth is None else self.growth._version
+        key = (self.neuron, self.coarse, self.weight_bits, growth, dtype)
         known = None if sharing is None else sharing.get(x, key)
         if known is not None:
             return known
         spikes = self._spikes(x)
-        whole = spikes.activation().to(x.dtype)
+        whole = spikes.activation().to(dtype)
         bits = self._bits(x, spikes.threshold) if self.counts_bytes else None
         carried = Carried(whole, tuple(self._small(spikes.count, whole.detach())), bits)
         if sharing is not None:
@@ -227,6 +228,13 @@ class SpikeAwareLinear(nn.Linear):
         growth = torch.ones((), device=x.device) if self.growth is None else self.growth
         ratio = x.detach().abs().to(threshold.dtype) / threshold
         return bits_read(x, ratio, *steps_of(quiet, self.weight_bits, self.coarse, growth))
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype in which autocast multiplies x: each product would else make, and keep, a copy of its own."""
+    kind = x.device.type
+    casts = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(kind) if casts else x.dtype
 
 
 def _floats(quantized: QuantizedWeight) -> Tensor:

@@ -323,3 +323,22 @@ def test_bytes_of_other_neurons_are_refused():
     model = nn.Sequential(nn.Linear(8, 3))
     with pytest.raises(InputError, match="counts_bytes: expected AdaptiveThreshold or DeadZoneThreshold, got Rate"):
         sb.spike_aware(model, settings, counts_bytes=True).__enter__()
+
+
+@pytest.mark.parametrize("rows", [{}, {"weights": "int4", "coarse": ((2, 3),)}])
+def test_autocast_finds_what_it_multiplies_in_its_dtype(rows):
+    torch.manual_seed(6)
+    model, x = nn.Sequential(nn.Linear(64, 8)), torch.randn(5, 64, requires_grad=True)
+    kept = []
+    with (
+        sb.spike_aware(model, SpikeSettings(neuron=DEAD, **rows)),
+        torch.autocast("cpu", torch.bfloat16),
+        torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t),
+    ):
+        y = model(x)
+        exact = model[0].rounded_weights(torch.float32)[0]
+    assert y.dtype == torch.bfloat16
+    assert {tensor.dtype for tensor in kept} == {torch.bfloat16}
+    y.sum().backward()
+    assert model[0].weight.grad.dtype == x.grad.dtype == torch.float32
+    torch.testing.assert_close(x.grad, exact.bfloat16().float().sum(0).expand(5, -1), rtol=0.02, atol=0.02)
