@@ -10,7 +10,7 @@ from .doctor import examine
 from .energy import EnergyEstimate, EnergySettings, energy, energy_model
 from .eval import EvalSettings, evaluate
 from .export import Exported, ExportSettings, export
-from .generate import Generated, GenerateSettings, SpikesWritten, generate
+from .generate import Generated, GenerateSettings, SpikesWritten, generate, generate_in_parallel
 from .progress import Progress, Silent
 from .raster import Drawn, RasterSettings, raster
 from .report import ReportSettings, report
@@ -53,6 +53,7 @@ __all__ = [
     "examine",
     "export",
     "generate",
+    "generate_in_parallel",
     "open_tutorial",
     "raster",
     "report",

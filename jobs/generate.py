@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +17,11 @@ from ..analysis.stats import spike_statistics
 from ..backends import device_of
 from ..errors import InputError
 from ..models.recording import record
-from ..models.spikingbrain import SpikingBrainCache, SpikingBrainForCausalLM
+from ..models.spikingbrain import SpikingBrainCache, SpikingBrainForCausalLM, sequence_prefill
 from .given import refuse, usual
-from .inputs import is_spiking, load_spikingbrain
+from .inputs import is_spiking, load_spikingbrain, read_text
 from .progress import SILENT, Progress
+from .ranks import processes
 
 
 @dataclass(frozen=True)
@@ -29,23 +30,28 @@ class GenerateSettings:
 
     Attributes:
         model: folder of a SpikingBrain model.
-        prompt: text to go on from.
+        prompt: text to go on from; None for that of `prompt_file`.
         max_new_tokens: most tokens to write.
         temperature: of the distribution that tokens are drawn from; 0 takes the most likely one.
         device: "cpu", "cuda", or "auto" for a GPU if there is one.
         seed: random seed for the tokens that are drawn, which needs a temperature above 0; None for 0.
+        prompt_file: a UTF-8 file with the text to go on from, instead of `prompt`.
     """
 
     model: Path
-    prompt: str
+    prompt: str | None = None
     max_new_tokens: int = 64
     temperature: float = 0.0
     device: str = "auto"
     seed: int | None = None
+    prompt_file: Path | None = None
 
     def __post_init__(self) -> None:
         """Raise an InputError if a value is out of range."""
-        if not isinstance(self.prompt, str) or any("\ud800" <= letter <= "\udfff" for letter in self.prompt):
+        if (self.prompt is None) == (self.prompt_file is None):
+            got = "neither" if self.prompt is None else "both"
+            raise InputError(f"prompt: expected a text, or `prompt_file` with one; got {got}.")
+        if self.prompt is not None and not _is_text(self.prompt):
             raise InputError(f"prompt: expected a text that UTF-8 can hold, got {self.prompt!a}.")
         if self.max_new_tokens < 1:
             raise InputError(f"max_new_tokens: expected an integer >= 1, got {self.max_new_tokens}.")
@@ -81,7 +87,8 @@ class Generated:
         num_new_tokens: tokens that were written.
         seconds: time from the prompt to the last token.
         cache_bytes: size of the model's state after the text.
-        spikes: of a pass over the whole text; None for a model without spikes.
+        spikes: of a pass over the whole text; None for a model without spikes, and where several processes read it.
+        is_spiking: whether the model spikes.
     """
 
     text: str
@@ -90,6 +97,7 @@ class Generated:
     seconds: float
     cache_bytes: int
     spikes: SpikesWritten | None
+    is_spiking: bool
 
 
 def generate(
@@ -99,27 +107,92 @@ def generate(
 
     Args:
         settings: what to write.
-        write: called with the prompt and the new text as they come, piece by piece.
+        write: called with the prompt, unless it is in a file, and the new text as they come, piece by piece.
         progress: told what happens.
     Raises:
         SpikebrainError: bad input; the message says which and what to do.
     """
     where = device_of(settings.device)
-    model, tokenizer, _ = load_spikingbrain(settings.model, progress)
-    model: Any = model.to(where)
-    ids = torch.tensor([tokenizer.encode(settings.prompt)], dtype=torch.int64, device=where)
-    if ids.shape[1] == 0:
-        raise InputError("prompt: expected at least one token, got none.")
-    options = {"temperature": settings.temperature, "seed": usual(settings.seed, 0)}
+    model, tokenizer, ids = _prepared(settings, where, progress)
     if where == "cuda":
         # The first call of a shape compiles kernels and times their launch settings, which is not the model's speed.
         progress.say("Preparing kernels for this GPU, which takes up to minutes the first time")
-        write_tokens(model, ids, 2, **options)
-    streamer = _Pieces(tokenizer, write)
+        write_tokens(model, ids, 2, temperature=settings.temperature, seed=usual(settings.seed, 0))
+    found = _write(settings, model, tokenizer, ids, write)
+    return replace(found, spikes=_count_spikes(model, found.ids[None].to(where)) if found.is_spiking else None)
+
+
+def generate_in_parallel(
+    settings: GenerateSettings, write: Callable[[str], None] = lambda text: None, progress: Progress = SILENT
+) -> Generated | None:
+    """Let the processes that torchrun started read a prompt together (`sequence_prefill`), and the last of them write.
+
+    Each has the whole model, on a GPU of its own if there are any, and reads an equal part of the prompt.
+
+    Args:
+        settings: as for `generate`; `temperature` and `seed` as well.
+        write: called on the last process with the prompt and the new text as they come.
+        progress: told what happens.
+    Returns:
+        What was written, without its spikes, on the last process; None on the others.
+    Raises:
+        SpikebrainError: bad input, or no processes of torchrun.
+    """
+    where = device_of(settings.device)
+    with processes(where) as (rank, size):
+        model, tokenizer, ids = _prepared(settings, where, progress)
+        rest = ids.shape[1] % size
+        if ids.shape[1] < size:
+            raise InputError(f"prompt: expected {size} tokens or more, one for each process, got {ids.shape[1]}.")
+        progress.say(f"{size} processes read {ids.shape[1]:,} tokens")
+        start = time.perf_counter()
+        read = sequence_prefill(model, ids[:, : ids.shape[1] - rest])
+        if rank < size - 1:
+            return None
+        assert read.cache is not None
+        assert read.logits is not None
+        state = (read.cache, read.logits, ids[:, ids.shape[1] - rest :])
+        return _write(settings, model, tokenizer, ids, write, start, state)
+
+
+def _is_text(prompt: Any) -> bool:
+    return isinstance(prompt, str) and not any("\ud800" <= letter <= "\udfff" for letter in prompt)
+
+
+def _prepared(settings: GenerateSettings, where: str, progress: Progress) -> tuple[Any, Any, Tensor]:
+    """Return model, tokenizer and the prompt's token ids, int64 [1, L]."""
+    text = settings.prompt
+    if text is None:
+        text, _ = read_text(settings.prompt_file, "prompt_file")
+    model, tokenizer, _ = load_spikingbrain(settings.model, progress)
+    model: Any = model.to(where)
+    ids = torch.tensor([tokenizer.encode(text)], dtype=torch.int64, device=where)
+    if ids.shape[1] == 0:
+        raise InputError("prompt: expected at least one token, got none.")
+    return model, tokenizer, ids
+
+
+def _write(
+    settings: GenerateSettings,
+    model: SpikingBrainForCausalLM,
+    tokenizer: Any,
+    ids: Tensor,
+    write: Callable[[str], None],
+    start: float | None = None,
+    state: tuple[SpikingBrainCache, Tensor, Tensor] | None = None,
+) -> Generated:
+    """Write after a prompt, [1, L], which a state may have read already; `start` is when its reading began."""
+    streamer = _Pieces(tokenizer, write, skip_prompt=settings.prompt is None)
     streamer.put(ids.cpu())
-    start = time.perf_counter()
+    start = time.perf_counter() if start is None else start
     cache, written = write_tokens(
-        model, ids, settings.max_new_tokens, **options, done=lambda token: streamer.put(token.cpu())
+        model,
+        ids,
+        settings.max_new_tokens,
+        temperature=settings.temperature,
+        seed=usual(settings.seed, 0),
+        done=lambda token: streamer.put(token.cpu()),
+        state=state,
     )
     seconds = time.perf_counter() - start
     streamer.end()
@@ -129,7 +202,8 @@ def generate(
         num_new_tokens=written.shape[1] - ids.shape[1],
         seconds=seconds,
         cache_bytes=cache.num_bytes,
-        spikes=_count_spikes(model, written) if is_spiking(model) else None,
+        spikes=None,
+        is_spiking=is_spiking(model),
     )
 
 
@@ -142,6 +216,7 @@ def write_tokens(
     temperature: float = 0.0,
     seed: int = 0,
     done: Callable[[Tensor], None] = lambda token: None,
+    state: tuple[SpikingBrainCache, Tensor, Tensor] | None = None,
 ) -> tuple[SpikingBrainCache, Tensor]:
     """Write tokens after a prompt, up to one that ends the text.
 
@@ -152,14 +227,20 @@ def write_tokens(
         temperature: as of `GenerateSettings`.
         seed: as of `GenerateSettings`.
         done: called with each new token, [1], but for one that ends the text.
+        state: the state after a part of the prompt, the logits there, [1, 1, V], and the rest of it, [1, L]; None if
+            nothing was read.
     Returns:
         The state after the text, and the ids of prompt and text, [1, L].
     """
     ends = model.generation_config.eos_token_id if model.generation_config else None
     ends = [ends] if isinstance(ends, int) else list(ends or [])
-    cache, generator, new = SpikingBrainCache(model.settings), torch.Generator(ids.device).manual_seed(seed), ids
+    cache, found, new = (SpikingBrainCache(model.settings), None, ids) if state is None else state
+    generator = torch.Generator(ids.device).manual_seed(seed)
     for _ in range(limit):
-        logits = model(new, cache=cache, logits_to_keep=1).logits[:, -1].float()
+        if new.shape[1]:
+            found = model(new, cache=cache, logits_to_keep=1).logits
+        assert found is not None
+        logits = found[:, -1].float()
         if temperature == 0:
             new = logits.argmax(-1, keepdim=True)
         else:
@@ -176,8 +257,8 @@ def write_tokens(
 class _Pieces(TextStreamer):
     """Gives text to a function instead of printing it."""
 
-    def __init__(self, tokenizer: Any, write: Callable[[str], None]) -> None:
-        super().__init__(tokenizer)
+    def __init__(self, tokenizer: Any, write: Callable[[str], None], *, skip_prompt: bool) -> None:
+        super().__init__(tokenizer, skip_prompt=skip_prompt)
         self._write = write
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:

@@ -23,17 +23,33 @@ def generate(
         Path,
         typer.Argument(help="Folder of a SpikingBrain model.", autocompletion=models, rich_help_panel=INPUT),
     ],
-    prompt: Annotated[str, typer.Argument(help="Text to go on from.", rich_help_panel=INPUT)],
+    prompt: Annotated[str | None, typer.Argument(help="Text to go on from.", rich_help_panel=INPUT)] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option(help="UTF-8 file with the text to go on from.", rich_help_panel=INPUT)
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to write.", rich_help_panel=MEASURED)] = 64,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.", rich_help_panel=MEASURED)] = 0.0,
     device: Device = "auto",
     seed: Annotated[int | None, seed_for("the tokens that are drawn, at a temperature above 0")] = None,
+    parallel: Annotated[
+        bool,
+        typer.Option(
+            "--parallel",
+            help="Processes of torchrun read the text together, and the last writes.",
+            rich_help_panel=MEASURED,
+        ),
+    ] = False,
 ) -> Answer:
     """Write text as it comes, and say how fast and with how many spikes."""
     from ... import jobs
 
-    settings = jobs.GenerateSettings(model, prompt, max_new_tokens, temperature, device, seed)
-    found = jobs.generate(settings, screen.write, screen)
+    settings = jobs.GenerateSettings(model, prompt, max_new_tokens, temperature, device, seed, prompt_file)
+    if parallel:
+        found = jobs.generate_in_parallel(settings, screen.write, screen)
+        if found is None:  # another process writes
+            raise typer.Exit
+    else:
+        found = jobs.generate(settings, screen.write, screen)
     screen.write("\n\n")
     spikes = found.spikes
     figure = (
@@ -44,9 +60,10 @@ def generate(
         figure += f" and {spikes.per_channel:.3f} spikes per channel and token"
     to_spiking = ("--spiking", "as-described", "--out", unused(Path(f"{model}-spiking")))
     return Answer(
-        prompt + found.text if screen.quiet else f"{figure}.",
+        (prompt or "") + found.text if screen.quiet else f"{figure}.",
         {
             "prompt": prompt,
+            "prompt_file": None if prompt_file is None else str(prompt_file),
             "text": found.text,
             "token_ids": found.ids.tolist(),
             "num_new_tokens": found.num_new_tokens,
@@ -54,6 +71,6 @@ def generate(
             "cache_bytes": found.cache_bytes,
             "spikes": None if spikes is None else spikes._asdict(),
         },
-        next=("spikebrain", "convert", model, *to_spiking) if spikes is None else ("spikebrain", "report", model),
-        why="the same model on spikes" if spikes is None else "its accuracy, spikes and energy",
+        next=("spikebrain", "report", model) if found.is_spiking else ("spikebrain", "convert", model, *to_spiking),
+        why="its accuracy, spikes and energy" if found.is_spiking else "the same model on spikes",
     )

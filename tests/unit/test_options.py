@@ -21,7 +21,7 @@ ALWAYS = {
     "energy": "source table template out assumptions",
     "simulate": "model chip template text num_tokens mode mapping order stream jitter critical_path timeline out",
     "eval": "model tasks text out device",
-    "generate": "model prompt max_new_tokens temperature device",
+    "generate": "model prompt prompt_file max_new_tokens temperature device parallel",
     "convert": "model out spiking force",
     "distill": "teacher student out text sample fresh context batch_size accumulation logits_steps learning_rate "
     "spiking precision device seed force",
