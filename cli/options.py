@@ -142,6 +142,61 @@ Weights = Annotated[
         rich_help_panel=SPIKES,
     ),
 ]
+CompactScales = Annotated[
+    bool,
+    typer.Option(
+        "--compact-scales", help="Keep scales of groups in few bits, which are read, too.", rich_help_panel=SPIKES
+    ),
+]
+
+
+def coarse_of(typed: list[str] | None) -> tuple[tuple[int, int], ...] | None:
+    """Return the coarse rows that were typed, pairs (bits, up_to); None if there were none.
+
+    Raises:
+        InputError: something else was typed.
+
+    >>> coarse_of(["2:4"]), coarse_of(["2:2,4:9"])
+    (((2, 4),), ((2, 2), (4, 9)))
+    """
+    if not typed:
+        return None
+    parts = [part.strip() for text in typed for part in text.split(",")]
+    try:
+        return tuple((int(bits), int(up_to)) for bits, up_to in (part.split(":") for part in parts))
+    except ValueError:
+        raise InputError(
+            f"coarse: expected BITS:UP_TO, such as 2:4 for counts up to 4 that read 2 bits; got {', '.join(parts)!r}."
+        ) from None
+
+
+def _checked_coarse(typed: list[str] | None) -> list[str] | None:
+    try:
+        coarse_of(typed)
+    except InputError as error:
+        raise typer.BadParameter(str(error).removeprefix("coarse: ")) from error
+    return typed
+
+
+CoarseRows = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--coarse",
+        metavar="BITS:UP_TO",
+        callback=_checked_coarse,
+        help="Counts up to UP_TO read rows of BITS bits: 2 or 4, fewer than the layer's own rows have.",
+        show_default="none",
+        rich_help_panel=SPIKES,
+    ),
+]
+DeadZone = Annotated[
+    float | None,
+    typer.Option(
+        help="A channel is silent below it, in units of the token's mean |x|.",
+        show_default="none",
+        rich_help_panel=SPIKES,
+    ),
+]
 FolderFormat = Annotated[
     str | None,
     typer.Option(
@@ -185,6 +240,35 @@ Spiking = Annotated[
         rich_help_panel=SPIKES,
     ),
 ]
+
+
+def budget_of(typed: str) -> tuple[str, float]:
+    """Return what a budget counts, and its value.
+
+    Raises:
+        InputError: something else was typed.
+
+    >>> budget_of("read=0.5")
+    ('read', 0.5)
+    """
+    name, _, value = typed.partition("=")
+    try:
+        return name.strip(), float(value)
+    except ValueError:
+        raise InputError(
+            f"budget: expected read=NUMBER, spikes=NUMBER or energy=NUMBER, such as read=0.5; got {typed!r}."
+        ) from None
+
+
+def checked_budget(typed: str | None) -> str | None:
+    """Return a budget as it was typed, or refuse it before anything is imported for it."""
+    if typed is None:
+        return None
+    try:
+        budget_of(typed)
+    except InputError as error:
+        raise typer.BadParameter(str(error).removeprefix("budget: ")) from error
+    return typed
 
 
 def tokens_if_run(usual: str) -> Any:

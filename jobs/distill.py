@@ -1,8 +1,9 @@
-"""Light training of a converted model: a recipe, steps that fit the time, text of the teacher's own, and a result."""
+"""Light training: a recipe, steps that fit the time, text of the teacher's own, and a result."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import time
 from dataclasses import asdict, dataclass, replace
@@ -10,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import analysis
 from ..backends import device_of
 from ..errors import InputError
 from ..files import make_folder, read_json, remove, write_json
-from ..models.io import load, save
-from ..models.spikingbrain import SpikingBrainForCausalLM
+from ..models import SpikeSettings
+from ..models.io import load
+from ..models.io.checksums import of_text
+from ..models.layers.coarse import Coarse
 from ..models.training import (
     DistillResult,
     DistillSettings,
@@ -34,14 +37,24 @@ from ..models.training import (
 from ..models.training.distill import fingerprint
 from ..models.training.state import FILE_NAME as STATE
 from ..models.training.state import LOSSES
-from .given import refuse, usual
-from .inputs import alone, check_length, load_spikingbrain, look_ahead, read_text, require_new, token_ids
+from ..neuro import DeadZoneThreshold, Neuron
+from ..registry import to_dict
+from .calibration import Budget
+from .distill_student import save_student, student_of
+from .given import K, refuse, spike_settings, usual
+from .inputs import alone, check_length, look_ahead, read_text, require_new, token_ids
 from .progress import SILENT, Progress
 
 MINUTES = 10.0
 # Where arguments and steps of a training are kept until it is finished.
 PLAN, SAMPLES = "plan.json", "samples.json"
 _INTERRUPTED = (PLAN, SAMPLES, STATE, LOSSES)
+# Arguments that the result depends on; those of the recipe are compared with it.
+_OF_THE_RESULT = (
+    *("sample", "fresh", "minutes", "attention_steps", "logits_steps", "accumulation", "spiking", "k", "dead_zone"),
+    *("weights", "group_size", "compact_scales", "coarse", "skip", "include_head", "growth", "budget", "checkpointing"),
+    "seed",
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +65,9 @@ class DistillRun:
 
     Attributes:
         teacher: the Transformer that the student was made of; anything that `load` takes.
-        student: folder of a converted model, not on spikes.
+        student: what learns: folder of a converted model, not on spikes; an ordinary Transformer, as `load` takes it,
+            such as the teacher itself, which learns to run on spikes; or a folder on spikes, as `calibrate` writes it,
+            whose settings hold and whose float weights are the teacher's, or those of an earlier training.
         text: UTF-8 files to train on.
         sample: train on this many tokens that the teacher writes beforehand; None for none.
         fresh: train on tokens that the teacher writes meanwhile, none of them twice, instead of `text` and `sample`.
@@ -62,9 +77,21 @@ class DistillRun:
         accumulation: batches whose gradients make a step.
         attention_steps: steps that match attention outputs; 0 for none, None for as many as fit the time.
         logits_steps: steps that match logits; 0 for none, None for as many as fit the time.
-        learning_rate: for attention outputs.
+        learning_rate: for attention outputs; of an ordinary Transformer for logits.
         logits_rate: learning rate for logits, as a multiple of learning_rate.
-        spiking: train with spikes in the forward pass, "as-described" or "as-released"; None for without.
+        spiking: train a SpikingBrain model with spikes in the forward pass, "as-described" or "as-released"; None for
+            without. An ordinary Transformer always trains with spikes.
+        k: of an ordinary Transformer on spikes: mean |x| of a token divided by its threshold, or one for each pattern
+            of names of layers, of which the first that matches counts; None for 3, with a dead zone for 8.
+        dead_zone: a channel is silent below it, in units of the token's mean |x|; None for none.
+        weights: "int8" or "int4"; None for "int8".
+        group_size: input channels that share a weight scale; None for all, with "int4" for 32.
+        compact_scales: keep scales and minima of groups in few bits; see `SpikeSettings`.
+        coarse: pairs (bits, up_to): counts up to `up_to` read rows of that few bits; None for none.
+        skip: patterns of the names of layers that stay dense; None for none.
+        include_head: put the output head on spikes, too.
+        growth: share of the steps in which dead zones and the edges of coarse rows grow from 0; None for 0.
+        budget: of bytes read, by a penalty on those beyond it; None for none.
         precision: "float32", or "bfloat16" for autocast.
         checkpointing: compute layers again in the backward pass, which saves memory.
         device: "cpu", "cuda", or "auto" for a GPU if there is one.
@@ -74,7 +101,7 @@ class DistillRun:
     """
 
     teacher: str
-    student: Path
+    student: str | Path
     text: tuple[Path, ...] = ()
     sample: int | None = None
     fresh: bool = False
@@ -87,6 +114,16 @@ class DistillRun:
     learning_rate: float | None = None
     logits_rate: float | None = None
     spiking: str | None = None
+    k: K | None = None
+    dead_zone: float | None = None
+    weights: str | None = None
+    group_size: int | None = None
+    compact_scales: bool = False
+    coarse: Coarse | None = None
+    skip: tuple[str, ...] | None = None
+    include_head: bool = False
+    growth: float | None = None
+    budget: Budget | None = None
     precision: str | None = None
     checkpointing: bool = False
     device: str = "auto"
@@ -107,37 +144,52 @@ class DistillRun:
             refuse(self, ("minutes",), "where both `attention_steps` and `logits_steps` are given")
         if self.logits_steps == 0:
             refuse(self, ("logits_rate", "checkpointing"), "without steps that match logits (`logits_steps` 0)")
+        if self.weights == "stored":
+            raise InputError("weights: expected int8 or int4, which follow from weights that learn, got stored.")
+        if self.budget is not None:
+            refuse(self, ("checkpointing",), "with a `budget`, for which bytes are counted in the forward pass")
+            if self.budget.counts != "read":
+                raise InputError(f"budget: expected read, the bytes that training lowers, got {self.budget.counts!r}.")
+        self.spike_settings()
 
-    def recipe(self, device: str) -> Recipe:
+    @property
+    def neuron(self) -> Neuron | None:
+        """The neuron, but for its k; None for `AdaptiveThreshold`."""
+        return None if self.dead_zone is None else DeadZoneThreshold(dead_zone=self.dead_zone)
+
+    def spike_settings(self) -> SpikeSettings:
+        """Return how an ordinary Transformer will run on spikes."""
+        return spike_settings(self)
+
+    def recipe(self, device: str, *, ordinary: bool = False) -> Recipe:
         """Return the recipe of a device, with the changes."""
         names = ("context", "batch_size", "learning_rate", "logits_rate", "precision")
-        return Recipe.for_device(device, **{name: getattr(self, name) for name in names})
+        return Recipe.for_device(device, ordinary=ordinary, **{name: getattr(self, name) for name in names})
 
-    def settings(self, recipe: Recipe) -> DistillSettings:
-        """Return how a recipe trains; steps that are still to be found are 1."""
+    def settings(self, recipe: Recipe, spikes: SpikeSettings | None = None) -> DistillSettings:
+        """Return how a recipe trains; steps that are still to be found are 1.
+
+        Args:
+            recipe: sizes and rates.
+            spikes: of an ordinary Transformer.
+        """
         return recipe.settings(
-            attention_steps=self.attention_steps,
+            attention_steps=self.attention_steps if spikes is None else 0,
             logits_steps=self.logits_steps,
             accumulation=self.accumulation,
+            growth=usual(self.growth, 0.0),
             spiking=self.spiking,
+            spikes=spikes,
+            read=None if spikes is None or self.budget is None else self.budget.value,
             gradient_checkpointing=self.checkpointing,
             seed=self.seed,
         )
 
-    def job(self, recipe: Recipe, device: str) -> dict[str, Any]:
-        """Return the arguments that the result depends on, as JSON values; models and text are not among them."""
-        names = (
-            "sample",
-            "fresh",
-            "minutes",
-            "attention_steps",
-            "logits_steps",
-            "accumulation",
-            "spiking",
-            "checkpointing",
-            "seed",
-        )
-        return {name: getattr(self, name) for name in names} | asdict(recipe) | {"device": device}
+    def job(self, device: str) -> dict[str, Any]:
+        """Return the arguments that the result depends on, as JSON values; models, text and recipe are not in it."""
+        found = {name: getattr(self, name) for name in _OF_THE_RESULT} | {"device": device}
+        # As JSON has them, to be compared with those of a file.
+        return json.loads(json.dumps(found))
 
 
 @dataclass(frozen=True)
@@ -150,14 +202,14 @@ class Distilled:
         result: losses, time and number of tokens.
     """
 
-    model: SpikingBrainForCausalLM
+    model: nn.Module
     settings: DistillSettings
     result: DistillResult
 
 
 @alone
 def distill(run: DistillRun, out: Path, progress: Progress = SILENT, *, force: bool = False) -> Distilled:
-    """Train a converted model lightly, so that it recovers what it lost, and save it.
+    """Train a model lightly, so that it recovers what it lost, and save it: an ordinary Transformer on spikes.
 
     An interrupted training goes on when it is started again with the same arguments: `out` keeps its state, the tokens
     that the teacher wrote (samples.json), and arguments and steps (plan.json). State and plan are deleted at the end.
@@ -165,7 +217,7 @@ def distill(run: DistillRun, out: Path, progress: Progress = SILENT, *, force: b
     Args:
         run: what to train on, and how.
         out: folder for the trained model and its losses (loss.json, loss.png): a new one, or that of an interrupted
-            training.
+            training. The float weights of an ordinary Transformer are in its folder `float`.
         progress: told what happens.
         force: write over what is in the folder, such as a trained model or a training with other arguments.
     Raises:
@@ -173,20 +225,24 @@ def distill(run: DistillRun, out: Path, progress: Progress = SILENT, *, force: b
     """
     where = device_of(run.device)
     recipe = run.recipe(where)
-    settings = run.settings(recipe)
-    require_new(out, sources=(run.teacher, run.student), known=_INTERRUPTED, force=force or (out / STATE).exists())
-    job = run.job(recipe, where)
+    run.settings(recipe)  # raises for what cannot be, before anything is loaded
+    sources = (run.teacher, run.student)
+    require_new(out, sources=sources, known=_INTERRUPTED, force=force or (out / STATE).exists())
+    job = run.job(where)
     going_on(out, job, force)
     texts = [read_text(path)[0] for path in run.text]
     if run.text and run.sample is None:
         look_ahead(run.teacher, texts, ", ".join(path.name for path in run.text), recipe.context)
     teacher, tokenizer, source = load(run.teacher, say=progress.say, bar=progress.bar)
-    of_student = load_spikingbrain(run.student, progress)
-    student: Any = of_student.model
+    of_student = student_of(run, teacher, progress)
     _check_tokenizers(tokenizer, of_student.tokenizer, run)
-    teacher, student = teacher.to(where), student.to(where)
+    teacher, student = teacher.to(where), of_student.model.to(where)
+    spikes = of_student.spikes
+    recipe = run.recipe(where, ordinary=spikes is not None)
+    settings = run.settings(recipe, spikes)
     origin = fingerprint(student)
-    job |= {"teacher": fingerprint(teacher), "student": origin}
+    named = origin if spikes is None else of_text(origin + json.dumps(to_dict(spikes)))
+    job |= {**asdict(recipe), "teacher": fingerprint(teacher), "student": named}
     going_on(out, job, force)
     tokens = None if run.fresh else _text_of(run, texts, teacher, tokenizer, source, recipe.context, out, progress)
     if tokens is not None:
@@ -214,11 +270,11 @@ def distill(run: DistillRun, out: Path, progress: Progress = SILENT, *, force: b
         student, teacher, tokens, settings, out, lambda title, total: progress.bar(title, total, "steps"), origin
     )
     result = replace(result, seconds=result.seconds + planned_s)
-    save(student.cpu(), out, tokenizer)
+    trained = save_student(of_student._replace(model=student.cpu(), tokenizer=tokenizer), out)
     analysis.plot_losses(result, settings.stages, out / "loss.png")
     for name in (PLAN, STATE):
         remove(out / name)
-    return Distilled(student, settings, result)
+    return Distilled(trained, settings, result)
 
 
 def _check_tokenizers(teachers: Any, students: Any, run: DistillRun) -> None:

@@ -18,7 +18,10 @@ T = TypeVar("T")
 K = float | Mapping[str, float]
 
 # Settings of a model that is put on spikes. One that spikes already keeps its own.
-SPIKES = ("neuron", "k", "encoder", "backend", "layers", "skip", "include_head", "weights", "group_size", "attention")
+SPIKES = (
+    *("neuron", "k", "dead_zone", "encoder", "backend", "layers", "skip", "include_head"),
+    *("weights", "group_size", "compact_scales", "coarse", "attention"),
+)
 
 
 def usual(value: T | None, default: T) -> T:
@@ -91,7 +94,8 @@ def spike_settings(settings: Any, k: K | None = None) -> SpikeSettings:
         settings: of a job.
         k: in the place of `settings.k`, for a job that has several.
     """
-    names = ("encoder", "backend", "weights", "group_size", "skip", "include_head", "attention")
+    names = ("encoder", "backend", "weights", "group_size", "compact_scales", "coarse")
+    names += ("skip", "include_head", "attention")
     fields = {name: getattr(settings, name, None) for name in names}
     fields["neuron"] = _neurons(getattr(settings, "neuron", None), settings.k if k is None else k)
     if getattr(settings, "layers", None) is not None:

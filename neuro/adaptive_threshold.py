@@ -18,10 +18,10 @@ from .base import (
     CountBounds,
     KernelRule,
     Neuron,
-    being_captured,
     checked_activations,
     raise_if_not_finite,
 )
+from .faults import are_marked
 from .spike_count import LARGEST_COUNT, SpikeCount, count_spikes, rounded
 
 # Number of this rule in threshold_numba.py and threshold_triton.py.
@@ -135,8 +135,8 @@ def count_by_mean(
     mean = (total / torch.full_like(total, max(x.shape[-1], 1))).to(wide.dtype)
     threshold = (mean / torch.full_like(mean, neuron.k)).clamp(neuron.floor, neuron.ceiling)
     ceiling_binds = mean > neuron.k * neuron.ceiling
-    if being_captured(x):
-        threshold = threshold.masked_fill(ceiling_binds, torch.nan)  # NaN for NaN: whoever replays the graph sees it
+    if are_marked(x):
+        threshold = threshold.masked_fill(ceiling_binds, torch.nan)  # NaN for NaN: whoever reads the outputs sees it
         return count_spikes(wide, threshold, x, may_overflow=False, neuron=neuron, remedy="", to_count=to_count)
     if not bool(torch.isfinite(mean).all()):
         raise_if_not_finite(x, cls)

@@ -179,11 +179,6 @@ def checked_activations(x: Tensor, where: str) -> Tensor:
     return x.detach().to(torch.promote_types(x.dtype, torch.float32))
 
 
-def being_captured(x: Tensor) -> bool:
-    """Return whether a CUDA graph is being captured, in which nothing can be read back and so nothing be checked."""
-    return x.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
 def raise_if_not_finite(x: Tensor, where: str) -> None:
     """Raise an ActivationError that names the first NaN or infinity in x, if there is one."""
     finite = torch.isfinite(x)

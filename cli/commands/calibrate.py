@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ...errors import InputError
 from ..answer import Answer
 from ..complete import words
 from ..options import (
+    CompactScales,
     EncoderName,
     Force,
     IncludeHead,
@@ -18,6 +18,8 @@ from ..options import (
     Skip,
     TextFile,
     Weights,
+    budget_of,
+    checked_budget,
     folder_for,
     named,
     table_of,
@@ -34,32 +36,6 @@ if TYPE_CHECKING:
 PANEL = CHANGE
 
 
-def budget_of(typed: str) -> tuple[str, float]:
-    """Return what a budget counts, and its value.
-
-    Raises:
-        InputError: something else was typed.
-
-    >>> budget_of("read=0.5")
-    ('read', 0.5)
-    """
-    name, _, value = typed.partition("=")
-    try:
-        return name.strip(), float(value)
-    except ValueError:
-        raise InputError(
-            f"budget: expected read=NUMBER, spikes=NUMBER or energy=NUMBER, such as read=0.5; got {typed!r}."
-        ) from None
-
-
-def _checked(typed: str) -> str:
-    try:
-        budget_of(typed)
-    except InputError as error:
-        raise typer.BadParameter(str(error).removeprefix("budget: ")) from error
-    return typed
-
-
 def calibrate(
     screen: Screen,
     model: Model,
@@ -68,7 +44,7 @@ def calibrate(
         str,
         typer.Option(
             metavar="COUNTS=VALUE",
-            callback=_checked,
+            callback=checked_budget,
             help="What may be spent: read=0.5 (bytes of weights, dense INT8 layers = 1), spikes=1.0 (per channel and "
             "token) or energy=0.5 (of the whole model, dense INT8 = 1).",
             autocompletion=words("read=", "spikes=", "energy="),
@@ -79,12 +55,7 @@ def calibrate(
     num_tokens: Annotated[int | None, tokens_if_run("4096")] = None,
     encoder: EncoderName = None,
     weights: Weights = None,
-    compact_scales: Annotated[
-        bool,
-        typer.Option(
-            "--compact-scales", help="Keep scales of groups in few bits, which are read, too.", rich_help_panel=SPIKES
-        ),
-    ] = False,
+    compact_scales: CompactScales = False,
     skip: Skip = None,
     include_head: IncludeHead = False,
     force: Force = False,

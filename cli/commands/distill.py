@@ -10,11 +10,38 @@ import typer
 
 from ..answer import Answer
 from ..complete import models, words
-from ..options import Device, Force, folder_for, seed_for, spiking_or_none
-from ..panels import CHANGE, INPUT, MACHINE, TRAINING
+from ..options import (
+    MODEL,
+    CoarseRows,
+    CompactScales,
+    DeadZone,
+    Device,
+    Force,
+    GroupSize,
+    IncludeHead,
+    K,
+    Skip,
+    budget_of,
+    checked_budget,
+    coarse_of,
+    folder_for,
+    k_of,
+    seed_for,
+    spiking_or_none,
+)
+from ..panels import CHANGE, INPUT, MACHINE, SPIKES, TRAINING
 from ..progress import Screen
 
 PANEL = CHANGE
+WeightsOfTraining = Annotated[
+    str | None,
+    typer.Option(
+        help="Weights that follow from those that learn: int8, or int4 in groups of 32.",
+        show_default="int8",
+        autocompletion=words("int8", "int4"),
+        rich_help_panel=SPIKES,
+    ),
+]
 
 
 def _of_training(help: str, usual: str | None = None, *known: str) -> Any:
@@ -28,13 +55,18 @@ def distill(
     teacher: Annotated[
         str,
         typer.Argument(
-            help="The Transformer that the student was made of.", autocompletion=models, rich_help_panel=INPUT
+            help=f"The Transformer that the student was made of, or is: {MODEL}",
+            autocompletion=models,
+            rich_help_panel=INPUT,
         ),
     ],
     student: Annotated[
-        Path,
+        str,
         typer.Argument(
-            help="Folder that `spikebrain convert` wrote, not spiking.", autocompletion=models, rich_help_panel=INPUT
+            help="What learns: a folder of `spikebrain convert`, not spiking; a Transformer, such as the teacher, that "
+            "learns to run on spikes; or a folder of `spikebrain calibrate`, whose settings hold.",
+            autocompletion=models,
+            rich_help_panel=INPUT,
         ),
     ],
     out: Annotated[Path, folder_for("the trained model and the state of the training")],
@@ -61,7 +93,11 @@ def distill(
     ] = None,
     logits_steps: Annotated[int | None, _of_training("Steps that match logits; 0: none.", "by the minutes")] = None,
     learning_rate: Annotated[
-        float | None, _of_training("Learning rate for attention outputs.", "1e-3; cuda: 2e-3")
+        float | None,
+        _of_training(
+            "Learning rate for attention outputs; of a Transformer for logits.",
+            "1e-3; cuda: 2e-3; a Transformer's: 5e-5; cuda: 1e-4",
+        ),
     ] = None,
     logits_rate: Annotated[
         float | None, _of_training("Learning rate for logits, as a multiple of that.", "0.1; cuda: 0.3")
@@ -69,13 +105,36 @@ def distill(
     spiking: Annotated[
         str,
         _of_training(
-            "Train with spikes in the forward pass: none, as-described or as-released.",
+            "How a SpikingBrain model trains with spikes: none, as-described or as-released.",
             None,
             "none",
             "as-described",
             "as-released",
         ),
     ] = "none",
+    growth: Annotated[
+        float | None,
+        _of_training("Share of the steps in which dead zones and the edges of coarse rows grow from 0.", "0"),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="read=VALUE",
+            callback=checked_budget,
+            help="A penalty on bytes of weights that are read beyond this share of those of dense INT8 layers.",
+            autocompletion=words("read="),
+            show_default="none",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
+    k: K = None,
+    dead_zone: DeadZone = None,
+    weights: WeightsOfTraining = None,
+    group_size: GroupSize = None,
+    compact_scales: CompactScales = False,
+    coarse: CoarseRows = None,
+    skip: Skip = None,
+    include_head: IncludeHead = False,
     precision: Annotated[
         str | None,
         typer.Option(
@@ -93,10 +152,12 @@ def distill(
     seed: Annotated[int, seed_for("the order of texts, and for the tokens that the teacher writes")] = 0,
     force: Force = False,
 ) -> Answer:
-    """Train a converted model lightly, so that it recovers what it lost.
+    """Train a model lightly, so that it recovers what conversion or spikes took.
 
-    If it is interrupted, the same command goes on. There are two stages: attention outputs, then logits. --minutes sets
-    the steps of those whose steps are not given.
+    If it is interrupted, the same command goes on. There are two stages: attention outputs, then logits; a Transformer
+    has the second alone. --minutes sets the steps of those whose steps are not given. A Transformer trains with spikes
+    in the forward pass, as --k, --dead-zone, --weights, --coarse and the like say, or as the folder on spikes does that
+    is given as the student; it is written on spikes, and its float weights into the folder `float`, to train on.
     """
     from ... import jobs
 
@@ -115,6 +176,16 @@ def distill(
         learning_rate=learning_rate,
         logits_rate=logits_rate,
         spiking=spiking_or_none(spiking),
+        k=k_of(k),
+        dead_zone=dead_zone,
+        weights=weights,
+        group_size=group_size,
+        compact_scales=compact_scales,
+        coarse=coarse_of(coarse),
+        skip=tuple(skip) if skip else None,
+        include_head=include_head,
+        growth=growth,
+        budget=None if budget is None else jobs.Budget(*budget_of(budget)),
         precision=precision,
         checkpointing=checkpointing,
         device=device,
@@ -126,12 +197,17 @@ def distill(
         f"{stage.objective} {_ends([point.loss for point in result.losses if point.stage == i])}"
         for i, stage in enumerate(found.settings.stages)
     )
+    on_spikes = found.settings.spikes is not None
+    report = ("spikebrain", "report", out), "its accuracy, spikes and energy"
+    written = ("spikebrain", "generate", out, "A neuron fires when"), "text of the trained model"
+    following, why = report if on_spikes else written
+    stages = [asdict(stage) for stage in found.settings.stages]
     return Answer(
         f"Trained on {result.num_tokens:,} tokens in {result.seconds / 60:.1f} minutes: loss {losses}.",
-        {"out": str(out), "stages": [asdict(stage) for stage in found.settings.stages], **asdict(result)},
+        {"out": str(out), "stages": stages, **asdict(result)},
         out=out,
-        next=("spikebrain", "generate", out, "A neuron fires when"),
-        why="text of the trained model",
+        next=following,
+        why=why,
     )
 
 

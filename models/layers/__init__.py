@@ -5,7 +5,7 @@ from .choose import check_matches, choose_layers, patterns_of
 from .graded_linear import GradedLinear
 from .guards import guard
 from .settings import SETTINGS, SpikeSettings, neuron_with_k
-from .spike_aware import SpikeAwareLinear, spike_aware
+from .spike_aware import SpikeAware, SpikeAwareLinear, spike_aware
 from .spike_linear import SpikeLinear, spiking_layers
 from .split_linear import SplitSpikeLinear, split_spiking
 from .swap import Conversion, swap_linears, to_dense
@@ -14,6 +14,7 @@ __all__ = [
     "SETTINGS",
     "Conversion",
     "GradedLinear",
+    "SpikeAware",
     "SpikeAwareLinear",
     "SpikeLinear",
     "SpikeSettings",

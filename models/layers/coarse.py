@@ -20,6 +20,8 @@ COARSE_BITS = (2, 4)
 GROUP = 32
 # Shares of a group's range that are tried; what lies beyond is cut off.
 _RANGES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
+# Below this variance, upper bits of at most 15 are equal but for the rounding of float64.
+_NO_SPREAD = 1e-12
 
 
 def coarser(quantized: QuantizedWeight, bits: int) -> QuantizedWeight:
@@ -33,7 +35,7 @@ def coarser(quantized: QuantizedWeight, bits: int) -> QuantizedWeight:
     squared error.
 
     Args:
-        quantized: the weights.
+        quantized: the weights; the result has its integers in their dtype.
         bits: fewer than they have.
     Returns:
         Weights with minima, of the same shape.
@@ -45,10 +47,20 @@ def coarser(quantized: QuantizedWeight, bits: int) -> QuantizedWeight:
     if not are_upper_bits(quantized.weight_bits, quantized.minimum):
         return _rounded(quantized, bits)
     assert quantized.minimum is not None
-    upper = quantized.weight >> quantized.weight_bits - bits
+    # Not shifted: in training the integers are floats.
+    upper = quantized.weight.div(2 ** (quantized.weight_bits - bits), rounding_mode="floor")
     slope, offset = _line(quantized, upper)
     scale, minimum = quantized.scale * slope, quantized.minimum + quantized.scale * offset
     return QuantizedWeight(upper, scale, minimum, quantized.group_size, bits)
+
+
+def check_fewer_bits(coarse: Coarse, weight_bits: int, where: str) -> None:
+    """Raise an InputError unless coarse rows have fewer bits than the layer's own rows."""
+    if coarse and coarse[-1][0] >= weight_bits:
+        raise InputError(
+            f"{where}: expected fewer bits than the {weight_bits} of the layer's own rows, got {coarse[-1][0]}. Leave "
+            "it out for this layer, or take fewer bits."
+        )
 
 
 def are_upper_bits(weight_bits: int, minimum: Tensor | None) -> bool:
@@ -76,14 +88,21 @@ def check_coarse(coarse: object, where: str) -> None:
 
 def _line(quantized: QuantizedWeight, upper: Tensor) -> tuple[Tensor, Tensor]:
     """Return slope and offset with the least sum of (scale * (integer - slope * upper - offset))^2, as float32."""
-    size = quantized.group_size or quantized.weight.shape[1]
-    weight = quantized.scale.double().square().repeat_interleave(size, 1)[:, : upper.shape[1]]
-    x, y = upper.double(), quantized.weight.double()
-    total = weight.sum().clamp(min=torch.finfo(torch.float64).tiny)
-    mean_x, mean_y = (weight * x).sum() / total, (weight * y).sum() / total
-    spread = (weight * (x - mean_x).square()).sum()
-    # Where all upper bits are equal, the offset is all there is.
-    slope = torch.where(spread > 0, (weight * (x - mean_x) * (y - mean_y)).sum() / spread, 0.0)
+    num_out, num_in = upper.shape
+    num_groups = quantized.scale.shape[1]
+    size = quantized.group_size or max(num_in, 1)
+    x, y = (F.pad(one.float(), (0, num_groups * size - num_in)) for one in (upper, quantized.weight))
+    # Sums over a group are whole numbers that float32 has exactly; all else are a few numbers a group.
+    parts = (x, y, x * x, x * y)
+    sums = torch.stack([part.reshape(num_out, num_groups, size).sum(2) for part in parts]).double()
+    weight = quantized.scale.double().square()
+    sizes = torch.full((num_groups,), size, dtype=torch.float64, device=weight.device)
+    sizes[-1] -= num_groups * size - num_in
+    total = (weight * sizes).sum().clamp(min=torch.finfo(torch.float64).tiny)
+    mean_x, mean_y, mean_xx, mean_xy = (weight * sums).sum((1, 2)) / total
+    spread = mean_xx - mean_x.square()
+    # Where all upper bits are equal, the spread is rounding noise, and the offset is all there is.
+    slope = torch.where(spread > _NO_SPREAD, (mean_xy - mean_x * mean_y) / spread, 0.0)
     return slope.float(), (mean_y - slope * mean_x).float()
 
 
@@ -112,5 +131,5 @@ def _rounded(quantized: QuantizedWeight, bits: int) -> QuantizedWeight:
             pairs = zip((integers, scale, minimum, error), best, strict=True)
             best = tuple(torch.where(better, new, old) for new, old in pairs)
     assert best is not None
-    weight = (best[0] * there).reshape(num_out, -1)[:, :num_in].to(torch.int8)
+    weight = (best[0] * there).reshape(num_out, -1)[:, :num_in].to(quantized.weight.dtype)
     return QuantizedWeight(weight, best[1].squeeze(2), best[2].squeeze(2), GROUP, bits)

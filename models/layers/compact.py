@@ -34,15 +34,20 @@ def compact(quantized: QuantizedWeight, name: str = "") -> QuantizedWeight:
     Source:
         Scales of groups as integers beside one float: Q4_K of GGUF files.
     """
-    if quantized.scale.shape[1] < 2:
-        raise InputError(
-            f"compact_scales: expected weights in groups, got one scale an output in {name or 'a layer'}. Take weights "
-            '"stored" or "int4", or a group_size.'
-        )
+    check_groups(quantized.scale.shape[1], name)
     minimum = quantized.minimum
     if minimum is not None:
         minimum = _in_units(minimum)
     return replace(quantized, scale=_in_units(quantized.scale), minimum=minimum)
+
+
+def check_groups(num_groups: int, name: str = "") -> None:
+    """Raise an InputError unless a layer has more than one group, so that there is something to save."""
+    if num_groups < 2:
+        raise InputError(
+            f"compact_scales: expected weights in groups, got one scale an output in {name or 'a layer'}. Take weights "
+            '"stored" or "int4", or a group_size.'
+        )
 
 
 def _in_units(values: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 from ...neuro import AdaptiveThreshold, Band, Neuron
-from .coarse import Coarse, are_upper_bits, check_coarse, coarser
+from .coarse import Coarse, are_upper_bits, check_coarse, check_fewer_bits, coarser
 from .quantize import QuantizedWeight
 from .spike_linear import SpikeLinear
 
@@ -67,11 +67,7 @@ class GradedLinear(nn.Module):
             InputError: the pairs are not as they must be.
         """
         check_coarse(coarse, f"{name or 'GradedLinear'}.coarse")
-        if coarse[-1][0] >= quantized.weight_bits:
-            raise InputError(
-                f"{name or 'GradedLinear'}.coarse: expected fewer bits than the {quantized.weight_bits} of the layer's "
-                f"own rows, got {coarse[-1][0]}. Leave it out for this layer, or take fewer bits."
-            )
+        check_fewer_bits(coarse, quantized.weight_bits, f"{name or 'GradedLinear'}.coarse")
         whole = AdaptiveThreshold() if neuron is None else neuron
         edges = [0, *(up_to for _, up_to in coarse), None]
         rows = [coarser(quantized, bits) for bits, _ in coarse]

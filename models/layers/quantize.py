@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...errors import InputError
-from ...neuro.base import being_captured
+from ...neuro.faults import are_marked
 
 WEIGHT_BITS = (8, 4, 2)
 # Input channels that share a scale in 4 bits, if nothing else is asked for.
@@ -186,19 +186,8 @@ def quantize(weight: Tensor, group_size: int | None, name: str = "") -> tuple[Te
     Raises:
         InputError: a weight is not finite, or group_size is not a positive integer.
     """
-    check_group_size(group_size)
-    wide = weight.to(torch.float32)
-    check_finite(wide, f"weights of {name or 'a linear layer'}")
-    integers, scales = [], []
-    for part in wide.split(group_size or max(wide.shape[1], 1), 1):
-        largest = part.abs().amax(1, keepdim=True) if part.shape[1] else part.new_zeros(len(part), 1)
-        # Divided by a tensor: a GPU would multiply by the rounded reciprocal of a number.
-        # Clamped, since subnormal maxima would give a scale of 0 or a ratio beyond 127.
-        scale = torch.where(largest > 0, largest / torch.full_like(largest, 127), 1.0)
-        scale = scale.clamp(min=torch.finfo(torch.float32).tiny)
-        integers.append((part / scale).round_().clamp_(-127, 127).to(torch.int8))
-        scales.append(scale)
-    return torch.cat(integers, 1), torch.cat(scales, 1)
+    found = rounded_to(8, _checked(weight, group_size, name), group_size)
+    return found.weight.to(torch.int8), found.scale
 
 
 def quantize_to(weight_bits: int, weight: Tensor, group_size: int | None, name: str = "") -> QuantizedWeight:
@@ -223,25 +212,68 @@ def quantize_int4(weight: Tensor, group_size: int | None = None, name: str = "")
     Raises:
         InputError: a weight is not finite, or group_size is not a positive integer.
     """
-    group_size = INT4_GROUP if group_size is None else group_size
+    found = rounded_to(4, _checked(weight, group_size, name), group_size)
+    return replace(found, weight=found.weight.to(torch.int8))
+
+
+def rounded_to(weight_bits: int, weight: Tensor, group_size: int | None) -> QuantizedWeight:
+    """Round float weights as `quantize_to` does, with the integers as floats; for training, which rounds at every step.
+
+    Nothing looks at the numbers, for which a GPU would wait: NaN and infinite weights become integers that are NaN.
+
+    Args:
+        weight_bits: 8, or 4 with a minimum.
+        weight: float, [out_features, in_features].
+        group_size: as of the two functions.
+    """
+    if weight_bits == 4 and group_size is None:
+        group_size = INT4_GROUP
+    wide = weight.to(torch.float32)
+    num_out, num_in = wide.shape
+    size = group_size or max(num_in, 1)
+    num_groups = max(-(-num_in // size), 1)
+    num_missing = num_groups * size - num_in
+    parts = F.pad(wide, (0, num_missing)).reshape(num_out, num_groups, size)
+    if weight_bits == 4:
+        low, high = _extremes(parts, num_missing if num_in else 0)
+        minimum, most, least = low, 15, 0
+    else:
+        # What is missing is 0, which is never the largest.
+        high, low, minimum = parts.abs().amax(2, keepdim=True), 0, None
+        most, least = 127, -127
+    # Divided by a tensor: a GPU would multiply by the rounded reciprocal of a number. Clamped, since subnormal maxima
+    # would give a scale of 0 or a ratio beyond the largest integer.
+    scale = torch.where(high > low, (high - low) / torch.full_like(high, most), 1.0)
+    scale = scale.clamp(min=torch.finfo(torch.float32).tiny)
+    integers = ((parts if minimum is None else parts - minimum) / scale).round_().clamp_(least, most)
+    integers = integers.reshape(num_out, num_groups * size)[:, :num_in].contiguous()
+    minimum = None if minimum is None else minimum.squeeze(2)
+    return QuantizedWeight(integers, scale.squeeze(2), minimum, group_size, weight_bits)
+
+
+def _extremes(parts: Tensor, num_missing: int) -> tuple[Tensor, Tensor]:
+    """Return the least and the largest of each group, [out, groups, 1], without what is missing in the last one."""
+    if num_missing:
+        last = torch.arange(parts.shape[2], device=parts.device) >= parts.shape[2] - num_missing
+        missing = torch.zeros_like(parts, dtype=torch.bool)
+        missing[:, -1] = last
+        low, high = (parts.masked_fill(missing, edge) for edge in (torch.inf, -torch.inf))
+        return low.amin(2, keepdim=True), high.amax(2, keepdim=True)
+    low, high = parts.aminmax(dim=2, keepdim=True)
+    return low, high
+
+
+def _checked(weight: Tensor, group_size: int | None, name: str) -> Tensor:
+    """Return float weights in float32; raise an InputError if one is not finite, or for a group size that is none."""
     check_group_size(group_size)
     wide = weight.to(torch.float32)
     check_finite(wide, f"weights of {name or 'a linear layer'}")
-    integers, scales, minima = [], [], []
-    for part in wide.split(group_size, 1) if wide.shape[1] else (wide,):
-        low, high = part.aminmax(dim=1, keepdim=True) if part.shape[1] else (part.new_zeros(len(part), 1),) * 2
-        # Divided by a tensor and clamped as in `quantize`.
-        scale = torch.where(high > low, (high - low) / torch.full_like(low, 15), 1.0)
-        scale = scale.clamp(min=torch.finfo(torch.float32).tiny)
-        integers.append(((part - low) / scale).round_().clamp_(0, 15).to(torch.int8))
-        scales.append(scale)
-        minima.append(low)
-    return QuantizedWeight(torch.cat(integers, 1), torch.cat(scales, 1), torch.cat(minima, 1), group_size, 4)
+    return wide
 
 
 def check_finite(tensor: Tensor, where: str) -> None:
-    """Raise an InputError that starts with `where` if a float tensor has NaN or infinity; not while it is captured."""
-    if not tensor.is_floating_point() or tensor.is_meta or being_captured(tensor):
+    """Raise an InputError that starts with `where` if a float tensor has NaN or infinity, unless faults are marked."""
+    if not tensor.is_floating_point() or tensor.is_meta or are_marked(tensor):
         return
     if not bool(torch.isfinite(tensor).all()):
         index = tuple((~torch.isfinite(tensor)).nonzero()[0].tolist())

@@ -1,4 +1,4 @@
-"""Light training: a converted model learns from the Transformer that it was made of, in stages.
+"""Light training: a model learns from the Transformer that it was made of, or is a copy of, in stages.
 
 Each batch depends only on the settings and the number of the step; nothing else is random. A training that was
 interrupted, or even killed, therefore goes on from its last saved state and gives the same losses as without the
@@ -23,14 +23,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...errors import CheckpointError, InputError, TrainingError
+from ...neuro.faults import marked_faults
 from ..conversion.calibrate import check_tokens
-from ..conversion.to_spiking import set_settings, spikingbrain_settings
+from ..conversion.to_spiking import k_of_queries, set_settings, spikingbrain_settings
 from ..conversion.unshare import unshare_experts
-from ..layers.spike_aware import spike_aware
+from ..layers.settings import SpikeSettings
+from ..layers.spike_aware import SpikeAware, spike_aware
+from ..layers.spike_linear import spiking_layers
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from .gradients import Gradients
+from .objectives import check_head
 from .sampling import WrittenText
 from .settings import DistillResult, DistillSettings, LossPoint, Stage
 from .state import SavedState, save_state
@@ -45,7 +51,7 @@ _SAMPLED = 256
 
 
 def distill(
-    student: SpikingBrainForCausalLM,
+    student: PreTrainedModel,
     teacher: Any,
     tokens: Tensor | WrittenText,
     settings: DistillSettings,
@@ -53,11 +59,13 @@ def distill(
     progress: Callable[[str, int], Callable[[int], None]] | None = None,
     origin: str = "",
 ) -> DistillResult:
-    """Train a converted model in place.
+    """Train a model in place.
 
     Args:
-        student: a float model from `from_transformer`; float32 parameters learn best. Equal experts get weights of
-            their own first (`unshare_experts`), unless no stage trains them.
+        student: a float model from `from_transformer`, or an ordinary Transformer, such as a copy of the teacher that
+            learns to run on spikes (`settings.spikes`); float32 parameters learn best. Equal experts get weights of
+            their own first (`unshare_experts`), unless no stage trains them. Attention outputs are matched in a
+            SpikingBrain model alone.
         teacher: the Transformer, on the same device.
         tokens: token ids, [N]; each stage cuts them into texts of its context, without overlap. Or texts that the
             teacher writes meanwhile, none of which is read twice.
@@ -72,13 +80,15 @@ def distill(
         The losses.
     Raises:
         InputError: there are too few tokens or ids outside the vocabulary, the models do not belong together, the
-            student spikes (settings.spiking trains with spikes), or out holds the state of another job.
+            student spikes (the settings train with spikes), a stage or a setting is not for such a student, or out
+            holds the state of another job.
         TrainingError: a loss is NaN or infinite; the saved state is of an earlier step.
         CheckpointError: the state cannot be read or written.
     """
     start = time.perf_counter()
     _check(student, teacher, tokens, settings)
-    if any(stage.trainable == "all" for stage in settings.stages):
+    is_ours = isinstance(student, SpikingBrainForCausalLM)
+    if is_ours and any(stage.trainable == "all" for stage in settings.stages):
         unshare_experts(student)
     losses: list[LossPoint] = []
     saved, key, before_s = None, "", 0.0
@@ -95,13 +105,13 @@ def distill(
         return {"losses": [asdict(point) for point in losses], "seconds": before_s + time.perf_counter() - start}
 
     finished = True
-    with _prepared(student, teacher, settings):
+    with _prepared(student, teacher, settings) as aware:
         for number, stage in enumerate(settings.stages):
             done = sum(point.stage == number for point in losses)
             if done == stage.steps:
                 continue
             optimizer = _optimizer(student, stage, settings)
-            gradients = Gradients(student, teacher, stage, settings)
+            gradients = Gradients(student, teacher, stage, settings, _penalty(aware, settings))
             if saved is not None and saved.progress is not None and done:
                 saved.restore_optimizer(student, optimizer)
             advance = progress(f"{number + 1} {stage.objective}", stage.steps) if progress else lambda steps: None
@@ -111,6 +121,7 @@ def distill(
                 finished = settings.budget_s is None or time.perf_counter() - start < settings.budget_s
                 if not finished:
                     break
+                _grow(aware, stage, step)
                 fresh.append(_step(gradients, tokens, settings, number, step, optimizer))
                 advance(1)
                 is_due = out is not None and time.perf_counter() - last_save > settings.save_every_s
@@ -215,23 +226,21 @@ def _optimizer(student: nn.Module, stage: Stage, settings: DistillSettings) -> t
 
 
 @contextmanager
-def _prepared(student: SpikingBrainForCausalLM, teacher: Any, settings: DistillSettings) -> Iterator[None]:
+def _prepared(student: Any, teacher: Any, settings: DistillSettings) -> Iterator[SpikeAware | None]:
     """Prepare both models for training inside a `with` block, and restore them afterwards."""
     modes, requires = (student.training, teacher.training), [p.requires_grad for p in student.parameters()]
-    before, checkpointing = student.settings, student.model.gradient_checkpointing
+    is_ours, spikes = isinstance(student, SpikingBrainForCausalLM), _spikes(settings)
     with ExitStack() as stack:
-        if settings.spiking is not None:
-            options = {"k": settings.k, "group_size": settings.group_size}
-            stack.enter_context(spike_aware(student, spikingbrain_settings(settings.spiking, **options)))
-            set_settings(student, before.replace(spiking=settings.spiking, **options))
+        counts_bytes = settings.read is not None
+        aware = None
+        if spikes is not None:
+            aware = stack.enter_context(spike_aware(student, spikes, counts_bytes=counts_bytes))
+        stack.enter_context(marked_faults())  # as on a GPU: the loss is NaN, and the error says what to change
+        stack.enter_context((_as_ours if is_ours else _as_transformer)(student, spikes, settings))
         try:
-            student.train()
             teacher.eval()
-            student.model.gradient_checkpointing = settings.gradient_checkpointing
-            yield
+            yield aware
         finally:
-            set_settings(student, before)
-            student.model.gradient_checkpointing = checkpointing
             student.train(modes[0])
             teacher.train(modes[1])
             for parameter, required in zip(student.parameters(), requires, strict=True):
@@ -239,23 +248,85 @@ def _prepared(student: SpikingBrainForCausalLM, teacher: Any, settings: DistillS
                 parameter.grad = None
 
 
-def _check(
-    student: SpikingBrainForCausalLM, teacher: Any, tokens: Tensor | WrittenText, settings: DistillSettings
-) -> None:
-    ours = student.settings
-    if ours.spiking is not None:
+def _grow(aware: SpikeAware | None, stage: Stage, step: int) -> None:
+    """Let silence be as much as it is at a step."""
+    if aware is not None:
+        aware.grow(stage.grown_at(step))
+
+
+def _penalty(aware: SpikeAware | None, settings: DistillSettings) -> Callable[[], Tensor] | None:
+    """Return what gives the penalty on the bytes that the last call has read, or None."""
+    if aware is None or settings.read is None:
+        return None
+    target, weight = settings.read, settings.read_penalty
+    return lambda: weight * (aware.read() / target - 1).clamp(min=0)
+
+
+@contextmanager
+def _as_ours(student: Any, spikes: SpikeSettings | None, settings: DistillSettings) -> Iterator[None]:
+    """Prepare a SpikingBrain model: its attention spikes, too, if the settings say so."""
+    before, checkpointing = student.settings, student.model.gradient_checkpointing
+    try:
+        if spikes is not None and spikes.attention is not None:
+            k = k_of_queries(spikes, len(before.layers))
+            set_settings(student, before.replace(spiking=spikes.attention, k=k, group_size=spikes.group_size))
+        student.train()
+        student.model.gradient_checkpointing = settings.gradient_checkpointing
+        yield
+    finally:
+        set_settings(student, before)
+        student.model.gradient_checkpointing = checkpointing
+
+
+@contextmanager
+def _as_transformer(student: Any, spikes: SpikeSettings | None, settings: DistillSettings) -> Iterator[None]:
+    """Prepare an ordinary Transformer: without dropout, since nothing but the batches may be random."""
+    student.eval()
+    checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in student.modules())
+    try:
+        if settings.gradient_checkpointing:
+            _checkpointing(student, "enable")({"use_reentrant": False})
+            for module in student.modules():
+                if isinstance(module, GradientCheckpointingLayer):
+                    module.training = True  # of its own, without the parts: else it would keep everything
+        yield
+    finally:
+        if settings.gradient_checkpointing and not checkpointing:
+            _checkpointing(student, "disable")()
+
+
+def _checkpointing(student: Any, verb: str) -> Callable[..., None]:
+    """Return a method of transformers, whose name changes with its version."""
+    return getattr(student, f"activation_checkpointing_{verb}", None) or getattr(
+        student, f"gradient_checkpointing_{verb}"
+    )
+
+
+def _spikes(settings: DistillSettings) -> SpikeSettings | None:
+    """Return the settings of the spikes in the loop, if there are any."""
+    if settings.spiking is None:
+        return settings.spikes
+    return spikingbrain_settings(settings.spiking, k=settings.k, group_size=settings.group_size)
+
+
+def _check(student: Any, teacher: Any, tokens: Tensor | WrittenText, settings: DistillSettings) -> None:
+    is_ours = isinstance(student, SpikingBrainForCausalLM)
+    if spiking_layers(student) or (is_ours and student.settings.spiking is not None):
         raise InputError(
             "distill: expected a float model, got one that spikes, whose INT8 weights cannot learn. Give the model "
-            "before to_spiking; settings.spiking trains it with spikes in the forward pass."
+            "before to_spiking; settings.spikes, or settings.spiking, trains it with spikes in the forward pass."
         )
-    theirs = teacher.config
-    sizes = (ours.num_layers, ours.hidden_size, ours.vocab_size)
-    expected = (theirs.num_hidden_layers, theirs.hidden_size, theirs.vocab_size)
-    if sizes != expected:
-        raise InputError(
-            f"distill: expected a student with the teacher's layers, hidden size and vocabulary, {expected}, got "
-            f"{sizes}."
-        )
+    if is_ours:
+        ours, theirs = student.settings, teacher.config
+        sizes = (ours.num_layers, ours.hidden_size, ours.vocab_size)
+        expected = (theirs.num_hidden_layers, theirs.hidden_size, theirs.vocab_size)
+        if sizes != expected:
+            raise InputError(
+                f"distill: expected a student with the teacher's layers, hidden size and vocabulary, {expected}, got "
+                f"{sizes}."
+            )
+    else:
+        _check_transformer(student, teacher, settings)
     if isinstance(tokens, WrittenText):
         return
     longest = max(stage.context for stage in settings.stages)
@@ -264,7 +335,37 @@ def _check(
             f"distill.tokens: expected at least {longest} ids [N], the longest context of a stage, got "
             f"{list(tokens.shape)}. Give more text."
         )
-    check_tokens(tokens, ours.vocab_size, "distill.tokens")
+    embedding: Any = student.get_input_embeddings()
+    check_tokens(tokens, embedding.num_embeddings, "distill.tokens")
+
+
+def _check_transformer(student: Any, teacher: Any, settings: DistillSettings) -> None:
+    """Raise an InputError if an ordinary Transformer cannot be trained so."""
+    kind = type(student).__name__
+    for stage in settings.stages:
+        if (stage.objective, stage.trainable) != ("logits", "all"):
+            raise InputError(
+                f'distill: expected stages with objective="logits" and trainable="all" for a {kind}, got '
+                f"{stage.objective!r} and {stage.trainable!r}. Attention outputs, and what is new, are those of a "
+                "SpikingBrain model from from_transformer."
+            )
+    if settings.spiking is not None:
+        raise InputError(
+            f"distill: expected `spikes` for a {kind}, got spiking={settings.spiking!r}, which is how a SpikingBrain "
+            "model spikes. Give spikes=SpikeSettings(...)."
+        )
+    if settings.spikes is not None and settings.spikes.attention is not None:
+        raise InputError(
+            f"distill: expected `spikes` with attention=None for a {kind}, got {settings.spikes.attention!r}. Only the "
+            "attention of SpikingBrain models trains with spikes."
+        )
+    sizes = [model.get_input_embeddings().num_embeddings for model in (teacher, student)]
+    if sizes[0] != sizes[1]:
+        raise InputError(
+            f"distill: expected a student with the teacher's vocabulary of {sizes[0]:,} tokens, got {sizes[1]:,}."
+        )
+    check_head(teacher, "teacher")
+    check_head(student, "student")
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -278,13 +379,15 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def _key(
-    student: SpikingBrainForCausalLM,
+    student: Any,
     teacher: nn.Module,
     tokens: Tensor | WrittenText,
     settings: DistillSettings,
     origin: str,
 ) -> str:
-    job = {"settings": settings.job(), "model": student.settings.to_dict()}
+    is_ours = isinstance(student, SpikingBrainForCausalLM)
+    shapes = {name: list(parameter.shape) for name, parameter in student.named_parameters()}
+    job = {"settings": settings.job(), "model": student.settings.to_dict() if is_ours else shapes}
     job |= {"teacher": fingerprint(teacher), "student": origin}
     text = tokens.identity().encode() if isinstance(tokens, WrittenText) else tokens.cpu().numpy().tobytes()
     content = json.dumps(job, sort_keys=True).encode() + text

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from ..spikingbrain.moe import MixtureOfExperts
 from .objectives import hidden_of, layers_of, match_layers, match_logits
 from .settings import DistillSettings, Stage
@@ -46,9 +46,17 @@ class Gradients:
         teacher: the Transformer.
         stage: objective and sizes; all batches have the same shape.
         settings: precision, and what may rule a graph out.
+        penalty: added to the loss of logits; see `match_logits`.
     """
 
-    def __init__(self, student: SpikingBrainForCausalLM, teacher: Any, stage: Stage, settings: DistillSettings) -> None:
+    def __init__(
+        self,
+        student: PreTrainedModel,
+        teacher: Any,
+        stage: Stage,
+        settings: DistillSettings,
+        penalty: Callable[[], Tensor] | None = None,
+    ) -> None:
         self._student = student
         self._precision, self._share = settings.precision, 1 / stage.accumulation
         self._known_of: Callable[[Any, Tensor], tuple[Tensor, ...]]
@@ -56,8 +64,11 @@ class Gradients:
         if stage.objective == "attention":
             self._known_of, self._learn = layers_of, match_layers
         else:
-            options = {"temperature": stage.temperature, "ce_weight": stage.ce_weight}
-            self._known_of, self._learn = hidden_of, functools.partial(match_logits, head=teacher.lm_head, **options)
+            options = {"temperature": stage.temperature, "ce_weight": stage.ce_weight, "penalty": penalty}
+            self._known_of, self._learn = (
+                hidden_of,
+                functools.partial(match_logits, head=teacher.get_output_embeddings(), **options),
+            )
         self._teacher = teacher
         may_capture = student.device.type == "cuda" and why_not_captured(student, settings) is None
         self._left = _BEFORE if may_capture else -1

@@ -5,12 +5,15 @@ Each has two parts: what the teacher knows of a batch, tensors without gradient,
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from transformers import PreTrainedModel
 
+from ...errors import InputError
 from ..conversion.descent import relative_error
 from ..conversion.layerwise import Surroundings, trace, watch
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
@@ -81,11 +84,11 @@ def equals_teacher(student: SpikingBrainForCausalLM, layer: int, length: int) ->
 @torch.no_grad()
 def hidden_of(teacher: Any, ids: Tensor) -> tuple[Tensor]:
     """Return what `match_logits` needs of a teacher: the last hidden states, [B, L, d]."""
-    return (teacher.model(input_ids=ids, use_cache=False).last_hidden_state,)
+    return (teacher.base_model(input_ids=ids, use_cache=False).last_hidden_state,)
 
 
 def match_logits(
-    student: SpikingBrainForCausalLM,
+    student: PreTrainedModel,
     known: tuple[Tensor],
     ids: Tensor,
     share: float,
@@ -93,8 +96,9 @@ def match_logits(
     head: nn.Module,
     temperature: float,
     ce_weight: float,
+    penalty: Callable[[], Tensor] | None = None,
 ) -> Tensor:
-    """Add the gradients of KL(teacher || student) * temperature^2 + ce_weight * cross-entropy.
+    """Add the gradients of KL(teacher || student) * temperature^2 + ce_weight * cross-entropy + penalty.
 
     Both terms are means over tokens. With experts, the load-balancing loss is added, with its weight from the
     configuration.
@@ -107,6 +111,7 @@ def match_logits(
         head: turns the teacher's hidden states into logits.
         temperature: divides both logits in the KL term.
         ce_weight: weight of the cross-entropy with the next token of the text.
+        penalty: called after the student has run; returns what is added, a number with a gradient.
     Returns:
         The loss, without gradient.
 
@@ -114,13 +119,9 @@ def match_logits(
         Hinton et al., Distilling the Knowledge in a Neural Network, arXiv:1503.02531.
     """
     teachers = known[0][:, :-1].flatten(0, 1)
-    embedded = student.model.embeddings(ids)
-    if not embedded.requires_grad:
-        # As above: spiking attention must take its differentiable form for sink tokens, too.
-        embedded.requires_grad_()
-    found = student.model(inputs_embeds=embedded, use_cache=False)
+    found = _run(student, ids)
     hidden = found.last_hidden_state[:, :-1].flatten(0, 1)
-    targets = ids[:, 1:].flatten()
+    targets, own = ids[:, 1:].flatten(), cast(nn.Module, student.get_output_embeddings())
     loss, gradients = torch.zeros((), device=ids.device), list[Tensor]()
     kernels = None if ce_weight else kernels_for("divergence", hidden.detach())
     for some, wanted, following in zip(
@@ -129,12 +130,12 @@ def match_logits(
         # Backward at once, so that only the logits of these tokens are in memory.
         leaf = some.detach().requires_grad_()
         if kernels is None:
-            part = _divergence(student.lm_head, head, leaf, wanted, following, temperature, ce_weight) / len(targets)
+            part = _divergence(own, head, leaf, wanted, following, temperature, ce_weight) / len(targets)
             (part * share).backward()
         else:
             with torch.no_grad():
                 known_logits = head(wanted)
-            logits = student.lm_head(leaf)
+            logits = own(leaf)
             rows, gradient = kernels.divergence(logits.detach(), known_logits, temperature, share / len(targets))
             logits.backward(gradient)
             part = rows.sum() / len(targets)
@@ -142,12 +143,51 @@ def match_logits(
         gradients.append(leaf.grad)
         loss += part.detach()
     ends, gradients = [hidden], [torch.cat(gradients)]
-    if found.aux_loss is not None:
+    if isinstance(student, SpikingBrainForCausalLM) and found.aux_loss is not None:
         ends.append(student.settings.aux_loss_weight * found.aux_loss)
         gradients.append(torch.full_like(found.aux_loss, share))
         loss += ends[-1].detach()
+    if penalty is not None:
+        ends.append(penalty())
+        gradients.append(torch.full_like(ends[-1], share))
+        loss += ends[-1].detach()
     torch.autograd.backward(ends, gradients)
     return loss
+
+
+def _run(student: Any, ids: Tensor) -> Any:
+    """Return what a student gives before its head."""
+    if not isinstance(student, SpikingBrainForCausalLM):
+        return student.base_model(input_ids=ids, use_cache=False)
+    embedded = student.model.embeddings(ids)
+    if not embedded.requires_grad:
+        # As above: spiking attention must take its differentiable form for sink tokens, too.
+        embedded.requires_grad_()
+    return student.model(inputs_embeds=embedded, use_cache=False)
+
+
+def check_head(model: Any, name: str) -> None:
+    """Raise an InputError unless a model's logits are its output head's, of its last hidden state, and nothing else.
+
+    Args:
+        model: a causal language model of transformers.
+        name: of it, for the message.
+    """
+    head, ids = model.get_output_embeddings(), torch.arange(4, device=model.device)[None]  # of which one may be padding
+    fits = isinstance(head, nn.Module)
+    if fits:
+        training = model.training
+        with torch.no_grad():
+            model.eval()
+            expected = model(input_ids=ids, use_cache=False).logits
+            found = head(model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+            model.train(training)
+        fits = found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-3, atol=1e-4)
+    if not fits:
+        raise InputError(
+            f"distill.{name}: expected a model whose logits are its output head's, got a {type(model).__name__}, which "
+            "changes them afterwards or has no head. Train another model."
+        )
 
 
 def _divergence(

@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ...errors import InputError
-from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from .distill import distill
 from .sampling import WrittenText
 from .settings import DistillSettings, Stage
@@ -25,7 +25,7 @@ _TIMING_SHARE = 0.1
 
 
 def fit_steps(
-    student: SpikingBrainForCausalLM,
+    student: PreTrainedModel,
     teacher: Any,
     tokens: Tensor | WrittenText,
     settings: DistillSettings,
@@ -71,7 +71,7 @@ def fit_steps(
 
 
 def _step_s(
-    trial: SpikingBrainForCausalLM,
+    trial: PreTrainedModel,
     teacher: Any,
     tokens: Tensor | WrittenText,
     settings: DistillSettings,

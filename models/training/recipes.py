@@ -39,18 +39,21 @@ class Recipe:
             raise InputError(f"Recipe.attention_share: expected a number between 0 and 1, got {self.attention_share}.")
 
     @classmethod
-    def for_device(cls, device: str, **changes: Any) -> Recipe:
+    def for_device(cls, device: str, *, ordinary: bool = False, **changes: Any) -> Recipe:
         """Return the recipe for "cpu" or "cuda".
 
         Args:
             device: where the training runs.
+            ordinary: for an ordinary Transformer that learns to run on spikes, which has no stage for attention
+                outputs; else for a SpikingBrain model.
             changes: fields that shall be other than in the recipe; None leaves a field as it is.
 
         >>> Recipe.for_device("cpu", context=64, precision=None)  # doctest: +NORMALIZE_WHITESPACE
         Recipe(context=64, batch_size=4, learning_rate=0.001, logits_rate=0.1, attention_share=0.5,
             precision='float32')
         """
-        return replace(RECIPES[device], **{name: value for name, value in changes.items() if value is not None})
+        recipes = RECIPES_OF_TRANSFORMERS if ordinary else RECIPES
+        return replace(recipes[device], **{name: value for name, value in changes.items() if value is not None})
 
     def shares(self, settings: DistillSettings) -> tuple[float, ...]:
         """Return the share of the time of each stage of `settings`; a single stage gets all of it."""
@@ -60,7 +63,13 @@ class Recipe:
         return tuple(shares[stage.objective] for stage in settings.stages)
 
     def settings(
-        self, *, attention_steps: int | None = None, logits_steps: int | None = None, accumulation: int = 1, **rest: Any
+        self,
+        *,
+        attention_steps: int | None = None,
+        logits_steps: int | None = None,
+        accumulation: int = 1,
+        growth: float = 0.0,
+        **rest: Any,
     ) -> DistillSettings:
         """Return the settings that this recipe makes.
 
@@ -69,6 +78,7 @@ class Recipe:
                 that is still to be found (see `fit_steps`), and is 1 until then.
             logits_steps: the same for logits.
             accumulation: batches whose gradients make a step.
+            growth: share of the steps for logits in which silence grows; see `Stage`.
             rest: other fields of `DistillSettings`.
         Raises:
             InputError: a value out of range, or no step at all.
@@ -86,6 +96,7 @@ class Recipe:
                 steps=steps or 1,
                 batch_size=self.batch_size,
                 accumulation=accumulation,
+                growth=growth if name == "logits" else 0.0,
                 learning_rate=self.learning_rate * (1.0 if name == "attention" else self.logits_rate),
                 trainable="attention" if name == "attention" else "all",
             )
@@ -98,4 +109,9 @@ class Recipe:
 RECIPES = {
     "cpu": Recipe(256, 4, 1e-3, 0.1, 0.5, "float32"),
     "cuda": Recipe(512, 32, 2e-3, 0.3, 0.1, "bfloat16"),
+}
+# Of weights that are trained already. Tried on small models only.
+RECIPES_OF_TRANSFORMERS = {
+    "cpu": Recipe(256, 4, 5e-5, 1.0, 0.5, "float32"),
+    "cuda": Recipe(512, 32, 1e-4, 1.0, 0.5, "bfloat16"),
 }

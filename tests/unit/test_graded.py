@@ -271,12 +271,6 @@ def test_compact_scales_in_a_layer():
         graded("int8", (), compact_scales=True)
 
 
-def test_training_with_coarse_rows_is_refused(tiny_llama):
-    settings = SpikeSettings(coarse=((2, 4),))
-    with pytest.raises(InputError, match="expected no `coarse`"), sb.spike_aware(tiny_llama, settings):
-        pass
-
-
 def test_a_conversion_says_how_many_layers_have_coarse_rows():
     model = spiking_model(settings=SpikeSettings(weights="int4", coarse={"*q_proj": ((2, 4),)}, neuron=NEURON))
     assert f"weights int4, {len(model.model.layers)} with coarse rows for small counts" in repr(model.conversion)

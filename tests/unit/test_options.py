@@ -23,8 +23,8 @@ ALWAYS = {
     "eval": "model tasks text out device",
     "generate": "model prompt prompt_file max_new_tokens temperature device parallel",
     "convert": "model out spiking force",
-    "distill": "teacher student out text sample fresh context batch_size accumulation attention_steps logits_steps "
-    "learning_rate spiking precision device seed force",
+    "distill": "teacher student out text sample fresh context batch_size accumulation logits_steps learning_rate "
+    "spiking precision device seed force",
     "calibrate": "model budget text num_tokens encoder weights compact_scales skip include_head out force",
     "doctor": "",
     "tutorial": "out force",
@@ -89,6 +89,14 @@ CASES = {
         "minutes": ["DENSE", "FLOAT", "--text", "TEXT", "--attention-steps", "1", "--logits-steps", "1"],
         "logits_rate": ["DENSE", "FLOAT", "--text", "TEXT", "--logits-steps", "0"],
         "checkpointing": ["DENSE", "FLOAT", "--text", "TEXT", "--logits-steps", "0"],
+        "attention_steps": ["DENSE", "DENSE", "--text", "TEXT"],
+        **dict.fromkeys(
+            (
+                *("k", "dead_zone", "weights", "group_size", "compact_scales", "coarse", "skip", "include_head"),
+                *("growth", "budget"),
+            ),
+            ("DENSE", "FLOAT", "--text", "TEXT"),
+        ),
     },
 }
 # Mostly the usual values: typed, they are as much in vain as others.
@@ -111,6 +119,14 @@ VALUES = {
     **{"block_bytes": 64, "calibrate_tokens": 4096, "fit": "columns", "steps": 3, "placement": "measured"},
     **{"layout": "7b", "window": 4096, "num_sinks": 0},
     **{"tasks": "piqa", "data": "TEXT", "limit": 1, "batch_size": 1, "context": 16, "layer_tokens": 8},
+    **{
+        "attention_steps": 1,
+        "dead_zone": 0.1,
+        "compact_scales": None,
+        "coarse": "2:4",
+        "growth": 0.5,
+        "budget": "read=0.5",
+    },
     "trains": None,
     "include_head": None,
     "format": "compressed-tensors",

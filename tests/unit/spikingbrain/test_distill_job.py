@@ -32,7 +32,7 @@ def interrupted(run, monkeypatch, capsys):
 
     def interrupted(*arguments):
         with monkeypatch.context() as patched:
-            patched.setattr(JOB, "save", lambda *_: 1 / 0)
+            patched.setattr(JOB, "save_student", lambda *_: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 run("distill", *arguments)
         capsys.readouterr()
@@ -156,7 +156,7 @@ def test_seconds_of_before_an_interruption_count(model_folder, student, text, tm
     monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
     run = jobs.DistillRun(str(model_folder), student, (text,), context=20, attention_steps=1, logits_steps=1)
     with monkeypatch.context() as patched:
-        patched.setattr(JOB, "save", lambda *_: 1 / 0)
+        patched.setattr(JOB, "save_student", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             jobs.distill(run, tmp_path / "b")
     # The clock goes on by 7 s whenever it is asked: at the start, and in each stage where it begins, after its step and

@@ -39,7 +39,7 @@ class Waits(TorchDispatchMode):
 def captured(monkeypatch):
     """Let all checks believe that a graph is being captured."""
     for name in ("neuro.adaptive_threshold", "models.layers.quantize"):
-        monkeypatch.setattr(sys.modules[f"spikebrain.{name}"], "being_captured", lambda x: True)
+        monkeypatch.setattr(sys.modules[f"spikebrain.{name}"], "are_marked", lambda x: True)
 
 
 def stage_of(objective, trainable="all", **changes):

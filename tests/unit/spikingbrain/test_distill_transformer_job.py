@@ -1,0 +1,164 @@
+"""An ordinary Transformer is trained by the command: options or a calibrated folder say how, and the result spikes."""
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from test_stored_weights import write_typed
+from transformers import AutoModelForCausalLM
+
+import spikebrain as sb
+from spikebrain import AdaptiveThreshold, DeadZoneThreshold, SpikeSettings, jobs, load, save, to_spiking
+from spikebrain.errors import InputError
+from spikebrain.jobs.distill_student import FLOAT, student_of
+from spikebrain.jobs.progress import Silent
+
+JOB = sys.modules["spikebrain.jobs.distill"]
+IDS = torch.arange(40, 60)[None]
+BY_LAYER = SpikeSettings(
+    weights="int4",
+    group_size=8,
+    coarse={"model.layers.1.mlp.up_proj": ((2, 3),)},
+    neuron={"model.layers.0.*": AdaptiveThreshold(4.0), "*": DeadZoneThreshold(6.0, dead_zone=0.3)},
+)
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(IDS).logits
+
+
+@pytest.fixture
+def calibrated(tiny_llama, tokenizer, tmp_path):
+    save(to_spiking(tiny_llama, BY_LAYER), tmp_path / "calibrated", tokenizer)
+    return tmp_path / "calibrated"
+
+
+def test_options_say_how_it_spikes(run, model_folder, text, tmp_path):
+    out = tmp_path / "trained"
+    sizes = ("--text", text, "--context", 20, "--batch-size", 2, "--logits-steps", 3, "--out", out)
+    options = ("--k", "*down_proj=4", "--k", 6, "--dead-zone", 0.3, "--weights", "int4", "--group-size", 8)
+    options += ("--coarse", "2:3", "--compact-scales", "--skip", "*q_proj", "--growth", 0.5, "--budget", "read=0.2")
+    code, shown, err = run("distill", model_folder, model_folder, *sizes, *options)
+    assert code == 0, err
+    assert "Trained on 120 tokens" in shown
+    assert "loss logits" in shown
+    assert f"spikebrain report {out}" in shown
+    assert "rates 5e-05, float32" in err
+    expected = SpikeSettings(
+        weights="int4",
+        group_size=8,
+        coarse=((2, 3),),
+        compact_scales=True,
+        skip=("*q_proj",),
+        neuron={
+            "*down_proj": DeadZoneThreshold(4.0, dead_zone=0.3),
+            "*": DeadZoneThreshold(6.0, dead_zone=0.3),
+        },
+    )
+    found = load(out)
+    assert found.model.conversion.settings == expected
+    assert found.tokenizer is not None
+    floats = load(out / FLOAT).model
+    assert not torch.equal(floats.model.norm.weight, load(model_folder).model.model.norm.weight)
+    torch.testing.assert_close(logits(found.model), logits(to_spiking(floats, expected)))
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(out)), logits(found.model))
+    with torch.no_grad(), sb.spike_aware(floats, expected):
+        torch.testing.assert_close(floats(IDS).logits, logits(found.model), atol=1e-4, rtol=1e-3)
+    kept = {path.name for path in out.iterdir()}
+    assert kept >= {"config.json", "loss.json", "loss.png", FLOAT}
+    assert not kept & {"plan.json", "training.safetensors"}
+    assert len(json.loads((out / "loss.json").read_text())) == 3
+
+
+def test_a_folder_on_spikes_says_how_and_is_trained_on(run, model_folder, calibrated, text, tmp_path, monkeypatch):
+    seen = []
+    train = JOB.train
+    monkeypatch.setattr(
+        JOB, "train", lambda student, *rest: seen.append(JOB.fingerprint(student)) or train(student, *rest)
+    )
+    sizes = ("--text", text, "--context", 20, "--batch-size", 2, "--logits-steps", 2)
+    first, second = tmp_path / "first", tmp_path / "second"
+    code, _, err = run("distill", model_folder, calibrated, *sizes, "--out", first)
+    assert code == 0, err
+    assert load(first).model.conversion.settings == BY_LAYER
+    assert run("distill", model_folder, first, *sizes, "--out", second)[0] == 0
+    teacher, trained = (JOB.fingerprint(load(path).model) for path in (model_folder, first / FLOAT))
+    assert seen == [teacher, trained]
+    for option in (("--k", 3), ("--dead-zone", 0.1), ("--coarse", "2:4"), ("--compact-scales",)):
+        code, _, err = run("distill", model_folder, calibrated, *sizes, *option, "--out", tmp_path / "no")
+        assert code == 2
+        assert f"{option[0]}: has no effect on {calibrated}, which spikes already and keeps its own settings" in err
+
+
+def test_an_interrupted_training_goes_on_with_the_same_settings_alone(
+    run, model_folder, calibrated, text, tmp_path, monkeypatch
+):
+    out = tmp_path / "trained"
+    command = ("distill", model_folder, model_folder, "--text", text, "--context", 20, "--batch-size", 2)
+    command += ("--logits-steps", 2, "--out", out)
+    with monkeypatch.context() as patched:
+        patched.setattr(JOB, "save_student", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(*command, "--dead-zone", 0.3, "--coarse", "2:3")
+    for options, named in [
+        (("--dead-zone", 0.2, "--coarse", "2:3"), "--dead-zone: {} holds a training that was begun with 0.3, not 0.2."),
+        (("--dead-zone", 0.3), "--coarse: {} holds a training that was begun with [[2, 3]], not None."),
+    ]:
+        code, _, err = run(*command, *options)
+        assert code == 2
+        assert f"error: {named.format(out)}" in err
+    code, _, err = run("distill", model_folder, calibrated, *command[3:], "--dead-zone", 0.3, "--coarse", "2:3")
+    assert code == 2
+    assert "which spikes already and keeps its own settings" in err
+    code, _, err = run(*command, "--dead-zone", 0.3, "--coarse", "2:3")
+    assert code == 0, err
+    assert "Going on with an interrupted training: 2 steps of logits." in err
+
+
+@pytest.mark.parametrize("kind", ["Q4_1", "Q8_0", "Q4_0"])
+def test_stored_weights_become_such_as_learn(tokenizer, tmp_path, kind):
+    teacher = load(write_typed(tmp_path / "m.gguf", tokenizer, lambda name: kind)).model
+    stored = SpikeSettings(weights="stored", coarse={"*up_proj": ((2, 4),)}, neuron=DeadZoneThreshold(8.0))
+    save(to_spiking(teacher, stored), tmp_path / "folder", tokenizer)
+    run, said, told = jobs.DistillRun("t", tmp_path / "folder", sample=1), [], Silent()
+    told.say = said.append
+    if kind == "Q4_0":
+        with pytest.raises(InputError, match="student: expected stored weights of one kind, of 4 bits with minima"):
+            student_of(run, teacher, told)
+        return
+    student = student_of(run, teacher, told)
+    weights, group_size = ("int4", None) if kind == "Q4_1" else ("int8", 32)
+    assert student.spikes == replace(stored, weights=weights, group_size=group_size, compact_scales=True)
+    assert student.model is not teacher
+    assert said[-1] == f"Stored weights do not learn: they become {weights} in groups of 32, with compact scales."
+    assert bool(torch.isfinite(logits(to_spiking(student.model, student.spikes))).all())
+
+
+def test_students_that_do_not_fit(run, model_folder, calibrated, text, tmp_path, tiny_llama, tokenizer):
+    out = ("--text", text, "--context", 20, "--out", tmp_path / "no")
+    narrow = type(tiny_llama)(type(tiny_llama.config)(**{**tiny_llama.config.to_dict(), "intermediate_size": 32}))
+    narrow.save_pretrained(tmp_path / "narrow")
+    tokenizer.save_pretrained(tmp_path / "narrow")
+    for arguments, message in [
+        ((tmp_path / "narrow", calibrated), "STUDENT: expected a model on spikes that was made of the teacher, got"),
+        (
+            (model_folder, model_folder, "--logits-steps", 0),
+            "--logits-steps: expected more than 0, the only steps of",
+        ),
+        ((model_folder, model_folder, "--weights", "stored"), "--weights: expected int8 or int4, which follow from"),
+        ((model_folder, model_folder, "--coarse", "2:x"), "expected BITS:UP_TO, such as 2:4 for counts up to 4"),
+        (
+            (model_folder, model_folder, "--budget", "spikes=1"),
+            "--budget: expected read, the bytes that",
+        ),
+        ((model_folder, model_folder, "--growth", 2), "expected a number from 0 to 1, got 2"),
+        ((model_folder, model_folder, "--spiking", "as-described"), "--spiking: has no effect on"),
+        ((model_folder, model_folder, "--logits-steps", 1, "--minutes", 1), "--minutes: has no effect where"),
+    ]:
+        code, _, err = run("distill", *arguments, *out)
+        assert code == 2, arguments
+        assert message in err, arguments
+        assert not (tmp_path / "no").exists() or not any((tmp_path / "no").iterdir())
