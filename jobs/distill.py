@@ -10,13 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .. import analysis
 from ..backends import device_of
 from ..errors import InputError
-from ..files import make_folder, read_json, remove, write_json
+from ..files import read_json, remove
 from ..models import SpikeSettings
 from ..models.io import load
 from ..models.io.checksums import of_text
@@ -27,31 +26,31 @@ from ..models.training import (
     Recipe,
     WrittenText,
     fit_steps,
-    sample_from,
-    texts_at_once,
-    writer_of,
 )
 from ..models.training import (
     distill as train,
 )
 from ..models.training.distill import fingerprint
+from ..models.training.gradients import why_not_captured
 from ..models.training.state import FILE_NAME as STATE
 from ..models.training.state import LOSSES
 from ..neuro import DeadZoneThreshold, Neuron
 from ..registry import to_dict
 from .calibration import Budget
 from .distill_student import save_student, student_of
+from .distill_text import SAMPLES, text_of, write_job
 from .given import K, refuse, spike_settings, usual
-from .inputs import alone, check_length, look_ahead, read_text, require_new, token_ids
+from .inputs import alone, look_ahead, read_text, require_new
 from .progress import SILENT, Progress
 
 MINUTES = 10.0
 # Where arguments and steps of a training are kept until it is finished.
-PLAN, SAMPLES = "plan.json", "samples.json"
+PLAN = "plan.json"
 _INTERRUPTED = (PLAN, SAMPLES, STATE, LOSSES)
 # Arguments that the result depends on; those of the recipe are compared with it.
 _OF_THE_RESULT = (
-    *("sample", "fresh", "minutes", "attention_steps", "logits_steps", "accumulation", "spiking", "k", "dead_zone"),
+    *("sample", "fresh", "minutes", "attention_steps", "logits_steps", "accumulation"),
+    *("only_attention", "spiking", "k", "dead_zone"),
     *("weights", "group_size", "compact_scales", "coarse", "skip", "include_head", "growth", "budget", "checkpointing"),
     "seed",
 )
@@ -79,6 +78,8 @@ class DistillRun:
         logits_steps: steps that match logits; 0 for none, None for as many as fit the time.
         learning_rate: for attention outputs; of an ordinary Transformer for logits.
         logits_rate: learning rate for logits, as a multiple of learning_rate.
+        only_attention: nothing but attention and what is new in a SpikingBrain model learns. Experts, which are equal
+            after conversion, then stay one set of weights; else each gets its own.
         spiking: train a SpikingBrain model with spikes in the forward pass, "as-described" or "as-released"; None for
             without. An ordinary Transformer always trains with spikes.
         k: of an ordinary Transformer on spikes: mean |x| of a token divided by its threshold, or one for each pattern
@@ -113,6 +114,7 @@ class DistillRun:
     logits_steps: int | None = None
     learning_rate: float | None = None
     logits_rate: float | None = None
+    only_attention: bool = False
     spiking: str | None = None
     k: K | None = None
     dead_zone: float | None = None
@@ -178,6 +180,7 @@ class DistillRun:
             logits_steps=self.logits_steps,
             accumulation=self.accumulation,
             growth=usual(self.growth, 0.0),
+            only_attention=self.only_attention,
             spiking=self.spiking,
             spikes=spikes,
             read=None if spikes is None or self.budget is None else self.budget.value,
@@ -244,14 +247,14 @@ def distill(run: DistillRun, out: Path, progress: Progress = SILENT, *, force: b
     named = origin if spikes is None else of_text(origin + json.dumps(to_dict(spikes)))
     job |= {**asdict(recipe), "teacher": fingerprint(teacher), "student": named}
     going_on(out, job, force)
-    tokens = None if run.fresh else _text_of(run, texts, teacher, tokenizer, source, recipe.context, out, progress)
+    tokens = None
+    if not run.fresh:
+        writing = (run.sample, run.seed, recipe.context)
+        tokens = text_of(texts, teacher, tokenizer, source, writing, out, progress)
     if tokens is not None:
         job["text"] = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
     kept = going_on(out, job, force)
-    rates = " and ".join(f"{stage.learning_rate:g}" for stage in settings.stages)
-    sizes = f"{recipe.batch_size} texts of {recipe.context} at a time, rates {rates}, {recipe.precision}"
-    what = "tokens that the teacher writes meanwhile" if tokens is None else f"{len(tokens):,} tokens"
-    progress.say(f"Training on {what} on {where}: {sizes}")
+    _say_how(student, tokens, settings, recipe, where, progress)
     if tokens is None:
         at_once = None if kept is None else kept.get("at_once")
         tokens = WrittenText(teacher, at_once=at_once, longest=recipe.context, seed=run.seed)
@@ -262,7 +265,7 @@ def distill(run: DistillRun, out: Path, progress: Progress = SILENT, *, force: b
     else:
         steps = plan(student, teacher, tokens, settings, run, recipe, progress)
         at_once = {"at_once": tokens.at_once} if isinstance(tokens, WrittenText) else {}
-        _write(out / PLAN, {"job": job, "steps": steps, **at_once})
+        write_job(out / PLAN, {"job": job, "steps": steps, **at_once})
     planned_s = time.perf_counter() - start
     stages = tuple(replace(stage, steps=steps[stage.objective]) for stage in settings.stages)
     settings = replace(settings, stages=stages)
@@ -277,6 +280,23 @@ def distill(run: DistillRun, out: Path, progress: Progress = SILENT, *, force: b
     return Distilled(trained, settings, result)
 
 
+def _say_how(
+    student: nn.Module,
+    tokens: Tensor | None,
+    settings: DistillSettings,
+    recipe: Recipe,
+    where: str,
+    progress: Progress,
+) -> None:
+    rates = " and ".join(f"{stage.learning_rate:g}" for stage in settings.stages)
+    sizes = f"{recipe.batch_size} texts of {recipe.context} at a time, rates {rates}, {recipe.precision}"
+    what = "tokens that the teacher writes meanwhile" if tokens is None else f"{len(tokens):,} tokens"
+    progress.say(f"Training on {what} on {where}: {sizes}")
+    reason = why_not_captured(student, settings) if where == "cuda" else None
+    if reason is not None:
+        progress.say(f"Steps run kernel by kernel and not as a CUDA graph: {reason}.")
+
+
 def _check_tokenizers(teachers: Any, students: Any, run: DistillRun) -> None:
     """Raise an InputError if both models have a tokenizer, and the same tokens do not mean the same."""
     if teachers is None or students is None:
@@ -288,25 +308,6 @@ def _check_tokenizers(teachers: Any, students: Any, run: DistillRun) -> None:
             f"student: expected the teacher's tokenizer, got another: {text!r} is token {ours.get(text, 'none')} in "
             f"{run.student} and {theirs.get(text, 'none')} in {run.teacher}. Give the Transformer that it was made of."
         )
-
-
-def _text_of(
-    run: DistillRun,
-    texts: list[str],
-    teacher: Any,
-    tokenizer: Any,
-    source: str,
-    context: int,
-    out: Path,
-    progress: Progress,
-) -> Tensor:
-    """Return the tokens to train on: what the teacher wrote beforehand, then the texts."""
-    parts = [token_ids(text, tokenizer, source) for text in texts]
-    if run.sample is not None:
-        parts.insert(0, samples(teacher, run.sample, context, run.seed, out, progress))
-    tokens = torch.cat(parts)
-    check_length("all of it", len(tokens), context, "context")
-    return tokens
 
 
 def going_on(out: Path, job: dict[str, Any], force: bool = False) -> dict[str, Any] | None:
@@ -383,42 +384,3 @@ def plan(
 
 def _listed(steps: dict[str, int]) -> str:
     return " and ".join(f"{number:,} steps of {name}" for name, number in steps.items())
-
-
-def samples(teacher: Any, num_tokens: int, context: int, seed: int, out: Path, progress: Progress = SILENT) -> Tensor:
-    """Return tokens that the teacher writes: those of samples.json, if an earlier call of the same job wrote it.
-
-    On a GPU the teacher writes in bfloat16.
-
-    Args:
-        teacher: a Transformer.
-        num_tokens: tokens to write.
-        context: tokens of one text.
-        seed: random seed for the tokens that are drawn.
-        out: folder of samples.json.
-        progress: told what happens.
-    Returns:
-        Token ids, int64 [num_tokens], on the CPU.
-    Raises:
-        InputError: samples.json cannot be read or written.
-    """
-    path = out / SAMPLES
-    job = {"num_tokens": num_tokens, "length": context, "seed": seed, "teacher": fingerprint(teacher)}
-    if path.exists():
-        try:
-            kept = read_json(path)
-            if kept["job"] == job:
-                return torch.tensor(kept["tokens"], dtype=torch.int64)
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
-            raise InputError(f"{path}: holds no samples: {error} Delete it to sample again.") from error
-    progress.say(f"Sampling {num_tokens:,} tokens")
-    writer = writer_of(teacher)
-    tokens = sample_from(writer, num_tokens, length=context, batch_size=texts_at_once(writer, context), seed=seed)
-    _write(path, {"job": job, "tokens": tokens.tolist()})
-    return tokens
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file in one step, and its folder if there is none."""
-    make_folder(path.parent)
-    write_json(path, content, indent=None)

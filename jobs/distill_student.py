@@ -57,7 +57,11 @@ def student_of(run: Any, teacher: Any, progress: Progress) -> Student:
         why = "on a SpikingBrain model, which trains with spikes by `spiking`"
         refuse(run, (*SPIKES, "growth", "budget"), why)
         return Student(model, require_tokenizer(tokenizer, source), None)
-    refuse(run, ("attention_steps", "logits_rate", "spiking"), f"on {source}, which is no SpikingBrain model")
+    refuse(
+        run,
+        ("attention_steps", "logits_rate", "only_attention", "spiking"),
+        f"on {source}, which is no SpikingBrain model",
+    )
     if run.logits_steps is not None:
         refuse(run, ("minutes",), "where `logits_steps` are given")
     if run.logits_steps == 0:

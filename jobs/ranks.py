@@ -25,15 +25,15 @@ def processes(device: str) -> Iterator[tuple[int, int]]:
     """
     if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
         raise InputError(
-            "parallel: expected to be started by torchrun, as in `torchrun --nproc-per-node 2 --no-python spikebrain "
-            "generate ... --parallel`; got one process on its own."
+            "parallel: expected to be started by torchrun, got one process on its own. Put torchrun, its number of processes "
+            "and its option for programs that are not Python files before the command."
         )
     if device == "cuda":
         local, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
         if local >= num_gpus:
             raise InputError(
                 f"parallel: expected a GPU for each process, got {num_gpus} for process {local} of this machine. Start "
-                "fewer processes, or give --device cpu."
+                "fewer processes, or choose the device cpu."
             )
         torch.cuda.set_device(local)
     dist.init_process_group("nccl" if device == "cuda" else "gloo")

@@ -102,6 +102,14 @@ def distill(
     logits_rate: Annotated[
         float | None, _of_training("Learning rate for logits, as a multiple of that.", "0.1; cuda: 0.3")
     ] = None,
+    only_attention: Annotated[
+        bool,
+        typer.Option(
+            "--only-attention",
+            help="Of a SpikingBrain model only attention and what is new learns; equal experts stay equal.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = False,
     spiking: Annotated[
         str,
         _of_training(
@@ -175,6 +183,7 @@ def distill(
         logits_steps=logits_steps,
         learning_rate=learning_rate,
         logits_rate=logits_rate,
+        only_attention=only_attention,
         spiking=spiking_or_none(spiking),
         k=k_of(k),
         dead_zone=dead_zone,

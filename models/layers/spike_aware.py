@@ -27,7 +27,7 @@ from .coarse import Coarse, check_fewer_bits, coarser
 from .compact import check_groups, compact
 from .experts import is_fused
 from .quantize import INT4_GROUP, QuantizedWeight, dequantize, groups_of, rounded_to
-from .settings import SpikeSettings
+from .settings import COUNTED, SpikeSettings
 
 
 class Carried(NamedTuple):
@@ -301,8 +301,8 @@ def spike_aware(model: nn.Module, settings: SpikeSettings, *, counts_bytes: bool
     Yields:
         What lets silence grow from step to step, and says what is read; it need not be used.
     Raises:
-        InputError: no layer matches, one is in fused experts, its rows do not fit the settings, stored weights, or a
-            lossy code.
+        InputError: no layer matches, one is in fused experts, its rows do not fit the settings, stored weights, spiking
+            attention, or a lossy code.
     """
     if not isinstance(settings, SpikeSettings):
         raise InputError(f"spike_aware: expected SpikeSettings(...) as settings, got {settings!r}.")
@@ -310,6 +310,11 @@ def spike_aware(model: nn.Module, settings: SpikeSettings, *, counts_bytes: bool
         raise InputError(
             'spike_aware.settings: expected weights="int8" or "int4", got "stored": training changes the weights, so '
             'that the file\'s integers would no longer be theirs. "int4" has groups of 32 with minima, as Q4_1 files.'
+        )
+    if settings.attention == COUNTED:
+        raise InputError(
+            "spike_aware.settings: expected attention=None, as a Transformer's attention does not spike in training, "
+            f"got {COUNTED!r}. Train without, and give it to to_spiking afterwards."
         )
     assert not isinstance(settings.encoder, str)
     require_exact(settings.encoder, "spike_aware.settings", "the layers train with the counts themselves")

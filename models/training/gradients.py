@@ -33,7 +33,9 @@ def why_not_captured(student: nn.Module, settings: DistillSettings) -> str | Non
     """
     if settings.gradient_checkpointing:
         return "layers are computed again in the backward pass"
-    if any(isinstance(module, MixtureOfExperts) and not module.are_equal for module in student.modules()):
+    mixtures = [module for module in student.modules() if isinstance(module, MixtureOfExperts)]
+    learn = any(stage.trainable == "all" for stage in settings.stages)
+    if any(learn or not mixture.are_equal for mixture in mixtures):
         return "how many tokens an expert gets is known only while a step runs"
     return None
 

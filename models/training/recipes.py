@@ -69,6 +69,7 @@ class Recipe:
         logits_steps: int | None = None,
         accumulation: int = 1,
         growth: float = 0.0,
+        only_attention: bool = False,
         **rest: Any,
     ) -> DistillSettings:
         """Return the settings that this recipe makes.
@@ -79,6 +80,7 @@ class Recipe:
             logits_steps: the same for logits.
             accumulation: batches whose gradients make a step.
             growth: share of the steps for logits in which silence grows; see `Stage`.
+            only_attention: nothing but attention and what is new learns, in both stages.
             rest: other fields of `DistillSettings`.
         Raises:
             InputError: a value out of range, or no step at all.
@@ -98,7 +100,7 @@ class Recipe:
                 accumulation=accumulation,
                 growth=growth if name == "logits" else 0.0,
                 learning_rate=self.learning_rate * (1.0 if name == "attention" else self.logits_rate),
-                trainable="attention" if name == "attention" else "all",
+                trainable="attention" if name == "attention" or only_attention else "all",
             )
             for name, steps in wanted.items()
             if steps != 0

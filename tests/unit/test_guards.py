@@ -69,8 +69,9 @@ def test_save_pretrained_saves_spikes_until_the_model_is_dense(tiny_llama, tmp_p
     for dense in (tiny_llama, to_dense(spiking)):
         dense.save_pretrained(tmp_path / "dense")
         again = type(tiny_llama).from_pretrained(tmp_path / "dense")
-        with torch.no_grad():
-            assert torch.equal(again(IDS).logits, dense(IDS).logits)
+        assert all(torch.equal(p, q) for p, q in zip(again.parameters(), dense.parameters(), strict=True))
+        with torch.no_grad():  # float products depend on where in memory the weights begin
+            torch.testing.assert_close(again(IDS).logits, dense(IDS).logits)
 
 
 def test_to_dense_keeps_a_head_of_its_own(with_head, tmp_path):

@@ -89,7 +89,7 @@ CASES = {
         "minutes": ["DENSE", "FLOAT", "--text", "TEXT", "--attention-steps", "1", "--logits-steps", "1"],
         "logits_rate": ["DENSE", "FLOAT", "--text", "TEXT", "--logits-steps", "0"],
         "checkpointing": ["DENSE", "FLOAT", "--text", "TEXT", "--logits-steps", "0"],
-        "attention_steps": ["DENSE", "DENSE", "--text", "TEXT"],
+        **dict.fromkeys(("attention_steps", "only_attention"), ("DENSE", "DENSE", "--text", "TEXT")),
         **dict.fromkeys(
             (
                 *("k", "dead_zone", "weights", "group_size", "compact_scales", "coarse", "skip", "include_head"),
@@ -131,6 +131,7 @@ VALUES = {
     "include_head": None,
     "format": "compressed-tensors",
     **{"num_experts": 4, "trials": 5, "calibrate": "TEXT", "minutes": 10, "logits_rate": 0.1, "checkpointing": None},
+    "only_attention": None,
 }
 
 

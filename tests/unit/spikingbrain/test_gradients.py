@@ -3,6 +3,7 @@
 import copy
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -87,10 +88,11 @@ def test_equal_experts_that_do_not_learn_stay_one(teacher, tokens):
     losses = [point.loss for point in result.losses]
     assert sum(losses[-3:]) < sum(losses[:3])
     assert student.settings.equal_experts
-    assert why_not_captured(student, DistillSettings(stages=(stage_of("logits"),))) is None
-    reason = why_not_captured(sb.unshare_experts(student), DistillSettings(stages=(stage_of("logits"),)))
-    assert reason is not None
-    assert "expert" in reason
+    steps = {part: DistillSettings(stages=(stage_of("logits", part),)) for part in ("attention", "all")}
+    assert why_not_captured(student, steps["attention"]) is None
+    assert "expert" in str(why_not_captured(student, steps["all"]))
+    assert "expert" in str(why_not_captured(sb.unshare_experts(student), steps["attention"]))
+    assert "again" in str(why_not_captured(student, replace(steps["all"], gradient_checkpointing=True)))
 
 
 def test_a_writer_draws_by_the_probabilities_of_the_teacher(teacher):

@@ -92,7 +92,7 @@ def test_the_command_trains_on_it_and_goes_on(run, model_folder, tmp_path, monke
     steps = ("--attention-steps", 1, "--logits-steps", 2, "--context", 16)
     options = ("--fresh", *steps, "--device", "cpu", "--seed", 4)
     with monkeypatch.context() as patched:
-        patched.setattr(JOB, "save", lambda *_: 1 / 0)
+        patched.setattr(JOB, "save_student", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run("distill", model_folder, student, *options, "--out", out)
     assert json.loads((out / "plan.json").read_text())["at_once"] >= 1
