@@ -8,6 +8,7 @@ import torch
 
 from spikebrain.errors import BackendUnavailableError
 from spikebrain.models.spikingbrain import fla_kernels
+from spikebrain.models.spikingbrain.fla_kernels import few_launch_settings
 from spikebrain.models.spikingbrain.gla import chunked_gla, gla, recurrent_gla
 
 
@@ -171,7 +172,7 @@ def test_arguments_of_the_library(monkeypatch, length, has_head_first):
 
     library = types.SimpleNamespace(chunk_gla=chunk, fused_recurrent_gla=recurrent)
     monkeypatch.setattr(fla_kernels, "why_unavailable", lambda device, dim: None)
-    monkeypatch.setattr(fla_kernels.importlib, "import_module", lambda name: library)
+    monkeypatch.setattr(fla_kernels, "_library", lambda: library)
     o, last = gla(*inputs, state, kernel="fla")
     expected, expected_state = recurrent_gla(*inputs, state)
     torch.testing.assert_close(o, expected)
@@ -182,3 +183,21 @@ def test_arguments_of_the_library(monkeypatch, length, has_head_first):
     assert len(called) == 1
     gla(*(x.bfloat16() for x in inputs), state, kernel="auto")
     assert len(called) == 2
+
+
+def test_few_launch_settings():
+    triton = pytest.importorskip("triton")
+    configs = [triton.Config({"B": b}, num_warps=warps) for b in (1, 2, 3) for warps in (2, 4)]
+
+    def tuned(some):
+        return triton.runtime.autotuner.Autotuner(triton.jit(_kernel), ["x", "n"], some, [], None, None)
+
+    with few_launch_settings():
+        found, alone = tuned(configs).configs, tuned(configs[:1]).configs
+    assert [(config.kwargs["B"], config.num_warps) for config in found] == [(1, 4), (3, 4)]
+    assert alone == configs[:1]
+    assert tuned(configs).configs == configs
+
+
+def _kernel(x, n):
+    pass
