@@ -128,7 +128,10 @@ def test_errors_are_one_message_and_exit_code_2(run, model_folder, text, tmp_pat
             "Give a longer text, or at most --context 804.",
         ),
         (("distill", model_folder, model_folder, *out), "--text: expected a UTF-8 file to train on, --sample, or both"),
-        (("distill", model_folder, model_folder, "--text", text, *out), "expected a SpikingBrain model"),
+        (
+            ("distill", model_folder, model_folder, "--text", text, "--spiking", "as-described", *out),
+            "--spiking: has no effect",
+        ),
         (
             ("distill", model_folder, ours, "--text", text, "--device", "gpu", *out),
             "--device: expected auto, cpu or cuda",
