@@ -7,7 +7,7 @@
 
 The teacher writes --samples tokens (bfloat16, temperature 1), and training uses these and the books; or, with --fresh,
 it writes while the student trains, and no text is read twice. Training never uses the test text. The converted model is
-calibrated on --calibrate of those tokens (with --fresh: of the books), then trained in the stages of `STAGES`. Each
+calibrated on --calibrate of those tokens (with --fresh: of the books), then trained in the --stages of `STAGES`. Each
 stage gets a share of the remaining --minutes; its number of steps follows from the time of a few steps on a copy. The
 last stage has spikes in its forward pass. Perplexity, float and on spikes, is measured on the test text in float32, in
 windows of --window tokens without overlap, where the first token of each window is not predicted. It is also measured
@@ -44,13 +44,25 @@ from spikebrain.models.conversion.to_spiking import set_settings
 from spikebrain.models.io import save
 from spikebrain.models.training import DistillSettings, Stage, WrittenText, distill, fit_steps
 
-# Objective, share of the training time, tokens per text, learning rate as a multiple of --learning-rate, spikes.
-STAGES: tuple[tuple[str, float, int, float, str | None], ...] = (
-    ("attention", 0.05, 512, 1.0, None),
-    ("logits", 0.55, 512, 0.3, None),
-    ("logits", 0.15, 1024, 0.15, None),
-    ("logits", 0.25, 1024, 0.1, "as-described"),
-)
+# By name: objective, share of the time, tokens per text, learning rate as a multiple of --learning-rate, spikes.
+STAGES: dict[str, tuple[tuple[str, float, int, float, str | None], ...]] = {
+    "quarter": (
+        ("attention", 0.05, 512, 1.0, None),
+        ("logits", 0.55, 512, 0.3, None),
+        ("logits", 0.15, 1024, 0.15, None),
+        ("logits", 0.25, 1024, 0.1, "as-described"),
+    ),
+    # Texts that grow to what SmolLM2 was trained on.
+    "long": (
+        ("attention", 0.05, 512, 1.0, None),
+        ("logits", 0.40, 512, 0.15, None),
+        ("logits", 0.15, 2048, 0.1, None),
+        ("logits", 0.15, 8192, 0.05, None),
+        ("logits", 0.25, 1024, 0.1, "as-described"),
+    ),
+}
+# Texts longer than this are the books': the teacher does not keep to a subject for so long.
+WRITTEN = 2048
 # Number of perplexity measurements on the watched tokens per stage.
 LOOKS = 6
 
@@ -59,7 +71,7 @@ def main() -> None:
     options = parse()
     run = Run(options)
     run.convert()
-    for number in range(len(STAGES)):
+    for number in range(len(run.plan)):
         if not run.train(number):
             run.say("paused; the same command goes on")
             return
@@ -75,6 +87,7 @@ class Run:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.start = options, time.perf_counter()
+        self.plan = STAGES[options.stages]
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.state: Path = options.state or options.out / "state"
         for folder in (options.out, self.state):
@@ -155,14 +168,15 @@ class Run:
 
     def train(self, number: int) -> bool:
         """Train a stage for its share of the time, and return whether it is finished."""
-        objective, share, _, _, spiking = STAGES[number]
-        if spiking is not None and STAGES[number - 1][-1] is None:
+        objective, share, context, _, spiking = self.plan[number]
+        if spiking is not None and self.plan[number - 1][-1] is None:
             self.figure("trained", lambda: self.student)
             self.figure("trained, spiking", lambda: sb.to_spiking(self.student))
-        settings = settings_of(number, self.options, self.device)
+        settings = settings_of(self.plan[number], self.options, self.device)
         tokens: Any = self.tokens
-        if self.options.fresh:
-            tokens = WrittenText(self.teacher, at_once=self.options.sample_batch, seed=10 * self.options.seed + number)
+        if self.options.fresh and context <= WRITTEN:
+            at_once = max(self.options.sample_batch * 512 // context, 1)  # so that keys and values fit
+            tokens = WrittenText(self.teacher, at_once=at_once, seed=10 * self.options.seed + number)
         if number == len(self.stages):
             settings = fit_steps(self.student, self.teacher, tokens, settings, self.left, (share,))
             name = objective if spiking is None else f"{objective}, spikes"
@@ -225,10 +239,12 @@ class Run:
             save(self.student, options.save, self.tokenizer)
 
 
-def settings_of(number: int, options: argparse.Namespace, device: torch.device) -> DistillSettings:
+def settings_of(
+    plan: tuple[str, float, int, float, str | None], options: argparse.Namespace, device: torch.device
+) -> DistillSettings:
     """Return the settings of a stage whose number of steps is not known yet."""
-    objective, _, context, rate, spiking = STAGES[number]
-    context = min(context, options.window)
+    objective, _, context, rate, spiking = plan
+    context = min(context, options.longest)
     stage = Stage(
         objective=objective,
         context=context,
@@ -259,6 +275,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sample-length", type=int, default=512)
     parser.add_argument("--sample-batch", type=int, default=2048)
     parser.add_argument("--calibrate", type=int, default=16384, help="tokens")
+    parser.add_argument("--stages", default="quarter", choices=list(STAGES))
+    parser.add_argument("--longest", type=int, default=8192, help="tokens of a text, at most")
     parser.add_argument("--window", type=int, default=1024, help="of the perplexity")
     parser.add_argument("--test-tokens", type=int, default=None, help="all if left out")
     parser.add_argument("--watched", type=int, default=32768, help="test tokens whose perplexity makes the curve")
@@ -272,7 +290,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--smoke", action="store_true", help="a tiny random model, half a minute on a CPU")
     options = parser.parse_args()
     if options.smoke:
-        small = {"minutes": 0.4, "samples": 2000, "sample_length": 50, "sample_batch": 20, "window": 128}
+        small = {
+            "minutes": 0.4,
+            "samples": 2000,
+            "sample_length": 50,
+            "sample_batch": 20,
+            "window": 128,
+            "longest": 128,
+        }
         small |= {"calibrate": 512, "test_tokens": 1500, "watched": 512, "batch_tokens": 512}
         vars(options).update(small)
     elif not options.text or options.test is None:
