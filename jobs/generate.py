@@ -97,7 +97,7 @@ class Generated:
     seconds: float
     cache_bytes: int
     spikes: SpikesWritten | None
-    is_spiking: bool
+    is_spiking: bool = False
 
 
 def generate(
