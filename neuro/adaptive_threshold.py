@@ -128,19 +128,45 @@ def count_by_mean(
         x: activations, [*shape, N].
         to_count: turns x / threshold into whole numbers, see `count_spikes`.
     """
-    cls = type(neuron).__name__
-    wide = checked_activations(x, cls)
+    wide = checked_activations(x, type(neuron).__name__)
     total = wide.abs().sum(-1, keepdim=True, dtype=torch.float64)
     # By tensors: on a GPU PyTorch divides by a number through its rounded reciprocal, which is not the same.
     mean = (total / torch.full_like(total, max(x.shape[-1], 1))).to(wide.dtype)
-    threshold = (mean / torch.full_like(mean, neuron.k)).clamp(neuron.floor, neuron.ceiling)
-    ceiling_binds = mean > neuron.k * neuron.ceiling
-    if are_marked(x):
-        threshold = threshold.masked_fill(ceiling_binds, torch.nan)  # NaN for NaN: whoever reads the outputs sees it
-        return count_spikes(wide, threshold, x, may_overflow=False, neuron=neuron, remedy="", to_count=to_count)
-    if not bool(torch.isfinite(mean).all()):
-        raise_if_not_finite(x, cls)
-    ceiling_binds = bool(ceiling_binds.any())
-    may_overflow = ceiling_binds or AdaptiveThreshold.count_bounds(neuron, x.shape[-1]).largest > LARGEST_COUNT
+    may_overflow = AdaptiveThreshold.count_bounds(neuron, x.shape[-1]).largest > LARGEST_COUNT
     remedy = "Lower k, raise the ceiling"
+    options = {"may_overflow": may_overflow, "remedy": remedy, "to_count": to_count}
+    return count_by_statistic(neuron, x, wide, mean, neuron.k, **options)
+
+
+def count_by_statistic(
+    neuron: Any,
+    x: Float[Tensor, "*shape"],
+    wide: Float[Tensor, "*shape"],
+    statistic: Float[Tensor, "*tokens 1"],
+    divisor: float,
+    *,
+    may_overflow: bool,
+    remedy: str,
+    to_count: Callable[[Tensor], Tensor] = rounded,
+) -> SpikeCount:
+    """Count by threshold = statistic / divisor, within floor and ceiling, for every neuron that has these two.
+
+    Args:
+        neuron: has floor and ceiling.
+        x: activations, [*shape, N].
+        wide: the same from `checked_activations`.
+        statistic: of each token, in the dtype of wide; not finite where an activation is not.
+        divisor: what it is divided by.
+        may_overflow: whether a count may not fit 32 bits although the ceiling does not bind.
+        remedy: what to change about the neuron then, for the message.
+        to_count: turns x / threshold into whole numbers, see `count_spikes`.
+    """
+    threshold = (statistic / torch.full_like(statistic, divisor)).clamp(neuron.floor, neuron.ceiling)
+    binds = statistic > divisor * neuron.ceiling
+    if are_marked(x):
+        threshold = threshold.masked_fill(binds, torch.nan)  # NaN for NaN: whoever reads the outputs sees it
+        return count_spikes(wide, threshold, x, may_overflow=False, neuron=neuron, remedy="", to_count=to_count)
+    if not bool(torch.isfinite(statistic).all()):
+        raise_if_not_finite(x, type(neuron).__name__)
+    may_overflow = bool(binds.any()) or may_overflow
     return count_spikes(wide, threshold, x, may_overflow=may_overflow, neuron=neuron, remedy=remedy, to_count=to_count)

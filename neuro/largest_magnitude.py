@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
-from .adaptive_threshold import check_limits
-from .base import NEURONS, CountBounds, KernelRule, Neuron, checked_activations, raise_if_not_finite
-from .spike_count import SpikeCount, count_spikes
+from .adaptive_threshold import check_limits, count_by_statistic
+from .base import NEURONS, CountBounds, KernelRule, Neuron, checked_activations
+from .spike_count import SpikeCount
 
 # Number of this rule in threshold_numba.py and threshold_triton.py.
 RULE = 2
@@ -74,13 +73,8 @@ class LargestMagnitude(Neuron[None]):
         """
         wide = checked_activations(x, "LargestMagnitude")
         largest = wide.abs().amax(-1, keepdim=True) if x.shape[-1] else wide.new_zeros(*x.shape[:-1], 1)
-        if not bool(torch.isfinite(largest).all()):
-            raise_if_not_finite(x, "LargestMagnitude")
-        # By a tensor: on a GPU PyTorch divides by a number through its rounded reciprocal, which is not the same.
-        threshold = (largest / torch.full_like(largest, self.levels)).clamp(self.floor, self.ceiling)
-        binds = bool((largest > self.levels * self.ceiling).any())
         remedy = "Raise the ceiling"
-        return count_spikes(wide, threshold, x, may_overflow=binds, neuron=self, remedy=remedy), None
+        return count_by_statistic(self, x, wide, largest, float(self.levels), may_overflow=False, remedy=remedy), None
 
     def kernel_rule(self) -> KernelRule:
         """Return the rule that kernels run; see `Neuron.kernel_rule`."""

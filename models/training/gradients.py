@@ -95,12 +95,10 @@ class Gradients:
             ids = ids.to(device)
         with self._autocast():
             known = self._known_of(self._teacher, ids)
+        if self._graph is None and self._left == 0:
+            self._capture(known, ids)
         if self._graph is not None:
             return self._graph.replay(known, ids)
-        if self._left == 0:
-            self._capture(known, ids)
-            if self._graph is not None:
-                return self._graph.replay(known, ids)
         self._left -= self._left > 0
         return self._eager(known, ids)
 

@@ -16,6 +16,7 @@ from spikebrain.models.training.distill import _prepared
 from spikebrain.models.training.gradients import Gradients, why_not_captured
 from spikebrain.models.training.objectives import hidden_of, layers_of, match_layers, match_logits
 from spikebrain.models.training.writer import Writer
+from spikebrain.neuro.faults import marked_faults
 
 MIXTURE = {"num_experts": 3, "num_sinks": 2}
 WAITING = ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::bincount", "aten::equal")
@@ -37,10 +38,10 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.fixture
-def captured(monkeypatch):
-    """Let all checks believe that a graph is being captured."""
-    for name in ("neuro.adaptive_threshold", "models.layers.quantize"):
-        monkeypatch.setattr(sys.modules[f"spikebrain.{name}"], "are_marked", lambda x: True)
+def captured():
+    """Let faults be marked, as while a graph is captured."""
+    with marked_faults():
+        yield
 
 
 def stage_of(objective, trainable="all", **changes):
@@ -69,11 +70,14 @@ def test_what_the_student_does_waits_for_nothing(teacher, tokens, layout, object
     assert waits.found  # the mode does see what waits
 
 
+@pytest.mark.parametrize("neuron", [sb.AdaptiveThreshold(), sb.DeadZoneThreshold(), sb.LargestMagnitude()])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30])
-def test_what_cannot_be_checked_becomes_nan(bad, captured):
+def test_what_cannot_be_checked_becomes_nan(bad, neuron, captured):
     x = torch.ones(2, 3)
     x[1, 1] = bad
-    found = sb.AdaptiveThreshold()(x).activation()
+    with Waits() as waits:
+        found = neuron(x).activation()
+    assert not waits.found
     assert not torch.isfinite(found[1]).all()
     assert torch.isfinite(found[0]).all()
 
