@@ -38,6 +38,7 @@ class LargestMagnitude(Neuron[None]):
         SpikingBrain 2.0 (arXiv:2604.22575): INT8 activations, a sign and 7 bit planes. The clamp is that of
         SpikingBrain's neuron.
 
+    >>> import torch
     >>> LargestMagnitude()(torch.tensor([[1.0, -0.5, 0.003, 0.0]])).count.tolist()
     [[127, -64, 0, 0]]
     """
