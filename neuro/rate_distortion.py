@@ -41,7 +41,7 @@ class RateDistortionThreshold(AdaptiveThreshold):
     The best n never falls as ratio grows, so a table of borders gives it: those of the lower convex hull of the points
     (n, n^2 + price of n). They are computed in exact fractions and rounded down to the ratio's dtype, which leaves
     every comparison as it is. Beyond |ratio| = 1024 the candidates around the rounded ratio are compared in float64.
-    There are no kernels: it runs by the separate steps.
+    It runs by the separate steps, in which a compiled function chooses the counts on a CPU.
 
     Attributes:
         k: the mean |x| divided by the threshold; larger means finer steps.
@@ -93,7 +93,22 @@ class RateDistortionThreshold(AdaptiveThreshold):
         return len(_borders(self.spike_price, self.read_price, torch.float32)[1]).bit_length()
 
     def _cheapest(self, ratio: Tensor) -> Tensor:
-        """Return the counts of x / threshold."""
+        """Return the counts of x / threshold; on a CPU by `rate_distortion_numba`, which gives the same."""
+        if ratio.is_cpu and ratio.dtype == torch.float32:
+            return self._cheapest_compiled(ratio)
+        return self._cheapest_plain(ratio)
+
+    def _cheapest_compiled(self, ratio: Tensor) -> Tensor:
+        from .rate_distortion_numba import choose_counts  # noqa: PLC0415 - numba takes a while to import
+
+        counts, borders = _borders(self.spike_price, self.read_price, torch.float32)
+        count = torch.empty(ratio.shape, dtype=torch.int32)
+        flat = ratio.contiguous().view(-1).numpy(), counts.numpy(), borders.numpy()
+        first = _first_borders(self.spike_price, self.read_price)
+        choose_counts(*flat, first, _REACH, float(self.spike_price), count.view(-1).numpy())
+        return count
+
+    def _cheapest_plain(self, ratio: Tensor) -> Tensor:
         magnitude = ratio.abs()
         counts, borders = (part.to(ratio.device) for part in _borders(self.spike_price, self.read_price, ratio.dtype))
         count = counts[torch.bucketize(magnitude, borders)]  # at a border itself, the smaller
@@ -136,6 +151,13 @@ def _borders(spike_price: float, read_price: float, dtype: torch.dtype) -> tuple
     exact = [Fraction(b - a, 2 * unit * (n - m)) for (m, a), (n, b) in itertools.pairwise(points)]
     borders = [_rounded_down(border, numbers) for border in exact]
     return torch.tensor([n for n, _ in points], dtype=torch.int32), torch.tensor(borders, dtype=dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _first_borders(spike_price: float, read_price: float) -> np.ndarray:
+    """Return how many borders for float32 are below each of the whole numbers from 0 to `_TABLE`, int32."""
+    borders = _borders(spike_price, read_price, torch.float32)[1].numpy()
+    return np.searchsorted(borders, np.arange(_TABLE + 1), side="left").astype(np.int32)
 
 
 def _is_below(low: tuple[int, int], point: tuple[int, int], high: tuple[int, int]) -> bool:

@@ -68,6 +68,15 @@ def test_float64_ratios_too(ratios, spike_price, read_price):
     assert found == [best(ratio, spike_price, read_price) for ratio in ratios]
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.lists(RATIOS, min_size=1, max_size=12), PRICES, READS)
+@example([1023.5, 1024.0, 1024.5, 1025.5, -1024.25, 1027.0, 2.0**31 - 128], 8.0, 0.0)
+@example([-0.0, 1e-38, 1024.0001], 0.0, 1000.0)
+def test_the_compiled_choice_is_the_plain_one(ratios, spike_price, read_price):
+    neuron, ratio = RateDistortionThreshold(spike_price=spike_price, read_price=read_price), torch.tensor(ratios)
+    assert neuron._cheapest_compiled(ratio).tolist() == neuron._cheapest_plain(ratio).tolist()
+
+
 def test_borders_worked_out():
     # Price 1: 0 and 1 cost r^2 and (r - 1)^2 + 1, equal at r = 1; 2 has one digit as 1, so 1.5 is between them. 3 has
     # two: from 2 at (9 + 2 - 4 - 1) / 2 = 3, to 4 at (16 + 1 - 9 - 2) / 2 = 3, so it is never better than both.
