@@ -21,13 +21,13 @@ from ...models import Recording, SpikeSettings, record, save, spiking_layers, to
 from ...models.conversion.divergence import divergence_from, predictions
 from ...models.io import load
 from ...models.io.checksums import of_text
-from ...neuro import AdaptiveThreshold, DeadZoneThreshold, Neuron
+from ...neuro import DeadZoneThreshold, Neuron
 from ..given import usual
 from ..inputs import alone, check_length, is_spiking, read_text, require_new, require_tokenizer, token_ids
 from ..progress import SILENT, Progress
 from ..resume import describe_source, digest, store_state, stored_state
 from .choice import Option, Prices, Table, choose, dense_cost, error_of, predicted, table_of
-from .units import KS, Unit, summing, units_of
+from .units import PRICED, ROUNDED, Rule, Unit, summing, units_of
 
 FILES = ("calibration.json", "unfinished-calibration.json")
 COUNTS = ("read", "spikes", "energy")
@@ -35,7 +35,7 @@ COUNTS = ("read", "spikes", "energy")
 _CONTEXT, _SENSITIVE, _HELD_OUT = 512, 256, 2
 # The setting at which the sensitivity to a unit's error is measured: |x| below 0.19 of the mean is silent, and below
 # 0.8 reads coarse rows.
-_PROBE = Option(8.0, 1, 6)
+_PROBE = Option(Rule(8.0), 1, 6)
 # A budget counts as kept from here on; the target is corrected at most so often.
 _NEAR, _CORRECTIONS = 0.005, 4
 _PAPER = (2.0, 3.0, 4.0, 8.0)
@@ -193,7 +193,8 @@ def calibrate(
     units = units_of(model, spiking, spiking.conversion.converted, fitted[:1, :8])
     code = settings.code
     done = progress.bar("Errors of all settings", fitted.numel(), "tokens")
-    with summing(model, units, code, [KS] * len(units)), torch.no_grad():
+    rules = (*ROUNDED, *PRICED) if settings.budget.counts == "spikes" else ROUNDED
+    with summing(model, units, code, [rules] * len(units)), torch.no_grad():
         for row in fitted:
             model(input_ids=row[None], use_cache=False)
             done(row.numel())
@@ -203,7 +204,7 @@ def calibrate(
     tables = [table_of(unit, settings.budget.counts, energy, code) for unit in units]
     measure = _Measure(model, units, settings, held_out, energy)
     progress.say("Measuring the paper's rule beside it")
-    paper = [measure(f"paper's rule, k = {k:g}", [Option(k, 0, 0)] * len(units)) for k in _PAPER]
+    paper = [measure(f"paper's rule, k = {k:g}", [Option(Rule(k))] * len(units)) for k in _PAPER]
     share = fitted.numel() / held_out.numel()
     base, rest = (one[settings.budget.counts] * share for one in (measure.base, measure.rest))
     found, chosen = _keep_budget(settings.budget, tables, sensitivity, (base, rest), measure, progress)
@@ -248,9 +249,9 @@ def _patterns(units: Sequence[Unit], options: Sequence[Option]) -> dict[str, Any
     neurons: dict[str, Neuron] = {}
     coarse: dict[str, tuple[tuple[int, int], ...]] = {}
     for unit, option in zip(units, options, strict=True):
-        neuron = AdaptiveThreshold(option.k)
+        neuron, k = option.rule.neuron(), option.rule.k
         if option.silent:  # |x| of half a step above the largest silent count is where the next one begins
-            neuron = DeadZoneThreshold(option.k, dead_zone=(option.silent + 0.5) / option.k)
+            neuron = DeadZoneThreshold(k, dead_zone=(option.silent + 0.5) / k)
         for name, layer in unit.layers.items():
             neurons[name] = neuron
             if option.small > option.silent:
@@ -312,13 +313,15 @@ class _Measure:
         spiking = to_spiking(self._model, self._settings.spike_settings(**_patterns(self._units, options)))
         units, code = [unit.afresh() for unit in self._units], self._settings.code
         one = next(iter(spiking_layers(spiking)))  # recorded layers run step by step: all others need not
-        with summing(spiking, units, code, [(o.k,) for o in options]), record(spiking, layers=(one,)) as recording:
+        with summing(spiking, units, code, [(o.rule,) for o in options]), record(spiking, layers=(one,)) as recording:
             perplexity = measure_perplexity(spiking, list(self._rows))
         if not self.base:
             self._set_base(units, recording)
         spent = []
         for counts in COUNTS:
-            prices = (Prices.of(unit, o.k, counts, self._energy, code) for unit, o in zip(units, options, strict=True))
+            prices = (
+                Prices.of(unit, o.rule, counts, self._energy, code) for unit, o in zip(units, options, strict=True)
+            )
             cost = sum(p.of_option(unit, o) for p, unit, o in zip(prices, units, options, strict=True))
             spent.append((cost + self.rest[counts]) / self.base[counts])
         return Point(name, perplexity, *spent)
@@ -362,7 +365,7 @@ def _as_json(
         "paper": [point._asdict() for point in result.paper],
         "frontier": [{"value": value, "expected_loss": loss} for value, loss in result.frontier],
         "units": [
-            {"layers": unit.names, **result.options[unit.names[0]]._asdict(), "sensitivity": s}
+            {"layers": unit.names, **result.options[unit.names[0]].to_dict(), "sensitivity": s}
             for unit, s in zip(units, sensitivity, strict=True)
         ],
     }
