@@ -12,25 +12,30 @@ def choose_counts(ratio, choices, borders, first, reach, spike_price, count):  #
     """Fill the counts of ratios, with their signs.
 
     Args:
-        ratio: x / threshold, float32 [N], finite.
-        choices: counts that can be chosen, ascending, int32 [M].
-        borders: the |ratio| beyond which each next one is better, float32 [M - 1].
-        first: how many borders are below each whole number from 0 on, int32; |ratio| beyond its last place is compared
-            with the counts around it.
-        reach: how many of these there are on each side.
-        spike_price: see `RateDistortionThreshold`, float64.
+        ratio: x / threshold, float32 [N], of counts that fit 32 bits.
+        choices: see `CountTable`, and so the next four.
+        borders: see choices.
+        first: see choices.
+        reach: see choices.
+        spike_price: see choices.
         count: int32 [N].
     """
     for channel in range(ratio.shape[0]):
-        magnitude = abs(ratio[channel])
-        if magnitude <= first.shape[0] - 1:
-            place = first[np.int64(magnitude)]
-            while place < borders.shape[0] and magnitude > borders[place]:
-                place += 1
-            chosen = np.int64(choices[place])
-        else:
-            chosen = _cheapest_near(np.float64(magnitude), reach, spike_price)
-        count[channel] = -chosen if ratio[channel] < 0 else chosen
+        count[channel] = choose_count(ratio[channel], choices, borders, first, reach, spike_price)
+
+
+@compiled
+def choose_count(ratio, choices, borders, first, reach, spike_price):  # pragma: no cover - compiled
+    """Return the count of one ratio; see `choose_counts`."""
+    magnitude = abs(ratio)
+    if magnitude <= first.shape[0] - 1:
+        place = first[np.int64(magnitude)]
+        while place < borders.shape[0] and magnitude > borders[place]:
+            place += 1
+        chosen = np.int64(choices[place])
+    else:
+        chosen = _cheapest_near(np.float64(magnitude), reach, spike_price)
+    return -chosen if ratio < 0 else chosen
 
 
 @compiled
