@@ -56,6 +56,11 @@ def student_of(run: Any, teacher: Any, progress: Progress) -> Student:
     if isinstance(model, SpikingBrainForCausalLM):
         why = "on a SpikingBrain model, which trains with spikes by `spiking`"
         refuse(run, (*SPIKES, "growth", "budget"), why)
+        if is_spiking(model):
+            raise InputError(
+                f"student: expected a SpikingBrain model without spikes, got {source}, which spikes. Name the folder "
+                "that it was made from; `spiking` trains with spikes in the forward pass."
+            )
         return Student(model, require_tokenizer(tokenizer, source), None)
     refuse(
         run,
@@ -134,6 +139,6 @@ def _check_same(spiking: nn.Module, floats: nn.Module, source: str) -> None:
         if shape != layer.weight.shape:
             raise InputError(
                 f"student: expected a model on spikes that was made of the teacher, got {source}, whose {name} has "
-                f"weights {list(layer.weight.shape)}, and not {None if shape is None else list(shape)}. Name its own "
-                "teacher."
+                f"weights {list(layer.weight.shape)}, where the teacher has "
+                f"{'no such layer' if shape is None else list(shape)}. Name its own teacher."
             )
