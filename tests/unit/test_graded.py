@@ -270,6 +270,8 @@ def test_compact_scales_in_a_layer():
     assert 0 < float((y - plain(x)).norm() / y.norm()) < 0.02
     with pytest.raises(InputError, match="compact_scales: expected weights in groups, got one scale an output in 0"):
         graded("int8", (), compact_scales=True)
+    with pytest.raises(InputError, match="a group_size below its number of inputs; or leave it out with `skip`"):
+        graded("int4", (), shape=(32, 8), compact_scales=True)  # all inputs are one group
 
 
 def test_a_conversion_says_how_many_layers_have_coarse_rows():
