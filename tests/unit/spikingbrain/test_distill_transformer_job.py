@@ -1,6 +1,7 @@
 """An ordinary Transformer is trained by the command: options or a calibrated folder say how, and the result spikes."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 
@@ -126,6 +127,20 @@ def test_an_interrupted_training_goes_on_with_the_same_settings_alone(
     code, _, err = run(*command, "--dead-zone", 0.3, "--coarse", "2:3")
     assert code == 0, err
     assert "Going on with an interrupted training: 2 steps of logits." in err
+
+
+def test_float_weights_of_another_training_are_refused(run, model_folder, calibrated, tiny_llama, tokenizer, tmp_path):
+    sizes = ("--fresh", "--context", 20, "--batch-size", 2, "--logits-steps", 2, "--learning-rate", 1e-2)
+    assert run("distill", model_folder, calibrated, *sizes, "--out", tmp_path / "trained")[0] == 0
+    assert run("distill", model_folder, tmp_path / "trained", *sizes, "--out", tmp_path / "further")[0] == 0
+    # What `calibrate --force` does there: another model, beside the float weights of the training.
+    save(to_spiking(tiny_llama, BY_LAYER), tmp_path / "trained", tokenizer)
+    code, _, err = run("distill", model_folder, tmp_path / "trained", *sizes, "--out", tmp_path / "no")
+    assert code == 2
+    assert "STUDENT: expected float weights in" in err
+    assert f"Delete {tmp_path / 'trained' / FLOAT}, and the teacher's are taken." in err
+    shutil.rmtree(tmp_path / "trained" / FLOAT)
+    assert run("distill", model_folder, tmp_path / "trained", *sizes, "--out", tmp_path / "no")[0] == 0
 
 
 @pytest.mark.parametrize("kind", ["Q4_1", "Q8_0", "Q4_0"])
