@@ -136,7 +136,10 @@ def _print_k(console: Console, layers: list[dict[str, Any]]) -> None:
     """Print k for each kind of layer."""
     from ...text_table import kind_of
 
-    numbers = Counter((kind_of(row["name"]), row["k"]) for row in layers)
+    of_layer = {
+        row["name"].partition(".levels.")[0]: row["k"] for row in layers
+    }  # coarse rows have that of their layer
+    numbers = Counter((kind_of(name), k) for name, k in of_layer.items())
     table = table_of("k by kind of layer", "layers", "k", no_wrap=True)
     for (kind, k), number in numbers.items():
         table.add_row(kind, f"{number:,}", "" if k is None else f"{k:g}")

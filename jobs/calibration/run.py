@@ -23,7 +23,7 @@ from ...models.io import load
 from ...models.io.checksums import of_text
 from ...neuro import DeadZoneThreshold, Neuron
 from ..given import usual
-from ..inputs import alone, check_length, is_spiking, read_text, require_new, require_tokenizer, token_ids
+from ..inputs import alone, is_spiking, positions_of, read_text, require_new, require_tokenizer, token_ids
 from ..progress import SILENT, Progress
 from ..resume import describe_source, digest, store_state, stored_state
 from .choice import Option, Prices, Table, choose, dense_cost, error_of, predicted, table_of
@@ -38,6 +38,12 @@ _CONTEXT, _SENSITIVE, _HELD_OUT = 512, 256, 2
 _PROBE = Option(Rule(8.0), 1, 6)
 # A budget counts as kept from here on; the target is corrected at most so often.
 _NEAR, _CORRECTIONS = 0.005, 4
+# What else than a higher budget helps.
+_REMEDIES = {
+    "read": ", or take `weights` int4 with `compact_scales`",
+    "spikes": "",
+    "energy": ", or leave fewer layers dense",
+}
 _PAPER = (2.0, 3.0, 4.0, 8.0)
 # Raised when an older unfinished calibration could not go on.
 _FORMAT = 1
@@ -55,6 +61,14 @@ class Budget(NamedTuple):
 
     counts: str
     value: float
+
+
+def check_budget(budget: Budget, known: Sequence[str] = COUNTS) -> None:
+    """Raise an InputError unless a budget counts something known, and its value is a number above 0."""
+    if budget.counts not in known:
+        raise InputError(f"budget: expected {' or '.join(known)}, got {budget.counts!r}.")
+    if not 0 < budget.value < float("inf"):
+        raise InputError(f"budget: expected a finite number above 0 for {budget.counts}, got {budget.value:g}.")
 
 
 @dataclass(frozen=True)
@@ -89,10 +103,7 @@ class CalibrateSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoder", ENCODERS.resolve(self.encoder, "encoder", None))
-        if self.budget.counts not in COUNTS:
-            raise InputError(f"budget: expected one of {', '.join(COUNTS)}; got {self.budget.counts!r}.")
-        if not 0 < self.budget.value < float("inf"):
-            raise InputError(f"budget: expected a number above 0 for {self.budget.counts}, got {self.budget.value}.")
+        check_budget(self.budget)
         if usual(self.num_tokens, _CONTEXT) < _CONTEXT:
             raise InputError(f"num_tokens: expected {_CONTEXT} or more, got {self.num_tokens}.")
         self.spike_settings()
@@ -180,9 +191,9 @@ def calibrate(
     if is_spiking(model):
         raise InputError(f"{loaded.source}: spikes already. Calibrate the float model that it was made from.")
     ids = token_ids(text, require_tokenizer(loaded.tokenizer, loaded.source), loaded.source)
-    context = min(_CONTEXT, getattr(model.config, "max_position_embeddings", _CONTEXT))
+    context = min(_CONTEXT, usual(positions_of(model), _CONTEXT))
     num_rows = usual(settings.num_tokens, 8 * _CONTEXT) // context
-    check_length(source, len(ids), context * (num_rows + _HELD_OUT), "num_tokens")
+    _check_length(source, len(ids), context, num_rows)
     rows = ids[: context * (num_rows + _HELD_OUT)].view(-1, context)
     fitted, held_out = rows[:num_rows], rows[num_rows:]
 
@@ -218,6 +229,18 @@ def calibrate(
     return result
 
 
+def _check_length(text: str, num_tokens: int, context: int, num_rows: int) -> None:
+    """Raise an InputError unless a text has the rows that errors are summed over and those held out behind them."""
+    behind = context * _HELD_OUT
+    if num_tokens < context * num_rows + behind:
+        most = (num_tokens - behind) // context * context
+        remedy = f", or at most `num_tokens` {most:,}" if most >= _CONTEXT else ""
+        raise InputError(
+            f"text: expected at least {context * num_rows:,} tokens to calibrate on and {behind:,} behind them to "
+            f"measure the result on, got {num_tokens:,} in all ({text}). Give a longer text{remedy}."
+        )
+
+
 def _keep_budget(
     budget: Budget,
     tables: Sequence[Table],
@@ -229,18 +252,21 @@ def _keep_budget(
     """Return what was measured of the best settings that keep the budget, and these."""
     base, rest = costs
     target, spent = budget.value, float("inf")
-    for _ in range(_CORRECTIONS):
-        chosen = choose(tables, sensitivity, target * base - rest)
+    cheapest = choose(tables, sensitivity, 0.0)
+    for i in range(_CORRECTIONS + 1):
+        chosen = choose(tables, sensitivity, target * base - rest) if i < _CORRECTIONS else cheapest
         options = [table.options[i] for table, i in zip(tables, chosen, strict=True)]
         found = measure("calibrated", options)
         spent = getattr(found, budget.counts)
         if spent <= budget.value * (1 + _NEAR):
             return found, options
+        if chosen == cheapest:
+            break
         progress.say(f"It spends {spent:.4g} and not {budget.value:g}: choosing again.")
         target *= budget.value / spent
     raise InputError(
         f"budget: expected {budget.counts}={budget.value:g} to be possible, got {spent:.4g} at the least. Raise the "
-        "budget, or leave fewer layers dense."
+        f"budget{_REMEDIES[budget.counts]}."
     )
 
 

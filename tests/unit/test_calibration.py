@@ -13,6 +13,7 @@ from spikebrain.errors import InputError
 from spikebrain.jobs.calibration import run as calibration
 from spikebrain.jobs.calibration.choice import Option, Table, choose, table_of
 from spikebrain.jobs.calibration.units import LARGEST, Rule, summing, units_of
+from spikebrain.jobs.progress import Silent
 
 
 @pytest.fixture
@@ -176,9 +177,13 @@ def test_a_run_that_was_interrupted_goes_on(model_folder, text, tmp_path, monkey
 
 
 def test_a_budget_that_cannot_be_kept(model_folder, text, tmp_path):
+    told = []
     settings = jobs.CalibrateSettings(str(model_folder), jobs.Budget("read", 0.01), text, 512, weights="int4")
+    said = Silent()
+    said.say = told.append
     with pytest.raises(InputError, match=r"budget: expected read=0.01 to be possible, got 0\.\d+ at the least"):
-        jobs.calibrate(settings, tmp_path / "out")
+        jobs.calibrate(settings, tmp_path / "out", said)
+    assert not any("choosing again" in line for line in told)  # since the cheapest of all was measured
     assert not list((tmp_path / "out").glob("*.safetensors"))
 
 
@@ -211,3 +216,28 @@ def test_layers_that_do_not_run(tiny_llama, spiking):
     names = (*spiking.conversion.converted, "extra")
     with pytest.raises(InputError, match="but 1 did not, such as extra: an expert, or a part"):
         units_of(tiny_llama, spiking, names, torch.randint(0, 256, (1, 6)))
+
+
+def test_a_text_that_is_too_short(run, model_folder, tmp_path):
+    text = tmp_path / "short.txt"
+    arguments = ("calibrate", model_folder, "--budget", "energy=2", "--text", text, "--out", tmp_path / "out")
+    expected = (
+        "--text: expected at least 4,096 tokens to calibrate on and 128 behind them to measure the result on, got"
+    )
+    # Rows of 64 tokens, two of them held out: 639 tokens leave 7 to calibrate on, fewer than the least, 512 tokens.
+    for length, remedy in ((639, "Give a longer text."), (703, "Give a longer text, or at most --num-tokens 512.")):
+        text.write_text("ab" * (length // 2) + "a")
+        code, _, err = run(*arguments)
+        assert code == 2
+        assert f"{expected} {length} in all (short.txt). {remedy}" in err
+    code, _, err = run(*arguments, "--num-tokens", 512)
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("command", ["calibrate", "convert", "distill"])
+def test_folders_are_no_files(run, model_folder, text, tmp_path, command):
+    more = {"calibrate": ("--budget", "read=0.6"), "convert": (), "distill": (model_folder, "--text", text)}[command]
+    code, _, err = run(command, model_folder, *more, "--out", tmp_path / "it.safetensors")
+    assert code == 2
+    assert f"--out {tmp_path / 'it.safetensors'}: expected a folder, got the name of a file." in err
+    assert not (tmp_path / "it.safetensors").exists()
