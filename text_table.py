@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+# More names than these are not listed one by one.
+_MOST_NAMES = 3
+
 
 def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return columns of text: the first to the left, all others to the right.
@@ -30,3 +33,15 @@ def kind_of(name: str) -> str:
     'model.layers.*.mlp.down_proj'
     """
     return re.sub(r"\.\d+(?=\.|$| )", ".*", name)
+
+
+def few_in_words(names: Iterable[str], what: str) -> str:
+    """Return the different names in their order, or how many there are if they are more than three.
+
+    >>> few_in_words("abab", "letters"), few_in_words("abcda", "letters")
+    ('a, b', '4 letters that differ by layer, such as a')
+    """
+    first, *others = dict.fromkeys(names)
+    if len(others) < _MOST_NAMES:
+        return ", ".join((first, *others))
+    return f"{len(others) + 1} {what} that differ by layer, such as {first}"

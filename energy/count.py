@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 
 from ..coding import ENCODERS, Encoder
@@ -9,6 +10,7 @@ from ..errors import InputError
 from ..models import Recording
 from ..models.recording.modules import UNCOUNTED
 from ..registry import label
+from ..text_table import few_in_words
 from .count_dense import count_dense_part, count_scores
 from .count_spiking import count_spiking_layer
 from .counts import ModelCounts
@@ -57,7 +59,7 @@ def count_operations(
             "and read, as INT8 with a scale each; the dense INT8 and FP16 models have FP16 there"
         )
     if code is not None:
-        ran = _names(layer.encoder for layer in records)
+        ran = _names((layer.encoder for layer in records), "codes")
         assumptions.append(f"spikes are those of {label(code)}, fitted to each layer once; the run had {ran}")
     if not same_channels:
         assumptions.append("other channels fire than in the run: every memory block is taken to be read")
@@ -65,8 +67,8 @@ def count_operations(
         counts,
         num_tokens=max((layer.num_tokens for layer in records), default=0),
         model=recording.model,
-        neuron=_names(layer.neuron for layer in records),
-        encoder=label(code) if code is not None else _names(layer.encoder for layer in records),
+        neuron=_names((layer.neuron for layer in records), "neurons"),
+        encoder=label(code) if code is not None else _names((layer.encoder for layer in records), "codes"),
         unsupported=recording.unsupported,
         uncounted_macs=sum(part.num_pairs for part in recording.modules.values() if part.kind == UNCOUNTED),
         assumptions=tuple(assumptions),
@@ -78,6 +80,13 @@ def scores_of(name: str) -> str:
     return f"{name} scores"
 
 
-def _names(values: Iterable[str]) -> str:
-    """Return the different values, in order; layers of a model may have different neurons and codes."""
-    return ", ".join(dict.fromkeys(values))
+def _names(values: Iterable[str], what: str) -> str:
+    """Return the different values, in order; layers of a model may have different neurons and codes.
+
+    If they are many, it is their number, with a checksum: only counts of the same settings are added.
+    """
+    names = list(dict.fromkeys(values))
+    if not names:
+        return ""
+    words, listed = few_in_words(names, what), ", ".join(names)
+    return words if words == listed else f"{words} (sha256 {hashlib.sha256(listed.encode()).hexdigest()[:8]})"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +25,8 @@ from ..models.io.checksums import of_text
 from ..neuro import NEURONS, Neuron
 from ..neuro.band import without_band
 from ..registry import describe, label
-from ..text_table import kind_of
+from ..text_table import few_in_words, kind_of
+from .calibration import calibration_of
 from .given import K, refuse_spikes, spike_settings, usual
 from .inputs import (
     alone,
@@ -46,8 +47,6 @@ from .resume import FILE_NAME, Unfinished, describe_source
 
 # Raised when an older unfinished report could not go on.
 _FORMAT = 4
-# More neurons than these are not listed one by one.
-_MOST_NEURONS = 3
 
 
 @dataclass(frozen=True)
@@ -161,6 +160,9 @@ def report(settings: ReportSettings, out: Path, progress: Progress = SILENT) -> 
         "environment": describe_environment(device),
         "seconds": {"load": loading_s, **run.seconds},
     }
+    calibration = calibration_of(settings.model)
+    if calibration is not None:
+        found["calibration"] = calibration
     title = f"{Path(loaded.source).stem}, {num_tokens:,} tokens of {text_source}"
     meanings = pages.attributes_of(ReportSettings)
     write_files(out, found, title, start, run.model, records, counts, windows[0], loaded.tokenizer, meanings)
@@ -177,7 +179,7 @@ def _describe_settings(settings: ReportSettings, model: nn.Module, converted: bo
         "num_tokens": settings.num_tokens,
         "context": settings.context,
         "k": dict(settings.k) if isinstance(settings.k, Mapping) else _k_of(neurons),
-        "neuron": _in_words(neurons.values()),
+        "neuron": few_in_words(map(label, neurons.values()), "neurons"),
         "lossy_code": layer.encoder.lossy,
         "encoder": ENCODERS.name_of(layer.encoder) or label(layer.encoder),
         "backend": "auto" if layer.backend == "auto" else BACKENDS.name_of(layer.backend) or label(layer.backend),
@@ -201,14 +203,6 @@ def _k_of(neurons: Mapping[str, Neuron]) -> Any:
     found = {kind: numbers if len(numbers) > 1 else numbers[0] for kind, numbers in by_kind.items()}
     first, *others = found.values()
     return first if not isinstance(first, list) and all(k == first for k in others) else found
-
-
-def _in_words(neurons: Iterable[Neuron]) -> str:
-    """Return what neurons there are, all of them if they are few."""
-    first, *others = dict.fromkeys(map(label, neurons))
-    if len(others) < _MOST_NEURONS:
-        return ", ".join((first, *others))
-    return f"{len(others) + 1} neurons that differ by layer, such as {first}"
 
 
 def _figures(run: Measured, records: list[LayerRecord], counts: ModelCounts) -> dict[str, Any]:

@@ -221,6 +221,32 @@ def frontier(rows: Rows, x_title: str, y_title: str, tips: Mapping[str, str]) ->
 
 
 @unchecked
+def tradeoff(rows: Rows, x_title: str) -> dict[str, Any]:
+    """Return how much perplexity rises over what settings cost, a line for each kind of setting.
+
+    Args:
+        rows: "x", "y" (a share), "kind" and "label".
+        x_title: what is on the horizontal axis.
+    """
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    colors, shapes = [QUIET, SPIKES, OTHER][: len(kinds)], ["triangle-up", "circle", "diamond"][: len(kinds)]
+    color = alt.Color("kind:N", scale=alt.Scale(domain=kinds, range=colors), legend=_below())
+    axes = {
+        "x": alt.X("x:Q", title=x_title, scale=alt.Scale(zero=False, padding=24)),
+        "y": alt.Y("y:Q", title="rise of perplexity over float", axis=alt.Axis(format="+~%")),
+    }
+    chart = alt.Chart(_values(rows))
+    lines = chart.mark_line(strokeWidth=1.5, opacity=0.6).encode(**axes, color=color)
+    points = chart.mark_point(filled=True, size=90, opacity=1).encode(
+        **axes,
+        color=color,
+        shape=alt.Shape("kind:N", scale=alt.Scale(domain=kinds, range=shapes)),
+        tooltip=[_tip("label", "setting"), _number("x", x_title, ".3f"), _number("y", "rise of perplexity", "+.2%")],
+    )
+    return _spec(lines + points, height=300)
+
+
+@unchecked
 def differences(rows: Rows, title: str) -> dict[str, Any]:
     """Return differences from the float model with their standard errors.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..analysis import DEFINITIONS, LABELS
 from ..analysis.mixtures import mixture_in_words, mixture_rows
+from .calibration import calibration_section
 from .charts import depth_map, histogram
 from .energy_parts import energy_card, energy_section, weights_card
 from .figures import Figures
@@ -45,6 +46,7 @@ def build(figures: Figures, meanings: Mapping[str, str]) -> Page:
         ],
         sections=[
             _accuracy(figures["perplexity"], settings["weights"]),
+            *calibration_section(figures.get("calibration")),
             _spikes(figures),
             *_mixture(figures.get("mixture")),
             _map(figures["layers"]),

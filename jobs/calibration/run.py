@@ -16,7 +16,7 @@ from ...coding import ENCODERS, BidirectionalBitwise, Encoder
 from ...energy import DigitalEnergy, count_operations
 from ...energy.counts import ModelCounts
 from ...errors import InputError
-from ...files import remove, write_json
+from ...files import read_json, remove, write_json
 from ...models import Recording, SpikeSettings, record, save, spiking_layers, to_spiking
 from ...models.conversion.divergence import divergence_from, predictions
 from ...models.io import load
@@ -227,6 +227,19 @@ def calibrate(
     write_json(out / FILES[0], _as_json(result, settings, units, sensitivity))
     kept.remove()
     return result
+
+
+def calibration_of(model: str) -> dict[str, Any] | None:
+    """Return what calibration.json in a model's folder says, but for single layers; None if there is none of ours.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    path = Path(model) / FILES[0]
+    content = read_json(path) if path.is_file() else None
+    if not isinstance(content, dict) or content.get("kind") != "calibration":
+        return None
+    return {name: value for name, value in content.items() if name not in ("kind", "format", "units")}
 
 
 def _check_length(text: str, num_tokens: int, context: int, num_rows: int) -> None:

@@ -14,6 +14,9 @@ from spikebrain.jobs.calibration import run as calibration
 from spikebrain.jobs.calibration.choice import Option, Table, choose, table_of
 from spikebrain.jobs.calibration.units import LARGEST, Rule, summing, units_of
 from spikebrain.jobs.progress import Silent
+from spikebrain.pages import report_page
+from spikebrain.pages.figures import Figures
+from spikebrain.pages.parts import View
 
 
 @pytest.fixture
@@ -154,6 +157,18 @@ def test_a_budget_is_kept_and_the_model_carries_it(run, model_folder, text, tmp_
     losses = [point["expected_loss"] for point in found["frontier"]]
     assert values == sorted(values)
     assert losses == sorted(losses, reverse=True)
+    # Its report has all that, and what other budgets would cost, drawn where this budget is.
+    assert run("report", out, "--text", text, "--num-tokens", 64, "--context", 32, "--out", tmp_path / "report")[0] == 0
+    reported = json.loads((tmp_path / "report" / "report.json").read_text())
+    shown_in_report = ("model", "budget", "text", "float_perplexity", "calibrated", "paper", "frontier")
+    assert {key: reported["calibration"][key] for key in shown_in_report} == {
+        key: found[key] for key in shown_in_report
+    }
+    page = report_page.build(Figures(reported, "report.json"), {})
+    (section,) = (one for one in page.sections if one.name == "calibration")
+    charts = {part.name: json.dumps(part.data) for part in section.parts if isinstance(part, View)}
+    assert {key for key, chart in charts.items() if "expected of other budgets" in chart} == {f"calibration-{counts}"}
+    assert all(point["name"] in chart for chart in charts.values() for point in found["paper"])
 
 
 def test_a_run_that_was_interrupted_goes_on(model_folder, text, tmp_path, monkeypatch):
