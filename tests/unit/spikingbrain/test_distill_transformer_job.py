@@ -194,6 +194,7 @@ def test_students_that_do_not_fit(run, model_folder, calibrated, text, tmp_path,
     tokenizer.save_pretrained(tmp_path / "narrow")
     shallow = type(tiny_llama)(type(tiny_llama.config)(**{**tiny_llama.config.to_dict(), "num_hidden_layers": 1}))
     shallow.save_pretrained(tmp_path / "shallow")
+    save(to_spiking(tiny_llama), tmp_path / "plain", tokenizer)
     hybrid = from_transformer(tiny_llama)
     save(to_spiking(hybrid, spikingbrain_settings("as-described")), tmp_path / "hybrid", tokenizer)
     for arguments, message in [
@@ -216,6 +217,8 @@ def test_students_that_do_not_fit(run, model_folder, calibrated, text, tmp_path,
             (model_folder, model_folder, "--budget", "spikes=1"),
             "--budget: expected read, got 'spikes'.",
         ),
+        ((model_folder, model_folder, "--growth", 0.5), "--growth: has no effect without a dead zone or coarse rows"),
+        ((model_folder, tmp_path / "plain", "--growth", 0.5), "--growth: has no effect without a dead zone or coarse"),
         ((model_folder, model_folder, "--growth", 2), "expected a number from 0 to 1, got 2"),
         ((model_folder, model_folder, "--spiking", "as-described"), "--spiking: has no effect on"),
         ((model_folder, model_folder, "--logits-steps", 1, "--minutes", 1), "--minutes: has no effect where"),
