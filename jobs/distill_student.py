@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,15 +75,25 @@ def student_of(run: Any, teacher: Any, progress: Progress) -> Student:
     if run.logits_steps == 0:
         raise InputError("logits_steps: expected more than 0, the only steps of an ordinary Transformer, got 0.")
     if not is_spiking(model):
-        return Student(model, require_tokenizer(tokenizer, source), run.spike_settings())
+        spikes = run.spike_settings()
+        _check_growth(run, spikes)
+        return Student(model, require_tokenizer(tokenizer, source), spikes)
     refuse_spikes(run, source)
     spikes = _trainable(model, source, progress)
+    _check_growth(run, spikes)
     kept = Path(run.student) / FLOAT
     floats = load(kept, say=progress.say, bar=progress.bar).model if kept.is_dir() else copy.deepcopy(teacher)
     _check_same(model, floats, source)
     if kept.is_dir():
         _check_origin(model, floats, spikes, kept)
     return Student(floats, require_tokenizer(tokenizer, source), spikes)
+
+
+def _check_growth(run: Any, spikes: SpikeSettings) -> None:
+    """Raise an InputError if silence is to grow where no layer has any that grows."""
+    neurons = spikes.neuron.values() if isinstance(spikes.neuron, Mapping) else (spikes.neuron,)
+    if not spikes.coarse and not any(getattr(neuron, "dead_zone", 0) for neuron in neurons):
+        refuse(run, ("growth",), "without a dead zone or coarse rows (`dead_zone`, `coarse`), which are what grows")
 
 
 def save_student(student: Student, out: Path) -> nn.Module:

@@ -323,7 +323,8 @@ def spike_aware(model: nn.Module, settings: SpikeSettings, *, counts_bytes: bool
     for name in linears:
         if any(name.startswith(f"{experts}.") for experts in fused):
             raise InputError(
-                f"spike_aware: expected nn.Linear, got fused experts at {name}. Leave them out: skip=('*.experts.*',)."
+                f"spike_aware: expected nn.Linear, got fused experts at {name}. Leave them out with `skip` "
+                "'*.experts.*'."
             )
     sharing, growth = Sharing(), dict[torch.device, Tensor]()
     aware: dict[str, SpikeAwareLinear] = {}

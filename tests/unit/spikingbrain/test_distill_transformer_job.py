@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from test_stored_weights import write_typed
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
 import spikebrain as sb
 from spikebrain import (
@@ -194,6 +194,7 @@ def test_students_that_do_not_fit(run, model_folder, calibrated, text, tmp_path,
     tokenizer.save_pretrained(tmp_path / "narrow")
     shallow = type(tiny_llama)(type(tiny_llama.config)(**{**tiny_llama.config.to_dict(), "num_hidden_layers": 1}))
     shallow.save_pretrained(tmp_path / "shallow")
+    save(to_spiking(tiny_llama), tmp_path / "plain", tokenizer)
     hybrid = from_transformer(tiny_llama)
     save(to_spiking(hybrid, spikingbrain_settings("as-described")), tmp_path / "hybrid", tokenizer)
     for arguments, message in [
@@ -216,6 +217,8 @@ def test_students_that_do_not_fit(run, model_folder, calibrated, text, tmp_path,
             (model_folder, model_folder, "--budget", "spikes=1"),
             "--budget: expected read, got 'spikes'.",
         ),
+        ((model_folder, model_folder, "--growth", 0.5), "--growth: has no effect without a dead zone or coarse rows"),
+        ((model_folder, tmp_path / "plain", "--growth", 0.5), "--growth: has no effect without a dead zone or coarse"),
         ((model_folder, model_folder, "--growth", 2), "expected a number from 0 to 1, got 2"),
         ((model_folder, model_folder, "--spiking", "as-described"), "--spiking: has no effect on"),
         ((model_folder, model_folder, "--logits-steps", 1, "--minutes", 1), "--minutes: has no effect where"),
@@ -224,3 +227,16 @@ def test_students_that_do_not_fit(run, model_folder, calibrated, text, tmp_path,
         assert code == 2, arguments
         assert message in err, arguments
         assert not (tmp_path / "no").exists() or not any((tmp_path / "no").iterdir())
+
+
+def test_fused_experts_are_left_out_by_an_option(run, tokenizer, tmp_path):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = MixtralConfig(vocab_size=258, num_key_value_heads=1, num_local_experts=2, **sizes)
+    MixtralForCausalLM(config).save_pretrained(tmp_path / "moe")
+    tokenizer.save_pretrained(tmp_path / "moe")
+    training = ("--fresh", "--context", 8, "--batch-size", 2, "--logits-steps", 1, "--out", tmp_path / "out")
+    code, _, err = run("distill", tmp_path / "moe", tmp_path / "moe", *training)
+    assert code == 2
+    assert "Leave them out with --skip '*.experts.*'." in err
+    code, _, err = run("distill", tmp_path / "moe", tmp_path / "moe", *training, "--skip", "*.experts.*")
+    assert code == 0, err
