@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -29,6 +30,32 @@ def leave_on_interrupt() -> None:
 def raise_on_interrupt() -> None:
     """Raise KeyboardInterrupt when Ctrl-C comes, so that files are cleaned up; at the second one end at once."""
     _set(_raise, instead_of=(signal.default_int_handler, _leave))
+
+
+@contextmanager
+def held_interrupt() -> Iterator[Callable[[], bool]]:
+    """Hold the first Ctrl-C back inside a `with` block, which asks whether it came, and leaves when it can be left.
+
+    The interrupt is raised behind the block. A second one comes at once. Where signals are not Python's to handle, as
+    in other threads than the main one, nothing is held back.
+    """
+    before, came = signal.getsignal(signal.SIGINT), list[bool]()
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield lambda: False
+        return
+
+    def note(*arguments: Any) -> None:
+        came.append(True)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: bool(came)
+    finally:
+        if not came:
+            signal.signal(signal.SIGINT, before)
+    if came:
+        before(signal.SIGINT, None)
 
 
 def end_interrupted() -> NoReturn:

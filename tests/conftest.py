@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -109,6 +110,14 @@ def model_folder(tmp_path: Path, tiny_llama: LlamaForCausalLM, tokenizer: PreTra
     tiny_llama.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def listens_to_interrupts() -> Iterator[None]:
+    """Raise KeyboardInterrupt at SIGINT, also where the shell started the tests with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

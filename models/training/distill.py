@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...errors import CheckpointError, InputError, TrainingError
+from ...interrupt import held_interrupt
 from ...neuro.faults import marked_faults
 from ..conversion.calibrate import check_tokens
 from ..conversion.to_spiking import k_of_queries, set_settings, spikingbrain_settings
@@ -105,7 +106,8 @@ def distill(
         return {"losses": [asdict(point) for point in losses], "seconds": before_s + time.perf_counter() - start}
 
     finished = True
-    with _prepared(student, teacher, settings) as aware:
+    # Ctrl-C ends training behind a step, whose state is saved.
+    with held_interrupt() as interrupted, _prepared(student, teacher, settings) as aware:
         for number, stage in enumerate(settings.stages):
             done = sum(point.stage == number for point in losses)
             if done == stage.steps:
@@ -118,7 +120,8 @@ def distill(
             advance(done)
             last_save, fresh = time.perf_counter(), list[Tensor]()
             for step in range(done, stage.steps):
-                finished = settings.budget_s is None or time.perf_counter() - start < settings.budget_s
+                in_time = settings.budget_s is None or time.perf_counter() - start < settings.budget_s
+                finished = in_time and not interrupted()
                 if not finished:
                     break
                 _grow(aware, stage, step)

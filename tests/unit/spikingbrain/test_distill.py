@@ -123,6 +123,30 @@ def test_going_on_gives_the_same_losses(teacher, tokens, tmp_path, num_steps, mo
     assert sorted(path.name for path in tmp_path.iterdir()) == ["loss.json", FILE_NAME]
 
 
+def test_an_interrupted_run_keeps_its_steps(teacher, tokens, tmp_path, listens_to_interrupts):
+    steps, handler = [], signal.getsignal(signal.SIGINT)
+
+    def interrupt(title, total):
+        def advance(done):
+            steps.append(done)
+            if sum(steps) == 3:
+                signal.raise_signal(signal.SIGINT)
+
+        return advance
+
+    with pytest.raises(KeyboardInterrupt):
+        distill(from_transformer(teacher, "7b"), teacher, tokens, SETTINGS, tmp_path, interrupt)
+    assert sum(steps) == 3
+    assert signal.getsignal(signal.SIGINT) is handler
+    student = from_transformer(teacher, "7b")
+    kept = json.loads((tmp_path / "loss.json").read_text())
+    assert len(kept) == 3
+    result = distill(student, teacher, tokens, SETTINGS, tmp_path, lambda title, total: steps.append)
+    whole = from_transformer(teacher, "7b")
+    assert losses_of(result) == losses_of(distill(whole, teacher, tokens, SETTINGS))
+    assert all(torch.equal(p, q) for p, q in zip(student.parameters(), whole.parameters(), strict=True))
+
+
 @pytest.mark.slow
 def test_a_killed_run_goes_on(teacher, tokens, tmp_path):
     script = """
