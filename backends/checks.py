@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..coding import SpikeTrain
 from ..neuro.checks import Untouched, asking, checks_all, describe_tensor, needs_check, refuse
-from .base import Backend
+from .base import Backend, WeightMemory
 
 # Tokens of which a sum is compared.
 _SAMPLED_TOKENS = 8
@@ -42,6 +42,28 @@ def sums_of(backend: Backend, train: SpikeTrain, weight: Tensor) -> Tensor:
             raise refuse(backend, "accumulate", f"{name} as they were given", f"{name} changed in place")
     if sums.numel():
         _compare(backend, sums.reshape(-1, len(weight)), train, weight)
+    return sums
+
+
+def group_sums_of(backend: Backend, train: SpikeTrain, weight: Tensor, memory: WeightMemory) -> Tensor:
+    """Return `backend.accumulate_in_memory(train, weight, memory)`, checked if the backend is not of this package.
+
+    Raises:
+        InputError: the backend returned other sums.
+    """
+    if not needs_check(backend):
+        return backend.accumulate_in_memory(train, weight, memory)
+    with asking(backend, "accumulate_in_memory"):
+        sums = backend.accumulate_in_memory(train, weight, memory)
+    size = memory.group_size or max(weight.shape[1], 1)
+    groups = range(0, max(weight.shape[1], 1), size)
+    expected = (*train.spikes.shape[1:-1], len(groups), len(weight))
+    if not isinstance(sums, Tensor) or sums.dtype != torch.int32 or sums.shape != expected:
+        raise refuse(backend, "accumulate_in_memory", f"int32 sums of shape {expected}", describe_tensor(sums))
+    for g, start in enumerate(groups if sums.numel() else ()):
+        channels = slice(start, start + size)
+        part = SpikeTrain(train.spikes[..., channels], train.timestep_weight, train.zero_point)
+        _compare(backend, sums[..., g, :].reshape(-1, len(weight)), part, weight[:, channels])
     return sums
 
 

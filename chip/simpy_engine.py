@@ -237,8 +237,9 @@ class _Simulation:
 
     def _finish_group(self, c: int, columns: int, begin: int) -> tuple[int, int]:
         """Hand the sums of a group to the unit that rescales; return the blocks read and how long it is busy before."""
-        assert self.at_group[c] is not None
-        (group, token), outputs = self.at_group[c], slice(*self.network.core_outputs[c])
+        at, outputs = self.at_group[c], slice(*self.network.core_outputs[c])
+        assert at is not None
+        group, token = at
         self.at_group[c] = None
         self.accumulator[c, token][outputs] += self.adding[c, outputs]
         self.group_sums[token, group, outputs] += self.adding[c, outputs]

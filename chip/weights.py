@@ -23,7 +23,7 @@ class Weights:
         parameter_bits: memory for the scale and the minimum of a group and output; 0 without groups.
         has_minimum: whether integer 0 stands for a minimum other than 0.
         derives_scales: whether scales and minima are computed from those in memory when they are read, with two
-            products and an addition (coarse rows that are upper bits of other rows).
+            products and an addition (of coarse rows that are the upper bits of other rows).
     Raises:
         InputError: a value is out of range, or parameters come without groups.
     """
@@ -39,7 +39,7 @@ class Weights:
             raise InputError(f"Weights.bits: expected 8, 4 or 2, got {self.bits!r}.")
         if self.group_size is not None and (type(self.group_size) is not int or self.group_size < 1):
             raise InputError(f"Weights.group_size: expected None or an integer >= 1, got {self.group_size!r}.")
-        if self.parameter_bits < 0 or (self.group_size is None and (self.parameter_bits or self.derives_scales)):
+        if self.parameter_bits < 0 or (self.group_size is None and self.parameter_bits):
             raise InputError(
                 f"Weights.parameter_bits: expected 0 or more, and 0 without groups, got {self.parameter_bits!r} with "
                 f"group_size={self.group_size}. One scale an output is kept at home."

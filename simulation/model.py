@@ -20,12 +20,15 @@ from .calls import run_calls
 from .leakage import leakage_of
 from .replay import LayerOnChip, Replay
 from .stages import Stage, Survey, stages_on, survey
+from .weights import coarse_levels, weights_of
 
 MODES = ("decode", "prefill")
 _ASSUMPTIONS = (
     "each layer has tiles of its own, which its packets never leave",
     "results go from home to home on links of their own",
     "layers that share an input each encode it; they run at the same time",
+    "coarse rows of a layer are a layer of their own, with an encoder and results of their own",
+    "weights in groups: the digital unit of a core's tile rescales the sums of a group while packets add to the next",
     "what stays dense of a stage runs on one digital unit, the output head on those of all tiles",
     "the time of attention is its mean over the tokens",
 )
@@ -163,8 +166,8 @@ def simulate_model(
         surveyed: of `survey_model` with the same model and tokens, which then do not run again.
         progress: called with the number of layers that were simulated since the last call.
     Raises:
-        InputError: the model has no spiking layers, has weight groups or layers that do not see every token exactly
-            once, or does not fit the chip.
+        InputError: the model has no spiking layers, has layers that do not see every token exactly once, or does not
+            fit the chip; or it has weights in groups, and the chip nothing that rescales them.
     """
     if mode not in MODES:
         raise InputError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}.")
@@ -179,7 +182,7 @@ def simulate_model(
             if name not in spiking:
                 raise InputError(f"{what}: expected a spiking layer such as {next(iter(spiking))!r}, got {name!r}.")
     shapes = {name: (layer.in_features, layer.out_features) for name, layer in spiking.items()}
-    placements = plan(shapes, chip, cutting, stream=stream)
+    placements = plan(shapes, chip, cutting, stream=stream, weights=weights_of(model, spiking))
     found = survey(model, spiking, ids) if surveyed is None else surveyed
     stages = stages_on(found, placements, chip, len(ids))
     with ThreadPoolExecutor(num_threads) as pool:
@@ -194,6 +197,7 @@ def simulate_model(
             jitter=jitter,
             seed=seed,
             orders=orders or {},
+            coarse=coarse_levels(model),
             trace=trace,
             timelines=timelines,
             progress=progress,
@@ -222,15 +226,8 @@ def survey_model(model: nn.Module, ids: Tensor) -> Survey:
 
 
 def _spiking(model: nn.Module) -> dict[str, SpikeLinear]:
-    """Return the spiking layers of a model by name, if a chip can run them."""
+    """Return the spiking layers of a model by name; raise an InputError if it has none."""
     spiking = spiking_layers(model)
     if not spiking:
         raise InputError("simulate_model: expected a model with spiking layers, it has none. Call to_spiking first.")
-    for name, layer in spiking.items():
-        if layer.group_size is not None or layer.weight_bits != 8:
-            raise InputError(
-                f"{name}: expected weights of 8 bits without groups, since a core adds up all its channels and keeps a "
-                f"byte a weight; got {layer.weight_bits} bits with group_size={layer.group_size}. Convert the float "
-                'model with SpikeSettings(weights="int8", group_size=None).'
-            )
     return spiking

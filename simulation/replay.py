@@ -71,6 +71,7 @@ class Replay:
         jitter: services last up to this share longer, at random.
         seed: of the jitter.
         orders: channels of a layer in the order in which they lie in memory, by the name of the layer.
+        coarse: names of layers whose results are added to those of another.
         trace: find what held tokens up.
         timelines: names of layers whose simulations are kept, each with a trace.
         progress: called with the number of layers that were simulated since the last call.
@@ -88,6 +89,7 @@ class Replay:
     jitter: float = 0.0
     seed: int = 0
     orders: Mapping[str, np.ndarray] = field(default_factory=dict)
+    coarse: Collection[str] = ()
     trace: bool = False
     timelines: Collection[str] = ()
     progress: Callable[[int], None] = lambda layers: None
@@ -171,12 +173,17 @@ class Replay:
             seed=self.seed,
             trace=self.trace or call.name in self.timelines,
         )
-        sums = found.sums - train.zero_point * weight.sum(0, dtype=np.int64)
-        expected = call.accumulation[:, 0].numpy()
+        group_size = placement.weights.group_size or max(len(weight), 1)
+        sums = found.sums[:, None] if found.group_sums is None else found.group_sums
+        if train.zero_point:
+            of_group = np.add.reduceat(weight, range(0, len(weight), group_size), axis=0, dtype=np.int64)
+            sums = sums - train.zero_point * of_group
+        expected = call.accumulation.numpy()
+        added = found.sums.size if call.name in self.coarse else 0
         row = LayerOnChip(
             call.name,
             placement,
-            found.activity,
+            found.activity + Activity(num_adds=added),
             found.end_ps,
             found.latency_ps,
             train.num_spikes,
