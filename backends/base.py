@@ -233,6 +233,7 @@ def check_mode(backend: Backend, mode: str) -> None:
 
 
 def as_int32(total: Tensor, where: str) -> Tensor:
+    """Return sums as int32; raise an AccumulatorOverflowError with the element that does not fit."""
     if total.dtype == torch.int32:
         return total
     outside = (total < INT32.min) | (total > INT32.max)
