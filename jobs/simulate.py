@@ -21,6 +21,7 @@ from ..models.layers.settings import matches_any
 from ..neuro import NEURONS, Neuron
 from ..registry import label
 from ..simulation.describe import describe_simulation
+from ..simulation.experts import Routing
 from ..simulation.model import MODES, ModelOnChip, simulate_model
 from ..simulation.orders import learn_orders
 from ..simulation.queue_steps import queue_steps
@@ -167,7 +168,10 @@ def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT)
         orders = learn_orders(model, following, order)
     began = time.perf_counter()
     timelines = _timelines(settings, spiking)
-    traced = max(timelines or spiking, key=lambda name: spiking[name].in_features * spiking[name].out_features)
+    # Of the waiting packets of the largest layer that sees all tokens there is a picture.
+    of_experts = Routing(model, spiking).places
+    seen = timelines or [name for name in spiking if name not in of_experts] or spiking
+    traced = max(seen, key=lambda name: spiking[name].in_features * spiking[name].out_features)
     found = simulate_model(
         model,
         ids,
@@ -182,13 +186,19 @@ def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT)
         timelines=timelines or (traced,),
         progress=progress.bar("simulated", len(spiking), "layers"),
     )
+    idle = [name for name in timelines if name in found.idle]
+    if idle:
+        raise InputError(
+            f"timeline: expected layers that tokens reach, got {', '.join(idle)} of experts that had none. Name other "
+            "layers, or take more tokens."
+        )
     figures = {"kind": "simulation", "format": pages.FORMAT, **describe_simulation(found)}
     figures["model"] = {"name": settings.model, "source": Path(source).name}
     figures["text"] = text_source
     order_name = "as-given" if order is None else ORDERS.name_of(order) or label(order)
     figures["order"] = {"name": order_name, "num_tokens": len(following)}
     figures["settings"] = _describe_settings(settings, next(iter(spiking.values())), weights_in_words(model))
-    figures["queue_steps"] = queue_steps(found.timelines[traced], traced)
+    figures["queue_steps"] = None if traced in found.idle else queue_steps(found.timelines[traced], traced)
     figures["seconds"] = time.perf_counter() - began
     title = f"{Path(source).stem}, {len(ids)} tokens, {settings.mode}, on {chip.name}"
     files = _write(found, figures, title, timelines, out)

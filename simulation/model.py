@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch import Tensor, nn
 
-from ..chip import MAPPINGS, Activity, Description, InOrder, LayerSimulation, load_description, plan
+from ..chip import MAPPINGS, Activity, Description, InOrder, LayerSimulation, Placement, load_description, plan
 from ..chip import Mapping as ChipMapping
 from ..chip.layer import check_jitter
 from ..energy import EnergyReport
@@ -29,6 +29,8 @@ _ASSUMPTIONS = (
     "layers that share an input each encode it; they run at the same time",
     "coarse rows of a layer are a layer of their own, with an encoder and results of their own",
     "weights in groups: the digital unit of a core's tile rescales the sums of a group while packets add to the next",
+    "an expert sees its own tokens; the experts of a layer run at the same time, and idle ones keep their weights",
+    "sink tokens have run before: what they leave in states and caches is there",
     "what stays dense of a stage runs on one digital unit, the output head on those of all tiles",
     "the time of attention is its mean over the tokens",
 )
@@ -57,6 +59,7 @@ class ModelOnChip:
         mode: "decode" or "prefill".
         num_tokens: tokens that were simulated.
         layers: by name, in the order in which they ran.
+        idle: where the layers lie that no token reached, by name: those of experts that none was routed to.
         stages: in order; the last one has no layers but what comes after them.
         end_ps: when each token ended, int64 [tokens].
         unsupported: parts of the model whose work is not counted.
@@ -71,6 +74,7 @@ class ModelOnChip:
     stages: list[Stage]
     end_ps: np.ndarray
     unsupported: tuple[str, ...] = ()
+    idle: Mapping[str, Placement] = field(default_factory=dict)
     timelines: Mapping[str, LayerSimulation] = field(default_factory=dict)
     run: str = ""
 
@@ -78,6 +82,11 @@ class ModelOnChip:
         """Return the energy by component, and the time of a token."""
         token_us = float(self.end_ps[-1]) / self.num_tokens * 1e-6
         return f"{self.energy_report()!r}\n{len(self.layers):,} layers, {token_us:,.1f} µs a token"
+
+    @property
+    def placements(self) -> dict[str, Placement]:
+        """Where each layer lies, by name; also those that no token reached."""
+        return {**{name: layer.placement for name, layer in self.layers.items()}, **self.idle}
 
     @property
     def token_ps(self) -> np.ndarray:
@@ -91,9 +100,15 @@ class ModelOnChip:
         for stage in self.stages:
             rows |= stage.rest
             if stage.transfer != Activity():
-                rows[f"transfer to {stage.layers[0]}"] = stage.transfer * self.num_tokens
+                rows[f"transfer to {stage.layers[0]}"] = stage.transfer
         rows["leakage of the chip"] = leakage_of(
-            self.chip, self.layers.values(), self.stages, self.num_tokens, self.mode, int(self.end_ps[-1])
+            self.chip,
+            self.layers.values(),
+            self.stages,
+            self.num_tokens,
+            self.mode,
+            int(self.end_ps[-1]),
+            self.idle.values(),
         )
         return rows
 
@@ -210,7 +225,8 @@ def simulate_model(
         end_ps = replay.end_ps()
     counts = found.counts
     run = f"{counts.model}, {counts.neuron}, {counts.encoder}"
-    return ModelOnChip(chip, mode, len(ids), replay.layers, stages, end_ps, counts.unsupported, replay.kept, run)
+    idle = {name: placement for name, placement in placements.items() if name not in replay.layers}
+    return ModelOnChip(chip, mode, len(ids), replay.layers, stages, end_ps, counts.unsupported, idle, replay.kept, run)
 
 
 def survey_model(model: nn.Module, ids: Tensor) -> Survey:

@@ -27,8 +27,10 @@ class LayerOnChip:
         name: of the layer in the model.
         placement: where it lies.
         activity: with the leakage of its own cores for its own time.
-        end_ps: of each token, int64 [tokens]; when decoding, as if there were no other layers.
-        latency_ps: of each token, int64 [tokens].
+        end_ps: of each token, int64 [tokens]; when decoding, as if there were no other layers. Tokens that an expert
+            does not see end when they come.
+        latency_ps: of each token, int64 [tokens]; 0 of tokens that an expert does not see.
+        num_tokens: that it saw.
         num_spikes: spikes that its encoder unrolled.
         busy: share of the time in which each core was adding, [cores].
         queues: mean and greatest length of the queue at each station, by its name.
@@ -43,6 +45,7 @@ class LayerOnChip:
     activity: Activity
     end_ps: np.ndarray
     latency_ps: np.ndarray
+    num_tokens: int
     num_spikes: int
     busy: np.ndarray
     queues: dict[str, tuple[float, int]]
@@ -158,7 +161,7 @@ class Replay:
 
     def _simulate(self, call: Call, arrival_ps: np.ndarray | None) -> tuple[LayerOnChip, LayerSimulation]:
         """Simulate a layer, and compare its sums with those that it computed in the model."""
-        train, placement = call.train, self.placements[call.name]
+        train, placement, tokens = call.train, self.placements[call.name], call.tokens
         weight = self.spiking[call.name].weight.t().contiguous().numpy()
         found = simulate_layer(
             train.spikes.numpy(),
@@ -168,7 +171,7 @@ class Replay:
             placement,
             order=self.orders.get(call.name),
             overlap=self.overlap,
-            arrival_ps=arrival_ps,
+            arrival_ps=arrival_ps if arrival_ps is None or tokens is None else arrival_ps[tokens],
             jitter=self.jitter,
             seed=self.seed,
             trace=self.trace or call.name in self.timelines,
@@ -184,8 +187,9 @@ class Replay:
             call.name,
             placement,
             found.activity + Activity(num_adds=added),
-            found.end_ps,
-            found.latency_ps,
+            self._of_all(found.end_ps, tokens, 0 if arrival_ps is None else arrival_ps),
+            self._of_all(found.latency_ps, tokens, 0),
+            len(found.end_ps),
             train.num_spikes,
             found.utilization,
             found.queues(),
@@ -196,3 +200,12 @@ class Replay:
             found.critical_path_ps() if found.outcome.trace is not None else {},
         )
         return row, found
+
+    def _of_all(self, times_ps: np.ndarray, tokens: np.ndarray | None, others: np.ndarray | int) -> np.ndarray:
+        """Return times of all tokens, given those of some and what others have."""
+        if tokens is None:
+            return times_ps
+        all_ps = np.zeros(self.num_tokens, np.int64)
+        all_ps[:] = others
+        all_ps[tokens] = times_ps
+        return all_ps

@@ -113,7 +113,7 @@ OBJECTIVES: dict[str, Objective] = {
         ".3f",
     ),
     "chip_cores": _record(
-        lambda run: used_cores(layer.placement for layer in run.simulated.layers.values()),
+        lambda run: used_cores(run.simulated.placements.values()),
         "lower",
         "spikes chip",
         "counted, cores that hold weights",
