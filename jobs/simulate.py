@@ -17,6 +17,7 @@ from ..exchange import require_perfetto, write_chip_timeline
 from ..files import write_json
 from ..models import SpikeLinear, SpikeSettings, spiking_layers
 from ..models.layers import check_matches, patterns_of
+from ..models.layers.graded_linear import owner_of
 from ..models.layers.settings import matches_any
 from ..neuro import NEURONS, Neuron
 from ..registry import label
@@ -238,7 +239,11 @@ def check_fit(
 
     said = fault(list(shapes))
     if said is not None:
-        some = {pattern: fnmatch.filter(shapes, pattern) for pattern in patterns_of(shapes)}
+        owners = {name: owner_of(name) for name in shapes}  # levels are no layers that one can name
+        some = {
+            pattern: [name for name, owner in owners.items() if fnmatch.fnmatch(owner, pattern)]
+            for pattern in patterns_of(dict.fromkeys(owners.values()))
+        }
         fitting = max((p for p in some if fault(some[p]) is None), key=lambda p: len(some[p]), default=None)
         raise InputError(said + (f" `layers` {fitting!r} fits." if fitting is not None else ""))
 

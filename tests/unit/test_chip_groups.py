@@ -302,5 +302,10 @@ def test_command(model_folder, tmp_path):
     result = CliRunner().invoke(app, [*arguments, "--weights", "int4", "--coarse", "2:3", "--order", "by-rate"])
     assert result.exit_code == 0, result.output
     assert "Exactness: 0 of" in result.output
+    small = tmp_path / "small.toml"
+    small.write_text(ASYNC.varied({"mesh.columns": 4, "mesh.rows": 5, "core.sram_bytes": 4000}).to_toml())
+    result = CliRunner().invoke(app, [*arguments, "--weights", "int4", "--coarse", "2:3", "--chip", str(small)])
+    assert "28 layers need" in str(result.exception)
+    assert "--layers '*self_attn*' fits." in str(result.exception)
     result = CliRunner().invoke(app, [*arguments, "--group-size", "8", "--chip", "loihi"])
     assert "expected weights with one scale an output" in str(result.exception)
