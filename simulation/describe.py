@@ -20,7 +20,10 @@ def describe_simulation(found: ModelOnChip) -> dict[str, Any]:
     total = sum(energy.values())
     activity = found.activity
     num_spikes = sum(layer.num_spikes for layer in found.layers.values())
-    num_channels = sum(layer.num_tokens * layer.placement.cores[-1].inputs.stop for layer in found.layers.values())
+    # Of all tokens and layers; coarse rows, which have no MACs of their own, read channels of their layer.
+    num_channels = sum(
+        layer.activity.num_macs // layer.placement.cores[-1].outputs.stop for layer in found.layers.values()
+    )
     cores = sum(len(placement.cores) for placement in found.placements.values())
     add_pj = load_table()["int8_add"]
     end_ps = int(found.end_ps[-1])

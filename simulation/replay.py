@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -182,11 +182,13 @@ class Replay:
             of_group = np.add.reduceat(weight, range(0, len(weight), group_size), axis=0, dtype=np.int64)
             sums = sums - train.zero_point * of_group
         expected = call.accumulation.numpy()
-        added = found.sums.size if call.name in self.coarse else 0
+        activity = found.activity
+        if call.name in self.coarse:  # its results are added to the layer's own, which has the MACs
+            activity = replace(activity, num_macs=0) + Activity(num_adds=found.sums.size)
         row = LayerOnChip(
             call.name,
             placement,
-            found.activity + Activity(num_adds=added),
+            activity,
             self._of_all(found.end_ps, tokens, 0 if arrival_ps is None else arrival_ps),
             self._of_all(found.latency_ps, tokens, 0),
             len(found.end_ps),

@@ -15,10 +15,12 @@ from spikebrain.chip import BYTES, ByRate, InOrder, Weights, load_description, p
 from spikebrain.chip.checks import placed
 from spikebrain.cli.app import app
 from spikebrain.coding import ENCODERS
+from spikebrain.energy import load_table
 from spikebrain.errors import InputError
 from spikebrain.models import SpikeLinear, SpikeSettings
 from spikebrain.models.layers.observing import observing
 from spikebrain.models.layers.quantize import QuantizedWeight
+from spikebrain.simulation.describe import describe_simulation
 from spikebrain.simulation.model import simulate_model, survey_model
 from spikebrain.simulation.orders import learn_orders
 from spikebrain.simulation.weights import weights_of
@@ -258,6 +260,14 @@ def test_coarse_rows_cost_their_additions(tiny_llama):
     # threshold, the sum of counts, and one addition to the layer's own result.
     assert layer.activity.num_multiplies == 3 * 40 * 5
     assert layer.activity.num_adds == 3 * 40 * (2 + 1) + layer.activity.num_spikes
+    # MACs are those of the dense layer, once.
+    plain = simulate_model(small_llama(SpikeSettings(weights="int4"), tiny_llama), torch.arange(3), ASYNC)
+    assert found.activity.num_macs == plain.activity.num_macs
+    # The paper's estimate is spikes per channel and token times an addition: a channel of both levels is one.
+    num_spikes = sum(layer.num_spikes for layer in found.layers.values())
+    num_channels = 3 * sum(layer.placement.cores[-1].inputs.stop for layer in plain.layers.values())
+    paper = describe_simulation(found)["energy_per_mac_pj"]["paper"]
+    assert paper == pytest.approx(num_spikes / num_channels * load_table()["int8_add"])
 
 
 @pytest.mark.slow
