@@ -63,11 +63,12 @@ def group_sums_of(backend: Backend, train: SpikeTrain, weight: Tensor, memory: W
     for g, start in enumerate(groups if sums.numel() else ()):
         channels = slice(start, start + size)
         part = SpikeTrain(train.spikes[..., channels], train.timestep_weight, train.zero_point)
-        _compare(backend, sums[..., g, :].reshape(-1, len(weight)), part, weight[:, channels])
+        of_group = sums[..., g, :].reshape(-1, len(weight))
+        _compare(backend, of_group, part, weight[:, channels], "accumulate_in_memory")
     return sums
 
 
-def _compare(backend: Backend, sums: Tensor, train: SpikeTrain, weight: Tensor) -> None:
+def _compare(backend: Backend, sums: Tensor, train: SpikeTrain, weight: Tensor, method: str = "accumulate") -> None:
     """Raise an InputError if sums are not those of the train."""
     spikes = train.spikes.reshape(train.num_timesteps, len(sums), weight.shape[1])
     if checks_all():
@@ -86,9 +87,7 @@ def _compare(backend: Backend, sums: Tensor, train: SpikeTrain, weight: Tensor) 
         if len(differs):
             at = int(differs[0])
             where = f"at token {int(token[at])}, output {int(output[at])}"
-            raise refuse(
-                backend, "accumulate", f"the exact sum {int(exact[at])} {where}", str(int(sums[token, output][at]))
-            )
+            raise refuse(backend, method, f"the exact sum {int(exact[at])} {where}", str(int(sums[token, output][at])))
 
 
 def outputs_of(backend: Backend, x: Tensor, weight: Tensor, *others: Any, **groups: Any) -> Tensor | None:

@@ -1,6 +1,7 @@
 """Weights in groups and in few bits on a chip: exact sums of each group, and what rescaling takes, by hand."""
 
 from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from spikebrain.backends import Chip, Reference
 from spikebrain.chip import BYTES, ByRate, InOrder, Weights, load_description, plan, simulate_layer
 from spikebrain.chip.checks import placed
 from spikebrain.cli.app import app
-from spikebrain.coding import ENCODERS
+from spikebrain.coding import ENCODERS, SpikeTrain
 from spikebrain.energy import load_table
 from spikebrain.errors import InputError
 from spikebrain.models import SpikeLinear, SpikeSettings
@@ -200,6 +201,42 @@ def test_layers_give_the_sums_and_outputs_of_reference(
         assert len(seen) == 1
         assert seen[0].placement.weights.bits == bits
     assert torch.equal(*outputs)
+
+
+class Simulator(Reference):
+    """A backend of somebody else that is told how weights lie."""
+
+    knows_memory = True
+    wrong = 0
+    memory: ClassVar[list] = []
+
+    def accumulate_in_memory(self, train, weight, memory):
+        self.memory.append(memory)
+        spikes, step = train.spikes, memory.group_size
+        parts = [
+            self.accumulate(SpikeTrain(spikes[..., i : i + step], train.timestep_weight), weight[:, i : i + step])
+            for i in range(0, weight.shape[1], step)
+        ]
+        return torch.stack(parts, -2) + self.wrong
+
+
+class WrongSimulator(Simulator):
+    """One whose sums are wrong."""
+
+    wrong = 1
+
+
+def test_a_backend_of_others_is_told_how_weights_lie_and_checked(as_users):
+    torch.manual_seed(0)
+    linear, x = torch.nn.Linear(40, 6), torch.randn(3, 40)
+    settings = {"weight_bits": 4, "group_size": 16}
+    with torch.no_grad():
+        expected = SpikeLinear.from_linear(linear, backend="reference", **settings)(x)
+        assert torch.equal(SpikeLinear.from_linear(linear, backend=Simulator(), **settings)(x), expected)
+        # Three groups, each with a scale and a minimum of four bytes for 6 outputs.
+        assert Simulator.memory[-1] == (4, 16, 3 * 6 * 8, True)
+        with pytest.raises(InputError, match=r"WrongSimulator\.accumulate_in_memory: expected the exact sum"):
+            SpikeLinear.from_linear(linear, backend=WrongSimulator(), **settings)(x)
 
 
 def small_llama(settings, model):
