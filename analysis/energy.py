@@ -93,6 +93,15 @@ def _describe_paper(energy: PaperReport, model: DigitalEnergy) -> dict[str, Any]
     }
 
 
+def has_other_weights(digital: Mapping[str, Any]) -> bool:
+    """Return whether a dense model with the same weights is another than the INT8 model.
+
+    Args:
+        digital: what `describe_energy` says of the digital model.
+    """
+    return digital["same_weights_total_pj"] != digital["int8_total_pj"]
+
+
 def by_kind(layers: Mapping[str, Parts], counts: ModelCounts) -> dict[str, float]:
     """Return the energy of a system by kind of part, in words, the largest first.
 
@@ -114,17 +123,15 @@ def _describe_digital(energy: EnergyReport, model: DigitalEnergy, counts: ModelC
         "options": list(model.describe()),
         "num_tokens": energy.num_tokens,
         "spiking_total_pj": energy.total_pj,
+        "same_weights_total_pj": energy.same_weights_total_pj,
         "int8_total_pj": energy.int8_total_pj,
         "fp16_total_pj": energy.fp16_total_pj,
+        "ratio_vs_same_weights": energy.ratio_vs_same_weights,
         "ratio_vs_int8": energy.ratio_vs_int8,
         "ratio_vs_fp16": energy.ratio_vs_fp16,
-        "spiking_parts_pj": energy.parts,
-        "int8_parts_pj": by_part(energy.int8_layers),
-        "fp16_parts_pj": by_part(energy.fp16_layers),
+        **{f"{system}_parts_pj": by_part(layers) for system, layers in energy.systems.items()},
         "spiking_by_layer_pj": energy.by_layer_pj,
-        "spiking_by_kind_pj": by_kind(energy.layers, counts),
-        "int8_by_kind_pj": by_kind(energy.int8_layers, counts),
-        "fp16_by_kind_pj": by_kind(energy.fp16_layers, counts),
+        **{f"{system}_by_kind_pj": by_kind(layers, counts) for system, layers in energy.systems.items()},
         "table": _describe_table(energy),
         "unverified": list(energy.unverified),
         "assumptions": list(energy.assumptions),

@@ -22,7 +22,7 @@ def count_operations(
     block_bytes: int = 64,
     shared_tokens: int = 1,
 ) -> ModelCounts:
-    """Count what a recorded run did, and what dense INT8 and FP16 models do on the same tokens.
+    """Count what a recorded run did, and what dense models do on the same tokens (see `LayerCounts`).
 
     Args:
         recording: of a model that ran.
@@ -48,13 +48,13 @@ def count_operations(
                 counts[scores_of(name)] = count_scores(part)
     assumptions = [
         "the INT8 model quantises activations per token (largest magnitude), as the spiking one counts them per token",
-        "norms, attention, gates, embedding and head are the same in all three models, matrix products there in FP16",
+        "norms, attention, gates, embedding and head are the same in all models, matrix products there in FP16",
         "keys and values are read once for each token that sees them, states of linear attention once a token",
     ]
     if any(part.sizes.get("integer") for part in recording.modules.values()):
         assumptions.append(
             "attention on counts: spikes of queries, in the code that ran, add keys of INT8; keys and values are kept, "
-            "and read, as INT8 with a scale each; the dense models have FP16 there"
+            "and read, as INT8 with a scale each; the dense INT8 and FP16 models have FP16 there"
         )
     if code is not None:
         ran = _names(layer.encoder for layer in records)

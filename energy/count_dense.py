@@ -17,10 +17,10 @@ from .counts import SCORES, LayerCounts, OperationCounts
 
 
 def count_dense_part(part: ModuleRecord, shared_tokens: int = 1) -> LayerCounts:
-    """Return the operations of a part that does not spike; they are the same in all three systems.
+    """Return the operations of a part that does not spike; they are the same in all systems.
 
-    The exception is attention on counts, which the dense systems do in FP16; its scores are a part of their own, see
-    `count_scores`.
+    The exception is attention on counts, which the INT8 and FP16 systems do in FP16, and the system of the same weights
+    with INT8 keys and values; its scores are a part of their own, see `count_scores`.
 
     Args:
         part: the record.
@@ -32,11 +32,12 @@ def count_dense_part(part: ModuleRecord, shared_tokens: int = 1) -> LayerCounts:
     if part.kind == "linear":
         sizes = {**sizes, "reads": -(-part.num_tokens // shared_tokens)}
     spiking = _COUNTS[part.kind](part.num_tokens, part.num_pairs, sizes)
-    dense = spiking
+    same = dense = spiking
     if sizes.get("rounds_cache"):
         dense = _softmax(part.num_tokens, part.num_pairs, {**sizes, "rounds_cache": 0}, floats=True)
+        same = spiking if sizes["integer"] else dense
     weights = sizes["in_features"] * sizes["out_features"] if part.kind == "linear" else 0
-    return LayerCounts(part.kind, spiking, dense, dense, weight_count=weights)
+    return LayerCounts(part.kind, spiking, dense, dense, weight_count=weights, same_weights=same)
 
 
 def count_scores(part: ModuleRecord) -> LayerCounts:
@@ -45,7 +46,8 @@ def count_scores(part: ModuleRecord) -> LayerCounts:
     A query's D channels become counts (as in `count_spiking_layer`, D channels a head). Each spike adds its channel of
     the key of each column that the query sees, so a score is a sum of INT8 codes, as wide as its bound says. Shifts and
     a zero point are as there, with the sum of a key's codes in the place of a row sum (D - 1 additions a column). The
-    sum becomes a float and is multiplied with threshold and scale. The dense systems do D FP16 MACs for a score.
+    sum becomes a float and is multiplied with threshold and scale. The dense systems do D MACs for a score, in FP16;
+    with the same weights in INT8, of queries in INT8.
 
     Args:
         part: of a kind "softmax" that ran on counts.
@@ -70,7 +72,15 @@ def count_scores(part: ModuleRecord) -> LayerCounts:
         accumulator_bytes=2 * (width // 8) * additions,
     )
     dense = OperationCounts(num_activations=queries * d, num_macs=scores * d, num_mac_fp16=scores * d)
-    return LayerCounts(SCORES, spiking + _to_counts(queries, d), dense, dense, accumulator_bits=bits)
+    same = OperationCounts(
+        num_activations=queries * d,
+        num_macs=scores * d,
+        num_mac_int8=scores * d,
+        num_rescale_convert=scores,
+        num_rescale_mul=2 * scores,
+    )
+    spiking, same = spiking + _to_counts(queries, d), same + _to_int8(queries, d)
+    return LayerCounts(SCORES, spiking, dense, dense, accumulator_bits=bits, same_weights=same)
 
 
 def _linear(n: int, pairs: int, sizes: Mapping[str, int]) -> OperationCounts:

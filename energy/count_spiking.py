@@ -42,7 +42,7 @@ def adder_width(bits: int) -> int:
 
 
 def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, shared_tokens: int) -> LayerCounts:
-    """Return the operations of a layer in the three systems.
+    """Return the operations of a layer in the four systems.
 
     Spiking, for each of n tokens, K channels, N outputs, G groups of weight scales, T timesteps:
 
@@ -66,7 +66,8 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
 
     INT8: one MAC per weight and token, the same rescaling, and the same kind of encoding, with the largest magnitude
     (K - 1 comparisons, one division by 127) in place of the mean. Beside 4-bit weights or minima it is the usual INT8
-    layer: one scale per output, and no minimum. FP16: the MACs and the bias.
+    layer: one scale per output, and no minimum. FP16: the MACs and the bias. Dense with the same weights: MACs and
+    encoding of INT8, all weights in their bits, and the rescaling of the layer's own rows, minima included.
 
     Rows of active channels, blocks and dense weights are read once for `shared_tokens` tokens; if each spike reads its
     row, it does so every time.
@@ -116,6 +117,7 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
         rescale["num_rescale_convert"] += n * scales
         rescale["num_rescale_mul"] += num_outputs * scales
         rescale["num_rescale_add"] += num_outputs * scales
+    of_own_rows = dict(rescale)
     if layer.is_coarse:
         rescale["num_rescale_add"] += num_outputs
     if layer.shares_scales:
@@ -148,7 +150,7 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
     )
     if layer.is_coarse:
         return LayerCounts("projection", spiking, stored_bytes=stored, accumulator_bits=bits)
-    int8 = OperationCounts(
+    products = OperationCounts(
         num_activations=num_inputs,
         num_macs=n * weights,
         num_mac_int8=n * weights,
@@ -157,10 +159,18 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
         num_encode_compare=num_inputs - n,
         num_encode_div=num_inputs + n,
         num_encode_round=num_inputs,
+        activation_bytes=2 * (2 * num_inputs + num_outputs),
+    )
+    same_weights = products + OperationCounts(
+        num_add_int32=num_count_sums,
+        **of_own_rows,
+        weight_bytes=reads.num_groups * inputs * row,
+        parameter_bytes=parameters,
+    )
+    int8 = products + OperationCounts(
         **_rescaling(num_outputs, dense_scales, bias),
         weight_bytes=reads.num_groups * weights,
         parameter_bytes=reads.num_groups * outputs * (4 * dense_scales + 2 * bias),
-        activation_bytes=2 * (2 * num_inputs + num_outputs),
     )
     fp16 = OperationCounts(
         num_activations=num_inputs,
@@ -172,7 +182,7 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
         activation_bytes=2 * (num_inputs + num_outputs),
     )
     sizes = {"weight_count": weights, "stored_bytes": stored, "accumulator_bits": bits}
-    return LayerCounts("projection", spiking, int8, fp16, **sizes)
+    return LayerCounts("projection", spiking, int8, fp16, same_weights=same_weights, **sizes)
 
 
 def _rescaling(num_outputs: int, scales: int, bias: int) -> dict[str, int]:

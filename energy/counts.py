@@ -11,7 +11,7 @@ from typing import Any
 from ..errors import InputError
 from ..text_table import kind_of, text_table
 
-SYSTEMS = ("spiking", "int8", "fp16")
+SYSTEMS = ("spiking", "same_weights", "int8", "fp16")
 # Kinds of parts whose inputs spike: layers, and the scores of attention on counts.
 PROJECTION, SCORES = "projection", "scores"
 ON_SPIKES = (PROJECTION, SCORES)
@@ -123,7 +123,7 @@ class OperationCounts:
 
 @dataclass(frozen=True)
 class LayerCounts:
-    """One part of a model in three systems, for the same tokens.
+    """One part of a model in four systems, for the same tokens.
 
     Attributes:
         kind: "projection" for a layer that spikes, "scores" for products of queries that spike; else what it is, as in
@@ -134,6 +134,8 @@ class LayerCounts:
         weight_count: weights of the part.
         accumulator_bits: that hold every sum of a spiking layer, sign included; 0 without spikes.
         stored_bytes: of the weights of a spiking layer, with the scales and minima of its groups; None for a byte each.
+        same_weights: the part without spikes, with the same weights in their bits (but no coarse rows), the same
+            attention, and INT8 activations: what it costs beyond `spiking` is what spikes save.
     """
 
     kind: str
@@ -143,6 +145,7 @@ class LayerCounts:
     weight_count: int = 0
     accumulator_bits: int = 0
     stored_bytes: int | None = None
+    same_weights: OperationCounts = field(default_factory=OperationCounts)
 
     def __post_init__(self) -> None:
         if self.stored_bytes is None:
@@ -215,7 +218,7 @@ class ModelCounts:
         """Return the sum over all parts, or over those of one kind, or of several.
 
         Args:
-            system: "spiking", "int8" or "fp16".
+            system: "spiking", "same_weights", "int8" or "fp16".
             kind: as in `LayerCounts`; None for all.
         """
         kinds = (kind,) if isinstance(kind, str) else kind

@@ -22,9 +22,10 @@ _NEEDED = ("int8_add", "int32_add", "int8_mul", "fp16_add", "fp16_mul", "fp32_ad
 @ENERGY_MODELS.register("digital")
 @dataclass(frozen=True)
 class DigitalEnergy(EnergyModel):
-    """Energy of the counted operations and bytes, in the spiking model and in dense INT8 and FP16 ones.
+    """Energy of the counted operations and bytes, in the spiking model and in three dense ones.
 
-    All three pay for the same things: INT8 products go into sums of 32 bits and FP16 ones into FP32, INT8 activations
+    These are an INT8 model, an FP16 model, and one with the same weights in their bits, beside which spikes alone win.
+    All pay for the same things: INT8 products go into sums of 32 bits and FP16 ones into FP32, INT8 activations
     are quantised per token, weights and activations come from memory, norms and attention are computed. The parts of a
     projection are "additions" (as eq. 24 and its comparison have them: 8-bit additions, MACs with additions as narrow
     as the factors), "accumulator" (what wider sums cost beyond that), "shifts", "encode", "rescale", "weights" and
@@ -42,7 +43,7 @@ class DigitalEnergy(EnergyModel):
         sram_bytes: size of an SRAM bank, which sets the energy of a byte.
         on_chip_bytes: a model with more bytes of weights reads them from DRAM; None if all fit the chip.
         leakage_w: power of the idle chip.
-        token_s: time of a token, during which the chip leaks; the same for all three models.
+        token_s: time of a token, during which the chip leaks; the same for all models.
         function_macs: MACs of an exponential, division or square root, if the table has no entry for it.
     """
 
@@ -87,7 +88,7 @@ class DigitalEnergy(EnergyModel):
             raise InputError(f"DigitalEnergy.{name}: expected {expected}, got {getattr(self, name)!r}.")
 
     def estimate(self, counts: ModelCounts) -> EnergyReport:
-        """Estimate the energy of all parts of a model in the three systems."""
+        """Estimate the energy of all parts of a model in the four systems."""
         prices = Prices(self.table, self.function_macs)
         systems: dict[str, dict[str, dict[str, float]]] = {}
         for system in SYSTEMS:
@@ -102,6 +103,7 @@ class DigitalEnergy(EnergyModel):
         return EnergyReport(
             model=f"digital: {'; '.join(self.describe())}",
             layers=systems["spiking"],
+            same_weights_layers=systems["same_weights"],
             int8_layers=systems["int8"],
             fp16_layers=systems["fp16"],
             **origin(counts, self.table, prices.used),
@@ -127,14 +129,15 @@ class DigitalEnergy(EnergyModel):
     def _weight_memory(self, counts: ModelCounts, system: str) -> str:
         """Return the memory that weights come from: dense layers keep two bytes a weight, projections one in INT8.
 
-        Spiking projections keep `stored_bytes`.
+        Projections on spikes keep `stored_bytes`, and so does the dense model of the same weights, but for coarse rows.
         """
         stored = 0
         for layer in counts.layers.values():
             is_projection = layer.kind == "projection"
-            if system == "spiking" and is_projection:
+            has_own_rows = system == "spiking" or layer.weight_count > 0
+            if system in ("spiking", "same_weights") and is_projection:
                 assert layer.stored_bytes is not None
-                stored += layer.stored_bytes
+                stored += layer.stored_bytes if has_own_rows else 0
             else:
                 stored += layer.weight_count * (1 if system == "int8" and is_projection else 2)
         fits = self.on_chip_bytes is None or stored <= self.on_chip_bytes
@@ -217,11 +220,11 @@ class DigitalEnergy(EnergyModel):
     def _assumptions(self, counts: ModelCounts, prices: Prices) -> tuple[str, ...]:
         return (
             *counts.assumptions,
-            "INT8 products are added in 32 bits, FP16 products in FP32",
+            "INT8 products are added in 32 bits, FP16 products in FP32; products with 4-bit weights cost those of INT8",
             "taking a magnitude is free; comparing, rounding and converting cost an FP32 addition",
             "divisions by the same number cost one reciprocal and a multiplication each",
             f"a byte costs as in the table for banks of {self.sram_bytes:,} bytes ({self.table.convention})",
-            "leakage and its time are the same in all three models" if self.leakage_w else "no leakage",
+            "leakage and its time are the same in all models" if self.leakage_w else "no leakage",
             *prices.notes,
         )
 

@@ -16,6 +16,14 @@ from .table import EnergyTable
 
 # Energy by part ("additions", "weights", ...) in picojoules.
 Parts = Mapping[str, float]
+# Fields of an `EnergyReport` that hold the energies of each system, and what tables call it.
+_FIELDS = {
+    "spiking": "layers",
+    "same_weights": "same_weights_layers",
+    "int8": "int8_layers",
+    "fp16": "fp16_layers",
+}
+_TITLES = {"spiking": "spiking", "same_weights": "same weights", "int8": "INT8", "fp16": "FP16"}
 
 
 def origin(counts: ModelCounts, table: EnergyTable, used: Iterable[str]) -> dict[str, Any]:
@@ -45,6 +53,7 @@ class EnergyReport:
     Attributes:
         model: which estimate this is, with its equation or options.
         layers: spiking energy by layer and part, in picojoules.
+        same_weights_layers: the same of dense layers with the same weights in their bits; empty if not estimated.
         int8_layers: the same of dense INT8 layers; empty if not estimated.
         fp16_layers: the same of dense FP16 layers; empty if not estimated.
         num_tokens: that the energies are for.
@@ -61,6 +70,7 @@ class EnergyReport:
 
     model: str
     layers: Mapping[str, Parts]
+    same_weights_layers: Mapping[str, Parts] = field(default_factory=dict)
     int8_layers: Mapping[str, Parts] = field(default_factory=dict)
     fp16_layers: Mapping[str, Parts] = field(default_factory=dict)
     num_tokens: int = 0
@@ -75,7 +85,7 @@ class EnergyReport:
     run: str = ""
 
     def __post_init__(self) -> None:
-        for name in ("layers", "int8_layers", "fp16_layers"):
+        for name in _FIELDS.values():
             for layer, parts in getattr(self, name).items():
                 for part, value in parts.items():
                     if not 0 <= value < float("inf"):
@@ -86,8 +96,7 @@ class EnergyReport:
     def __repr__(self) -> str:
         """Return the energies part by part, a token where the number of tokens is known, and what they mean."""
         tokens = max(self.num_tokens, 1)
-        systems = {"spiking": self.layers, "INT8": self.int8_layers, "FP16": self.fp16_layers}
-        parts = {name: by_part(layers) for name, layers in systems.items() if layers}
+        parts = {_TITLES[name]: by_part(layers) for name, layers in self.systems.items() if layers}
         names = dict.fromkeys(part for found in parts.values() for part in found)
         rows = [(name, *(f"{found.get(name, 0.0) / tokens / 1e3:,.4g}" for found in parts.values())) for name in names]
         totals = ("total", *(f"{sum(found.values(), 0.0) / tokens / 1e3:,.4g}" for found in parts.values()))
@@ -95,16 +104,26 @@ class EnergyReport:
             f"{self.model} ({self.num_tokens:,} tokens)" if self.num_tokens else self.model,
             text_table(("nJ a token" if self.num_tokens else "nJ", *parts), [*rows, totals]),
         ]
-        ratios = {"INT8": self.ratio_vs_int8, "FP16": self.ratio_vs_fp16}
-        lines += [f"{name} / spiking: {value:.3g}" for name, value in ratios.items() if value is not None]
+        ratios = {name: getattr(self, f"ratio_vs_{name}") for name in _FIELDS if name != "spiking"}
+        lines += [f"{_TITLES[name]} / spiking: {value:.3g}" for name, value in ratios.items() if value is not None]
         lines += [f"Table {self.table} ({self.process}): {self.source}"] if self.table else []
         lines += [f"Modelled; {len(self.assumptions)} assumptions, left out: {len(self.left_out)} costs."]
         return "\n".join(lines)
 
     @property
+    def systems(self) -> dict[str, Mapping[str, Parts]]:
+        """Energies by layer and part of "spiking", "same_weights", "int8" and "fp16"; empty where not estimated."""
+        return {name: getattr(self, field) for name, field in _FIELDS.items()}
+
+    @property
     def total_pj(self) -> float:
         """Energy of the spiking model."""
         return total(self.layers)
+
+    @property
+    def same_weights_total_pj(self) -> float:
+        """Energy of the dense model with the same weights in their bits."""
+        return total(self.same_weights_layers)
 
     @property
     def int8_total_pj(self) -> float:
@@ -127,6 +146,14 @@ class EnergyReport:
         return {name: sum(parts.values(), 0.0) for name, parts in self.layers.items()}
 
     @property
+    def ratio_vs_same_weights(self) -> float | None:
+        """Energy of the dense model with the same weights over the spiking one, so what is won by spikes alone.
+
+        None if either was not estimated or is nothing.
+        """
+        return ratio(self.same_weights_total_pj, self.total_pj)
+
+    @property
     def ratio_vs_int8(self) -> float | None:
         """INT8 energy over the spiking one; None if either was not estimated or is nothing."""
         return ratio(self.int8_total_pj, self.total_pj)
@@ -144,9 +171,7 @@ class EnergyReport:
                     f"EnergyReport: expected reports of the same {name} to add, got {getattr(self, name)!r} and "
                     f"{getattr(other, name)!r}."
                 )
-        merged = {
-            name: merge(getattr(self, name), getattr(other, name)) for name in ("layers", "int8_layers", "fp16_layers")
-        }
+        merged = {name: merge(getattr(self, name), getattr(other, name)) for name in _FIELDS.values()}
         texts = {
             name: tuple(dict.fromkeys(getattr(self, name) + getattr(other, name)))
             for name in ("assumptions", "left_out", "unverified")
@@ -156,10 +181,9 @@ class EnergyReport:
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one row per system, layer and part: what `to_dataframe` holds."""
-        systems = {"spiking": self.layers, "int8": self.int8_layers, "fp16": self.fp16_layers}
         return [
             {"system": system, "layer": layer, "part": part, "energy_pj": value}
-            for system, layers in systems.items()
+            for system, layers in self.systems.items()
             for layer, parts in layers.items()
             for part, value in parts.items()
         ]
@@ -177,8 +201,10 @@ class EnergyReport:
         """Return everything, and the totals, as JSON can hold it."""
         totals = {
             "total_pj": self.total_pj,
+            "same_weights_total_pj": self.same_weights_total_pj,
             "int8_total_pj": self.int8_total_pj,
             "fp16_total_pj": self.fp16_total_pj,
+            "ratio_vs_same_weights": self.ratio_vs_same_weights,
             "ratio_vs_int8": self.ratio_vs_int8,
             "ratio_vs_fp16": self.ratio_vs_fp16,
             "parts": self.parts,

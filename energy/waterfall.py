@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .counts import SYSTEMS, ModelCounts
+from .counts import ModelCounts
 from .digital import DigitalEnergy
 from .energy_report import by_part, ratio
 from .paper import PaperEnergy
@@ -39,16 +39,17 @@ class WaterfallStep:
 
 # Costs in the order in which they are added: name, parts, and the systems that get them at this step.
 _DENSE = ("int8", "fp16")
+_ALL = ("spiking", *_DENSE)
 _COSTS = (
-    ("each layer weighed by its outputs", ("additions",), SYSTEMS),
+    ("each layer weighed by its outputs", ("additions",), _ALL),
     ("sums as wide as they must be: spiking", ("accumulator",), ("spiking",)),
     ("wide sums for INT8 and FP16, too", ("accumulator",), _DENSE),
-    ("shifts for digits", ("shifts",), SYSTEMS),
-    ("encoding and rescaling", ("encode", "rescale"), SYSTEMS),
-    ("reading weights", ("weights",), SYSTEMS),
-    ("reading and writing activations", ("activations",), SYSTEMS),
-    ("what stays dense", ("rest arithmetic", "rest memory"), SYSTEMS),
-    ("leakage", ("leakage",), SYSTEMS),
+    ("shifts for digits", ("shifts",), _ALL),
+    ("encoding and rescaling", ("encode", "rescale"), _ALL),
+    ("reading weights", ("weights",), _ALL),
+    ("reading and writing activations", ("activations",), _ALL),
+    ("what stays dense", ("rest arithmetic", "rest memory"), _ALL),
+    ("leakage", ("leakage",), _ALL),
 )
 
 
@@ -64,12 +65,11 @@ def waterfall(counts: ModelCounts, model: DigitalEnergy) -> tuple[WaterfallStep,
     """
     paper = PaperEnergy(model.table).estimate(counts)
     report = model.estimate(counts)
-    layers = {"spiking": report.layers, "int8": report.int8_layers, "fp16": report.fp16_layers}
-    parts = {system: by_part(layers[system]) for system in SYSTEMS}
+    parts = {system: by_part(report.systems[system]) for system in _ALL}
     name = "the paper's estimate (additions only)"
     macs = paper.num_macs
     steps = [WaterfallStep(name, paper.spike_mac_pj * macs, paper.int8_mac_pj * macs, paper.fp16_mac_pj * macs)]
-    sums: dict[str, float] = dict.fromkeys(SYSTEMS, 0.0)
+    sums: dict[str, float] = dict.fromkeys(_ALL, 0.0)
     for name, added, systems in _COSTS:
         if name == "leakage" and not model.leakage_w:
             continue

@@ -122,7 +122,7 @@ def convert(settings: ConvertSettings, out: Path, progress: Progress = SILENT, *
     Raises:
         SpikebrainError: bad input; the message says which and what to do.
     """
-    require_new(out, sources=(settings.model,), force=force)
+    require_new(out, sources=(settings.model,), force=force, or_file=settings.spiking is not None)
     where = device_of(usual(settings.device, "auto")) if settings.calibrate is not None else "cpu"
     teacher, tokenizer, found = load(settings.model, say=progress.say, bar=progress.bar)
     start: dict[str, Any] = {}

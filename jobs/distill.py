@@ -8,7 +8,7 @@ import math
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -16,7 +16,7 @@ from .. import analysis
 from ..backends import device_of
 from ..errors import InputError
 from ..files import read_json, remove
-from ..models import SpikeSettings
+from ..models import Loaded, SpikeSettings
 from ..models.io import load
 from ..models.io.checksums import of_text
 from ..models.layers.coarse import Coarse
@@ -37,10 +37,11 @@ from ..models.training.state import LOSSES
 from ..neuro import DeadZoneThreshold, Neuron
 from ..registry import to_dict
 from .calibration import Budget
-from .distill_student import save_student, student_of
+from .calibration.run import check_budget
+from .distill_student import Student, save_student, student_of
 from .distill_text import SAMPLES, text_of, write_job
 from .given import K, refuse, spike_settings, usual
-from .inputs import alone, look_ahead, read_text, require_new
+from .inputs import alone, check_positions, is_spiking, look_ahead, read_text, require_new
 from .progress import SILENT, Progress
 
 MINUTES = 10.0
@@ -150,8 +151,7 @@ class DistillRun:
             raise InputError("weights: expected int8 or int4, which follow from weights that learn, got stored.")
         if self.budget is not None:
             refuse(self, ("checkpointing",), "with a `budget`, for which bytes are counted in the forward pass")
-            if self.budget.counts != "read":
-                raise InputError(f"budget: expected read, the bytes that training lowers, got {self.budget.counts!r}.")
+            check_budget(self.budget, ("read",))
         self.spike_settings()
 
     @property
@@ -236,10 +236,8 @@ def distill(run: DistillRun, out: Path, progress: Progress = SILENT, *, force: b
     texts = [read_text(path)[0] for path in run.text]
     if run.text and run.sample is None:
         look_ahead(run.teacher, texts, ", ".join(path.name for path in run.text), recipe.context)
-    teacher, tokenizer, source = load(run.teacher, say=progress.say, bar=progress.bar)
-    of_student = student_of(run, teacher, progress)
-    _check_tokenizers(tokenizer, of_student.tokenizer, run)
-    teacher, student = teacher.to(where), of_student.model.to(where)
+    (teacher, tokenizer, source), of_student = _load_both(run, recipe.context, progress)
+    teacher, student = cast(Any, teacher).to(where), of_student.model.to(where)
     spikes = of_student.spikes
     recipe = run.recipe(where, ordinary=spikes is not None)
     settings = run.settings(recipe, spikes)
@@ -273,11 +271,25 @@ def distill(run: DistillRun, out: Path, progress: Progress = SILENT, *, force: b
         student, teacher, tokens, settings, out, lambda title, total: progress.bar(title, total, "steps"), origin
     )
     result = replace(result, seconds=result.seconds + planned_s)
-    trained = save_student(of_student._replace(model=student.cpu(), tokenizer=tokenizer), out)
+    trained = save_student(of_student._replace(model=student.cpu()), out)
     analysis.plot_losses(result, settings.stages, out / "loss.png")
     for name in (PLAN, STATE):
         remove(out / name)
     return Distilled(trained, settings, result)
+
+
+def _load_both(run: DistillRun, context: int, progress: Progress) -> tuple[Loaded, Student]:
+    """Load teacher and student, and raise an InputError unless they fit each other and texts of so many tokens."""
+    found = load(run.teacher, say=progress.say, bar=progress.bar)
+    if is_spiking(found.model):
+        raise InputError(
+            f"teacher: expected a float model, got {found.source}, which spikes. Name the model that it was made from."
+        )
+    student = student_of(run, found.model, progress)
+    for model in (found.model, student.model):
+        check_positions(model, context, "`context`")
+    _check_tokenizers(found.tokenizer, student.tokenizer, run)
+    return found, student
 
 
 def _say_how(

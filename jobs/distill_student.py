@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -15,6 +16,7 @@ from ..files import cannot_write
 from ..models import GradedLinear, SpikeLinear, SpikeSettings, save, to_spiking
 from ..models.io import load
 from ..models.spikingbrain import SpikingBrainForCausalLM
+from ..neuro import AdaptiveThreshold
 from .given import SPIKES, refuse, refuse_spikes
 from .inputs import is_spiking, require_tokenizer
 from .progress import Progress
@@ -56,6 +58,11 @@ def student_of(run: Any, teacher: Any, progress: Progress) -> Student:
     if isinstance(model, SpikingBrainForCausalLM):
         why = "on a SpikingBrain model, which trains with spikes by `spiking`"
         refuse(run, (*SPIKES, "growth", "budget"), why)
+        if is_spiking(model):
+            raise InputError(
+                f"student: expected a SpikingBrain model without spikes, got {source}, which spikes. Name the folder "
+                "that it was made from; `spiking` trains with spikes in the forward pass."
+            )
         return Student(model, require_tokenizer(tokenizer, source), None)
     refuse(
         run,
@@ -73,6 +80,8 @@ def student_of(run: Any, teacher: Any, progress: Progress) -> Student:
     kept = Path(run.student) / FLOAT
     floats = load(kept, say=progress.say, bar=progress.bar).model if kept.is_dir() else copy.deepcopy(teacher)
     _check_same(model, floats, source)
+    if kept.is_dir():
+        _check_origin(model, floats, spikes, kept)
     return Student(floats, require_tokenizer(tokenizer, source), spikes)
 
 
@@ -124,6 +133,18 @@ def _own_rows(model: nn.Module) -> dict[str, SpikeLinear]:
     return {name: layer for name, layer in plain.items() if ".levels." not in f".{name}"} | graded
 
 
+def _check_origin(spiking: nn.Module, floats: nn.Module, spikes: SpikeSettings, kept: Path) -> None:
+    """Raise an InputError unless a model on spikes was made of the float weights beside it; its first layer tells."""
+    name, layer = next(iter(_own_rows(spiking).items()))
+    alone = replace(spikes, layers=(name,), skip=(), neuron=AdaptiveThreshold(), coarse=(), attention=None)
+    made: Any = to_spiking(floats, alone).get_submodule(name)
+    if not (torch.equal(made.weight, layer.weight) and torch.equal(made.scale, layer.scale)):
+        raise InputError(
+            f"student: expected float weights in {kept} of which the model beside them was made, got others: {name} "
+            f"differs. Delete {kept}, and the teacher's are taken."
+        )
+
+
 def _check_same(spiking: nn.Module, floats: nn.Module, source: str) -> None:
     """Raise an InputError unless every layer on spikes has a float layer of its size."""
     own = dict(floats.named_modules())
@@ -134,6 +155,6 @@ def _check_same(spiking: nn.Module, floats: nn.Module, source: str) -> None:
         if shape != layer.weight.shape:
             raise InputError(
                 f"student: expected a model on spikes that was made of the teacher, got {source}, whose {name} has "
-                f"weights {list(layer.weight.shape)}, and not {None if shape is None else list(shape)}. Name its own "
-                "teacher."
+                f"weights {list(layer.weight.shape)}, where the teacher has "
+                f"{'no such layer' if shape is None else list(shape)}. Name its own teacher."
             )

@@ -195,7 +195,7 @@ def _export_model(settings: ExportSettings, out: Path, progress: Progress, *, fo
         refuse(settings, ("format",), f"on {out.name}, which is no folder")
     if settings.format == "compressed-tensors":
         refuse(settings, ("attention",), "in the format compressed-tensors, whose models do not spike")
-    require_new(out, sources=(settings.model,), force=force)
+    require_new(out, sources=(settings.model,), force=force, or_file=True)
     model, tokenizer = _load_on_spikes(settings, progress)
     save(model, out, tokenizer, format=usual(settings.format, "spikebrain"))
     return Exported("model file" if is_file else "model folder", len(spiking_layers(model)))

@@ -143,7 +143,10 @@ def generate_in_parallel(
         model, tokenizer, ids = _prepared(settings, where, progress)
         rest = ids.shape[1] % size
         if ids.shape[1] < size:
-            raise InputError(f"prompt: expected {size} tokens or more, one for each process, got {ids.shape[1]}.")
+            raise InputError(
+                f"{_name_of_prompt(settings)}: expected {size} tokens or more, one for each process, got "
+                f"{ids.shape[1]}. Give a longer text, or start fewer processes."
+            )
         progress.say(f"{size} processes read {ids.shape[1]:,} tokens")
         start = time.perf_counter()
         read = sequence_prefill(model, ids[:, : ids.shape[1] - rest])
@@ -159,6 +162,10 @@ def _is_text(prompt: Any) -> bool:
     return isinstance(prompt, str) and not any("\ud800" <= letter <= "\udfff" for letter in prompt)
 
 
+def _name_of_prompt(settings: GenerateSettings) -> str:
+    return "prompt" if settings.prompt_file is None else f"prompt_file {settings.prompt_file}"
+
+
 def _prepared(settings: GenerateSettings, where: str, progress: Progress) -> tuple[Any, Any, Tensor]:
     """Return model, tokenizer and the prompt's token ids, int64 [1, L]."""
     text = settings.prompt
@@ -168,7 +175,7 @@ def _prepared(settings: GenerateSettings, where: str, progress: Progress) -> tup
     model: Any = model.to(where)
     ids = torch.tensor([tokenizer.encode(text)], dtype=torch.int64, device=where)
     if ids.shape[1] == 0:
-        raise InputError("prompt: expected at least one token, got none.")
+        raise InputError(f"{_name_of_prompt(settings)}: expected at least one token, got none. Give a text.")
     return model, tokenizer, ids
 
 

@@ -54,7 +54,14 @@ def read_text(path: Path | None, name: str = "text") -> tuple[str, str]:
         ) from error
 
 
-def require_new(out: Path, *, sources: Iterable[str | Path] = (), known: Collection[str] = (), force: bool) -> None:
+def require_new(
+    out: Path,
+    *,
+    sources: Iterable[str | Path] = (),
+    known: Collection[str] = (),
+    force: bool,
+    or_file: bool = False,
+) -> None:
     """Make a folder for a model; raise an InputError if nothing can be written there, or something would be lost.
 
     Args:
@@ -62,7 +69,10 @@ def require_new(out: Path, *, sources: Iterable[str | Path] = (), known: Collect
         sources: models that are read, none of which may be written over.
         known: files in the folder that the job goes on from, or writes again.
         force: write over anything but the sources.
+        or_file: whether the job can write a .safetensors file.
     """
+    if out.suffix == ".safetensors" and not or_file:
+        raise InputError(f"out {out}: expected a folder, got the name of a file. Leave out .safetensors.")
     require_writable(out.parent if out.suffix == ".safetensors" else out)
     try:
         if out.exists() and any(Path(source).exists() and out.samefile(source) for source in sources):
@@ -146,6 +156,22 @@ def check_length(text: str, num_tokens: int, context: int, size: str) -> None:
         )
 
 
+def positions_of(model: Any) -> int | None:
+    """Return how many tokens a model was made for at most, as its configuration says; None if it does not."""
+    config = model.config.get_text_config()
+    names = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length")
+    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
+
+
+def check_positions(model: Any, context: int, size: str) -> None:
+    """Raise an InputError if a window has more tokens than a model has positions; `size` says what sets the window."""
+    longest = positions_of(model)
+    if longest is not None and context > longest:
+        raise InputError(
+            f"A window of {context:,} tokens: expected at most the model's {longest:,} positions. Lower {size}."
+        )
+
+
 def look_ahead(
     model: str | Path, texts: Sequence[str], text_source: str, context: int, size: str = "context"
 ) -> Preview | None:
@@ -215,15 +241,7 @@ def first_tokens(
     """
     ids = token_ids(text, loaded.tokenizer, loaded.source)
     check_length("all of it", len(ids), context, size)
-    config: Any = loaded.model.config
-    config = config.get_text_config()
-    names = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length")
-    longest = next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
-    if longest is not None and context > longest:
-        raise InputError(
-            f"A window of {context:,} tokens: expected at most the model's {longest:,} positions. Lower `context` "
-            "(`num_tokens` where all tokens are one window)."
-        )
+    check_positions(loaded.model, context, "`context` (`num_tokens` where all tokens are one window)")
     vocabulary = cast(PreTrainedModel, loaded.model).get_input_embeddings()
     if isinstance(vocabulary, nn.Embedding) and len(ids) and int(ids.max()) >= vocabulary.num_embeddings:
         raise InputError(

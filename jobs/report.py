@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,7 @@ from ..models import LayerRecord, Loaded, SpikeSettings, choose_layers, spiking_
 from ..models.io import load
 from ..models.io.checksums import of_text
 from ..neuro import NEURONS, Neuron
+from ..neuro.band import without_band
 from ..registry import describe, label
 from ..text_table import kind_of
 from .given import K, refuse_spikes, spike_settings, usual
@@ -45,6 +46,8 @@ from .resume import FILE_NAME, Unfinished, describe_source
 
 # Raised when an older unfinished report could not go on.
 _FORMAT = 4
+# More neurons than these are not listed one by one.
+_MOST_NEURONS = 3
 
 
 @dataclass(frozen=True)
@@ -150,7 +153,7 @@ def report(settings: ReportSettings, out: Path, progress: Progress = SILENT) -> 
             "name": settings.model,
             "source": Path(loaded.source).name,
             "architecture": type(loaded.model).__name__,
-            "num_spiking_layers": len(run.recording.layers),
+            "num_spiking_layers": sum(not layer.is_coarse for layer in run.recording.layers.values()),
         },
         "settings": _describe_settings(settings, run.model, spikes_already),
         "text": {"source": text_source, "sha256": of_text(text), "num_tokens": num_tokens},
@@ -169,14 +172,12 @@ def _describe_settings(settings: ReportSettings, model: nn.Module, converted: bo
     """Return the settings that were used: those of the spiking layers where the model has its own."""
     layers = spiking_layers(model)
     layer = next(iter(layers.values()))
-    by_kind = {kind_of(name): getattr(layer.neuron, "k", None) for name, layer in layers.items()}
-    same = len({*by_kind.values()}) == 1
-    given = dict(settings.k) if isinstance(settings.k, Mapping) else by_kind
+    neurons = {name: without_band(layer.neuron)[0] for name, layer in layers.items()}
     return {
         "num_tokens": settings.num_tokens,
         "context": settings.context,
-        "k": getattr(layer.neuron, "k", None) if same else given,
-        "neuron": ", ".join(dict.fromkeys(label(layer.neuron) for layer in layers.values())),
+        "k": dict(settings.k) if isinstance(settings.k, Mapping) else _k_of(neurons),
+        "neuron": _in_words(neurons.values()),
         "lossy_code": layer.encoder.lossy,
         "encoder": ENCODERS.name_of(layer.encoder) or label(layer.encoder),
         "backend": "auto" if layer.backend == "auto" else BACKENDS.name_of(layer.backend) or label(layer.backend),
@@ -188,6 +189,26 @@ def _describe_settings(settings: ReportSettings, model: nn.Module, converted: bo
         "seed": settings.seed,
         "device": settings.device,
     }
+
+
+def _k_of(neurons: Mapping[str, Neuron]) -> Any:
+    """Return k of neurons: one, or that of each kind of layer, or a list of those that it has."""
+    by_kind: dict[str, list[Any]] = {}
+    for name, neuron in neurons.items():
+        numbers = by_kind.setdefault(kind_of(name.partition(".levels.")[0]), [])
+        if (k := getattr(neuron, "k", None)) not in numbers:
+            numbers.append(k)
+    found = {kind: numbers if len(numbers) > 1 else numbers[0] for kind, numbers in by_kind.items()}
+    first, *others = found.values()
+    return first if not isinstance(first, list) and all(k == first for k in others) else found
+
+
+def _in_words(neurons: Iterable[Neuron]) -> str:
+    """Return what neurons there are, all of them if they are few."""
+    first, *others = dict.fromkeys(map(label, neurons))
+    if len(others) < _MOST_NEURONS:
+        return ", ".join((first, *others))
+    return f"{len(others) + 1} neurons that differ by layer, such as {first}"
 
 
 def _figures(run: Measured, records: list[LayerRecord], counts: ModelCounts) -> dict[str, Any]:
@@ -212,7 +233,7 @@ def _layer_row(layer: LayerRecord, neuron: Neuron) -> dict[str, Any]:
     return {
         "name": layer.name,
         **sizes,
-        "k": getattr(neuron, "k", None),
+        "k": getattr(without_band(neuron)[0], "k", None),
         **dataclasses.asdict(spike_statistics([layer])),
     }
 

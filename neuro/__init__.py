@@ -2,7 +2,7 @@
 
 from .adaptive_threshold import AdaptiveThreshold
 from .band import EVERY_COUNT, Band, without_band
-from .base import NEURONS, NO_RULE, CountBounds, KernelRule, MembraneState, Neuron
+from .base import NEURONS, NO_RULE, CountBounds, CountTable, KernelRule, MembraneState, Neuron
 from .checks import checking_plugins
 from .dead_zone import DeadZoneThreshold
 from .integrate_and_fire import IntegrateAndFire, LeakyIntegrateAndFire
@@ -18,6 +18,7 @@ __all__ = [
     "AdaptiveThreshold",
     "Band",
     "CountBounds",
+    "CountTable",
     "DeadZoneThreshold",
     "IntegrateAndFire",
     "KernelRule",

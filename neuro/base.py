@@ -23,8 +23,27 @@ class MembraneState(NamedTuple):
     v: Tensor
 
 
+class CountTable:
+    """Counts by |x / threshold|, for neurons that choose them in another way than by rounding.
+
+    A table is equal to itself only: whoever makes tables keeps one for each setting, so that rules can be compared.
+
+    Attributes:
+        choices: counts that can be chosen, ascending, int32 [M].
+        borders: the |ratio| beyond which each next one is chosen, float32 [M - 1].
+        first: how many borders are below each of the whole numbers from 0 on, int32. A larger |ratio| than its last
+            place is compared with the counts around it, by error and price.
+        reach: how many of these there are on each side; no count is farther from the rounded |ratio|, except 0.
+        spike_price: of a spike in the signed-digit code, in squared thresholds.
+    """
+
+    def __init__(self, choices: Tensor, borders: Tensor, first: Tensor, reach: int, spike_price: float) -> None:
+        self.choices, self.borders, self.first = choices, borders, first
+        self.reach, self.spike_price = reach, spike_price
+
+
 class KernelRule(NamedTuple):
-    """A neuron as kernels run it: which rule for the threshold, the numbers in it, and what is silent.
+    """A neuron as kernels run it: which rule for the threshold, the numbers in it, what is silent, and how to round.
 
     Attributes:
         number: of the rule in `threshold_numba` and `threshold_triton`, from 1 on, different for each rule.
@@ -32,12 +51,14 @@ class KernelRule(NamedTuple):
         threshold_range: smallest and largest threshold that the rule can give, in the unit of the activation.
         quiet: channels whose |x| / threshold is below it have no spikes, whatever that would round to; a number that
             float32 holds, 0 for none.
+        table: of counts; None where x / threshold is rounded, half to even. Kernels on a GPU know no tables.
     """
 
     number: int
     parameters: tuple[float, float, float]
     threshold_range: tuple[float, float]
     quiet: float = 0.0
+    table: CountTable | None = None
 
     @property
     def numbers(self) -> tuple[float, float, float, float]:
@@ -77,13 +98,17 @@ class Neuron(ABC, Generic[State]):
     def __init_subclass__(cls, **options) -> None:
         """Let no class inherit kernels or bounds that belong to another `step` than its own."""
         super().__init_subclass__(**options)
-        for name in ("kernel_rule", "count_bounds"):
+        for name in ("kernel_rule", "cpu_rule", "count_bounds"):
             if overrides(cls, name, ("step", "initial_state", "__call__")):
                 setattr(cls, name, getattr(Neuron, name))
 
     def kernel_rule(self) -> KernelRule | None:
         """Return what kernels run in the place of `step`, or None: then `step` runs."""
         return None
+
+    def cpu_rule(self) -> KernelRule | None:
+        """Return what kernels on a CPU run, which may have a table of counts; see `kernel_rule`."""
+        return self.kernel_rule()
 
     def count_bounds(self, num_channels: int) -> CountBounds | None:
         """Return bounds of the counts of a token of that many channels, for any activations; None if unknown."""

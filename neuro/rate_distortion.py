@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from .adaptive_threshold import AdaptiveThreshold, check_numbers, count_by_mean
-from .base import NEURONS, CountBounds
+from .base import NEURONS, CountBounds, CountTable, KernelRule
 from .spike_count import SpikeCount
 
 # Prices up to here are allowed. `_REACH` and `_TABLE` follow from them.
@@ -41,7 +41,7 @@ class RateDistortionThreshold(AdaptiveThreshold):
     The best n never falls as ratio grows, so a table of borders gives it: those of the lower convex hull of the points
     (n, n^2 + price of n). They are computed in exact fractions and rounded down to the ratio's dtype, which leaves
     every comparison as it is. Beyond |ratio| = 1024 the candidates around the rounded ratio are compared in float64.
-    There are no kernels: it runs by the separate steps.
+    Kernels on a CPU run it; on a GPU it runs by the separate steps.
 
     Attributes:
         k: the mean |x| divided by the threshold; larger means finer steps.
@@ -79,6 +79,10 @@ class RateDistortionThreshold(AdaptiveThreshold):
         """Count the spikes of one activation tensor; see `AdaptiveThreshold.step`."""
         return count_by_mean(self, x, self._cheapest), None
 
+    def cpu_rule(self) -> KernelRule:
+        """Return the rule of `AdaptiveThreshold` with a table of counts; see `Neuron.cpu_rule`."""
+        return AdaptiveThreshold.kernel_rule(self)._replace(table=_table(self.spike_price, self.read_price))
+
     def count_bounds(self, num_channels: int) -> CountBounds:
         """Return the bounds of `AdaptiveThreshold`, with the farthest that a count can be above |ratio|.
 
@@ -93,7 +97,20 @@ class RateDistortionThreshold(AdaptiveThreshold):
         return len(_borders(self.spike_price, self.read_price, torch.float32)[1]).bit_length()
 
     def _cheapest(self, ratio: Tensor) -> Tensor:
-        """Return the counts of x / threshold."""
+        """Return the counts of x / threshold; on a CPU by `rate_distortion_numba`, which gives the same."""
+        if ratio.is_cpu and ratio.dtype == torch.float32:
+            return self._cheapest_compiled(ratio)
+        return self._cheapest_plain(ratio)
+
+    def _cheapest_compiled(self, ratio: Tensor) -> Tensor:
+        from .rate_distortion_numba import choose_counts  # noqa: PLC0415 - numba takes a while to import
+
+        table, count = _table(self.spike_price, self.read_price), torch.empty(ratio.shape, dtype=torch.int32)
+        given = (ratio.contiguous().view(-1), table.choices, table.borders, table.first)
+        choose_counts(*(part.numpy() for part in given), table.reach, table.spike_price, count.view(-1).numpy())
+        return count
+
+    def _cheapest_plain(self, ratio: Tensor) -> Tensor:
         magnitude = ratio.abs()
         counts, borders = (part.to(ratio.device) for part in _borders(self.spike_price, self.read_price, ratio.dtype))
         count = counts[torch.bucketize(magnitude, borders)]  # at a border itself, the smaller
@@ -136,6 +153,14 @@ def _borders(spike_price: float, read_price: float, dtype: torch.dtype) -> tuple
     exact = [Fraction(b - a, 2 * unit * (n - m)) for (m, a), (n, b) in itertools.pairwise(points)]
     borders = [_rounded_down(border, numbers) for border in exact]
     return torch.tensor([n for n, _ in points], dtype=torch.int32), torch.tensor(borders, dtype=dtype)
+
+
+@functools.cache  # for good: compiled decoders hold the addresses
+def _table(spike_price: float, read_price: float) -> CountTable:
+    """Return the counts that can be chosen and their borders, as compiled code takes them."""
+    choices, borders = _borders(spike_price, read_price, torch.float32)
+    first = torch.searchsorted(borders, torch.arange(_TABLE + 1, dtype=torch.float32)).int()
+    return CountTable(choices, borders, first, _REACH, float(spike_price))
 
 
 def _is_below(low: tuple[int, int], point: tuple[int, int], high: tuple[int, int]) -> bool:

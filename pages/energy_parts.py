@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..analysis.energy import has_other_weights
 from ..analysis.units import energy_unit
 from .charts import break_even, ratio_steps, stacked_parts
 from .figures import Figures
@@ -12,15 +13,19 @@ from .parts import Card, Column, Section, Table, Text, View
 from .words import amount, cost_in_words, percent
 
 SYSTEMS = {"spiking": "on spikes", "int8": "dense INT8", "fp16": "dense FP16"}
+# With what is dense, but for spikes the same model; shown where that is not the INT8 model.
+_SAME = {"same_weights": "dense, same weights"}
 
 
 def energy_card(energy: Figures) -> Card:
     """Return the card with the full ratio and the paper's."""
     full, paper = energy["digital"]["ratio_vs_int8"], energy["paper"]["ratio_vs_int8"]
+    same = energy["digital"]["ratio_vs_same_weights"]
     tone = "" if full is None or abs(full - 1) < 0.005 else "good" if full > 1 else "bad"
     notes = (
         f"than dense INT8, with all that is counted (ratio {_ratio(full)}).",
         f"The paper’s estimate (additions only): {cost_in_words(paper)} (ratio {_ratio(paper)}).",
+        *([f"Dense with the same weights: ratio {_ratio(same)}."] if has_other_weights(energy["digital"]) else []),
     )
     return Card("Energy", cost_in_words(full), notes, "modelled", "ratio", tone)
 
@@ -113,24 +118,25 @@ def _waterfall(steps: list[Figures], num_tokens: float) -> list[View | Table]:
 
 
 def _parts(digital: Figures) -> list[View | Table]:
-    by_system = {system: dict(digital[f"{system}_parts_pj"].items()) for system in SYSTEMS}
-    totals = [digital.number(f"{system}_total_pj") for system in SYSTEMS]
+    systems = {**SYSTEMS, **_SAME} if has_other_weights(digital) else SYSTEMS
+    by_system = {system: dict(digital[f"{system}_parts_pj"].items()) for system in systems}
+    totals = [digital.number(f"{system}_total_pj") for system in systems]
     tokens = max(digital.number("num_tokens"), 1)
     factor, unit = energy_unit(max(totals) / tokens)
     divided = tokens * factor
     names = list(dict.fromkeys(part for parts in by_system.values() for part in parts))
     rows = [
-        {"system": SYSTEMS[system], "part": part, "value": value / divided}
+        {"system": systems[system], "part": part, "value": value / divided}
         for system, parts in by_system.items()
         for part, value in parts.items()
     ]
     values = [(part, *(parts.get(part, 0.0) / divided for parts in by_system.values())) for part in names]
     values.append(("total", *(total / divided for total in totals)))
-    columns = [Column("part"), *(Column(name, ",.2f") for name in SYSTEMS.values())]
+    columns = [Column("part"), *(Column(name, ",.2f") for name in systems.values())]
     chart = stacked_parts(rows, names, f"{unit} a token")
-    of_kinds = {system: dict(digital[f"{system}_by_kind_pj"].items()) for system in SYSTEMS}
+    of_kinds = {system: dict(digital[f"{system}_by_kind_pj"].items()) for system in systems}
     kinds = [
-        (kind, value / max(totals[0], 1e-30), *(of_kinds[system].get(kind, 0.0) / divided for system in SYSTEMS))
+        (kind, value / max(totals[0], 1e-30), *(of_kinds[system].get(kind, 0.0) / divided for system in systems))
         for kind, value in of_kinds["spiking"].items()
     ]
     of_what = [Column("of"), Column("share, on spikes", ".1%"), *columns[1:]]

@@ -71,7 +71,7 @@ class Cpu(Backend):
     ) -> Tensor | None:
         """Run a whole layer in one kernel; see `Backend.fused`."""
         inner, band = without_band(neuron)
-        rule = inner.kernel_rule()
+        rule = inner.cpu_rule()
         if rule is None or not encoder.lossless:
             return None
         num_outputs = weight.shape[0]
@@ -110,7 +110,7 @@ class Cpu(Backend):
         encoder: Encoder,
     ) -> list[Tensor] | None:
         """Run all experts in one kernel; see `Backend.experts`. In mode "count" they run one by one."""
-        rule, every = neuron.kernel_rule(), [one for expert in experts for one in expert]
+        rule, every = neuron.cpu_rule(), [one for expert in experts for one in expert]
         if self.mode == "count" or rule is None or not encoder.lossless or x.numel() == 0 or len(row) == 0:
             return None
         tensors = [part for one in every for part in one[:4] if part is not None]

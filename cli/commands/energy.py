@@ -156,9 +156,14 @@ def energy(
 
 
 def _figure(digital: dict[str, Any]) -> str:
+    from ...analysis.energy import has_other_weights
+
     per_token = digital["spiking_total_pj"] / max(digital["num_tokens"], 1) / 1e3
-    ratios = [less_or_more(digital[f"ratio_vs_{system}"], f"than {system.upper()}") for system in ("int8", "fp16")]
-    return f"A token costs {per_token:,.1f} nJ on spikes (modelled): {ratios[0]}, {ratios[1]}."
+    shown = {"int8": "INT8", "fp16": "FP16"}
+    if has_other_weights(digital):
+        shown["same_weights"] = "dense with the same weights"
+    ratios = [less_or_more(digital[f"ratio_vs_{system}"], f"than {name}") for system, name in shown.items()]
+    return f"A token costs {per_token:,.1f} nJ on spikes (modelled): {', '.join(ratios)}."
 
 
 def _print_synops(console: Console, report: EnergyReport, assumptions: bool) -> None:
@@ -201,14 +206,17 @@ def _print(console: Console, figures: dict[str, Any], counts: ModelCounts, assum
 
 def _print_parts(console: Console, digital: dict[str, Any]) -> None:
     """Print the energy of a token, part by part."""
-    from ...energy.counts import SYSTEMS
+    from ...analysis.energy import has_other_weights
 
     tokens = max(digital["num_tokens"], 1)
-    table = table_of("Energy a token, nJ (modelled)", "spiking", "INT8", "FP16")
+    systems = {"spiking": "spiking", "same_weights": "same weights", "int8": "INT8", "fp16": "FP16"}
+    if not has_other_weights(digital):
+        del systems["same_weights"]
+    table = table_of("Energy a token, nJ (modelled)", *systems.values())
     for part in dict.fromkeys((*digital["spiking_parts_pj"], *digital["int8_parts_pj"])):
-        row = [digital[f"{system}_parts_pj"].get(part, 0.0) for system in SYSTEMS]
+        row = [digital[f"{system}_parts_pj"].get(part, 0.0) for system in systems]
         table.add_row(part, *(f"{value / tokens / 1e3:,.1f}" for value in row))
-    totals = [digital[f"{system}_total_pj"] for system in SYSTEMS]
+    totals = [digital[f"{system}_total_pj"] for system in systems]
     table.add_row("total", *(f"{value / tokens / 1e3:,.1f}" for value in totals), style="bold")
     console.print(table, "")
 

@@ -136,7 +136,10 @@ def _print_k(console: Console, layers: list[dict[str, Any]]) -> None:
     """Print k for each kind of layer."""
     from ...text_table import kind_of
 
-    numbers = Counter((kind_of(row["name"]), row["k"]) for row in layers)
+    of_layer = {
+        row["name"].partition(".levels.")[0]: row["k"] for row in layers
+    }  # coarse rows have that of their layer
+    numbers = Counter((kind_of(name), k) for name, k in of_layer.items())
     table = table_of("k by kind of layer", "layers", "k", no_wrap=True)
     for (kind, k), number in numbers.items():
         table.add_row(kind, f"{number:,}", "" if k is None else f"{k:g}")
@@ -197,6 +200,8 @@ def _print_mixture(console: Console, mixture: dict[str, Any]) -> None:
 
 def _print_energy(console: Console, energy: dict[str, Any]) -> None:
     """Print the whole model's energy first, and then what additions alone would give."""
+    from ...analysis.energy import has_other_weights
+
     paper, whole = energy["paper"], energy["waterfall"][-1]
     columns = ("Energy, dense / on spikes (modelled)", "INT8", "FP16", "")
     table = table_of(*columns, text_columns=(0, 3), no_wrap=True)
@@ -207,6 +212,10 @@ def _print_energy(console: Console, energy: dict[str, Any]) -> None:
         shown = [ratios[f"ratio_vs_{system}"] for system in ("int8", "fp16")]
         table.add_row(name, *("no spikes" if ratio is None else as_ratio(ratio) for ratio in shown), meaning)
     console.print(table, "")
+    if has_other_weights(energy["digital"]):
+        same = energy["digital"]["ratio_vs_same_weights"]
+        shown = "no spikes" if same is None else as_ratio(same)
+        console.print(f"Dense with the same weights, INT8 activations / on spikes, the whole model: {shown}.")
     console.print(f"Where it goes, on spikes: {shares_in_words(energy['digital']['spiking_by_kind_pj'])}.")
     console.print(
         f"Additions alone: {paper['average_spikes']:.4f} a channel, {paper['spike_mac_pj']:.4f} pJ in place of a MAC "

@@ -15,18 +15,22 @@ from ...energy.count_spiking import count_spiking_layer
 from ...energy.counts import LayerCounts, ModelCounts
 from ...energy.recode import Recoded
 from ...models.recording import WeightReads
-from .units import LARGEST, Unit
+from .units import LARGEST, Rule, Unit
 
 # A channel may fall silent, or read coarse rows, below so many times the token's mean |x|.
 _MOST_SILENT, _MOST_SMALL = 0.6, 1.6
 
 
 class Option(NamedTuple):
-    """A setting of a unit: k, and the largest |count| that is silent, and that reads coarse rows (0 for none)."""
+    """A setting of a unit: its rule, and the largest |count| that is silent, or reads coarse rows (0 for none)."""
 
-    k: float
-    silent: int
-    small: int
+    rule: Rule
+    silent: int = 0
+    small: int = 0
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the setting as a file has it."""
+        return {**self.rule._asdict(), "silent": self.silent, "small": self.small}
 
 
 @dataclass
@@ -59,11 +63,13 @@ def table_of(unit: Unit, counts: str, model: DigitalEnergy, encoder: Encoder) ->
     """
     options: list[Option] = []
     errors, costs = [], []
-    for k in unit.sums:
-        price = Prices.of(unit, k, counts, model, encoder)
-        for silent in range(int(_MOST_SILENT * k - 0.5) + 1):
-            for small in (0, *range(silent + 1, min(int(_MOST_SMALL * k) + 1, LARGEST))):
-                options.append(Option(k, silent, small))
+    for rule in unit.sums:
+        price = Prices.of(unit, rule, counts, model, encoder)
+        # Prices decide by themselves what is silent.
+        most_silent = 0 if rule.has_prices else int(_MOST_SILENT * rule.k - 0.5)
+        for silent in range(most_silent + 1):
+            for small in (0, *range(silent + 1, min(int(_MOST_SMALL * rule.k) + 1, LARGEST))):
+                options.append(Option(rule, silent, small))
                 errors.append(error_of(unit, options[-1]))
                 costs.append(price.of_option(unit, options[-1]))
     return Table(options, torch.tensor(errors, dtype=torch.float64), torch.tensor(costs, dtype=torch.float64))
@@ -71,7 +77,7 @@ def table_of(unit: Unit, counts: str, model: DigitalEnergy, encoder: Encoder) ->
 
 def error_of(unit: Unit, option: Option) -> float:
     """Return the squared error of a unit's outputs with a setting, from its sums."""
-    sums = unit.sums[option.k]
+    sums = unit.sums[option.rule]
     fires, own = option.silent + 1, max(option.small, option.silent) + 1
     return _sum(sums.silenced, 0, fires) + _sum(sums.rounded, fires) + _sum(sums.coarse, fires, own)
 
@@ -87,11 +93,11 @@ class Prices(NamedTuple):
     coarse: tuple[float, float, float]
 
     @classmethod
-    def of(cls, unit: Unit, k: float, counts: str, model: DigitalEnergy, encoder: Encoder) -> Prices:
+    def of(cls, unit: Unit, rule: Rule, counts: str, model: DigitalEnergy, encoder: Encoder) -> Prices:
         """Return the prices of a unit by the rules of a recorded run; arguments as of `table_of`."""
         found = []
         for is_coarse in (False, True):
-            layers = [_layers(unit, k, encoder, is_coarse, *at) for at in ((1, 0), (2, 0), (1, 1))]
+            layers = [_layers(unit, rule, encoder, is_coarse, *at) for at in ((1, 0), (2, 0), (1, 1))]
             # From the first spike on: without any, no sum is shifted.
             one, more, row = (_cost(counts, some, "spiking", model) for some in layers)
             found.append((one - (more - one), more - one, row - one))
@@ -99,7 +105,7 @@ class Prices(NamedTuple):
 
     def of_option(self, unit: Unit, option: Option) -> float:
         """Return what the tokens in a unit's sums cost with a setting."""
-        sums = unit.sums[option.k]
+        sums = unit.sums[option.rule]
         fires, own = option.silent + 1, max(option.small, option.silent) + 1
         constant, spike, row = self.own
         cost = constant + spike * _sum(sums.spikes, own) + row * _sum(sums.channels, own)
@@ -113,7 +119,7 @@ def dense_cost(unit: Unit, counts: str, model: DigitalEnergy, encoder: Encoder) 
     """Return what the value of a budget is a share of: dense INT8 layers, or for spikes all channels."""
     if counts == "spikes":
         return float(unit.num_tokens * unit.num_inputs * len(unit.layers))
-    return _cost(counts, _layers(unit, 1.0, encoder, False, 0, 0), "int8", model)
+    return _cost(counts, _layers(unit, Rule(1.0), encoder, False, 0, 0), "int8", model)
 
 
 def _cost(counts: str, layers: dict[str, LayerCounts], system: str, model: DigitalEnergy) -> float:
@@ -126,17 +132,20 @@ def _cost(counts: str, layers: dict[str, LayerCounts], system: str, model: Digit
     return float(sum(one.weight_channel_bytes + one.weight_bytes + one.parameter_bytes for one in done))
 
 
-def _layers(unit: Unit, k: float, encoder: Encoder, is_coarse: bool, spikes: int, rows: int) -> dict[str, LayerCounts]:
+def _layers(
+    unit: Unit, rule: Rule, encoder: Encoder, is_coarse: bool, spikes: int, rows: int
+) -> dict[str, LayerCounts]:
     """Return what the layers of a unit count with so many spikes and rows."""
     found = {}
-    n, steps = unit.num_tokens, encoder.timesteps_for(LARGEST)
+    n, steps, neuron = unit.num_tokens, encoder.timesteps_for(LARGEST), rule.neuron()
     for coarse, own in unit.records:
         record = replace(
             coarse if is_coarse else own,
             num_tokens=n,
             num_active_channels=rows,
             weight_reads=[WeightReads(64, 1, n, rows, 0)],
-            mean_count_bound=k + 0.5,
+            mean_count_bound=neuron.count_bounds(unit.num_inputs).mean,
+            compares_per_channel=neuron.compares_per_channel(),
         )
         recoded = Recoded(spikes, spikes, rows, steps * n * record.in_features, steps, 0)
         found[record.name] = count_spiking_layer(record, recoded, 64, 1)

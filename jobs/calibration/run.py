@@ -21,13 +21,13 @@ from ...models import Recording, SpikeSettings, record, save, spiking_layers, to
 from ...models.conversion.divergence import divergence_from, predictions
 from ...models.io import load
 from ...models.io.checksums import of_text
-from ...neuro import AdaptiveThreshold, DeadZoneThreshold, Neuron
+from ...neuro import DeadZoneThreshold, Neuron
 from ..given import usual
-from ..inputs import alone, check_length, is_spiking, read_text, require_new, require_tokenizer, token_ids
+from ..inputs import alone, is_spiking, positions_of, read_text, require_new, require_tokenizer, token_ids
 from ..progress import SILENT, Progress
 from ..resume import describe_source, digest, store_state, stored_state
 from .choice import Option, Prices, Table, choose, dense_cost, error_of, predicted, table_of
-from .units import KS, Unit, summing, units_of
+from .units import PRICED, ROUNDED, Rule, Unit, summing, units_of
 
 FILES = ("calibration.json", "unfinished-calibration.json")
 COUNTS = ("read", "spikes", "energy")
@@ -35,9 +35,15 @@ COUNTS = ("read", "spikes", "energy")
 _CONTEXT, _SENSITIVE, _HELD_OUT = 512, 256, 2
 # The setting at which the sensitivity to a unit's error is measured: |x| below 0.19 of the mean is silent, and below
 # 0.8 reads coarse rows.
-_PROBE = Option(8.0, 1, 6)
+_PROBE = Option(Rule(8.0), 1, 6)
 # A budget counts as kept from here on; the target is corrected at most so often.
 _NEAR, _CORRECTIONS = 0.005, 4
+# What else than a higher budget helps.
+_REMEDIES = {
+    "read": ", or take `weights` int4 with `compact_scales`",
+    "spikes": "",
+    "energy": ", or leave fewer layers dense",
+}
 _PAPER = (2.0, 3.0, 4.0, 8.0)
 # Raised when an older unfinished calibration could not go on.
 _FORMAT = 1
@@ -55,6 +61,14 @@ class Budget(NamedTuple):
 
     counts: str
     value: float
+
+
+def check_budget(budget: Budget, known: Sequence[str] = COUNTS) -> None:
+    """Raise an InputError unless a budget counts something known, and its value is a number above 0."""
+    if budget.counts not in known:
+        raise InputError(f"budget: expected {' or '.join(known)}, got {budget.counts!r}.")
+    if not 0 < budget.value < float("inf"):
+        raise InputError(f"budget: expected a finite number above 0 for {budget.counts}, got {budget.value:g}.")
 
 
 @dataclass(frozen=True)
@@ -89,10 +103,7 @@ class CalibrateSettings:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoder", ENCODERS.resolve(self.encoder, "encoder", None))
-        if self.budget.counts not in COUNTS:
-            raise InputError(f"budget: expected one of {', '.join(COUNTS)}; got {self.budget.counts!r}.")
-        if not 0 < self.budget.value < float("inf"):
-            raise InputError(f"budget: expected a number above 0 for {self.budget.counts}, got {self.budget.value}.")
+        check_budget(self.budget)
         if usual(self.num_tokens, _CONTEXT) < _CONTEXT:
             raise InputError(f"num_tokens: expected {_CONTEXT} or more, got {self.num_tokens}.")
         self.spike_settings()
@@ -180,9 +191,9 @@ def calibrate(
     if is_spiking(model):
         raise InputError(f"{loaded.source}: spikes already. Calibrate the float model that it was made from.")
     ids = token_ids(text, require_tokenizer(loaded.tokenizer, loaded.source), loaded.source)
-    context = min(_CONTEXT, getattr(model.config, "max_position_embeddings", _CONTEXT))
+    context = min(_CONTEXT, usual(positions_of(model), _CONTEXT))
     num_rows = usual(settings.num_tokens, 8 * _CONTEXT) // context
-    check_length(source, len(ids), context * (num_rows + _HELD_OUT), "num_tokens")
+    _check_length(source, len(ids), context, num_rows)
     rows = ids[: context * (num_rows + _HELD_OUT)].view(-1, context)
     fitted, held_out = rows[:num_rows], rows[num_rows:]
 
@@ -193,7 +204,8 @@ def calibrate(
     units = units_of(model, spiking, spiking.conversion.converted, fitted[:1, :8])
     code = settings.code
     done = progress.bar("Errors of all settings", fitted.numel(), "tokens")
-    with summing(model, units, code, [KS] * len(units)), torch.no_grad():
+    rules = (*ROUNDED, *PRICED) if settings.budget.counts == "spikes" else ROUNDED
+    with summing(model, units, code, [rules] * len(units)), torch.no_grad():
         for row in fitted:
             model(input_ids=row[None], use_cache=False)
             done(row.numel())
@@ -203,7 +215,7 @@ def calibrate(
     tables = [table_of(unit, settings.budget.counts, energy, code) for unit in units]
     measure = _Measure(model, units, settings, held_out, energy)
     progress.say("Measuring the paper's rule beside it")
-    paper = [measure(f"paper's rule, k = {k:g}", [Option(k, 0, 0)] * len(units)) for k in _PAPER]
+    paper = [measure(f"paper's rule, k = {k:g}", [Option(Rule(k))] * len(units)) for k in _PAPER]
     share = fitted.numel() / held_out.numel()
     base, rest = (one[settings.budget.counts] * share for one in (measure.base, measure.rest))
     found, chosen = _keep_budget(settings.budget, tables, sensitivity, (base, rest), measure, progress)
@@ -217,6 +229,18 @@ def calibrate(
     return result
 
 
+def _check_length(text: str, num_tokens: int, context: int, num_rows: int) -> None:
+    """Raise an InputError unless a text has the rows that errors are summed over and those held out behind them."""
+    behind = context * _HELD_OUT
+    if num_tokens < context * num_rows + behind:
+        most = (num_tokens - behind) // context * context
+        remedy = f", or at most `num_tokens` {most:,}" if most >= _CONTEXT else ""
+        raise InputError(
+            f"text: expected at least {context * num_rows:,} tokens to calibrate on and {behind:,} behind them to "
+            f"measure the result on, got {num_tokens:,} in all ({text}). Give a longer text{remedy}."
+        )
+
+
 def _keep_budget(
     budget: Budget,
     tables: Sequence[Table],
@@ -228,18 +252,21 @@ def _keep_budget(
     """Return what was measured of the best settings that keep the budget, and these."""
     base, rest = costs
     target, spent = budget.value, float("inf")
-    for _ in range(_CORRECTIONS):
-        chosen = choose(tables, sensitivity, target * base - rest)
+    cheapest = choose(tables, sensitivity, 0.0)
+    for i in range(_CORRECTIONS + 1):
+        chosen = choose(tables, sensitivity, target * base - rest) if i < _CORRECTIONS else cheapest
         options = [table.options[i] for table, i in zip(tables, chosen, strict=True)]
         found = measure("calibrated", options)
         spent = getattr(found, budget.counts)
         if spent <= budget.value * (1 + _NEAR):
             return found, options
+        if chosen == cheapest:
+            break
         progress.say(f"It spends {spent:.4g} and not {budget.value:g}: choosing again.")
         target *= budget.value / spent
     raise InputError(
         f"budget: expected {budget.counts}={budget.value:g} to be possible, got {spent:.4g} at the least. Raise the "
-        "budget, or leave fewer layers dense."
+        f"budget{_REMEDIES[budget.counts]}."
     )
 
 
@@ -248,9 +275,9 @@ def _patterns(units: Sequence[Unit], options: Sequence[Option]) -> dict[str, Any
     neurons: dict[str, Neuron] = {}
     coarse: dict[str, tuple[tuple[int, int], ...]] = {}
     for unit, option in zip(units, options, strict=True):
-        neuron = AdaptiveThreshold(option.k)
+        neuron, k = option.rule.neuron(), option.rule.k
         if option.silent:  # |x| of half a step above the largest silent count is where the next one begins
-            neuron = DeadZoneThreshold(option.k, dead_zone=(option.silent + 0.5) / option.k)
+            neuron = DeadZoneThreshold(k, dead_zone=(option.silent + 0.5) / k)
         for name, layer in unit.layers.items():
             neurons[name] = neuron
             if option.small > option.silent:
@@ -312,13 +339,15 @@ class _Measure:
         spiking = to_spiking(self._model, self._settings.spike_settings(**_patterns(self._units, options)))
         units, code = [unit.afresh() for unit in self._units], self._settings.code
         one = next(iter(spiking_layers(spiking)))  # recorded layers run step by step: all others need not
-        with summing(spiking, units, code, [(o.k,) for o in options]), record(spiking, layers=(one,)) as recording:
+        with summing(spiking, units, code, [(o.rule,) for o in options]), record(spiking, layers=(one,)) as recording:
             perplexity = measure_perplexity(spiking, list(self._rows))
         if not self.base:
             self._set_base(units, recording)
         spent = []
         for counts in COUNTS:
-            prices = (Prices.of(unit, o.k, counts, self._energy, code) for unit, o in zip(units, options, strict=True))
+            prices = (
+                Prices.of(unit, o.rule, counts, self._energy, code) for unit, o in zip(units, options, strict=True)
+            )
             cost = sum(p.of_option(unit, o) for p, unit, o in zip(prices, units, options, strict=True))
             spent.append((cost + self.rest[counts]) / self.base[counts])
         return Point(name, perplexity, *spent)
@@ -362,7 +391,7 @@ def _as_json(
         "paper": [point._asdict() for point in result.paper],
         "frontier": [{"value": value, "expected_loss": loss} for value, loss in result.frontier],
         "units": [
-            {"layers": unit.names, **result.options[unit.names[0]]._asdict(), "sensitivity": s}
+            {"layers": unit.names, **result.options[unit.names[0]].to_dict(), "sensitivity": s}
             for unit, s in zip(units, sensitivity, strict=True)
         ],
     }

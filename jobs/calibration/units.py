@@ -2,9 +2,8 @@
 
 Layers that read the same input are one unit: they get the same neuron, so that the input is counted once.
 
-A setting of a unit is (k, silent, small): counts = round(x / threshold) with threshold = mean|x| / k; counts of a
-magnitude up to `silent` are no spikes, and those up to `small` read coarse rows. All settings with the same k follow
-from sums over the channels with |count| = n, for each n.
+A setting of a unit is a rule for counts and two magnitudes: counts up to `silent` are no spikes, and those up to
+`small` read coarse rows. All settings with the same rule follow from sums over the channels with |count| = n.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +25,39 @@ from ...errors import InputError
 from ...models import GradedLinear, LayerRecord
 from ...models.layers.quantize import QuantizedWeight
 from ...models.recording.layer_record import frequencies
-from ...neuro import AdaptiveThreshold
+from ...neuro import AdaptiveThreshold, RateDistortionThreshold
 from ...neuro.count_sums_numba import add_up_by_count
 
 # Magnitudes of counts that are kept apart; the last place holds all above.
 LARGEST = 64
-# Values of k that are tried.
-KS = (2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)
+
+
+class Rule(NamedTuple):
+    """How counts follow from activations: rounded at a k, or chosen by prices (see `RateDistortionThreshold`)."""
+
+    k: float
+    spike_price: float = 0.0
+    read_price: float = 0.0
+
+    @property
+    def has_prices(self) -> bool:
+        """Whether counts are chosen by prices."""
+        return self.spike_price > 0 or self.read_price > 0
+
+    def neuron(self) -> AdaptiveThreshold:
+        """Return the neuron with this rule."""
+        if self.has_prices:
+            return RateDistortionThreshold(self.k, spike_price=self.spike_price, read_price=self.read_price)
+        return AdaptiveThreshold(self.k)
+
+
+# Rules that are tried; those with prices only where spikes are what a budget counts.
+ROUNDED = tuple(map(Rule, (2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0)))
+PRICED = (
+    *(Rule(k, spike_price) for k in (3.0, 4.0, 6.0, 8.0) for spike_price in (0.5, 1.0, 2.0)),
+    Rule(8.0, 4.0, 1.0),
+    Rule(16.0, 4.0, 1.0),
+)
 
 
 @dataclass
@@ -61,13 +86,13 @@ class Unit:
     Attributes:
         layers: as they spike, with coarse rows of half of their bits, by name.
         num_tokens: that were seen.
-        sums: by k. Errors are those of the sum of squared outputs of all layers, as if no two channels' errors were
+        sums: by rule. Errors are those of the sum of squared outputs of all layers, as if no two channels' errors were
             alike: each channel's squared error times the squared norm of its weights.
     """
 
     layers: dict[str, GradedLinear]
     num_tokens: int = 0
-    sums: dict[float, Sums] = field(default_factory=dict)
+    sums: dict[Rule, Sums] = field(default_factory=dict)
 
     @property
     def names(self) -> list[str]:
@@ -158,7 +183,7 @@ def graded(layer: Any) -> GradedLinear:
 
 @contextmanager
 def summing(
-    model: nn.Module, units: Sequence[Unit], encoder: Encoder, ks: Sequence[tuple[float, ...]]
+    model: nn.Module, units: Sequence[Unit], encoder: Encoder, rules: Sequence[tuple[Rule, ...]]
 ) -> Iterator[None]:
     """Add what the layers of a model get to the sums of the units, while it runs inside a `with` block.
 
@@ -166,19 +191,19 @@ def summing(
         model: the float model, or one on spikes.
         units: of the model.
         encoder: the code that spikes are counted in.
-        ks: values of k for each unit.
+        rules: of each unit.
     """
-    first = {unit.names[0]: (unit, some) for unit, some in zip(units, ks, strict=True)}
+    first = {unit.names[0]: (unit, some) for unit, some in zip(units, rules, strict=True)}
     lock = threading.Lock()  # windows may run in several threads
 
     def look(name: str, x: Tensor) -> None:
         unit, some = first[name]
         flat = x.detach().reshape(-1, x.shape[-1]).float()
-        for k in some:
-            new = _sums(flat, *unit.norms, k, encoder)
+        for rule in some:
+            new = _sums(flat, *unit.norms, rule, encoder)
             with lock:
-                old = unit.sums.get(k)
-                unit.sums[k] = new if old is None else Sums(*map(torch.add, vars(old).values(), vars(new).values()))
+                old = unit.sums.get(rule)
+                unit.sums[rule] = new if old is None else Sums(*map(torch.add, vars(old).values(), vars(new).values()))
         with lock:
             unit.num_tokens += len(flat)
 
@@ -186,8 +211,8 @@ def summing(
         yield
 
 
-def _sums(x: Tensor, own: Tensor, lost: Tensor, k: float, encoder: Encoder) -> Sums:
-    spikes = AdaptiveThreshold(k)(x)
+def _sums(x: Tensor, own: Tensor, lost: Tensor, rule: Rule, encoder: Encoder) -> Sums:
+    spikes = rule.neuron()(x)
     sums = torch.zeros(4, LARGEST + 1, dtype=torch.float64)
     given = (x, spikes.count, spikes.threshold[:, 0], own, lost, sums)
     add_up_by_count(*(tensor.contiguous().numpy() for tensor in given))

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...neuro import without_band
+from ...neuro import KernelRule, without_band
 from ..layers.attention_interface import runs_on_counts
 from ..layers.graded_linear import GradedLinear
 from ..layers.spike_linear import SpikeLinear
@@ -90,7 +90,7 @@ def obstacles(model: Any, target: Target, blocks: Iterable[list[list[nn.Module]]
         if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
             yield f"{name} is a {type(module).__name__}"
         if isinstance(module, SpikeLinear):
-            yield from (f"{name} {reason}" for reason in _obstacles_of_layer(module))
+            yield from (f"{name} {reason}" for reason in _obstacles_of_layer(module, target))
             yield from (f"{name} {reason}" for reason in target.obstacles(module))
     yield from _obstacles_of_tensors(model, target)
     yield from _obstacles_of_groups(model, target, blocks)
@@ -102,10 +102,15 @@ def _has_hooks(module: nn.Module) -> bool:
     return any(getattr(hook, "__module__", "") != "transformers.utils.output_capturing" for hook in found)
 
 
-def _obstacles_of_layer(layer: SpikeLinear) -> Iterator[str]:
+def _rule_of(layer: SpikeLinear, target: Target) -> KernelRule | None:
+    neuron = without_band(layer.neuron)[0]
+    return neuron.cpu_rule() if target.device == "cpu" else neuron.kernel_rule()
+
+
+def _obstacles_of_layer(layer: SpikeLinear, target: Target) -> Iterator[str]:
     if layer.observers:
         yield "is observed"
-    if without_band(layer.neuron)[0].kernel_rule() is None:
+    if _rule_of(layer, target) is None:
         yield f"has a neuron without a kernel, {layer.neuron!r}"
     if not layer.encoder.lossless:
         yield f"has the encoder {layer.encoder!r}, whose spikes must be added"
@@ -144,8 +149,7 @@ def _obstacles_of_groups(model: Any, target: Target, blocks: Iterable[list[list[
                 if type(member) not in target.layers:
                     yield f"a projection of block {index} is a {type(member).__name__}"
             own = [member.own if isinstance(member, GradedLinear) else member for member in members]
-            neurons = [without_band(member.neuron)[0] for member in own if isinstance(member, SpikeLinear)]
-            rules = [neuron.kernel_rule() for neuron in neurons]
+            rules = [_rule_of(member, target) for member in own if isinstance(member, SpikeLinear)]
             spiking += len(rules)
             if len(set(rules)) > 1:
                 yield f"layers of block {index} that read the same input have different neurons"

@@ -206,7 +206,7 @@ class Tables:
         self._rows.append(rows)
         self.copied += [part for part in (module.weight, module.scale, module.minimum) if part is not None]
         neuron, (record["above"], record["up_to"]) = without_band(module.neuron)
-        for name, value in (rows.fields | fields_of(neuron.kernel_rule() or NO_RULE)).items():
+        for name, value in (rows.fields | fields_of(neuron.cpu_rule() or NO_RULE)).items():
             record[name] = value
 
     def _fill_dense(self, record: Any, module: Any) -> None:

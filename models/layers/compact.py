@@ -46,7 +46,7 @@ def check_groups(num_groups: int, name: str = "") -> None:
     if num_groups < 2:
         raise InputError(
             f"compact_scales: expected weights in groups, got one scale an output in {name or 'a layer'}. Take weights "
-            '"stored" or "int4", or a group_size.'
+            '"stored" or "int4", or a group_size below its number of inputs; or leave it out with `skip`.'
         )
 
 

@@ -71,7 +71,8 @@ def texts_at_once(teacher: Any, length: int) -> int:
         return _TEXTS_ON_CPU
     config = teacher.config
     dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    text_bytes = 2 * config.num_hidden_layers * config.num_key_value_heads * dim * length * teacher.dtype.itemsize
+    num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads  # GPT-2 has no groups
+    text_bytes = 2 * config.num_hidden_layers * num_heads * dim * length * teacher.dtype.itemsize
     free_bytes, _ = torch.cuda.mem_get_info(teacher.device)
     return max(1, min(int(_MEMORY_SHARE * free_bytes / text_bytes), _MOST_TEXTS))
 

@@ -8,7 +8,7 @@ import threading
 import pytest
 import torch
 
-from spikebrain import AdaptiveThreshold, SpikeLinear, Ternary
+from spikebrain import AdaptiveThreshold, RateDistortionThreshold, SpikeLinear, Ternary
 from spikebrain.backends import Cpu, Reference
 from spikebrain.backends.cpu import layer as cpu_layer
 from spikebrain.backends.cpu import team
@@ -84,7 +84,7 @@ def test_every_code(backend, code):
 
 
 @pytest.mark.parametrize("backend", MODES, ids=str)
-@pytest.mark.parametrize("name", [name for name in NEURONS if NEURONS.create(name).kernel_rule() is not None])
+@pytest.mark.parametrize("name", [name for name in NEURONS if NEURONS.create(name).cpu_rule() is not None])
 def test_every_neuron_with_kernels(backend, name):
     layer = make_layer(577, 63, bias=True, backend=backend, neuron=NEURONS.create(name))
     for num_tokens in (1, 2, 40):
@@ -106,6 +106,10 @@ def test_extreme_counts(backend):
     fixed = make_layer(90, 7, backend=backend, neuron=AdaptiveThreshold(k=1000.0, floor=1.0, ceiling=1.0))
     counts = torch.tensor([n + d for bit in range(19) for n in (2**bit, -(2**bit)) for d in (-1, 0, 1)])[:90]
     assert_same(fixed, counts.float()[None])
+    # The same where counts are chosen: those beyond the table are compared with their neighbours.
+    for prices in ({"spike_price": 8.0}, {"spike_price": 0.5, "read_price": 1000.0}):
+        chosen = RateDistortionThreshold(k=1000.0, floor=1.0, ceiling=1.0, **prices)
+        assert_same(make_layer(90, 7, backend=backend, neuron=chosen), counts.float()[None] * 0.75)
 
 
 @pytest.mark.parametrize("backend", MODES, ids=str)

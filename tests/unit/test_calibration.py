@@ -7,12 +7,13 @@ import pytest
 import torch
 
 import spikebrain as sb
-from spikebrain import AdaptiveThreshold, BidirectionalBitwise, DeadZoneThreshold, SignedDigit, jobs
+from spikebrain import BidirectionalBitwise, DeadZoneThreshold, SignedDigit, jobs
 from spikebrain.energy import DigitalEnergy, count_operations
 from spikebrain.errors import InputError
 from spikebrain.jobs.calibration import run as calibration
 from spikebrain.jobs.calibration.choice import Option, Table, choose, table_of
-from spikebrain.jobs.calibration.units import LARGEST, summing, units_of
+from spikebrain.jobs.calibration.units import LARGEST, Rule, summing, units_of
+from spikebrain.jobs.progress import Silent
 
 
 @pytest.fixture
@@ -24,8 +25,8 @@ def all_units(model, spiking, ids):
     return units_of(model, spiking, spiking.conversion.converted, ids)
 
 
-def add_sums(model, units, ids, encoder, ks):
-    with summing(model, units, encoder, [ks] * len(units)), torch.no_grad():
+def add_sums(model, units, ids, encoder, *rules):
+    with summing(model, units, encoder, [rules] * len(units)), torch.no_grad():
         model(input_ids=ids)
 
 
@@ -33,7 +34,7 @@ def add_sums(model, units, ids, encoder, ks):
 def units(tiny_llama, spiking):
     ids = torch.randint(0, 256, (3, 20))
     found = all_units(tiny_llama, spiking, ids)
-    add_sums(tiny_llama, found, ids, BidirectionalBitwise(), (3.0, 8.0))
+    add_sums(tiny_llama, found, ids, BidirectionalBitwise(), Rule(3.0), Rule(8.0), Rule(4.0, 1.0), Rule(8.0, 2.0, 1.5))
     return found, ids
 
 
@@ -43,14 +44,24 @@ def test_layers_that_read_the_same_input_are_a_unit(units, spiking):
     assert {name for unit in units[0] for name in unit.names} == {*spiking.conversion.converted}
 
 
-@pytest.mark.parametrize("option", [Option(3.0, 0, 0), Option(8.0, 2, 0), Option(8.0, 1, 5), Option(8.0, 0, 3)])
+@pytest.mark.parametrize(
+    "option",
+    [
+        Option(Rule(3.0)),
+        Option(Rule(8.0), 2),
+        Option(Rule(8.0), 1, 5),
+        Option(Rule(8.0), 0, 3),
+        Option(Rule(4.0, 1.0)),
+        Option(Rule(8.0, 2.0, 1.5), 0, 4),
+    ],
+)
 @pytest.mark.parametrize("counts", ["read", "spikes", "energy"])
 def test_a_table_says_what_a_run_with_that_setting_costs(tiny_llama, units, option, counts):
     found, ids = units
     code = BidirectionalBitwise()
-    neuron, small = AdaptiveThreshold(option.k), ((2, option.small),) if option.small else ()
+    neuron, small = option.rule.neuron(), ((2, option.small),) if option.small else ()
     if option.silent:
-        neuron = DeadZoneThreshold(option.k, dead_zone=(option.silent + 0.5) / option.k)
+        neuron = DeadZoneThreshold(option.rule.k, dead_zone=(option.silent + 0.5) / option.rule.k)
     settings = sb.SpikeSettings(layers=("*layers.0.self_attn.?_proj",), skip=("*o_proj",), neuron=neuron, coarse=small)
     model = sb.to_spiking(tiny_llama, sb.SpikeSettings(**{**vars(settings), "weights": "int4"}))
     with torch.no_grad(), sb.record(model) as recording:
@@ -71,14 +82,14 @@ def test_a_table_says_what_a_run_with_that_setting_costs(tiny_llama, units, opti
 def test_errors_are_those_of_the_outputs_for_independent_channels(units):
     unit = units[0][0]
     table = table_of(unit, "read", DigitalEnergy(), BidirectionalBitwise())
-    best = table.error[[table.at(Option(k, 0, 0)) for k in (3.0, 8.0)]]
+    best = table.error[[table.at(Option(Rule(k))) for k in (3.0, 8.0)]]
     assert float(best[1]) < float(best[0])
     for silent in (0, 1, 2):  # more silence, or more coarse rows, costs accuracy and saves bytes
-        a, b = table.at(Option(8.0, silent, 0)), table.at(Option(8.0, silent + 1, 0))
+        a, b = table.at(Option(Rule(8.0), silent, 0)), table.at(Option(Rule(8.0), silent + 1, 0))
         assert float(table.error[b]) > float(table.error[a])
         assert float(table.cost[b]) < float(table.cost[a])
     for small in (2, 3, 4):
-        a, b = table.at(Option(8.0, 1, small)), table.at(Option(8.0, 1, small + 1))
+        a, b = table.at(Option(Rule(8.0), 1, small)), table.at(Option(Rule(8.0), 1, small + 1))
         assert float(table.error[b]) > float(table.error[a])
         assert float(table.cost[b]) < float(table.cost[a])
 
@@ -86,20 +97,22 @@ def test_errors_are_those_of_the_outputs_for_independent_channels(units):
 def test_sums_of_two_texts_are_those_of_both(tiny_llama, spiking):
     ids = torch.randint(0, 256, (4, 10))
     apart, together = (all_units(tiny_llama, spiking, ids) for _ in range(2))
-    add_sums(tiny_llama, together, ids, SignedDigit(), (4.0,))
+    add_sums(tiny_llama, together, ids, SignedDigit(), Rule(4.0))
     for row in ids.split(2):
-        add_sums(tiny_llama, apart, row, SignedDigit(), (4.0,))
+        add_sums(tiny_llama, apart, row, SignedDigit(), Rule(4.0))
     for one, other in zip(apart, together, strict=True):
         assert one.num_tokens == other.num_tokens == 40
-        for name, values in vars(one.sums[4.0]).items():
-            torch.testing.assert_close(values, getattr(other.sums[4.0], name), rtol=1e-5, atol=1e-12)
+        for name, values in vars(one.sums[Rule(4.0)]).items():
+            torch.testing.assert_close(values, getattr(other.sums[Rule(4.0)], name), rtol=1e-5, atol=1e-12)
             assert len(values) == LARGEST + 1
 
 
 def test_the_choice_is_the_best_of_all_on_the_hull():
     torch.manual_seed(0)
     steps = torch.arange(1.0, 6.0, dtype=torch.float64)
-    tables = [Table([Option(1.0, i, 0) for i in range(5)], a / steps, b * steps) for a, b in ((1, 1), (4, 1), (1, 3))]
+    tables = [
+        Table([Option(Rule(1.0), i) for i in range(5)], a / steps, b * steps) for a, b in ((1, 1), (4, 1), (1, 3))
+    ]
     sensitivity = (1.0, 2.0, 0.5)
     for budget in (5.0, 9.0, 14.0, 25.0):
         chosen = choose(tables, sensitivity, budget)
@@ -130,7 +143,9 @@ def test_a_budget_is_kept_and_the_model_carries_it(run, model_folder, text, tmp_
     units = {name: unit for unit in found["units"] for name in unit["layers"]}
     for name, unit in units.items():
         neuron = model.conversion.settings.neuron_of(name)
-        assert neuron.k == unit["k"]
+        prices = getattr(neuron, "spike_price", 0.0), getattr(neuron, "read_price", 0.0)
+        assert (neuron.k, *prices) == (unit["k"], unit["spike_price"], unit["read_price"])
+        assert counts == "spikes" or prices == (0.0, 0.0)
         coarse = model.conversion.settings.coarse_of(name)
         assert coarse == (((2, unit["small"]),) if unit["small"] > unit["silent"] else ())
     spent = [point[counts] for point in found["paper"]]
@@ -162,9 +177,13 @@ def test_a_run_that_was_interrupted_goes_on(model_folder, text, tmp_path, monkey
 
 
 def test_a_budget_that_cannot_be_kept(model_folder, text, tmp_path):
+    told = []
     settings = jobs.CalibrateSettings(str(model_folder), jobs.Budget("read", 0.01), text, 512, weights="int4")
+    said = Silent()
+    said.say = told.append
     with pytest.raises(InputError, match=r"budget: expected read=0.01 to be possible, got 0\.\d+ at the least"):
-        jobs.calibrate(settings, tmp_path / "out")
+        jobs.calibrate(settings, tmp_path / "out", said)
+    assert not any("choosing again" in line for line in told)  # since the cheapest of all was measured
     assert not list((tmp_path / "out").glob("*.safetensors"))
 
 
@@ -197,3 +216,28 @@ def test_layers_that_do_not_run(tiny_llama, spiking):
     names = (*spiking.conversion.converted, "extra")
     with pytest.raises(InputError, match="but 1 did not, such as extra: an expert, or a part"):
         units_of(tiny_llama, spiking, names, torch.randint(0, 256, (1, 6)))
+
+
+def test_a_text_that_is_too_short(run, model_folder, tmp_path):
+    text = tmp_path / "short.txt"
+    arguments = ("calibrate", model_folder, "--budget", "energy=2", "--text", text, "--out", tmp_path / "out")
+    expected = (
+        "--text: expected at least 4,096 tokens to calibrate on and 128 behind them to measure the result on, got"
+    )
+    # Rows of 64 tokens, two of them held out: 639 tokens leave 7 to calibrate on, fewer than the least, 512 tokens.
+    for length, remedy in ((639, "Give a longer text."), (703, "Give a longer text, or at most --num-tokens 512.")):
+        text.write_text("ab" * (length // 2) + "a")
+        code, _, err = run(*arguments)
+        assert code == 2
+        assert f"{expected} {length} in all (short.txt). {remedy}" in err
+    code, _, err = run(*arguments, "--num-tokens", 512)
+    assert code == 0, err
+
+
+@pytest.mark.parametrize("command", ["calibrate", "convert", "distill"])
+def test_folders_are_no_files(run, model_folder, text, tmp_path, command):
+    more = {"calibrate": ("--budget", "read=0.6"), "convert": (), "distill": (model_folder, "--text", text)}[command]
+    code, _, err = run(command, model_folder, *more, "--out", tmp_path / "it.safetensors")
+    assert code == 2
+    assert f"--out {tmp_path / 'it.safetensors'}: expected a folder, got the name of a file." in err
+    assert not (tmp_path / "it.safetensors").exists()

@@ -169,6 +169,14 @@ def summed_codes(fired, digit, codes, zero_point, tally):
     return dot
 
 
+def _integer_scores(length: int, d: int) -> dict[str, int]:
+    """Return what scores of queries in INT8 and keys in INT8 take: D MACs and two products for a pair."""
+    pairs = length * (length + 1) // 2
+    found = {"mac_int8": pairs * d, "rescale_convert": pairs, "rescale_mul": 2 * pairs, "activations": length * d}
+    found |= {"encoded_tokens": length, "encode_abs": length * d, "encode_compare": length * (d + 1)}
+    return found | {"encode_div": length * (d + 1), "encode_round": length * d}
+
+
 @pytest.mark.parametrize("code", ["bitwise-bidirectional", "ternary", "bitwise", "twos-complement"])
 def test_integer_attention_of_one_head(code):
     # Without the rotary embedding, which is counted above.
@@ -221,6 +229,8 @@ def test_integer_attention_of_one_head(code):
     assert operations(scored.spiking) == {what: n for what, n in spikes.items() if n}
     assert (found.int8, scored.int8) == (found.fp16, scored.fp16)
     assert found.fp16.num_mac_fp16 == scored.fp16.num_mac_fp16 == scored.fp16.num_macs == 10 * d
+    assert found.same_weights == found.spiking
+    assert operations(scored.same_weights) == _integer_scores(length, d)
     assert scored.accumulator_bits == (largest + 128 * train.zero_point * d).bit_length() + 1
     query, columns, core = counted_inputs(*given, neuron)
     torch.testing.assert_close(swa.attend(query, columns, core)[0, 0], torch.tensor(out_rows))

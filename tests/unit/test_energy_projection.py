@@ -202,6 +202,15 @@ def test_weights_of_4_bits_are_half_the_bytes_and_the_dense_models_stay():
         assert getattr(int8.spiking, name) == 2 * getattr(int4.spiking, name) > 0
     assert int4.spiking.weight_block_bytes < 0.7 * int8.spiking.weight_block_bytes
     assert (int8.int8, int8.fp16) == (int4.int8, int4.fp16)
+    assert int8.same_weights == int8.int8
+    # 5 reads of 64 rows of 5 bytes. For each output: 2 conversions of sums, 2 products with scales, 2 with minima
+    # and one with the scale of the activations, 2 - 1 + 2 additions and the bias. For each token the codes of both
+    # groups are added up (64 - 2 additions), and these sums converted.
+    same = int4.same_weights
+    assert (same.num_mac_int8, same.weight_bytes, same.parameter_bytes) == (5 * 640, 5 * 64 * 5, 5 * 10 * 18)
+    assert (same.num_rescale_convert, same.num_rescale_mul, same.num_rescale_add) == (50 * 2 + 5 * 2, 50 * 5, 50 * 4)
+    assert same.num_add_int32 == 5 * (64 - 2)
+    assert (same.num_encode_div, same.activation_bytes) == (int4.int8.num_encode_div, int4.int8.activation_bytes)
     # 5 reads of 10 outputs: one scale of 4 bytes and a bias of 2; or two scales, two minima and a bias.
     assert (int8.spiking.parameter_bytes, int4.spiking.parameter_bytes) == (5 * 10 * 6, 5 * 10 * 18)
     # In memory: 64 x 10 bytes; or 64 rows of 5 bytes, with 10 x 2 scales and minima of 4 bytes.
@@ -227,3 +236,22 @@ def test_a_model_of_4_bits_fits_memory_that_int8_does_not():
         )
     assert fits["int4"][0] < fits["int8"][0] / 10  # on the chip instead of DRAM
     assert fits["int4"][1] == fits["int8"][1]
+
+
+def test_the_dense_model_of_the_same_weights_needs_no_coarse_rows():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(64, 10)), torch.randn(5, 64)
+    found = []
+    for coarse in ((), ((2, 2),)):
+        spiking = to_spiking(model, SpikeSettings(weights="int4", coarse=coarse))
+        with torch.no_grad(), record(spiking) as recording:
+            spiking(x)
+        found.append(count_operations(recording))
+    plain, graded = found
+    assert graded.total("spiking").num_rescale_mul > plain.total("spiking").num_rescale_mul
+    assert graded.total("same_weights") == plain.total("same_weights")
+    reports = [DigitalEnergy().estimate(counts) for counts in found]
+    assert reports[0].same_weights_total_pj == reports[1].same_weights_total_pj > 0
+    for report in reports:
+        assert report.ratio_vs_same_weights == report.same_weights_total_pj / report.total_pj
+        assert "same weights / spiking" in repr(report)

@@ -1,6 +1,7 @@
 """Layers whose small counts read coarse rows: exact on every backend, saved, recorded and counted."""
 
 import copy
+import json
 from itertools import pairwise
 
 import numpy as np
@@ -269,6 +270,8 @@ def test_compact_scales_in_a_layer():
     assert 0 < float((y - plain(x)).norm() / y.norm()) < 0.02
     with pytest.raises(InputError, match="compact_scales: expected weights in groups, got one scale an output in 0"):
         graded("int8", (), compact_scales=True)
+    with pytest.raises(InputError, match="a group_size below its number of inputs; or leave it out with `skip`"):
+        graded("int4", (), shape=(32, 8), compact_scales=True)  # all inputs are one group
 
 
 def test_a_conversion_says_how_many_layers_have_coarse_rows():
@@ -285,3 +288,48 @@ def test_a_pattern_that_matches_nothing():
 def test_bands_that_cannot_be(settings):
     with pytest.raises(InputError, match=r"Band\.|neuron"):
         Band(**settings)
+
+
+@pytest.mark.slow
+def test_a_report_counts_layers_and_names_their_neurons(run, tiny_llama, tokenizer, text, tmp_path):
+    neurons = {"*layers.0*": sb.DeadZoneThreshold(6.0), "*down_proj": AdaptiveThreshold(4.0), "*": NEURON}
+    coarse = {"*self_attn*": ((2, 4),)}
+    for number, neuron in ((1, NEURON), (2, neurons)):
+        spiking = sb.to_spiking(tiny_llama, SpikeSettings(weights="int4", coarse=coarse, neuron=neuron))
+        sb.save(spiking, tmp_path / "model", tokenizer)
+        out = tmp_path / f"report{number}"
+        sizes = ("--text", text, "--num-tokens", 40, "--context", 20)
+        code, shown, err = run("report", tmp_path / "model", *sizes, "--out", out)
+        assert code == 0, err
+        found = json.loads((out / "report.json").read_text())
+        assert found["model"]["num_spiking_layers"] == 14
+        assert "14 layers on spikes, " in shown
+        assert len(found["layers"]) == 14 + 8  # 8 of which have coarse rows beside their own
+        if number == 1:
+            assert found["settings"]["neuron"] == str(NEURON)
+            assert found["settings"]["k"] == 8.0
+            assert {row["k"] for row in found["layers"]} == {8.0}
+        else:
+            k = found["settings"]["k"]
+            assert k["model.layers.*.self_attn.q_proj"] == [6.0, 8.0]
+            assert k["model.layers.*.mlp.down_proj"] == [6.0, 4.0]
+            assert found["settings"]["neuron"] == ", ".join(
+                map(str, (neurons["*layers.0*"], NEURON, neurons["*down_proj"]))
+            )
+            table = [line.split() for line in shown.splitlines() if "q_proj" in line]
+            assert ["model.layers.*.self_attn.q_proj", "1", "6"] in table
+            assert ["model.layers.*.self_attn.q_proj", "1", "8"] in table
+
+
+@pytest.mark.slow
+def test_many_neurons_are_not_listed_one_by_one(run, tiny_llama, tokenizer, text, tmp_path):
+    neurons = {
+        f"*layers.{i}.self_attn.{p}_proj": AdaptiveThreshold(2.0 + i + j) for i in (0, 1) for j, p in enumerate("qkvo")
+    }
+    sb.save(sb.to_spiking(tiny_llama, SpikeSettings(neuron={**neurons, "*": NEURON})), tmp_path / "model", tokenizer)
+    sizes = ("--text", text, "--num-tokens", 20, "--context", 20)
+    code, shown, err = run("report", tmp_path / "model", *sizes, "--out", tmp_path / "report")
+    assert code == 0, err
+    first = AdaptiveThreshold(2.0)
+    # k from 2 to 6, and 8.
+    assert f"14 layers on spikes, 6 neurons that differ by layer, such as {first}, code" in " ".join(shown.split())

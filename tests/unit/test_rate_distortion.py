@@ -68,6 +68,15 @@ def test_float64_ratios_too(ratios, spike_price, read_price):
     assert found == [best(ratio, spike_price, read_price) for ratio in ratios]
 
 
+@settings(max_examples=300, deadline=None)
+@given(st.lists(RATIOS, min_size=1, max_size=12), PRICES, READS)
+@example([1023.5, 1024.0, 1024.5, 1025.5, -1024.25, 1027.0, 2.0**31 - 128], 8.0, 0.0)
+@example([-0.0, 1e-38, 1024.0001], 0.0, 1000.0)
+def test_the_compiled_choice_is_the_plain_one(ratios, spike_price, read_price):
+    neuron, ratio = RateDistortionThreshold(spike_price=spike_price, read_price=read_price), torch.tensor(ratios)
+    assert neuron._cheapest_compiled(ratio).tolist() == neuron._cheapest_plain(ratio).tolist()
+
+
 def test_borders_worked_out():
     # Price 1: 0 and 1 cost r^2 and (r - 1)^2 + 1, equal at r = 1; 2 has one digit as 1, so 1.5 is between them. 3 has
     # two: from 2 at (9 + 2 - 4 - 1) / 2 = 3, to 4 at (16 + 1 - 9 - 2) / 2 = 3, so it is never better than both.
@@ -139,15 +148,18 @@ def test_comparisons_are_those_of_a_binary_search():
     assert AdaptiveThreshold().compares_per_channel() == 0
 
 
-def test_gradient_passes_straight_through_and_there_are_no_kernels():
+def test_gradient_passes_straight_through_and_there_are_no_kernels_on_a_gpu():
     x, upstream = torch.randn(4, 9, requires_grad=True), torch.randn(4, 9)
     RateDistortionThreshold()(x).activation().backward(upstream)
     assert torch.equal(x.grad, upstream)
-    assert RateDistortionThreshold().kernel_rule() is None
+    neuron = RateDistortionThreshold()
+    assert neuron.kernel_rule() is None
+    # Layers that read the same input are compared by their rules, so equal settings have the same table.
+    assert (
+        neuron.cpu_rule() == RateDistortionThreshold().cpu_rule() != RateDistortionThreshold(read_price=1.0).cpu_rule()
+    )
     layer = SpikeLinear.from_linear(nn.Linear(9, 3), neuron="rate-distortion").eval()
     layer(x).sum().backward()
-    with torch.no_grad():
-        assert layer.run_fused(x) is None
 
 
 def test_empty_not_finite_and_beyond_32_bits():

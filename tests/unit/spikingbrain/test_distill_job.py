@@ -11,6 +11,7 @@ import pytest
 import torch
 from fast_first import fast_first
 from safetensors.torch import load_file, save_file
+from transformers import GPT2Config
 
 from spikebrain import jobs, load
 from spikebrain.cli.commands.distill import _ends
@@ -198,6 +199,10 @@ def test_what_a_gpu_changes(run, model_folder, student, text, tmp_path, monkeypa
     for free, texts in ((64 * 100 * 4 * 3 + 5, 3), (10**12, 2048), (10, 1)):
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 2 * free))
         assert texts_at_once(teacher, 100) == texts
+    # Without groups of heads, as in GPT-2: 4 heads of 8 channels, 256 bytes a token.
+    teacher.config = GPT2Config(n_layer=2, n_embd=32, n_head=4)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (256 * 100 * 4 * 3 + 5, 10**12))
+    assert texts_at_once(teacher, 100) == 3
 
 
 def test_losses_go_from_start_to_end():

@@ -1,16 +1,27 @@
 """An ordinary Transformer is trained by the command: options or a calibrated folder say how, and the result spikes."""
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
 from test_stored_weights import write_typed
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import spikebrain as sb
-from spikebrain import AdaptiveThreshold, DeadZoneThreshold, SpikeSettings, jobs, load, save, to_spiking
+from spikebrain import (
+    AdaptiveThreshold,
+    DeadZoneThreshold,
+    SpikeSettings,
+    from_transformer,
+    jobs,
+    load,
+    save,
+    spikingbrain_settings,
+    to_spiking,
+)
 from spikebrain.errors import InputError
 from spikebrain.jobs.distill_student import FLOAT, student_of
 from spikebrain.jobs.progress import Silent
@@ -118,6 +129,20 @@ def test_an_interrupted_training_goes_on_with_the_same_settings_alone(
     assert "Going on with an interrupted training: 2 steps of logits." in err
 
 
+def test_float_weights_of_another_training_are_refused(run, model_folder, calibrated, tiny_llama, tokenizer, tmp_path):
+    sizes = ("--fresh", "--context", 20, "--batch-size", 2, "--logits-steps", 2, "--learning-rate", 1e-2)
+    assert run("distill", model_folder, calibrated, *sizes, "--out", tmp_path / "trained")[0] == 0
+    assert run("distill", model_folder, tmp_path / "trained", *sizes, "--out", tmp_path / "further")[0] == 0
+    # What `calibrate --force` does there: another model, beside the float weights of the training.
+    save(to_spiking(tiny_llama, BY_LAYER), tmp_path / "trained", tokenizer)
+    code, _, err = run("distill", model_folder, tmp_path / "trained", *sizes, "--out", tmp_path / "no")
+    assert code == 2
+    assert "STUDENT: expected float weights in" in err
+    assert f"Delete {tmp_path / 'trained' / FLOAT}, and the teacher's are taken." in err
+    shutil.rmtree(tmp_path / "trained" / FLOAT)
+    assert run("distill", model_folder, tmp_path / "trained", *sizes, "--out", tmp_path / "no")[0] == 0
+
+
 @pytest.mark.parametrize("kind", ["Q4_1", "Q8_0", "Q4_0"])
 def test_stored_weights_become_such_as_learn(tokenizer, tmp_path, kind):
     teacher = load(write_typed(tmp_path / "m.gguf", tokenizer, lambda name: kind)).model
@@ -137,13 +162,50 @@ def test_stored_weights_become_such_as_learn(tokenizer, tmp_path, kind):
     assert bool(torch.isfinite(logits(to_spiking(student.model, student.spikes))).all())
 
 
+@pytest.mark.parametrize("of", ["a Transformer", "a SpikingBrain model"])
+def test_a_teacher_without_a_tokenizer(run, model_folder, tiny_llama, tokenizer, tmp_path, of):
+    tiny_llama.save_pretrained(tmp_path / "teacher")
+    student = model_folder
+    if of == "a SpikingBrain model":
+        student = tmp_path / "hybrid"
+        save(from_transformer(tiny_llama), student, tokenizer)
+    sizes = ("--fresh", "--context", 20, "--batch-size", 2, "--logits-steps", 1)
+    sizes += ("--attention-steps", 0) if student != model_folder else ()
+    code, _, err = run("distill", tmp_path / "teacher", student, *sizes, "--out", tmp_path / "out")
+    assert code == 0, err
+    assert load(tmp_path / "out").tokenizer.get_vocab() == tokenizer.get_vocab()
+
+
+def test_a_text_with_more_tokens_than_the_student_has_positions(run, model_folder, tokenizer, tmp_path):
+    sizes = {"vocab_size": 258, "n_embd": 24, "n_layer": 1, "n_head": 4, "n_positions": 16}
+    GPT2LMHeadModel(GPT2Config(**sizes)).save_pretrained(tmp_path / "gpt2")
+    tokenizer.save_pretrained(tmp_path / "gpt2")
+    training = ("--fresh", "--context", 17, "--logits-steps", 1, "--out", tmp_path / "out")
+    for models in ((model_folder, tmp_path / "gpt2"), (tmp_path / "gpt2", model_folder)):
+        code, _, err = run("distill", *models, *training)
+        assert code == 2
+        assert "A window of 17 tokens: expected at most the model's 16 positions. Lower --context." in err
+
+
 def test_students_that_do_not_fit(run, model_folder, calibrated, text, tmp_path, tiny_llama, tokenizer):
     out = ("--text", text, "--context", 20, "--out", tmp_path / "no")
     narrow = type(tiny_llama)(type(tiny_llama.config)(**{**tiny_llama.config.to_dict(), "intermediate_size": 32}))
     narrow.save_pretrained(tmp_path / "narrow")
     tokenizer.save_pretrained(tmp_path / "narrow")
+    shallow = type(tiny_llama)(type(tiny_llama.config)(**{**tiny_llama.config.to_dict(), "num_hidden_layers": 1}))
+    shallow.save_pretrained(tmp_path / "shallow")
+    hybrid = from_transformer(tiny_llama)
+    save(to_spiking(hybrid, spikingbrain_settings("as-described")), tmp_path / "hybrid", tokenizer)
     for arguments, message in [
         ((tmp_path / "narrow", calibrated), "STUDENT: expected a model on spikes that was made of the teacher, got"),
+        ((tmp_path / "shallow", calibrated), "weights [24, 24], where the teacher has no such layer. Name its own"),
+        ((calibrated, calibrated), f"TEACHER: expected a float model, got {calibrated}, which spikes. Name the model"),
+        (
+            (model_folder, tmp_path / "hybrid"),
+            "STUDENT: expected a SpikingBrain model without spikes, got",
+        ),
+        ((model_folder, model_folder, "--budget", "read=nan"), "--budget: expected a finite number above 0 for read,"),
+        ((model_folder, model_folder, "--budget", "read=0"), "--budget: expected a finite number above 0 for read,"),
         (
             (model_folder, model_folder, "--logits-steps", 0),
             "--logits-steps: expected more than 0, the only steps of",
@@ -152,7 +214,7 @@ def test_students_that_do_not_fit(run, model_folder, calibrated, text, tmp_path,
         ((model_folder, model_folder, "--coarse", "2:x"), "expected BITS:UP_TO, such as 2:4 for counts up to 4"),
         (
             (model_folder, model_folder, "--budget", "spikes=1"),
-            "--budget: expected read, the bytes that",
+            "--budget: expected read, got 'spikes'.",
         ),
         ((model_folder, model_folder, "--growth", 2), "expected a number from 0 to 1, got 2"),
         ((model_folder, model_folder, "--spiking", "as-described"), "--spiking: has no effect on"),

@@ -35,6 +35,10 @@ def test_a_prompt_from_a_file(run, float_folder, tmp_path):
     code, _, err = run("generate", float_folder, "--prompt-file", tmp_path / "none.txt")
     assert code == 2
     assert "cannot be read" in err
+    prompt.write_text("")
+    code, _, err = run("generate", float_folder, "--prompt-file", prompt)
+    assert code == 2
+    assert f"--prompt-file {prompt}: expected at least one token, got none." in err
 
 
 def test_one_process_on_its_own_is_refused(run, float_folder, monkeypatch):
@@ -42,6 +46,7 @@ def test_one_process_on_its_own_is_refused(run, float_folder, monkeypatch):
     code, _, err = run("generate", float_folder, "A", "--parallel", "--device", "cpu")
     assert code == 2
     assert "expected to be started by torchrun" in err
+    assert "torchrun --nproc-per-node 2 --no-python spikebrain generate MODEL" in err
 
 
 @pytest.mark.slow
@@ -67,4 +72,5 @@ def test_several_processes_write_what_one_does(run, float_folder, tmp_path, size
         [*torchrun, str(script), *arguments, "--parallel"], capture_output=True, text=True, check=False
     )
     assert ran.returncode != 0
-    assert f"expected {size} tokens or more, one for each process" in ran.stderr
+    name = f"--prompt-file {tmp_path / 'prompt.txt'}"
+    assert f"{name}: expected {size} tokens or more, one for each process" in ran.stderr
