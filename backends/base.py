@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int8, Int32, Int64
@@ -32,12 +32,31 @@ class ExpertWeights(NamedTuple):
     group_size: int | None = None
 
 
+class WeightMemory(NamedTuple):
+    """What a backend that simulates hardware is told of weights beside their integers.
+
+    Attributes:
+        bits: width of an integer.
+        group_size: input channels that share a scale; None for all.
+        scale_bytes: memory for the scales and minima of all groups and outputs.
+        has_minimum: whether integer 0 stands for a minimum other than 0.
+    """
+
+    bits: int
+    group_size: int | None
+    scale_bytes: int
+    has_minimum: bool
+
+
 class Backend(ABC):
     """Adds up the weights of the channels that spike.
 
     A subclass writes `_accumulate`, and `why_unavailable` if it needs something that a machine may lack. Its sums equal
     those of `Reference` bit for bit; tests/reference runs over every registered backend.
     """
+
+    # Whether it is told how weights lie in memory, where they are in groups or narrower than a byte.
+    knows_memory: ClassVar[bool] = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
@@ -66,6 +85,39 @@ class Backend(ABC):
             SpikingBrain (arXiv:2509.05276), section 3.3.2, eq. 23, before its rescaling.
         """
         where = f"{type(self).__name__}.accumulate"
+        train = self._checked(train, weight, where)
+        flat = train.spikes.reshape(train.num_timesteps, train.spikes.shape[1:-1].numel(), weight.shape[1])
+        total = self._accumulate(flat, train.timestep_weight, weight)
+        expected = (flat.shape[1], weight.shape[0])
+        if not isinstance(total, Tensor) or total.dtype not in (torch.int32, torch.int64) or total.shape != expected:
+            got = f"{total.dtype} of shape {tuple(total.shape)}" if isinstance(total, Tensor) else repr(total)
+            name = f"{type(self).__name__}._accumulate"
+            raise InputError(f"{name}: expected int32 or int64 of shape {expected}, got {got}.")
+        if train.zero_point:
+            row_sum = weight.sum(1, dtype=torch.int64)
+            total = total.to(torch.int64) - train.zero_point * row_sum
+        return as_int32(total, where).reshape(*train.spikes.shape[1:-1], weight.shape[0])
+
+    def accumulate_in_memory(
+        self,
+        train: SpikeTrain | PackedTrain,
+        weight: Int8[Tensor, "out_features in_features"],
+        memory: WeightMemory,
+    ) -> Int32[Tensor, "*tokens groups out_features"]:
+        """Return the sums of `accumulate` for each group of input channels by itself.
+
+        Only a backend to which it matters how weights lie (`knows_memory`) is asked for this; for others `accumulate`
+        runs on the channels of each group.
+
+        Args:
+            train: as for `accumulate`.
+            weight: as for `accumulate`.
+            memory: what the weights take, and their groups.
+        """
+        raise NotImplementedError
+
+    def _checked(self, train: SpikeTrain | PackedTrain, weight: Tensor, where: str) -> SpikeTrain:
+        """Return the train of a call, unpacked; raise an error if `accumulate` cannot run on it."""
         if isinstance(train, PackedTrain):
             train = train.to_train()
         spikes = train.spikes
@@ -84,19 +136,9 @@ class Backend(ABC):
         reason = self.why_unavailable(weight.device)
         if reason is not None:
             raise BackendUnavailableError(f"{where}: {reason}")
-        tokens = spikes.shape[1:-1]
-        flat = spikes.reshape(train.num_timesteps, tokens.numel(), weight.shape[1])
+        flat = spikes.reshape(train.num_timesteps, spikes.shape[1:-1].numel(), weight.shape[1])
         _check_charge(flat, train.timestep_weight, where)
-        total = self._accumulate(flat, train.timestep_weight, weight)
-        expected = (flat.shape[1], weight.shape[0])
-        if not isinstance(total, Tensor) or total.dtype not in (torch.int32, torch.int64) or total.shape != expected:
-            got = f"{total.dtype} of shape {tuple(total.shape)}" if isinstance(total, Tensor) else repr(total)
-            name = f"{type(self).__name__}._accumulate"
-            raise InputError(f"{name}: expected int32 or int64 of shape {expected}, got {got}.")
-        if train.zero_point:
-            row_sum = weight.sum(1, dtype=torch.int64)
-            total = total.to(torch.int64) - train.zero_point * row_sum
-        return _as_int32(total, where).reshape(*tokens, weight.shape[0])
+        return train
 
     def fused(
         self,
@@ -190,7 +232,8 @@ def check_mode(backend: Backend, mode: str) -> None:
         raise InputError(f'{type(backend).__name__}.mode: expected "spike" or "count", got {mode!r}.')
 
 
-def _as_int32(total: Tensor, where: str) -> Tensor:
+def as_int32(total: Tensor, where: str) -> Tensor:
+    """Return sums as int32; raise an AccumulatorOverflowError with the element that does not fit."""
     if total.dtype == torch.int32:
         return total
     outside = (total < INT32.min) | (total > INT32.max)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..coding import SpikeTrain
 from ..neuro.checks import Untouched, asking, checks_all, describe_tensor, needs_check, refuse
-from .base import Backend
+from .base import Backend, WeightMemory
 
 # Tokens of which a sum is compared.
 _SAMPLED_TOKENS = 8
@@ -45,7 +45,30 @@ def sums_of(backend: Backend, train: SpikeTrain, weight: Tensor) -> Tensor:
     return sums
 
 
-def _compare(backend: Backend, sums: Tensor, train: SpikeTrain, weight: Tensor) -> None:
+def group_sums_of(backend: Backend, train: SpikeTrain, weight: Tensor, memory: WeightMemory) -> Tensor:
+    """Return `backend.accumulate_in_memory(train, weight, memory)`, checked if the backend is not of this package.
+
+    Raises:
+        InputError: the backend returned other sums.
+    """
+    if not needs_check(backend):
+        return backend.accumulate_in_memory(train, weight, memory)
+    with asking(backend, "accumulate_in_memory"):
+        sums = backend.accumulate_in_memory(train, weight, memory)
+    size = memory.group_size or max(weight.shape[1], 1)
+    groups = range(0, max(weight.shape[1], 1), size)
+    expected = (*train.spikes.shape[1:-1], len(groups), len(weight))
+    if not isinstance(sums, Tensor) or sums.dtype != torch.int32 or sums.shape != expected:
+        raise refuse(backend, "accumulate_in_memory", f"int32 sums of shape {expected}", describe_tensor(sums))
+    for g, start in enumerate(groups if sums.numel() else ()):
+        channels = slice(start, start + size)
+        part = SpikeTrain(train.spikes[..., channels], train.timestep_weight, train.zero_point)
+        of_group = sums[..., g, :].reshape(-1, len(weight))
+        _compare(backend, of_group, part, weight[:, channels], "accumulate_in_memory")
+    return sums
+
+
+def _compare(backend: Backend, sums: Tensor, train: SpikeTrain, weight: Tensor, method: str = "accumulate") -> None:
     """Raise an InputError if sums are not those of the train."""
     spikes = train.spikes.reshape(train.num_timesteps, len(sums), weight.shape[1])
     if checks_all():
@@ -64,9 +87,7 @@ def _compare(backend: Backend, sums: Tensor, train: SpikeTrain, weight: Tensor) 
         if len(differs):
             at = int(differs[0])
             where = f"at token {int(token[at])}, output {int(output[at])}"
-            raise refuse(
-                backend, "accumulate", f"the exact sum {int(exact[at])} {where}", str(int(sums[token, output][at]))
-            )
+            raise refuse(backend, method, f"the exact sum {int(exact[at])} {where}", str(int(sums[token, output][at])))
 
 
 def outputs_of(backend: Backend, x: Tensor, weight: Tensor, *others: Any, **groups: Any) -> Tensor | None:

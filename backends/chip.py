@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..chip import Description, InOrder, LayerSimulation, load_description, simulate_layer
+from ..chip import BYTES, Description, InOrder, LayerSimulation, Weights, load_description, simulate_layer
 from ..chip import Mapping as ChipMapping
 from ..chip.checks import placed
 from ..chip.layer import IMPLEMENTATIONS, check_jitter
 from ..chip.mapping import MAPPINGS, Placement
 from ..chip.network import Network, build_network
+from ..coding import PackedTrain, SpikeTrain
 from ..errors import InputError
 from ..registry import Raw
-from .base import BACKENDS, Backend
+from .base import BACKENDS, Backend, WeightMemory, as_int32
 
 # Packets of a call are built for this many places of a train at a time.
 _PORTION = 2**24
@@ -56,6 +57,8 @@ class Chip(Backend):
     6
     """
 
+    knows_memory: ClassVar[bool] = True
+
     description: str | os.PathLike | Description = "async-45nm"
     mapping: str | ChipMapping = field(default_factory=InOrder, kw_only=True)
     stream: bool = field(default=False, kw_only=True)
@@ -65,7 +68,9 @@ class Chip(Backend):
     trace: bool = field(default=False, kw_only=True)
     implementation: str = field(default="engine", kw_only=True)
     on_simulation: Callable[[LayerSimulation], Any] | None = field(default=None, kw_only=True, compare=False)
-    _placed: dict[tuple[int, int], tuple[Placement, Network]] = field(default_factory=dict, init=False, compare=False)
+    _placed: dict[tuple[int, int, Weights], tuple[Placement, Network]] = field(
+        default_factory=dict, init=False, compare=False
+    )
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "description", load_description(self.description))
@@ -115,22 +120,48 @@ class Chip(Backend):
             return None
         return f"a chip is simulated on the CPU, got tensors on {device}; move the model."
 
-    def place(self, in_features: int, out_features: int) -> tuple[Placement, Network]:
-        """Return where a layer of that shape lies, and its stations."""
-        shape = (in_features, out_features)
-        if shape not in self._placed:
+    def place(self, in_features: int, out_features: int, weights: Weights = BYTES) -> tuple[Placement, Network]:
+        """Return where a layer of that shape and with such weights lies, and its stations."""
+        key = (in_features, out_features, weights)
+        if key not in self._placed:
             assert isinstance(self.mapping, ChipMapping)
-            placement = placed(self.mapping, *shape, self.chip, streamed=self.stream)
-            self._placed[shape] = placement, build_network(placement, self.chip)
-        return self._placed[shape]
+            placement = placed(self.mapping, *key[:2], self.chip, streamed=self.stream, weights=weights)
+            self._placed[key] = placement, build_network(placement, self.chip)
+        return self._placed[key]
 
     def _accumulate(self, spikes: Tensor, timestep_weight: Tensor, weight: Tensor) -> Tensor:
+        sums = torch.zeros(spikes.shape[1], len(weight), dtype=torch.int64)
+        for tokens, found in self._simulate(spikes, timestep_weight, weight, BYTES):
+            sums[tokens] = torch.from_numpy(found.sums)
+        return sums
+
+    def accumulate_in_memory(self, train: SpikeTrain | PackedTrain, weight: Tensor, memory: WeightMemory) -> Tensor:
+        """Return the sums of each group: cores hold weights in their real width, and rescale group by group."""
+        where = f"{type(self).__name__}.accumulate"
+        train = self._checked(train, weight, where)
+        out_features, in_features = weight.shape
+        size = memory.group_size or max(in_features, 1)
+        num_groups = max(-(-in_features // size), 1)
+        parameter_bits = -(-8 * memory.scale_bytes // max(num_groups * out_features, 1)) if num_groups > 1 else 0
+        weights = Weights(memory.bits, size if num_groups > 1 else None, parameter_bits, memory.has_minimum)
+        flat = train.spikes.reshape(train.num_timesteps, train.spikes.shape[1:-1].numel(), in_features)
+        sums = torch.zeros(flat.shape[1], num_groups, out_features, dtype=torch.int64)
+        for tokens, found in self._simulate(flat, train.timestep_weight, weight, weights):
+            of_groups = found.sums[:, None] if found.group_sums is None else found.group_sums
+            sums[tokens] = torch.from_numpy(of_groups).long()
+        if train.zero_point and in_features:
+            rows = weight.long().split(size, 1)
+            sums -= train.zero_point * torch.stack([row.sum(1) for row in rows])
+        return as_int32(sums, where).reshape(*train.spikes.shape[1:-1], num_groups, out_features)
+
+    def _simulate(
+        self, spikes: Tensor, timestep_weight: Tensor, weight: Tensor, weights: Weights
+    ) -> Iterator[tuple[slice, LayerSimulation]]:
+        """Yield some tokens after the other, and what the chip did with them; nothing if nothing is added up."""
         num_timesteps, num_tokens, in_features = spikes.shape
-        out_features = len(weight)
-        sums = torch.zeros(num_tokens, out_features, dtype=torch.int64)
-        if not sums.numel() or not in_features:
-            return sums
-        placement, network = self.place(in_features, out_features)
+        if not num_tokens or not weight.numel():
+            return
+        placement, network = self.place(in_features, len(weight), weights)
         rows = weight.t().contiguous().numpy()
         portion = max(1, _PORTION // (num_timesteps * in_features))
         for first in range(0, num_tokens, portion):
@@ -148,7 +179,6 @@ class Chip(Backend):
                 trace=self.trace,
                 implementation=self.implementation,
             )
-            sums[first : first + portion] = torch.from_numpy(found.sums)
+            yield slice(first, first + portion), found
             if self.on_simulation is not None:
                 self.on_simulation(found)
-        return sums

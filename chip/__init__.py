@@ -7,8 +7,10 @@ from .floor_plan import plan
 from .layer import LayerSimulation, simulate_layer
 from .mapping import MAPPINGS, CoreTile, InOrder, Mapping, MinimalTraffic, Placement, num_packet_hops
 from .ordering import ORDERS, AsGiven, ByRate, ChannelOrder, Together
+from .weights import BYTES, Weights
 
 __all__ = [
+    "BYTES",
     "COMPONENTS",
     "MAPPINGS",
     "ORDERS",
@@ -25,6 +27,7 @@ __all__ = [
     "MinimalTraffic",
     "Placement",
     "Together",
+    "Weights",
     "chip_names",
     "load_description",
     "num_packet_hops",

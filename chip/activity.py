@@ -109,29 +109,40 @@ def activity_of(
     num_inputs, num_outputs = placement.cores[-1].inputs.stop, placement.cores[-1].outputs.stop
     by_barrier = bool(chip.barrier.tiles)
     blocks, updates = int(outcome.num_blocks.sum()), int(outcome.num_updates.sum())
+    rescaled, weights = int(outcome.num_rescaled.sum()), placement.weights
     in_registers = chip.core.register_accumulators > 0
+    met = int(served[kind == REDUCE].sum())
+    additions = rescaled * weights.additions
+    if weights.in_groups:  # what meets are floating-point numbers
+        additions += met
+    else:
+        additions += collected * weights.additions
+    if weights.has_minimum:  # the sum of counts of a group in each core, or of all at home
+        spikes = kind == ACCUMULATE
+        additions += int((served - outcome.num_ends)[spikes].sum()) if weights.in_groups else traffic.num_packets
     return Activity(
         num_macs=num_tokens * num_inputs * num_outputs,
         num_synops=int(outcome.num_synops.sum()),
         num_shifts=int(outcome.num_shifts.sum()),
-        num_partial_adds=int(served[kind == REDUCE].sum()),
-        num_updates=0 if in_registers else updates,
+        num_partial_adds=0 if weights.in_groups else met,
+        # What was rescaled is added to a sum in memory.
+        num_updates=rescaled + (0 if in_registers else updates),
         num_register_updates=updates if in_registers else 0,
         num_sram_blocks=0 if placement.streamed else blocks,
         num_dram_blocks=blocks if placement.streamed else 0,
         num_east_west=int(served[links[~vertical]].sum()),
         num_north_south=int(served[links[vertical]].sum()),
         num_sent=copies + sums,
-        num_received=int(served[kind == ACCUMULATE].sum())
-        + (int(served[kind == REDUCE].sum()) + collected if sums else 0),
+        num_received=int(served[kind == ACCUMULATE].sum()) + (met + collected if sums else 0),
         num_handshakes=int(served[kind != SOURCE].sum()),
         num_means=0 if by_barrier else num_tokens * num_inputs,
         num_thresholds=0 if by_barrier else num_tokens,
         num_rounded=0 if by_barrier else num_tokens * num_inputs,
         num_spikes=traffic.num_packets,
         num_accesses=traffic.num_tokens * num_outputs if by_barrier else 0,
-        # A sum is multiplied by the scale of its weights and by the threshold.
-        num_multiplies=2 * collected,
+        # A sum is multiplied by the scale of its weights, unless that was done for each group, and by the threshold.
+        num_multiplies=collected * (1 if weights.in_groups else 1 + weights.multiplies) + rescaled * weights.multiplies,
+        num_adds=additions,
     )
 
 

@@ -57,6 +57,9 @@ def _run(network, traffic, weight, arrival_ps, jitter, seed, num_services) -> tu
     width = np.int32 if charge < 2**31 else np.int64
     state, cores = np.zeros(num_stations, STATE), np.zeros(len(network.core_inputs), CORES)
     sums = np.zeros((num_tokens, num_outputs), np.int64)
+    most_columns = int(np.diff(network.core_outputs).max())
+    num_groups = -(-len(weight) // network.group_size) if network.group_size else 0
+    group_sums = np.zeros((num_tokens, num_groups, num_outputs), width)
     begin_ps, end_ps = np.zeros((2, num_tokens), np.int64)
     services = np.empty(num_services + 1, SERVICES)
     completed = _loop(
@@ -71,8 +74,10 @@ def _run(network, traffic, weight, arrival_ps, jitter, seed, num_services) -> tu
         queue_at,
         np.zeros(int(wait_at[-1]), np.int64),
         wait_at,
-        np.zeros(len(cores) * network.num_banks * int(np.diff(network.core_outputs).max()), width),
+        np.zeros(len(cores) * network.num_banks * most_columns, width),
+        np.zeros(len(cores) * most_columns if network.group_size else 0, width),
         sums,
+        group_sums,
         begin_ps,
         end_ps,
         cores,
@@ -84,7 +89,7 @@ def _run(network, traffic, weight, arrival_ps, jitter, seed, num_services) -> tu
             "room for in 64 bits; it takes longer. Take fewer tokens, or shorter times in the description."
         )
     assert completed == num_tokens, f"{num_tokens - completed} tokens never ended"
-    return outcome_of(sums, begin_ps, end_ps, state, cores), services
+    return outcome_of(sums, group_sums, begin_ps, end_ps, state, cores), services
 
 
 @compiled
@@ -101,6 +106,15 @@ def _add_row(total, at, weight, row, columns, value):
     """Add value times the row: the sum of its additions of shifted rows."""
     for j in range(np.uintp(columns)):
         total[at + j] += value * weight[row + j]
+
+
+@compiled
+def _finish_group(adding, at, total, into, noted):
+    """Add the sums of a group to those of its token, and note them."""
+    for j in range(len(noted)):
+        total[into + j] += adding[at + j]
+        noted[j] += adding[at + j]
+        adding[at + j] = 0
 
 
 @compiled
@@ -131,7 +145,9 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; simpy_engine.py 
     waiting,
     wait_at,
     accumulator,
+    adding,
     sums,
+    group_sums,
     begin_ps,
     end_ps,
     cores,
@@ -146,8 +162,10 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; simpy_engine.py 
     next_first, next_num, next_station = layer.next_first, layer.next_num, layer.next_station
     num_ends, core_inputs, core_outputs, row_ps = layer.num_ends, layer.core_inputs, layer.core_outputs, layer.row_ps
     sum_route, result_route, num_partial = layer.sum_route, layer.result_route, layer.num_partial
-    block_bytes, block_ps, num_banks = layer.block_bytes, layer.block_ps, layer.num_banks
+    block_ps, num_banks = layer.block_ps, layer.num_banks
     free_ends, keeps_sums = layer.free_ends, layer.keeps_sums
+    weight_bits, group_size, parameter_bits = layer.weight_bits, layer.group_size, layer.parameter_bits
+    rescale_ps, block_bits = layer.rescale_ps, 8 * layer.block_bytes
     first, position, num_adds, num_shifts = packets.first, packets.position, packets.num_adds, packets.num_shifts
     packet_value, packet_route, packet_ps = packets.value, packets.route, packets.service_ps
     num_stations, num_tokens, num_outputs = len(kind), len(arrival_ps), sums.shape[1]
@@ -166,6 +184,8 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; simpy_engine.py 
     met_sum = np.zeros_like(met)
     left = np.full(num_tokens, num_outputs, np.int64)
     begin_ps[:] = _NEVER
+    for c in range(len(cores)):
+        cores[c].group = -1
     completed = 0
     sources = np.flatnonzero(kind == SOURCE)
     for s in range(num_stations):
@@ -230,18 +250,43 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; simpy_engine.py 
                     is_end = num_adds[e] < 0
                     if is_end and free_ends:
                         service = 0
-                    elif k == ACCUMULATE and not is_end:
+                    elif k == ACCUMULATE:
                         c = unit[s]
                         columns = core_outputs[c, 1] - core_outputs[c, 0]
-                        at = (position[e] - core_inputs[c, 0]) * columns
-                        from_block = at // block_bytes
-                        to_block = (at + columns - 1) // block_bytes
-                        blocks = to_block - from_block + 1
-                        if from_block == last_block[c]:
-                            blocks -= 1
-                        last_block[c] = to_block
+                        blocks, wait_ps, adding_ps = 0, 0, 0 if is_end else num_adds[e] * row_ps[c]
+                        if group_size:
+                            token, held = -state[me].value - 1, cores[c].group
+                            is_last = is_end and ends_heard[c, token % num_banks] + 1 == num_ends[c]
+                            goes_on = is_end or position[e] // group_size == held
+                            if held >= 0 and (is_last or cores[c].token != token or not goes_on):
+                                of, o0 = cores[c].token, core_outputs[c, 0]
+                                into = (c * num_banks + of % num_banks) * most_columns
+                                _finish_group(
+                                    adding, c * most_columns, accumulator, into, group_sums[of, held, o0 : o0 + columns]
+                                )
+                                at = (held - core_inputs[c, 0] // group_size) * columns * parameter_bits
+                                if parameter_bits:
+                                    blocks = (at + columns * parameter_bits - 1) // block_bits - at // block_bits + 1
+                                last_block[c] = -1
+                                wait_ps = max(cores[c].free_ps - begin, 0)
+                                cores[c].free_ps = begin + wait_ps + rescale_ps[c]
+                                cores[c].num_updates += columns
+                                cores[c].num_rescaled += columns
+                                cores[c].group = -1
+                            if is_last:  # until the unit has rescaled all sums
+                                wait_ps, adding_ps = 0, max(cores[c].free_ps - begin, 0)
+                            elif not is_end:
+                                cores[c].group, cores[c].token = position[e] // group_size, token
+                        if not is_end:
+                            at = (position[e] - core_inputs[c, 0]) * columns * weight_bits
+                            from_block = at // block_bits
+                            to_block = (at + columns * weight_bits - 1) // block_bits
+                            blocks += to_block - from_block + 1
+                            if from_block == last_block[c]:
+                                blocks -= 1
+                            last_block[c] = to_block
                         cores[c].num_blocks += blocks
-                        service += max(blocks * block_ps, num_adds[e] * row_ps[c])
+                        service += wait_ps + max(blocks * block_ps, adding_ps)
                 if jitter:
                     service += (((service * jitter) >> 16) * _mix(seed, s, state[me].serial)) >> 16
                 state[me].serial += 1
@@ -313,7 +358,10 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; simpy_engine.py 
                 columns = core_outputs[c, 1] - o0
                 at = (c * num_banks + bank) * most_columns
                 row = position[e] * num_outputs + o0
-                _add_row(accumulator, np.uintp(at), weight, np.uintp(row), columns, packet_value[e])
+                if group_size:
+                    _add_row(adding, np.uintp(c * most_columns), weight, np.uintp(row), columns, packet_value[e])
+                else:
+                    _add_row(accumulator, np.uintp(at), weight, np.uintp(row), columns, packet_value[e])
                 cores[c].num_synops += num_adds[e] * columns
                 cores[c].num_shifts += num_shifts[e] * columns
                 cores[c].num_updates += columns

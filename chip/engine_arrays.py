@@ -20,7 +20,8 @@ STATE = int64_fields(
     *("cursor", "stop", "token"),
     *(field.name for field in fields(StationCounts)),
 )
-CORES = int64_fields(*(field.name for field in fields(CoreCounts)))
+# A core's counts, and the group and token to whose sums it adds, and when the unit that rescales them is free again.
+CORES = int64_fields("group", "token", "free_ps", *(field.name for field in fields(CoreCounts)))
 QUEUED = int64_fields("word", "value", "route", "there_ps", "record")
 SERVICES = int64_fields("station", "word", "begin_ps", "end_ps", "entered_ps", "taken_ps", "cause")
 
@@ -44,6 +45,10 @@ class LayerArrays(NamedTuple):
     num_partial: int
     block_bytes: int
     block_ps: int
+    weight_bits: int
+    group_size: int
+    parameter_bits: int
+    rescale_ps: np.ndarray
     free_ends: bool
     keeps_sums: bool
     num_banks: int

@@ -8,10 +8,16 @@ from ..errors import InputError
 from .checks import placed
 from .description import Description
 from .mapping import Mapping, Placement, check_registers, core_size, enlarge, moved
+from .weights import BYTES, Weights
 
 
 def plan(
-    layers: MappingOf[str, tuple[int, int]], chip: Description, mapping: Mapping, *, stream: bool = False
+    layers: MappingOf[str, tuple[int, int]],
+    chip: Description,
+    mapping: Mapping,
+    *,
+    stream: bool = False,
+    weights: MappingOf[str, Weights] | None = None,
 ) -> dict[str, Placement]:
     """Place every layer of a model on a rectangle of its own; streamed layers take turns on the whole mesh.
 
@@ -20,12 +26,16 @@ def plan(
         chip: the chip.
         mapping: cuts layers.
         stream: weights stream from DRAM.
+        weights: how they lie in the cores, by name; a byte a weight without groups for layers without.
     Raises:
         InputError: the model does not fit; the message gives the number of cores it needs.
     """
 
     def place_all(height: int) -> dict[str, Placement]:
-        return {name: _placed(name, mapping, shape, chip, height, stream) for name, shape in layers.items()}
+        return {
+            name: _placed(name, mapping, shape, chip, height, stream, (weights or {}).get(name, BYTES))
+            for name, shape in layers.items()
+        }
 
     if stream:
         return place_all(chip.mesh.rows)
@@ -45,11 +55,17 @@ def plan(
 
 
 def _placed(
-    name: str, mapping: Mapping, shape: tuple[int, int], chip: Description, height: int, stream: bool
+    name: str,
+    mapping: Mapping,
+    shape: tuple[int, int],
+    chip: Description,
+    height: int,
+    stream: bool,
+    weights: Weights,
 ) -> Placement:
     """Place one layer; an error names it."""
     try:
-        found = placed(mapping, *shape, chip, height=height, streamed=stream)
+        found = placed(mapping, *shape, chip, height=height, streamed=stream, weights=weights)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     check_registers(found, chip, name)

@@ -12,7 +12,7 @@ from . import engine, simpy_engine
 from .activity import Activity, activity_of, utilization
 from .barrier import barrier_ps, simple_ps, updated
 from .description import Description
-from .mapping import Placement, check_registers
+from .mapping import Placement, check_groups, check_registers
 from .network import KIND_NAMES, LINK, Network, build_network
 from .outcome import Outcome
 from .traffic import Traffic, build_traffic
@@ -27,7 +27,8 @@ class LayerSimulation:
     Attributes:
         chip, placement, network, traffic: what was simulated.
         outcome: counts and times of the stations and cores.
-        sums: exact, int64 [tokens, out_features].
+        sums: exact, int64 [tokens, out_features]; of weights in groups the sums of all groups, without their scales.
+        group_sums: exact sums of each group, integers [tokens, groups, out_features]; None without groups.
         begin_ps, end_ps: of each token, from encoding to the last collected sum, int64 [tokens].
         activity: totals of the layer, with the leakage of its own cores.
         changes: on a chip with a barrier, which outputs change in each timestep, bool [tokens, T, out_features].
@@ -43,6 +44,7 @@ class LayerSimulation:
     end_ps: np.ndarray
     activity: Activity
     changes: np.ndarray | None = None
+    group_sums: np.ndarray | None = None
 
     @property
     def latency_ps(self) -> np.ndarray:
@@ -126,9 +128,9 @@ def simulate_layer(
         timestep_weight: integer [T].
         weight: int8 [in_features, out_features].
         chip: the chip.
-        placement: of the layer.
+        placement: of the layer; it says how wide weights are, and which channels share scales.
         network: its stations, if they have been built before.
-        order: channels in the order in which they lie in memory; None for 0, 1, 2, ...
+        order: channels in the order in which they lie in memory, groups whole; None for 0, 1, 2, ...
         overlap: True lets a token begin before the previous one has ended, as in prefill; False runs one by one.
         arrival_ps: time at which each token's input arrives, never falling; None for 0.
         jitter: services last longer by a random share up to this one; changes times, never sums.
@@ -140,13 +142,15 @@ def simulate_layer(
     """
     _, num_tokens, num_inputs = spikes.shape
     _check(spikes, weight, placement, num_tokens, arrival_ps, jitter, seed, implementation)
+    check_groups(placement.weights, chip)
     check_registers(placement, chip, "simulate_layer")
-    network = network or build_network(placement, chip)
+    network, groups = network or build_network(placement, chip), None
     if not overlap:
         network = replace(network, num_banks=1)
     if order is not None:
         if not np.array_equal(np.sort(order), np.arange(num_inputs)):
             raise InputError(f"order: expected a permutation of {num_inputs} channels, got {order!r}.")
+        groups = placement.weights.groups_in(order)
         spikes, weight = spikes[:, :, order], weight[order]
     timestep_weight = np.asarray(timestep_weight, np.int64)
     traffic = build_traffic(spikes, timestep_weight, placement, network, chip)
@@ -167,7 +171,10 @@ def simulate_layer(
         activity += Activity(num_updated=int(changes.sum()))
     duration = int(end[-1] - begin[0])
     activity += Activity(leaking_core_ps=len(placement.cores) * duration)
-    return LayerSimulation(chip, placement, network, traffic, outcome, sums, begin, end, activity, changes)
+    group_sums = outcome.group_sums if placement.weights.in_groups else None
+    if group_sums is not None and groups is not None:
+        group_sums = group_sums[:, np.argsort(groups)]
+    return LayerSimulation(chip, placement, network, traffic, outcome, sums, begin, end, activity, changes, group_sums)
 
 
 def check_jitter(jitter: float, seed: int) -> None:
@@ -185,6 +192,7 @@ def _check(spikes, weight, placement, num_tokens, arrival_ps, jitter, seed, impl
             f"simulate_layer: expected weights {expected} and spikes [T, tokens, {expected[0]}] here, got "
             f"{weight.shape} and {spikes.shape}."
         )
+    placement.weights.check(weight)
     if num_tokens == 0:
         raise InputError("simulate_layer: expected at least one token, got none.")
     if arrival_ps is not None and (len(arrival_ps) != num_tokens or (np.diff(arrival_ps, prepend=0) < 0).any()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from dataclasses import dataclass, replace
 from ..errors import InputError
 from ..registry import Registry
 from .description import Description
+from .weights import BYTES, Weights
 
 Tile = tuple[int, int]
 
@@ -40,6 +42,7 @@ class Placement:
         num_input_blocks: number of cores that share a block of outputs; their partial sums meet at the first one.
         streamed: True if weights come from DRAM, block by block.
         sources: tiles that send parts of the input; empty if the home sends all of it.
+        weights: how they lie in the cores.
     """
 
     origin: Tile
@@ -50,6 +53,7 @@ class Placement:
     num_input_blocks: int
     streamed: bool = False
     sources: tuple[tuple[Tile, range], ...] = ()
+    weights: Weights = BYTES
 
     @property
     def senders(self) -> tuple[tuple[Tile, range], ...]:
@@ -97,10 +101,11 @@ class Mapping(ABC):
     """
 
     @abstractmethod
-    def cut(self, in_features: int, out_features: int, chip: Description) -> tuple[int, int]:
+    def cut(self, in_features: int, out_features: int, chip: Description, weights: Weights = BYTES) -> tuple[int, int]:
         """Return the numbers of input blocks and of output blocks. Every block has to fit the memory of a core.
 
-        Where the registers of a core hold fewer sums, `place` makes more blocks of outputs.
+        Where the registers of a core hold fewer sums, `place` makes more blocks of outputs. Input blocks of a layer in
+        groups consist of whole groups. A mapping without the parameter `weights` takes only layers of `BYTES`.
         """
 
     @abstractmethod
@@ -108,7 +113,14 @@ class Mapping(ABC):
         """Return the tile of the layer's rectangle that sends its input and receives its sums."""
 
     def place(
-        self, in_features: int, out_features: int, chip: Description, *, height: int = 4, streamed: bool = False
+        self,
+        in_features: int,
+        out_features: int,
+        chip: Description,
+        *,
+        height: int = 4,
+        streamed: bool = False,
+        weights: Weights = BYTES,
     ) -> Placement:
         """Place a layer with its upper left corner at tile (0, 0).
 
@@ -118,14 +130,17 @@ class Mapping(ABC):
             chip: the chip.
             height: largest number of rows of the layer's rectangle.
             streamed: weights stream from DRAM, so that only accumulators have to fit.
+            weights: how they lie in the cores.
         Raises:
-            InputError: no division of the layer fits the cores, or it needs more cores than the chip has.
+            InputError: no division of the layer fits the cores, it needs more cores than the chip has, or its weights
+                are in groups and the chip cannot rescale them.
         """
+        check_groups(weights, chip)
         if streamed:
-            num_in, num_out = _streamed_cut(in_features, out_features, chip)
+            num_in, num_out = _streamed_cut(out_features, chip, weights)
         else:
-            num_in, num_out = self.cut(in_features, out_features, chip)
-            if (most := _most_outputs(chip)) is not None:  # a mapping need not know of registers
+            num_in, num_out = cut_of(self, in_features, out_features, chip, weights)
+            if (most := _most_outputs(chip, weights)) is not None:  # a mapping need not know of registers
                 num_out = max(num_out, -(-out_features // most))
         num_cores = num_in * num_out
         if num_cores > chip.num_cores:
@@ -142,10 +157,10 @@ class Mapping(ABC):
             rows = -(-num_tiles // columns)
         cores = []
         for o, outputs in enumerate(_blocks(out_features, num_out)):
-            for i, inputs in enumerate(_blocks(in_features, num_in)):
+            for i, inputs in enumerate(_input_blocks(in_features, num_in, weights)):
                 tile = (o * num_in + i) // chip.mesh.cores_per_tile
                 cores.append(CoreTile((tile // rows, tile % rows), inputs, outputs))
-        placement = Placement((0, 0), columns, rows, (0, 0), tuple(cores), num_in, streamed)
+        placement = Placement((0, 0), columns, rows, (0, 0), tuple(cores), num_in, streamed, weights=weights)
         return replace(placement, home=self.home(placement))
 
 
@@ -157,9 +172,9 @@ MAPPINGS: Registry[Mapping] = Registry("mapping", Mapping, "spikebrain.mappings"
 class InOrder(Mapping):
     """The fewest cores; among divisions with as few, the one with the fewest input blocks. Home is the corner."""
 
-    def cut(self, in_features: int, out_features: int, chip: Description) -> tuple[int, int]:
+    def cut(self, in_features: int, out_features: int, chip: Description, weights: Weights = BYTES) -> tuple[int, int]:
         """Return the division with the fewest cores."""
-        return min(_cuts(in_features, out_features, chip), key=lambda cut: (cut[0] * cut[1], cut[0]))
+        return min(_cuts(in_features, out_features, chip, weights), key=lambda cut: (cut[0] * cut[1], cut[0]))
 
     def home(self, placement: Placement) -> Tile:
         """Return the upper left corner."""
@@ -174,9 +189,9 @@ class MinimalTraffic(Mapping):
     Compares divisions that take at most a quarter more cores than necessary.
     """
 
-    def cut(self, in_features: int, out_features: int, chip: Description) -> tuple[int, int]:
+    def cut(self, in_features: int, out_features: int, chip: Description, weights: Weights = BYTES) -> tuple[int, int]:
         """Return the division with the least traffic."""
-        cuts = list(_cuts(in_features, out_features, chip))
+        cuts = list(_cuts(in_features, out_features, chip, weights))
         fewest = min(i * o for i, o in cuts)
         return min(
             (cut for cut in cuts if cut[0] * cut[1] <= max(fewest + 1, fewest * 5 // 4)),
@@ -227,12 +242,53 @@ def enlarge(chip: Description) -> str:
     return "sram_bytes" + (" and register_accumulators" if chip.core.register_accumulators else "")
 
 
-def accumulator_bytes(num_outputs: int, chip: Description) -> int:
-    """Return the bytes of memory for the sums of a core: for every token in progress those that meet in it, and its own
-    if they are not in registers.
+def cut_of(
+    mapping: Mapping, in_features: int, out_features: int, chip: Description, weights: Weights
+) -> tuple[int, int]:
+    """Return `mapping.cut(...)`; a mapping that knows only of bytes is not told of weights.
+
+    Raises:
+        InputError: the weights are others, and the mapping does not know of them.
     """
-    kinds = 1 if chip.core.register_accumulators else 2
-    return kinds * num_outputs * chip.core.accumulator_banks * chip.core.accumulator_bits // 8
+    if weights == BYTES:
+        return mapping.cut(in_features, out_features, chip)
+    if not knows_weights(mapping):
+        raise InputError(
+            f"{type(mapping).__name__}.cut: expected a parameter `weights` for a layer of {weights.bits} bits with "
+            f"group_size={weights.group_size}, found none. Add it (chip.Weights), or take another mapping."
+        )
+    return mapping.cut(in_features, out_features, chip, weights)
+
+
+def knows_weights(mapping: Mapping) -> bool:
+    """Return whether a mapping cuts layers of other weights than bytes."""
+    return "weights" in inspect.signature(mapping.cut).parameters
+
+
+def check_groups(weights: Weights, chip: Description) -> None:
+    """Raise an InputError if a chip has nothing that rescales sums group by group."""
+    if weights.in_groups and (chip.barrier.tiles or not chip.core.sums_travel):
+        raise InputError(
+            f"{chip.name}: expected weights with one scale an output, since sums stay where their neurons are, which "
+            f"add up all channels; got group_size={weights.group_size}. Take another chip, or convert the float model "
+            'with SpikeSettings(weights="int8", group_size=None).'
+        )
+
+
+def accumulators_of_output(chip: Description, weights: Weights) -> int:
+    """Return how many sums that packets add to a core holds for an output: one for each token in progress; in groups
+    two, of which one is rescaled while packets add to the other.
+    """
+    return 2 if weights.in_groups else chip.core.accumulator_banks
+
+
+def accumulator_bytes(num_outputs: int, chip: Description, weights: Weights = BYTES) -> int:
+    """Return the bytes of memory for the sums of a core: for every token in progress those that meet in it; its own if
+    they are not in registers; and in groups, for every token in progress, what is rescaled.
+    """
+    held = chip.core.accumulator_banks * (2 if weights.in_groups else 1)
+    held += 0 if chip.core.register_accumulators else accumulators_of_output(chip, weights)
+    return held * num_outputs * chip.core.accumulator_bits // 8
 
 
 def check_registers(placement: Placement, chip: Description, layer: str) -> None:
@@ -243,37 +299,47 @@ def check_registers(placement: Placement, chip: Description, layer: str) -> None
         chip: the chip.
         layer: its name, for the message.
     """
-    available, banks = chip.core.register_accumulators, chip.core.accumulator_banks
+    available, each = chip.core.register_accumulators, accumulators_of_output(chip, placement.weights)
     most = max(len(core.outputs) for core in placement.cores)
-    if available and most * banks > available:
+    if available and most * each > available:
         raise InputError(
-            f"{layer}: a core needs {most * banks:,} accumulators in registers ({most:,} outputs, each for {banks} "
-            f"tokens in progress), {chip.name} has core.register_accumulators = {available:,}. Enlarge them, or cut "
-            "the layer into cores of fewer outputs."
+            f"{layer}: a core needs {most * each:,} accumulators in registers ({most:,} outputs, each for "
+            f"{_what_for(each, placement.weights)}), {chip.name} has core.register_accumulators = {available:,}. "
+            "Enlarge them, or cut the layer into cores of fewer outputs."
         )
 
 
-def _most_outputs(chip: Description) -> int | None:
+def _what_for(each: int, weights: Weights) -> str:
+    return f"{each} groups" if weights.in_groups else f"{each} tokens in progress"
+
+
+def _most_outputs(chip: Description, weights: Weights) -> int | None:
     """Return how many outputs of a core its registers hold; None if accumulators are in memory.
 
     Raises:
         InputError: they hold none.
     """
-    available, banks = chip.core.register_accumulators, chip.core.accumulator_banks
-    if 0 < available < banks:
+    available, each = chip.core.register_accumulators, accumulators_of_output(chip, weights)
+    if 0 < available < each:
+        what, remedy = "token in progress", "Enlarge them, or lower accumulator_banks."
+        if weights.in_groups:
+            what, remedy = "of two groups", "Enlarge them."
         raise InputError(
-            f"an output needs {banks} accumulators in registers, one for each token in progress; {chip.name} has "
-            f"core.register_accumulators = {available}. Enlarge them, or lower accumulator_banks."
+            f"an output needs {each} accumulators in registers, one for each {what}; {chip.name} has "
+            f"core.register_accumulators = {available}. {remedy}"
         )
-    return available // banks or None
+    return available // each or None
 
 
-def _cuts(in_features: int, out_features: int, chip: Description) -> Sequence[tuple[int, int]]:
+def _cuts(in_features: int, out_features: int, chip: Description, weights: Weights) -> Sequence[tuple[int, int]]:
     """Return, for each number of input blocks, the smallest number of output blocks that fits."""
-    cuts, most = [], _most_outputs(chip)
-    for num_in in range(1, in_features + 1):
-        rows = -(-in_features // num_in)
-        columns = chip.core.sram_bytes // (rows + accumulator_bytes(1, chip))
+    cuts, most = [], _most_outputs(chip, weights)
+    size = weights.group_size or 1
+    num_units = -(-in_features // size)
+    for num_in in range(1, num_units + 1):
+        rows = min(size * -(-num_units // num_in), in_features)
+        each = weights.bits_of_output(rows) + 8 * accumulator_bytes(1, chip, weights)
+        columns = 8 * chip.core.sram_bytes // each
         if columns == 0:
             continue
         columns = columns if most is None else min(columns, most)
@@ -284,17 +350,19 @@ def _cuts(in_features: int, out_features: int, chip: Description) -> Sequence[tu
         if num_out == 1 or columns == most:
             break
     if not cuts:
+        least = weights.num_bytes(min(size, in_features), 1)
         raise InputError(
-            f"{chip.name}: core.sram_bytes = {chip.core.sram_bytes:,} holds no weight and its accumulators "
-            f"({1 + accumulator_bytes(1, chip)} bytes). Enlarge it."
+            f"{chip.name}: core.sram_bytes = {chip.core.sram_bytes:,} holds no "
+            f"{'weight' if weights.group_size is None else 'group of weights'} and its accumulators "
+            f"({least + accumulator_bytes(1, chip, weights)} bytes). Enlarge it."
         )
     return cuts
 
 
-def _streamed_cut(in_features: int, out_features: int, chip: Description) -> tuple[int, int]:
+def _streamed_cut(out_features: int, chip: Description, weights: Weights) -> tuple[int, int]:
     """Return a division whose accumulators fit beside one block of weights; parts are at least a block wide."""
     room = chip.core.sram_bytes - chip.dram.block_bytes
-    columns, most = room // accumulator_bytes(1, chip) if room > 0 else 0, _most_outputs(chip)
+    columns, most = room // accumulator_bytes(1, chip, weights) if room > 0 else 0, _most_outputs(chip, weights)
     columns = columns if most is None else min(columns, most)
     if columns == 0:
         raise InputError(
@@ -302,7 +370,15 @@ def _streamed_cut(in_features: int, out_features: int, chip: Description) -> tup
             f"({chip.dram.block_bytes:,} bytes) and an accumulator. Enlarge it."
         )
     least = -(-out_features // columns)
-    return 1, max(least, min(chip.num_cores, -(-out_features // chip.dram.block_bytes)))
+    of_a_block = 8 * chip.dram.block_bytes // weights.bits
+    return 1, max(least, min(chip.num_cores, -(-out_features // of_a_block)))
+
+
+def _input_blocks(in_features: int, num: int, weights: Weights) -> list[range]:
+    """Cut input channels into `num` parts of nearly equal length, which consist of whole groups."""
+    size = weights.group_size or 1
+    groups = _blocks(-(-in_features // size), num)
+    return [range(block.start * size, min(block.stop * size, in_features)) for block in groups]
 
 
 def _blocks(total: int, num: int) -> list[range]:

@@ -4,6 +4,12 @@
 
 Spikes, partial sums and results each have links of their own, and XY routes never turn back. So the graph of stations
 has no cycle, and no station can wait for itself: there is no deadlock (DESIGN.md).
+
+Weights in groups: packets come in the order of the channels, so a core adds up one group at a time, in integers. When
+the first packet of another group comes, or the token ends, the digital unit of the core's tile takes the finished sums,
+multiplies them by the group's scales and adds them to the token's floating-point sums, which is what the core sends.
+Meanwhile packets add to a second set of sums; a packet of a third group waits. The core reads scales and minima from
+its memory, before it reads the packet's weights. Groups without a spike cost nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +24,7 @@ import numpy as np
 from .description import Description
 from .mapping import Placement, Tile, is_north_south, route
 from .parts import to_ps
+from .weights import Weights
 
 # Kinds of stations; `simpy_engine.py` says what each does.
 SOURCE, LINK, ACCUMULATE, SEND, REDUCE, COLLECT = range(6)
@@ -48,6 +55,10 @@ class Network:
         result_route: route of finished sums.
         lanes, add_ps: additions that a core does in parallel, and the time of one such step.
         block_bytes, block_ps: bytes that one access to weights reads, and its time.
+        weight_bits: width of a weight.
+        group_size: input positions of a group; 0 without groups.
+        parameter_bits: memory for scale and minimum of a group and output.
+        rescale_ps: how long the digital unit takes for the sums of a group of each core, int64 [C].
         free_ends: True if a barrier ends a token, at no cost; False if packets do.
         keeps_sums: True if a core that has heard all ends keeps its sums; False if it sends them.
         num_banks: number of tokens that can be in progress at the same time.
@@ -76,6 +87,10 @@ class Network:
     add_ps: int
     block_bytes: int
     block_ps: int
+    weight_bits: int
+    group_size: int
+    parameter_bits: int
+    rescale_ps: np.ndarray
     free_ends: bool
     keeps_sums: bool
     num_banks: int
@@ -133,7 +148,7 @@ def build_network(placement: Placement, chip: Description) -> Network:
         tiles=[_tiles(key, placement) for key in stations],
         kind=np.array([_KINDS[key[0]] for key in stations], np.int8),
         depth=np.array([_depth(key[0], chip) for key in stations], np.int64),
-        service_ps=np.array([_service(key, chip) for key in stations], np.int64),
+        service_ps=np.array([_service(key, chip, placement.weights) for key in stations], np.int64),
         latency_ps=np.array([_latency(key, chip) for key in stations], np.int64),
         unit=np.array([key[1] if isinstance(key[1], int) else 0 for key in stations], np.int64),
         next_first=next_first,
@@ -152,6 +167,10 @@ def build_network(placement: Placement, chip: Description) -> Network:
         add_ps=to_ps(chip.core.add_ns),
         block_bytes=chip.dram.block_bytes if placement.streamed else chip.core.block_bytes,
         block_ps=block_ps,
+        weight_bits=placement.weights.bits,
+        group_size=placement.weights.group_size or 0,
+        parameter_bits=placement.weights.parameter_bits,
+        rescale_ps=np.array([_rescale_ps(len(c.outputs), placement.weights, chip) for c in cores], np.int64),
         free_ends=bool(chip.barrier.tiles),
         keeps_sums=keeps_sums,
         num_banks=chip.core.accumulator_banks,
@@ -249,7 +268,7 @@ def _depth(kind: str, chip: Description) -> int:
     return 1 if kind == "send" else chip.digital.queue_packets
 
 
-def _service(key: tuple, chip: Description) -> int:
+def _service(key: tuple, chip: Description, weights: Weights) -> int:
     """Return the part of the service time that is the same for every packet, in ps."""
     core, digital = chip.core, chip.digital
     handshake = chip.handshake.ps
@@ -261,11 +280,21 @@ def _service(key: tuple, chip: Description) -> int:
     if key[0] == "send":
         return handshake + to_ps(core.send_ns) if core.sums_travel else 0
     if key[0] == "reduce":
-        return handshake + to_ps(core.receive_ns) + to_ps(core.add_ns)
+        # The sums of groups are floating-point numbers, which the digital unit adds.
+        return handshake + to_ps(core.receive_ns) + to_ps(digital.operation_ns if weights.in_groups else core.add_ns)
     if key[0] == "collect":
         # One product with scale and threshold per output; a unit of several lanes works on as many outputs at a time.
         return handshake + math.ceil(to_ps(digital.operation_ns) / digital.lanes) if core.sums_travel else 0
     return 0
+
+
+def _rescale_ps(num_outputs: int, weights: Weights, chip: Description) -> int:
+    """Return how long a digital unit, which the cores of its tile share, takes to rescale the sums of a group."""
+    if not weights.in_groups:
+        return 0
+    lanes = max(chip.digital.lanes // chip.mesh.cores_per_tile, 1)
+    operations = num_outputs * (weights.multiplies + weights.additions)
+    return -(-operations // lanes) * to_ps(chip.digital.operation_ns)
 
 
 def _latency(key: tuple, chip: Description) -> int:

@@ -59,14 +59,16 @@ class CoreCounts:
     Attributes:
         num_synops: additions of a weight.
         num_shifts: additions of a shifted weight; they are among num_synops.
-        num_updates: accumulators read and written, one per packet and output.
+        num_updates: accumulators read and written: one per packet and output, and one per output when a group is done.
         num_blocks: accesses to weight memory.
+        num_rescaled: sums of groups that were rescaled.
     """
 
     num_synops: np.ndarray
     num_shifts: np.ndarray
     num_updates: np.ndarray
     num_blocks: np.ndarray
+    num_rescaled: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +76,15 @@ class Outcome(StationCounts, CoreCounts):
     """A simulated layer of L tokens and M outputs, with the counts of its stations and cores.
 
     Attributes:
-        sums: exact, int64 [L, M].
+        sums: exact, int64 [L, M]; of weights in groups, what came of the sums of all groups without their scales.
+        group_sums: of weights in groups, exact, integers [L, G, M], G groups in the order of the positions; of others
+            empty.
         begin_ps, end_ps: when a token's encoding began, and when its last sum had been collected; int64 [L].
         trace: every service, if it was asked for.
     """
 
     sums: np.ndarray
+    group_sums: np.ndarray
     begin_ps: np.ndarray
     end_ps: np.ndarray
     trace: Trace | None = None
@@ -92,6 +97,7 @@ def int64_fields(*names: str) -> np.dtype:
 
 def outcome_of(
     sums: np.ndarray,
+    group_sums: np.ndarray,
     begin_ps: np.ndarray,
     end_ps: np.ndarray,
     stations: np.ndarray,
@@ -101,4 +107,4 @@ def outcome_of(
     """Return an outcome; counts are taken by name from arrays with fields for stations, [S], and for cores, [C]."""
     counts = {f.name: np.ascontiguousarray(stations[f.name]) for f in fields(StationCounts)}
     counts |= {f.name: np.ascontiguousarray(cores[f.name]) for f in fields(CoreCounts)}
-    return Outcome(sums=sums, begin_ps=begin_ps, end_ps=end_ps, trace=trace, **counts)
+    return Outcome(sums=sums, group_sums=group_sums, begin_ps=begin_ps, end_ps=end_ps, trace=trace, **counts)

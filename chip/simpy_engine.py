@@ -69,6 +69,11 @@ class _Simulation:
         self.arrived: list[simpy.Event | None] = [None] * num_stations  # what an idle station waits for
         self.room: list[simpy.Event | None] = [None] * num_stations  # what a blocked one waits for
         self.accumulator = defaultdict(lambda: np.zeros(self.num_outputs, np.int64))  # by core and token
+        self.adding = np.zeros((num_cores, self.num_outputs), np.int64)  # sums of the group that a core is at
+        self.at_group: list[tuple[int, int] | None] = [None] * num_cores  # that group and its token
+        self.free_ps = [0] * num_cores  # when the unit that rescales is free again
+        num_groups = -(-len(weight) // network.group_size) if network.group_size else 0
+        self.group_sums = np.zeros((self.num_tokens, num_groups, self.num_outputs), np.int64)
         self.ends_heard = Counter()  # by core and token
         self.last_block = [-1] * num_cores
         self.met = defaultdict(list)  # partial sums by token * outputs + output
@@ -91,7 +96,7 @@ class _Simulation:
         if trace:
             columns = np.array(self.records, np.int64).reshape(-1, 6).T
             found = Trace(*columns, cause=np.full(len(self.records), -1), last=-1)
-        return outcome_of(self.sums, self.begin_ps, self.end_ps, self.counts, self.core_counts, found)
+        return outcome_of(self.sums, self.group_sums, self.begin_ps, self.end_ps, self.counts, self.core_counts, found)
 
     @property
     def now(self) -> int:
@@ -110,7 +115,7 @@ class _Simulation:
                 packet, there_ps, entered_ps = yield from self._take(s)
             for step in self._steps(s, packet):
                 begin = max(self.now, there_ps)
-                duration = self._duration(s, step)
+                duration = self._duration(s, step, begin)
                 self._note_service(s, step, begin, duration, self.now if entered_ps is None else entered_ps)
                 entered_ps = None
                 yield _EndOfService(self.env, s, begin + duration - self.now)
@@ -181,28 +186,72 @@ class _Simulation:
         else:
             yield packet
 
-    def _duration(self, s: int, packet: _Packet) -> int:
-        """Return how long a station serves a packet, in ps; an access to memory happens now."""
+    def _duration(self, s: int, packet: _Packet, begin: int) -> int:
+        """Return how long a station serves a packet from a time on, in ps; an access to memory happens now."""
         network, traffic = self.network, self.traffic
-        kind, c = network.kind[s], network.unit[s]
+        kind, c = network.kind[s], int(network.unit[s])
         duration = int(network.service_ps[s])
         if kind == SOURCE:
             duration = int(traffic.service_ps[packet.word])
         elif self._carries_spike(s, packet) and traffic.num_adds[packet.word] < 0:
             duration = 0 if network.free_ends else duration
+            if kind == ACCUMULATE and network.group_size:
+                duration += self._end_groups(c, packet, begin)
         elif kind == ACCUMULATE:
             columns = int(network.core_outputs[c, 1] - network.core_outputs[c, 0])
-            row = int(traffic.position[packet.word] - network.core_inputs[c, 0])
-            touched = range(row * columns // network.block_bytes, ((row + 1) * columns - 1) // network.block_bytes + 1)
-            num_blocks = len(touched) - (touched[0] == self.last_block[c])  # the block read last is still there
+            num_blocks, wait_ps = self._turn_to_group(c, packet, columns, begin) if network.group_size else (0, 0)
+            row = int(traffic.position[packet.word] - network.core_inputs[c, 0]) * columns
+            touched = self._blocks(row, columns, network.weight_bits)
+            num_blocks += len(touched) - (touched[0] == self.last_block[c])  # the block read last is still there
             self.last_block[c] = touched[-1]
             self.core_counts["num_blocks"][c] += num_blocks
             adding = int(traffic.num_adds[packet.word]) * -(-columns // network.lanes) * network.add_ps
-            duration += max(num_blocks * network.block_ps, adding)
+            duration += wait_ps + max(num_blocks * network.block_ps, adding)
         if self.jitter:
             random = _mix(self.seed, s, int(self.counts["num_served"][s]))
             duration += (((duration * self.jitter) >> 16) * random) >> 16
         return duration
+
+    def _blocks(self, first: int, num: int, bits: int) -> range:
+        """Return the blocks of memory that hold some numbers of so many bits."""
+        block_bits = 8 * self.network.block_bytes
+        return range(first * bits // block_bits, ((first + num) * bits - 1) // block_bits + 1)
+
+    def _turn_to_group(self, c: int, packet: _Packet, columns: int, begin: int) -> tuple[int, int]:
+        """Finish the group before that of a spike; return the blocks of its parameters and how long the core waits."""
+        group = int(self.traffic.position[packet.word]) // self.network.group_size, packet.token
+        found = self._finish_group(c, columns, begin) if self.at_group[c] not in (None, group) else (0, 0)
+        self.at_group[c] = group
+        return found
+
+    def _end_groups(self, c: int, packet: _Packet, begin: int) -> int:
+        """Finish the last group of a token that ends; return how long the core takes for it."""
+        columns = int(self.network.core_outputs[c, 1] - self.network.core_outputs[c, 0])
+        is_last = self.ends_heard[c, packet.token] + 1 == self.network.num_ends[c]
+        at, num_blocks, wait_ps = self.at_group[c], 0, 0
+        if at is not None and (is_last or at[1] != packet.token):
+            num_blocks, wait_ps = self._finish_group(c, columns, begin)
+        self.core_counts["num_blocks"][c] += num_blocks
+        reading = num_blocks * self.network.block_ps
+        return max(reading, self.free_ps[c] - begin) if is_last else wait_ps + reading
+
+    def _finish_group(self, c: int, columns: int, begin: int) -> tuple[int, int]:
+        """Hand the sums of a group to the unit that rescales; return the blocks read and how long it is busy before."""
+        at, outputs = self.at_group[c], slice(*self.network.core_outputs[c])
+        assert at is not None
+        group, token = at
+        self.at_group[c] = None
+        self.accumulator[c, token][outputs] += self.adding[c, outputs]
+        self.group_sums[token, group, outputs] += self.adding[c, outputs]
+        self.adding[c] = 0
+        first = (group - int(self.network.core_inputs[c, 0]) // self.network.group_size) * columns
+        self.last_block[c] = -1
+        self.core_counts["num_updates"][c] += columns
+        self.core_counts["num_rescaled"][c] += columns
+        wait_ps = max(self.free_ps[c] - begin, 0)
+        self.free_ps[c] = begin + wait_ps + int(self.network.rescale_ps[c])
+        bits = self.network.parameter_bits
+        return len(self._blocks(first, columns, bits)) if bits else 0, wait_ps
 
     def _result(self, s: int, packet: _Packet) -> _Packet | None:  # noqa: PLR0911 - a return for each kind
         """Do what the end of a service does; return the packet to hand on, if there is one."""
@@ -214,7 +263,8 @@ class _Simulation:
             if traffic.num_adds[packet.word] >= 0:
                 outputs = slice(*network.core_outputs[unit])
                 row = self.weight[traffic.position[packet.word], outputs]
-                self.accumulator[unit, packet.token][outputs] += traffic.value[packet.word] * row
+                into = self.adding[unit] if network.group_size else self.accumulator[unit, packet.token]
+                into[outputs] += traffic.value[packet.word] * row
                 self.core_counts["num_synops"][unit] += traffic.num_adds[packet.word] * len(row)
                 self.core_counts["num_shifts"][unit] += traffic.num_shifts[packet.word] * len(row)
                 self.core_counts["num_updates"][unit] += len(row)

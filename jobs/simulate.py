@@ -10,22 +10,26 @@ from pathlib import Path
 from typing import Any
 
 from .. import analysis, pages
-from ..chip import MAPPINGS, ORDERS, ChannelOrder, Description, InOrder, Mapping, load_description, plan
+from ..chip import MAPPINGS, ORDERS, ChannelOrder, Description, InOrder, Mapping, Weights, load_description, plan
 from ..coding import ENCODERS, Encoder
 from ..errors import InputError
 from ..exchange import require_perfetto, write_chip_timeline
 from ..files import write_json
 from ..models import SpikeLinear, SpikeSettings, spiking_layers
 from ..models.layers import check_matches, patterns_of
+from ..models.layers.graded_linear import owner_of
 from ..models.layers.settings import matches_any
 from ..neuro import NEURONS, Neuron
 from ..registry import label
 from ..simulation.describe import describe_simulation
+from ..simulation.experts import Routing
 from ..simulation.model import MODES, ModelOnChip, simulate_model
 from ..simulation.orders import learn_orders
 from ..simulation.queue_steps import queue_steps
+from ..simulation.weights import weights_of
 from .given import K, refuse, spike_settings, usual
 from .inputs import alone, check_seed, load_spiking, require_writable
+from .measure import weights_in_words
 from .progress import SILENT, Progress
 
 # Tokens from which an order of channels is learned.
@@ -56,6 +60,11 @@ class SimulateSettings:
             `BidirectionalBitwise`.
         layers: pattern of the names of layers that spike; None for all.
         skip: patterns of the names of layers that stay dense; None for none.
+        weights: "int8", "int4", or "stored" for those of a GGUF file as they are; None for "int8".
+        group_size: input channels that share a weight scale; None for all, with "int4" for 32.
+        compact_scales: keep the scales of groups in few bits; None for not.
+        coarse: pairs (bits, up_to): counts up to `up_to` read rows of that few bits, on cores of their own; None for
+            none.
         include_head: whether the output head spikes too, on cores of its own.
         jitter: services last up to this share longer, at random; changes times, never sums.
         seed: random seed for the jitter, which must be above 0; None for 0.
@@ -77,6 +86,10 @@ class SimulateSettings:
     encoder: Encoder | str | None = None
     layers: str | None = None
     skip: tuple[str, ...] | None = None
+    weights: str | None = None
+    group_size: int | None = None
+    compact_scales: bool | None = None
+    coarse: tuple[tuple[int, int], ...] | None = None
     include_head: bool = False
     jitter: float = 0.0
     seed: int | None = None
@@ -139,10 +152,11 @@ def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT)
     require_writable(out)
     wanted = num_tokens + (ORDER_TOKENS if order is not None else 0)
     inputs = {"num_tokens": wanted, "context": num_tokens, "device": "cpu", "progress": progress}
-    inputs["fits"] = lambda shapes: (check_fit(shapes, chip, settings), _timelines(settings, shapes))
+    inputs["fits"] = lambda shapes: _look_ahead(shapes, chip, settings)
     model, ids, source, text_source, _ = load_spiking(settings.model, settings.text, settings, **inputs)
     spiking = spiking_layers(model)
-    check_fit({name: (layer.in_features, layer.out_features) for name, layer in spiking.items()}, chip, settings)
+    shapes = {name: (layer.in_features, layer.out_features) for name, layer in spiking.items()}
+    check_fit(shapes, chip, settings, weights_of(model, spiking))
     ids, following = ids[:num_tokens], ids[num_tokens:]
     orders = {}
     if order is not None:
@@ -155,7 +169,10 @@ def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT)
         orders = learn_orders(model, following, order)
     began = time.perf_counter()
     timelines = _timelines(settings, spiking)
-    traced = max(timelines or spiking, key=lambda name: spiking[name].in_features * spiking[name].out_features)
+    # Of the waiting packets of the largest layer that sees all tokens there is a picture.
+    of_experts = Routing(model, spiking).places
+    seen = timelines or [name for name in spiking if name not in of_experts] or spiking
+    traced = max(seen, key=lambda name: spiking[name].in_features * spiking[name].out_features)
     found = simulate_model(
         model,
         ids,
@@ -170,40 +187,63 @@ def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT)
         timelines=timelines or (traced,),
         progress=progress.bar("simulated", len(spiking), "layers"),
     )
+    idle = [name for name in timelines if name in found.idle]
+    if idle:
+        raise InputError(
+            f"timeline: expected layers that tokens reach, got {', '.join(idle)} of experts that had none. Name other "
+            "layers, or take more tokens."
+        )
     figures = {"kind": "simulation", "format": pages.FORMAT, **describe_simulation(found)}
     figures["model"] = {"name": settings.model, "source": Path(source).name}
     figures["text"] = text_source
     order_name = "as-given" if order is None else ORDERS.name_of(order) or label(order)
     figures["order"] = {"name": order_name, "num_tokens": len(following)}
-    figures["settings"] = _describe_settings(settings, next(iter(spiking.values())))
-    figures["queue_steps"] = queue_steps(found.timelines[traced], traced)
+    figures["settings"] = _describe_settings(settings, next(iter(spiking.values())), weights_in_words(model))
+    figures["queue_steps"] = None if traced in found.idle else queue_steps(found.timelines[traced], traced)
     figures["seconds"] = time.perf_counter() - began
     title = f"{Path(source).stem}, {len(ids)} tokens, {settings.mode}, on {chip.name}"
     files = _write(found, figures, title, timelines, out)
     return Simulated(figures, title, files)
 
 
-def check_fit(shapes: dict[str, tuple[int, int]], chip: Description, settings: SimulateSettings) -> None:
+def _look_ahead(shapes: dict[str, tuple[int, int]], chip: Description, settings: SimulateSettings) -> None:
+    """Check what can be checked before the model is loaded: not how much memory weights in groups take."""
+    if settings.weights in (None, "int8") and settings.group_size is None and not settings.coarse:
+        check_fit(shapes, chip, settings)
+        _timelines(settings, shapes)
+
+
+def check_fit(
+    shapes: dict[str, tuple[int, int]],
+    chip: Description,
+    settings: SimulateSettings,
+    weights: dict[str, Weights] | None = None,
+) -> None:
     """Raise an InputError unless layers fit a chip; the message says which do.
 
     Args:
         shapes: (in_features, out_features) of each layer, by name.
         chip: the chip.
         settings: of the simulation.
+        weights: how they lie in the cores, by name; None for a byte a weight.
     """
     mapping = settings.mapping
     assert isinstance(mapping, Mapping)
 
     def fault(names: list[str]) -> str | None:
         try:
-            plan({name: shapes[name] for name in names}, chip, mapping, stream=settings.stream)
+            plan({name: shapes[name] for name in names}, chip, mapping, stream=settings.stream, weights=weights)
         except InputError as error:
             return str(error)
         return None
 
     said = fault(list(shapes))
     if said is not None:
-        some = {pattern: fnmatch.filter(shapes, pattern) for pattern in patterns_of(shapes)}
+        owners = {name: owner_of(name) for name in shapes}  # levels are no layers that one can name
+        some = {
+            pattern: [name for name, owner in owners.items() if fnmatch.fnmatch(owner, pattern)]
+            for pattern in patterns_of(dict.fromkeys(owners.values()))
+        }
         fitting = max((p for p in some if fault(some[p]) is None), key=lambda p: len(some[p]), default=None)
         raise InputError(said + (f" `layers` {fitting!r} fits." if fitting is not None else ""))
 
@@ -222,7 +262,7 @@ def _timelines(settings: SimulateSettings, names: Collection[str]) -> list[str]:
     return found
 
 
-def _describe_settings(settings: SimulateSettings, layer: SpikeLinear) -> dict[str, Any]:
+def _describe_settings(settings: SimulateSettings, layer: SpikeLinear, weights: str) -> dict[str, Any]:
     """Return the settings that were used, those of the spiking layers included."""
     return {
         "num_tokens": settings.num_tokens,
@@ -234,6 +274,10 @@ def _describe_settings(settings: SimulateSettings, layer: SpikeLinear) -> dict[s
         "encoder": ENCODERS.name_of(layer.encoder) or label(layer.encoder),
         "layers": usual(settings.layers, "*"),
         "skip": list(usual(settings.skip, ())),
+        "weights": weights,
+        "group_size": layer.group_size,
+        "compact_scales": usual(settings.compact_scales, False),
+        "coarse": [list(pair) for pair in usual(settings.coarse, ())],
         "include_head": settings.include_head,
         "jitter": settings.jitter,
         "seed": usual(settings.seed, 0),

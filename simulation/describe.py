@@ -6,8 +6,6 @@ import re
 from dataclasses import asdict
 from typing import Any
 
-import numpy as np
-
 from ..chip import COMPONENTS
 from ..energy import load_table
 from .model import ModelOnChip, assumptions_of
@@ -22,8 +20,11 @@ def describe_simulation(found: ModelOnChip) -> dict[str, Any]:
     total = sum(energy.values())
     activity = found.activity
     num_spikes = sum(layer.num_spikes for layer in found.layers.values())
-    num_channels = n * sum(layer.placement.cores[-1].inputs.stop for layer in found.layers.values())
-    cores = sum(len(layer.placement.cores) for layer in found.layers.values())
+    # Of all tokens and layers; coarse rows, which have no MACs of their own, read channels of their layer.
+    num_channels = sum(
+        layer.activity.num_macs // layer.placement.cores[-1].outputs.stop for layer in found.layers.values()
+    )
+    cores = sum(len(placement.cores) for placement in found.placements.values())
     add_pj = load_table()["int8_add"]
     end_ps = int(found.end_ps[-1])
     half = n // 2  # the rate is that of the second half of the tokens
@@ -33,7 +34,8 @@ def describe_simulation(found: ModelOnChip) -> dict[str, Any]:
         "process": found.chip.process,
         "mode": found.mode,
         "num_tokens": n,
-        "num_layers": len(found.layers),
+        "num_layers": len(found.placements),
+        "idle_layers": list(found.idle),  # no token reached them
         "num_cores": {"mapped": cores, "chip": found.chip.num_cores},
         "token_s": {
             "mean": end_ps / n * 1e-12,
@@ -90,7 +92,8 @@ def _row(layer: LayerOnChip, found: ModelOnChip) -> dict[str, Any]:
         "name": layer.name,
         "num_cores": len(layer.placement.cores),
         "origin": layer.placement.origin,
-        "latency_s": float(np.mean(layer.latency_ps)) * 1e-12,
+        "num_tokens": layer.num_tokens,
+        "latency_s": float(layer.latency_ps.sum()) / layer.num_tokens * 1e-12,
         "energy_per_token_pj": {name: value / found.num_tokens for name, value in energy.items()},
         "num_synops": layer.activity.num_synops,
         "busy": {"mean": float(layer.busy.mean()), "most": float(layer.busy.max())},

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
 from ..chip import Activity, Description, Placement
-from ..chip.mapping import is_north_south, route
+from ..chip.mapping import Tile, is_north_south, route
 from ..chip.parts import to_ps
 from ..energy import OperationCounts
 
@@ -30,35 +30,37 @@ def arrivals(ready_ps: np.ndarray, transfer_ps: int, rest_ps: int) -> np.ndarray
     return done
 
 
-def transfer_between(
-    before: Sequence[Placement], after: Sequence[Placement], chip: Description
-) -> tuple[Activity, int]:
-    """Return what it takes to send the results of some layers to the homes of others, per token, and its time in ps.
+def transfer_between(flows: Iterable[tuple[Placement, Tile, int]], chip: Description) -> tuple[Activity, int]:
+    """Return what it takes to send the results of some layers to the homes of others, and its time per token in ps.
 
     Each result goes in packets of one number from home to home, over links that nothing else uses. Results for several
     homes, or of several layers, travel at the same time.
+
+    Args:
+        flows: from which layer to which home, and the results of how many tokens.
+        chip: the chip.
     """
     total, longest = Activity(), 0
     link, core = chip.link, chip.core
     hop_ps = chip.handshake.ps + link.occupied_ps(chip.packet.address_bits + chip.packet.sum_bits)
-    for start in before:
+    for start, home, num_tokens in flows:
         num = start.cores[-1].outputs.stop
-        for home in dict.fromkeys(placement.home for placement in after):
-            links = route(start.home, home)
-            vertical = sum(is_north_south(*each) for each in links)
-            if not links:
-                continue
-            total += Activity(
-                num_east_west=num * (len(links) - vertical),
-                num_north_south=num * vertical,
-                num_sent=num,
-                num_received=num,
-                num_handshakes=num * (len(links) + 1),
-            )
-            wires = vertical * link.north_south_ns + (len(links) - vertical) * link.east_west_ns
-            slowest = max(hop_ps, chip.handshake.ps + to_ps(core.send_ns))
-            first = to_ps(wires) + len(links) * hop_ps
-            longest = max(longest, first + num * slowest)
+        links = route(start.home, home)
+        vertical = sum(is_north_south(*each) for each in links)
+        if not links:
+            continue
+        one = Activity(
+            num_east_west=num * (len(links) - vertical),
+            num_north_south=num * vertical,
+            num_sent=num,
+            num_received=num,
+            num_handshakes=num * (len(links) + 1),
+        )
+        total += one * num_tokens
+        wires = vertical * link.north_south_ns + (len(links) - vertical) * link.east_west_ns
+        slowest = max(hop_ps, chip.handshake.ps + to_ps(core.send_ns))
+        first = to_ps(wires) + len(links) * hop_ps
+        longest = max(longest, first + num * slowest)
     return total, longest
 
 

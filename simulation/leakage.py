@@ -12,7 +12,13 @@ from .stages import Stage
 
 
 def leakage_of(
-    chip: Description, layers: Iterable[LayerOnChip], stages: Sequence[Stage], num_tokens: int, mode: str, total_ps: int
+    chip: Description,
+    layers: Iterable[LayerOnChip],
+    stages: Sequence[Stage],
+    num_tokens: int,
+    mode: str,
+    total_ps: int,
+    idle: Iterable[Placement] = (),
 ) -> Activity:
     """Return what leaks on the whole chip from the begin of the first token to the end of the last.
 
@@ -29,18 +35,22 @@ def leakage_of(
         num_tokens: tokens of the run.
         mode: "decode" or "prefill".
         total_ps: time of the run.
+        idle: layers that no token reached, whose cores hold weights all the same.
     """
     layers = list(layers)
-    num_used = used_cores(layer.placement for layer in layers)
+    num_used = used_cores([*(layer.placement for layer in layers), *idle])
     num_unused = chip.num_cores - num_used
-    wakes = num_tokens if mode == "decode" else 1
+    num_wakes = 0
     spread_ps = sum(stage.spread_ps for stage in stages) * num_tokens
     awake_ps = num_used * spread_ps
     for layer in layers:
         if mode == "decode":
-            own_ps = int(layer.latency_ps.sum())
+            own_ps, wakes = int(layer.latency_ps.sum()), layer.num_tokens
         else:
-            own_ps = int(layer.end_ps[-1] - (layer.end_ps[0] - layer.latency_ps[0]))
+            seen = layer.latency_ps > 0
+            begin_ps = layer.end_ps - layer.latency_ps
+            own_ps, wakes = int(layer.end_ps[seen].max() - begin_ps[seen].min()) if seen.any() else 0, 1
+        num_wakes += wakes * len(layer.placement.cores)
         awake_ps += len(layer.placement.cores) * min(own_ps + wakes * to_ps(chip.core.wake_ns), total_ps)
     homes: set[tuple[int, int]] = set()
     by_name = {layer.name: layer for layer in layers}
@@ -58,7 +68,7 @@ def leakage_of(
         leaking_core_ps=awake_ps + unused_awake_ps + never_sleep * sleeping_ps + never_off * off_ps,
         sleeping_core_ps=0 if never_sleep else sleeping_ps,
         off_core_ps=0 if never_off else off_ps,
-        num_wakes=0 if never_sleep else wakes * sum(len(layer.placement.cores) for layer in layers),
+        num_wakes=0 if never_sleep else num_wakes,
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from torch import Tensor, nn
 
-from ..chip import MAPPINGS, Activity, Description, InOrder, LayerSimulation, load_description, plan
+from ..chip import MAPPINGS, Activity, Description, InOrder, LayerSimulation, Placement, load_description, plan
 from ..chip import Mapping as ChipMapping
 from ..chip.layer import check_jitter
 from ..energy import EnergyReport
@@ -20,12 +20,17 @@ from .calls import run_calls
 from .leakage import leakage_of
 from .replay import LayerOnChip, Replay
 from .stages import Stage, Survey, stages_on, survey
+from .weights import coarse_levels, weights_of
 
 MODES = ("decode", "prefill")
 _ASSUMPTIONS = (
     "each layer has tiles of its own, which its packets never leave",
     "results go from home to home on links of their own",
     "layers that share an input each encode it; they run at the same time",
+    "coarse rows of a layer are a layer of their own, with an encoder and results of their own",
+    "weights in groups: the digital unit of a core's tile rescales the sums of a group while packets add to the next",
+    "an expert sees its own tokens; the experts of a layer run at the same time, and idle ones keep their weights",
+    "sink tokens have run before: what they leave in states and caches is there",
     "what stays dense of a stage runs on one digital unit, the output head on those of all tiles",
     "the time of attention is its mean over the tokens",
 )
@@ -54,6 +59,7 @@ class ModelOnChip:
         mode: "decode" or "prefill".
         num_tokens: tokens that were simulated.
         layers: by name, in the order in which they ran.
+        idle: where the layers lie that no token reached, by name: those of experts that none was routed to.
         stages: in order; the last one has no layers but what comes after them.
         end_ps: when each token ended, int64 [tokens].
         unsupported: parts of the model whose work is not counted.
@@ -68,6 +74,7 @@ class ModelOnChip:
     stages: list[Stage]
     end_ps: np.ndarray
     unsupported: tuple[str, ...] = ()
+    idle: Mapping[str, Placement] = field(default_factory=dict)
     timelines: Mapping[str, LayerSimulation] = field(default_factory=dict)
     run: str = ""
 
@@ -75,6 +82,11 @@ class ModelOnChip:
         """Return the energy by component, and the time of a token."""
         token_us = float(self.end_ps[-1]) / self.num_tokens * 1e-6
         return f"{self.energy_report()!r}\n{len(self.layers):,} layers, {token_us:,.1f} µs a token"
+
+    @property
+    def placements(self) -> dict[str, Placement]:
+        """Where each layer lies, by name; also those that no token reached."""
+        return {**{name: layer.placement for name, layer in self.layers.items()}, **self.idle}
 
     @property
     def token_ps(self) -> np.ndarray:
@@ -88,9 +100,15 @@ class ModelOnChip:
         for stage in self.stages:
             rows |= stage.rest
             if stage.transfer != Activity():
-                rows[f"transfer to {stage.layers[0]}"] = stage.transfer * self.num_tokens
+                rows[f"transfer to {stage.layers[0]}"] = stage.transfer
         rows["leakage of the chip"] = leakage_of(
-            self.chip, self.layers.values(), self.stages, self.num_tokens, self.mode, int(self.end_ps[-1])
+            self.chip,
+            self.layers.values(),
+            self.stages,
+            self.num_tokens,
+            self.mode,
+            int(self.end_ps[-1]),
+            self.idle.values(),
         )
         return rows
 
@@ -163,8 +181,8 @@ def simulate_model(
         surveyed: of `survey_model` with the same model and tokens, which then do not run again.
         progress: called with the number of layers that were simulated since the last call.
     Raises:
-        InputError: the model has no spiking layers, has weight groups or layers that do not see every token exactly
-            once, or does not fit the chip.
+        InputError: the model has no spiking layers, has layers that do not see every token exactly once, or does not
+            fit the chip; or it has weights in groups, and the chip nothing that rescales them.
     """
     if mode not in MODES:
         raise InputError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}.")
@@ -179,7 +197,7 @@ def simulate_model(
             if name not in spiking:
                 raise InputError(f"{what}: expected a spiking layer such as {next(iter(spiking))!r}, got {name!r}.")
     shapes = {name: (layer.in_features, layer.out_features) for name, layer in spiking.items()}
-    placements = plan(shapes, chip, cutting, stream=stream)
+    placements = plan(shapes, chip, cutting, stream=stream, weights=weights_of(model, spiking))
     found = survey(model, spiking, ids) if surveyed is None else surveyed
     stages = stages_on(found, placements, chip, len(ids))
     with ThreadPoolExecutor(num_threads) as pool:
@@ -194,6 +212,7 @@ def simulate_model(
             jitter=jitter,
             seed=seed,
             orders=orders or {},
+            coarse=coarse_levels(model),
             trace=trace,
             timelines=timelines,
             progress=progress,
@@ -206,7 +225,8 @@ def simulate_model(
         end_ps = replay.end_ps()
     counts = found.counts
     run = f"{counts.model}, {counts.neuron}, {counts.encoder}"
-    return ModelOnChip(chip, mode, len(ids), replay.layers, stages, end_ps, counts.unsupported, replay.kept, run)
+    idle = {name: placement for name, placement in placements.items() if name not in replay.layers}
+    return ModelOnChip(chip, mode, len(ids), replay.layers, stages, end_ps, counts.unsupported, idle, replay.kept, run)
 
 
 def survey_model(model: nn.Module, ids: Tensor) -> Survey:
@@ -222,15 +242,8 @@ def survey_model(model: nn.Module, ids: Tensor) -> Survey:
 
 
 def _spiking(model: nn.Module) -> dict[str, SpikeLinear]:
-    """Return the spiking layers of a model by name, if a chip can run them."""
+    """Return the spiking layers of a model by name; raise an InputError if it has none."""
     spiking = spiking_layers(model)
     if not spiking:
         raise InputError("simulate_model: expected a model with spiking layers, it has none. Call to_spiking first.")
-    for name, layer in spiking.items():
-        if layer.group_size is not None or layer.weight_bits != 8:
-            raise InputError(
-                f"{name}: expected weights of 8 bits without groups, since a core adds up all its channels and keeps a "
-                f"byte a weight; got {layer.weight_bits} bits with group_size={layer.group_size}. Convert the float "
-                'model with SpikeSettings(weights="int8", group_size=None).'
-            )
     return spiking

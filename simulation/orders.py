@@ -11,6 +11,7 @@ from ..chip import ChannelOrder
 from ..models import spiking_layers
 from ..models.layers.observing import Step
 from .calls import run_steps
+from .weights import weights_of
 
 
 def learn_orders(model: nn.Module, ids: Tensor, order: ChannelOrder) -> dict[str, np.ndarray]:
@@ -22,12 +23,15 @@ def learn_orders(model: nn.Module, ids: Tensor, order: ChannelOrder) -> dict[str
             learned order would look better than it is.
         order: finds the order of one layer.
     Returns:
-        A permutation, int64 [in_features], by the name of the layer; layers that no token reaches are left out.
+        A permutation, int64 [in_features], by the name of the layer; layers that no token reaches are left out. The
+        channels of a group of weights stay beside each other.
     """
     fired: dict[str, list[np.ndarray]] = defaultdict(list)
 
     def see(name: str, step: Step) -> None:
         fired[name].append(step.train.spikes.any(dim=0).cpu().numpy())
 
-    run_steps(model, spiking_layers(model), ids, see)
-    return {name: order.order(np.concatenate(active)) for name, active in fired.items()}
+    spiking = spiking_layers(model)
+    run_steps(model, spiking, ids, see)
+    weights = weights_of(model, spiking)
+    return {name: weights[name].whole_groups(order.order(np.concatenate(active))) for name, active in fired.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -27,8 +27,10 @@ class LayerOnChip:
         name: of the layer in the model.
         placement: where it lies.
         activity: with the leakage of its own cores for its own time.
-        end_ps: of each token, int64 [tokens]; when decoding, as if there were no other layers.
-        latency_ps: of each token, int64 [tokens].
+        end_ps: of each token, int64 [tokens]; when decoding, as if there were no other layers. Tokens that an expert
+            does not see end when they come.
+        latency_ps: of each token, int64 [tokens]; 0 of tokens that an expert does not see.
+        num_tokens: that it saw.
         num_spikes: spikes that its encoder unrolled.
         busy: share of the time in which each core was adding, [cores].
         queues: mean and greatest length of the queue at each station, by its name.
@@ -43,6 +45,7 @@ class LayerOnChip:
     activity: Activity
     end_ps: np.ndarray
     latency_ps: np.ndarray
+    num_tokens: int
     num_spikes: int
     busy: np.ndarray
     queues: dict[str, tuple[float, int]]
@@ -71,6 +74,7 @@ class Replay:
         jitter: services last up to this share longer, at random.
         seed: of the jitter.
         orders: channels of a layer in the order in which they lie in memory, by the name of the layer.
+        coarse: names of layers whose results are added to those of another.
         trace: find what held tokens up.
         timelines: names of layers whose simulations are kept, each with a trace.
         progress: called with the number of layers that were simulated since the last call.
@@ -88,6 +92,7 @@ class Replay:
     jitter: float = 0.0
     seed: int = 0
     orders: Mapping[str, np.ndarray] = field(default_factory=dict)
+    coarse: Collection[str] = ()
     trace: bool = False
     timelines: Collection[str] = ()
     progress: Callable[[int], None] = lambda layers: None
@@ -156,7 +161,7 @@ class Replay:
 
     def _simulate(self, call: Call, arrival_ps: np.ndarray | None) -> tuple[LayerOnChip, LayerSimulation]:
         """Simulate a layer, and compare its sums with those that it computed in the model."""
-        train, placement = call.train, self.placements[call.name]
+        train, placement, tokens = call.train, self.placements[call.name], call.tokens
         weight = self.spiking[call.name].weight.t().contiguous().numpy()
         found = simulate_layer(
             train.spikes.numpy(),
@@ -166,19 +171,27 @@ class Replay:
             placement,
             order=self.orders.get(call.name),
             overlap=self.overlap,
-            arrival_ps=arrival_ps,
+            arrival_ps=arrival_ps if arrival_ps is None or tokens is None else arrival_ps[tokens],
             jitter=self.jitter,
             seed=self.seed,
             trace=self.trace or call.name in self.timelines,
         )
-        sums = found.sums - train.zero_point * weight.sum(0, dtype=np.int64)
-        expected = call.accumulation[:, 0].numpy()
+        group_size = placement.weights.group_size or max(len(weight), 1)
+        sums = found.sums[:, None] if found.group_sums is None else found.group_sums
+        if train.zero_point:
+            of_group = np.add.reduceat(weight, range(0, len(weight), group_size), axis=0, dtype=np.int64)
+            sums = sums - train.zero_point * of_group
+        expected = call.accumulation.numpy()
+        activity = found.activity
+        if call.name in self.coarse:  # its results are added to the layer's own, which has the MACs
+            activity = replace(activity, num_macs=0) + Activity(num_adds=found.sums.size)
         row = LayerOnChip(
             call.name,
             placement,
-            found.activity,
-            found.end_ps,
-            found.latency_ps,
+            activity,
+            self._of_all(found.end_ps, tokens, 0 if arrival_ps is None else arrival_ps),
+            self._of_all(found.latency_ps, tokens, 0),
+            len(found.end_ps),
             train.num_spikes,
             found.utilization,
             found.queues(),
@@ -189,3 +202,12 @@ class Replay:
             found.critical_path_ps() if found.outcome.trace is not None else {},
         )
         return row, found
+
+    def _of_all(self, times_ps: np.ndarray, tokens: np.ndarray | None, others: np.ndarray | int) -> np.ndarray:
+        """Return times of all tokens, given those of some and what others have."""
+        if tokens is None:
+            return times_ps
+        all_ps = np.zeros(self.num_tokens, np.int64)
+        all_ps[:] = others
+        all_ps[tokens] = times_ps
+        return all_ps

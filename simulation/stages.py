@@ -1,8 +1,9 @@
 """The stages of a model on a chip: which layers run at the same time, and what has to be done before they can begin.
 
-Layers share a stage if and only if they were handed the same tensor, such as Q, K and V. Stages follow each other in
-the order in which they first ran. The dense work between them (norms, attention, gates, residual additions) is that of
-the parts that `record` finds, and each part says where its work is done (`ModuleRecord.before`).
+Layers share a stage if and only if they were handed the same tensor, such as Q, K and V. The experts of a layer run at
+the same time, each on its own tokens: their first projections are one stage and their last ones another. Stages follow
+each other in the order in which they first ran. The dense work between them (norms, attention, gates, residual
+additions) is that of the parts that `record` finds, and each part says where its work is done (`ModuleRecord.before`).
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+import numpy as np
 from torch import Tensor, nn
 
 from ..chip import Activity, Description, Placement
+from ..chip.mapping import Tile
 from ..energy import ModelCounts, count_operations
 from ..energy.count import scores_of
 from ..models import Recording, SpikeLinear
 from ..models.layers.observing import Step
 from ..models.recording import ModuleRecord, record
 from ..models.recording.modules import UNCOUNTED
-from .calls import Call, check_step, joining, run_steps
+from .calls import Call, begin, check_step, joining, run_steps
+from .experts import Place, Routing
 from .flow import as_activity, digital_ps, transfer_between
 
 
@@ -34,8 +38,9 @@ class Stage:
         rest: dense work before they begin, of all tokens, by the name of the part of the model.
         rest_ps: time of the digital units for it, per token.
         spread_ps: the part of it in which the digital units of all tiles work.
-        transfer: of the results of the stage before to the homes of these layers, per token.
-        transfer_ps: its time, per token.
+        transfer: of the results of the stage before to the homes of these layers, of all tokens. An expert gets those
+            of its own tokens.
+        transfer_ps: its time, per token; of experts, to the farthest.
     """
 
     layers: list[str]
@@ -54,12 +59,16 @@ class Survey:
         layers: names of the layers of each stage, in order.
         recording: of the run.
         counts: operations of the run.
+        places: where layers stand that belong to experts, by name.
+        tokens: which tokens an expert's layers saw, by the name of the layer; others saw all.
         calls: what each layer was given and computed, in the order in which they ran; None if they were not kept.
     """
 
     layers: list[list[str]]
     recording: Recording
     counts: ModelCounts
+    places: Mapping[str, Place]
+    tokens: Mapping[str, np.ndarray]
     calls: list[Call] | None
 
 
@@ -75,31 +84,44 @@ def survey(model: nn.Module, spiking: Mapping[str, SpikeLinear], ids: Tensor, *,
         InputError: a layer does not see every token exactly once.
     """
     stages: list[list[str]] = []
+    of_experts: dict[tuple[str, bool], list[str]] = {}
+    routing, tokens = Routing(model, spiking), {}
     # Weak references, so that the inputs of a whole model need not be kept: what is gone cannot be handed to a layer
     # again, and another tensor in its memory is another object.
-    inputs: list[weakref.ref[Tensor]] = []
+    inputs: list[tuple[weakref.ref[Tensor], list[str]]] = []
     done: set[str] = set()
     calls: list[Call] = []
-    joined = joining(calls.append)
+    joined = joining(calls.append, routing, len(ids))
 
     def see(name: str, step: Step) -> None:
-        check_step(name, step, len(ids), ran_before=name in done)
+        some = routing.tokens_of(name, step.x, len(ids))
+        check_step(name, step, len(ids), some, ran_before=name in done)
+        if some is not None:
+            tokens[name] = some.numpy()
         if keep_calls:
             joined(name, step)
         if step.first_token + len(step.count) == step.num_tokens:
             done.add(name)
         if step.first_token:
             return
-        shared = next((layers for layers, x in zip(stages, inputs, strict=True) if x() is step.x), None)
-        if shared is None:
-            stages.append([name])
-            inputs.append(weakref.ref(step.x))
+        place = routing.places.get(name)
+        if place is None:
+            shared = next((layers for x, layers in inputs if x() is step.x), None)
         else:
-            shared.append(name)
+            shared = of_experts.get((place.mixture, place.is_last))
+        if shared is None:
+            stages.append(shared := [])
+            if place is None:
+                inputs.append((weakref.ref(step.x), shared))
+            else:
+                of_experts[place.mixture, place.is_last] = shared
+        shared.append(name)
 
+    begun = begin(model, ids)
     with record(model, block_bytes=(64,)) as recording:  # only what does not spike is looked at
-        run_steps(model, spiking, ids, see)
-    return Survey(stages, recording, count_operations(recording), calls if keep_calls else None)
+        run_steps(model, spiking, ids, see, begun)
+    counts = count_operations(recording)
+    return Survey(stages, recording, counts, routing.places, tokens, calls if keep_calls else None)
 
 
 def stages_on(found: Survey, placements: Mapping[str, Placement], chip: Description, num_tokens: int) -> list[Stage]:
@@ -113,11 +135,38 @@ def stages_on(found: Survey, placements: Mapping[str, Placement], chip: Descript
     """
     stages = [Stage(list(layers)) for layers in found.layers]
     for before, after in pairwise(stages):
-        homes = [[placements[name] for name in stage.layers] for stage in (before, after)]
-        after.transfer, after.transfer_ps = transfer_between(homes[0], homes[1], chip)
+        flows = _flows(before.layers, after.layers, placements, found, num_tokens)
+        after.transfer, after.transfer_ps = transfer_between(flows, chip)
     stages.append(Stage([]))
     place_rest(found.recording, found.counts, stages, num_tokens, chip)
     return stages
+
+
+def _flows(
+    before: Sequence[str],
+    after: Sequence[str],
+    placements: Mapping[str, Placement],
+    found: Survey,
+    num_tokens: int,
+) -> list[tuple[Placement, Tile, int]]:
+    """Return from which layer to which home results go, and of how many tokens: what an expert got, or is to get."""
+
+    def seen_by(name: str) -> np.ndarray:
+        seen = np.zeros(num_tokens, bool)
+        seen[found.tokens.get(name, slice(None))] = True
+        return seen
+
+    flows = []
+    for name in before:
+        reached: dict[Tile, np.ndarray] = {}
+        for other in after:
+            one, two = found.places.get(name), found.places.get(other)
+            if one is not None and two is not None and one.mixture == two.mixture and one.expert != two.expert:
+                continue
+            home = placements[other].home
+            reached[home] = reached.get(home, np.zeros(num_tokens, bool)) | (seen_by(name) & seen_by(other))
+        flows += [(placements[name], home, int(some.sum())) for home, some in reached.items() if some.any()]
+    return flows
 
 
 def place_rest(

@@ -8,8 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from ..chip import MAPPINGS, Description, LayerSimulation, Mapping, chip_names, load_description, simulate_layer
+from ..chip import (
+    BYTES,
+    MAPPINGS,
+    Description,
+    LayerSimulation,
+    Mapping,
+    Weights,
+    chip_names,
+    load_description,
+    simulate_layer,
+)
 from ..chip.checks import placed
+from ..chip.mapping import accumulators_of_output, knows_weights
 from ..chip.network import COLLECT, LINK
 from ..errors import InputError
 from .laws import strategies, try_law
@@ -74,6 +85,21 @@ def chips() -> Any:
     return small()
 
 
+def kinds_of_weights(*, in_groups: bool) -> Any:
+    """Return a strategy of `Weights`: bytes as often as all others, groups only if asked for."""
+    st = strategies()
+
+    @st.composite
+    def others(draw: Any) -> Weights:
+        bits, has_minimum = draw(st.sampled_from([8, 4, 2])), draw(st.booleans())
+        if not in_groups or draw(st.integers(0, 3)) == 0:
+            return Weights(bits, has_minimum=has_minimum)
+        size, parameters = draw(st.integers(1, 5)), draw(st.sampled_from([0, 7, 15, 32]))
+        return Weights(bits, size, parameters, has_minimum, draw(st.booleans()))
+
+    return st.one_of(st.just(BYTES), others())
+
+
 def jobs(chip: Description | None = None, mapping: Mapping | None = None) -> Any:
     """Return a strategy of layers, each placed, with its train and weights: the arguments of `simulate_layer`.
 
@@ -89,7 +115,10 @@ def jobs(chip: Description | None = None, mapping: Mapping | None = None) -> Any
         num_inputs, num_outputs = draw(st.integers(1, 12)), draw(st.integers(1, 12))
         cutting = MAPPINGS.create(draw(st.sampled_from(MAPPINGS.own()))) if mapping is None else mapping
         height = draw(st.integers(1, 4))
-        placement = placed(cutting, num_inputs, num_outputs, on, height=height)
+        weights = draw(kinds_of_weights(in_groups=not on.barrier.tiles and on.core.sums_travel))
+        if not knows_weights(cutting):
+            weights = BYTES
+        placement = placed(cutting, num_inputs, num_outputs, on, height=height, weights=weights)
         if draw(st.booleans()) and num_inputs > 1 and not placement.sources:  # two senders, on different tiles
             cut = draw(st.integers(1, num_inputs - 1))
             other = (placement.columns - 1, placement.rows - 1)
@@ -99,7 +128,8 @@ def jobs(chip: Description | None = None, mapping: Mapping | None = None) -> Any
             np.array([-1, 0, 0, 1], np.int8), (draw(st.integers(1, 3)), draw(st.integers(1, 4)), num_inputs)
         )
         timestep_weight = rng.choice([1, 1, 2, 3, 4, -4], len(spikes))
-        weight = rng.integers(-128, 128, (num_inputs, num_outputs)).astype(np.int8)
+        least = 0 if weights.has_minimum and weights.bits < 8 else -(2 ** (weights.bits - 1))
+        weight = rng.integers(least, least + 2**weights.bits, (num_inputs, num_outputs)).astype(np.int8)
         options = {
             "overlap": draw(st.booleans()),
             "jitter": draw(st.sampled_from([0.0, 0.0, 0.3, 2.0])),
@@ -116,6 +146,13 @@ def exact(spikes: np.ndarray, timestep_weight: np.ndarray, weight: np.ndarray) -
     return np.einsum("t,tln,nm->lm", timestep_weight, spikes.astype(np.int64), weight.astype(np.int64))
 
 
+def exact_groups(spikes: np.ndarray, timestep_weight: np.ndarray, weight: np.ndarray, group_size: int) -> np.ndarray:
+    """Return the sums of each group of a train, [tokens, groups, out_features], without a chip."""
+    starts = range(0, len(weight), group_size)
+    groups = [slice(start, start + group_size) for start in starts]
+    return np.stack([exact(spikes[:, :, group], timestep_weight, weight[group]) for group in groups], 1)
+
+
 def check_simulation(job: tuple[tuple[Any, ...], dict[str, Any]], *, compare: bool) -> None:
     """Check all that must hold for a simulated layer.
 
@@ -126,7 +163,7 @@ def check_simulation(job: tuple[tuple[Any, ...], dict[str, Any]], *, compare: bo
         InputError: something does not hold; the message names the chip.
     """
     arguments, options = job
-    spikes, timestep_weight, weight, chip, _ = arguments
+    spikes, timestep_weight, weight, chip, placement = arguments
     found = simulate_layer(*arguments, **options, trace=True)
 
     def require(holds: Any, what: str) -> None:
@@ -134,18 +171,23 @@ def check_simulation(job: tuple[tuple[Any, ...], dict[str, Any]], *, compare: bo
             raise InputError(f"chip {chip.name!r}: expected {what} of a simulated layer, found otherwise.")
 
     require(np.array_equal(found.sums, exact(spikes, timestep_weight, weight)), "exact sums")
-    outcome, network = found.outcome, found.network
+    outcome, network, kind = found.outcome, found.network, placement.weights
+    if kind.group_size is not None and found.group_sums is not None:
+        by_group = exact_groups(spikes, timestep_weight, weight, kind.group_size)
+        require(np.array_equal(found.group_sums, by_group), "exact sums of each group")
+        _check_rescaling(found, spikes, require)
     ones = np.array([abs(int(w)).bit_count() for w in timestep_weight])
     additions = int(ones @ np.abs(spikes).sum((1, 2))) * weight.shape[1]
     require(outcome.num_synops.sum() == additions, "every spike's additions at every output once")
     activity = found.activity
-    updates = int(outcome.num_updates.sum())
+    updates, rescaled = int(outcome.num_updates.sum()), int(outcome.num_rescaled.sum())
     in_registers = chip.core.register_accumulators > 0
     require(
-        (activity.num_updates, activity.num_register_updates) == ((0, updates) if in_registers else (updates, 0)),
+        (activity.num_updates, activity.num_register_updates)
+        == ((rescaled, updates) if in_registers else (rescaled + updates, 0)),
         "every accumulator read and written in registers or in memory",
     )
-    held = int(np.diff(network.core_outputs).max()) * chip.core.accumulator_banks
+    held = int(np.diff(network.core_outputs).max()) * accumulators_of_output(chip, kind)
     require(not in_registers or held <= chip.core.register_accumulators, "registers that hold the accumulators")
     duration = int(outcome.end_ps.max())
     require((outcome.queue_most <= network.depth).all(), "queues that hold no more than fits")
@@ -172,6 +214,25 @@ def check_simulation(job: tuple[tuple[Any, ...], dict[str, Any]], *, compare: bo
         for field in fields(outcome):
             same = field.name == "trace" or np.array_equal(getattr(outcome, field.name), getattr(plain, field.name))
             require(same, f"the {field.name} of its twin on SimPy")
+
+
+def _check_rescaling(found: LayerSimulation, spikes: np.ndarray, require: Any) -> None:
+    """Check how many sums were rescaled: those of each group with a spike, once if one sender sends all of it."""
+    kind, activity = found.placement.weights, found.activity
+    rescaled = int(found.outcome.num_rescaled.sum())
+    fired = np.asarray(spikes != 0).max(axis=0)
+    size = kind.group_size or fired.shape[1]
+    groups = sum(int(fired[:, i : i + size].max(axis=1).sum()) for i in range(0, fired.shape[1], size))
+    once, num_outputs = groups * found.sums.shape[1], found.sums.size
+    several = len(found.placement.senders) > 1
+    require(rescaled >= once if several else rescaled == once, "each group with a spike rescaled at every output")
+    require(
+        activity.num_multiplies == rescaled * kind.multiplies + num_outputs, "a product with each scale and threshold"
+    )
+    met = num_outputs * (found.placement.num_input_blocks if found.placement.num_input_blocks > 1 else 0)
+    counted = int(found.outcome.num_updates.sum() - rescaled) if kind.has_minimum else 0
+    least = rescaled * kind.additions + met
+    require(least <= activity.num_adds <= least + counted, "an addition of each rescaled sum")
 
 
 def _check_routes(found: LayerSimulation, require: Any, *, travel: bool) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from ..chip import MAPPINGS, Mapping, load_description
+from ..chip import BYTES, MAPPINGS, Mapping, Weights, load_description
 from ..chip.floor_plan import plan
+from ..chip.mapping import knows_weights
 from ..neuro.checks import checking_plugins
 from .chips import changed, check_simulation, jobs
 from .laws import check_settings, strategies, try_law
@@ -36,4 +37,6 @@ def check_mapping(mapping: Mapping | str, *, examples: int = 50) -> None:
 
 def _on_one_mesh(mapping: Mapping, shapes: list[tuple[int, int]], stream: bool) -> None:
     chip = changed(load_description("async-45nm"), core={"sram_bytes": 20_000}, mesh={"columns": 40, "rows": 40})
-    plan({str(i): shape for i, shape in enumerate(shapes)}, chip, mapping, stream=stream)
+    kinds = (BYTES, Weights(4, 32, 32, has_minimum=True)) if knows_weights(mapping) else (BYTES,)
+    weights = {str(i): kinds[i % len(kinds)] for i in range(len(shapes))}
+    plan({str(i): shape for i, shape in enumerate(shapes)}, chip, mapping, stream=stream, weights=weights)

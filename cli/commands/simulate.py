@@ -12,7 +12,10 @@ from ..clock import took
 from ..complete import chips as chip_names
 from ..complete import layers_of, mappings, orders, words
 from ..options import (
+    CoarseRows,
+    CompactScales,
     EncoderName,
+    GroupSize,
     IncludeHead,
     K,
     Layers,
@@ -21,6 +24,8 @@ from ..options import (
     NumTokens,
     Skip,
     TextFile,
+    Weights,
+    coarse_of,
     folder_for,
     k_of,
     named,
@@ -87,6 +92,10 @@ def simulate(
     encoder: EncoderName = None,
     layers: Layers = None,
     skip: Skip = None,
+    weights: Weights = None,
+    group_size: GroupSize = None,
+    compact_scales: CompactScales = False,
+    coarse: CoarseRows = None,
     include_head: IncludeHead = False,
     jitter: Annotated[
         float, typer.Option(help="Services last up to this share longer, at random.", rich_help_panel=MEASURED)
@@ -110,7 +119,7 @@ def simulate(
 
     It is simulated event by event, and all sums are checked. The order of channels (--order) is learned from the 128
     tokens of the text that follow those simulated. A model that spikes already runs as it is: --neuron, --k, --encoder,
-    --layers, --skip and --include-head are for others.
+    --layers, --skip, --weights, --group-size, --compact-scales, --coarse and --include-head are for others.
     """
     from ... import chip as chips
     from ... import coding, jobs, neuro
@@ -132,6 +141,10 @@ def simulate(
         encoder=named(coding.ENCODERS, encoder),
         layers=layers,
         skip=tuple(skip) if skip else None,
+        weights=weights,
+        group_size=group_size,
+        compact_scales=compact_scales or None,
+        coarse=coarse_of(coarse),
         include_head=include_head,
         jitter=jitter,
         seed=seed,

@@ -133,6 +133,16 @@ class GradedLinear(nn.Module):
         return f"in_features={self.in_features}, out_features={self.out_features}, {describe_levels(self)}"
 
 
+def owner_of(name: str) -> str:
+    """Return the name of the layer of which one is a level; its own name if it is none.
+
+    >>> owner_of("mlp.up_proj.levels.0"), owner_of("mlp.up_proj")
+    ('mlp.up_proj', 'mlp.up_proj')
+    """
+    layer, levels, number = name.rpartition(_LEVELS)
+    return layer if levels and number.isdigit() else name
+
+
 def grade_for(model: nn.Module, names: Iterable[str]) -> None:
     """Put a `GradedLinear` in the place of each float layer that has levels among the names, in place.
 

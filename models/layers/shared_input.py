@@ -18,6 +18,8 @@ from .transforms import is_compiling, records_operators
 
 # Bytes of a train that is kept for all experts.
 _MOST_BYTES = 64 * 2**20
+# Attribute of a tensor that holds some tokens of another: their numbers there.
+_ROWS = "rows_of_shared_input"
 
 
 class SharedInput:
@@ -43,6 +45,8 @@ class SharedInput:
     def tokens(self, rows: Tensor | None = None) -> Tensor:
         """Return some tokens, by number, or all of them: the input itself."""
         part = self._x if rows is None else self._x[rows]
+        if rows is not None and not is_compiling():
+            vars(part)[_ROWS] = rows
         if self._neuron is not None:
             promise_spikes(self._neuron, part, functools.partial(_if_alive, weakref.WeakMethod(self._some), rows))
         return part
@@ -79,6 +83,11 @@ class SharedInput:
     def _train(self) -> SpikeTrain:
         encoder, num_timesteps = self._fitted
         return encoder.encode(self._counted.by_token, num_timesteps)
+
+
+def rows_of(x: Tensor) -> Tensor | None:
+    """Return which tokens of the input of experts `SharedInput.tokens` gave as this tensor; None if it gave it not."""
+    return vars(x).get(_ROWS)
 
 
 def _if_alive(method: weakref.WeakMethod[Any], rows: Tensor | None) -> Any:

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from ... import backends
 from ...backends import BACKENDS, Backend
-from ...backends.checks import outputs_of, sums_of
+from ...backends.base import WeightMemory
+from ...backends.checks import group_sums_of, outputs_of, sums_of
 from ...coding import ENCODERS, BidirectionalBitwise, Encoder, SpikeTrain, decode
 from ...coding.checks import fitted_to, train_of
 from ...errors import InputError, SpikebrainError
 from ...neuro import NEURONS, AdaptiveThreshold, Neuron, SpikeCount
 from ...neuro.checks import checks_all, spikes_of
+from .compact import scale_bytes_of
 from .dense_gradient import DenseGradient
 from .graphs import graph_settings, in_graph
 from .observing import Observer, Step
@@ -292,7 +294,7 @@ class SpikeLinear(nn.Module):
         backend = self._backend_for(count, events_only=bool(self.observers))
         y = threshold.new_zeros(len(count), self.out_features)
         for first, part, train in self._portions(count, spikes.extent):
-            accumulation = torch.stack([sums_of(backend, *pair) for pair in self._by_group(train)], 1)
+            accumulation = self._sums(backend, train)
             last = first + len(part)
             for observer in self.observers:
                 observer(self, Step(part, train, accumulation, first, len(count), x, threshold[first:last]))
@@ -315,6 +317,14 @@ class SpikeLinear(nn.Module):
         for first in range(0, len(count), num_tokens):
             part = count if len(count) <= num_tokens else count[first : first + num_tokens]
             yield first, part, train_of(encoder, part, num_timesteps)
+
+    def _sums(self, backend: Backend, train: SpikeTrain) -> Tensor:
+        """Return the exact sums of each group, int32 [tokens, groups, out_features]."""
+        if backend.knows_memory and (self.in_groups or self.weight_bits < 8):
+            scale_bytes = scale_bytes_of(self.scale, self.minimum)
+            memory = WeightMemory(self.weight_bits, self.group_size, scale_bytes, self.minimum is not None)
+            return group_sums_of(backend, train, self.weight, memory)
+        return torch.stack([sums_of(backend, *pair) for pair in self._by_group(train)], 1)
 
     def _by_group(self, train: SpikeTrain) -> Iterator[tuple[SpikeTrain, Tensor]]:
         """Yield the spikes and weights of the input channels of each group."""

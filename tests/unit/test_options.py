@@ -49,6 +49,7 @@ CASES = {
     },
     "simulate": {
         **{name: ["SPIKES"] for name in ("neuron", "k", "encoder", "layers", "skip", "include_head")},
+        **{name: ["SPIKES"] for name in ("weights", "group_size", "compact_scales", "coarse")},
         "seed": ["DENSE"],
     },
     "generate": {"seed": ["FLOAT", "A neuron"]},

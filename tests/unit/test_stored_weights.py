@@ -17,7 +17,6 @@ from spikebrain.errors import CheckpointError, InputError
 from spikebrain.models.io.gguf_blocks import BLOCK_TYPES, unpack_rows
 from spikebrain.models.layers import spiking_layers
 from spikebrain.models.layers.quantize import dequantize
-from spikebrain.simulation import simulate_model
 
 STORED = sb.SpikeSettings(weights="stored", include_head=True)
 IDS = torch.arange(3, 30)[None]
@@ -229,9 +228,3 @@ def test_training_with_4_bits_in_the_loop_and_not_with_stored_ones(tiny_llama):
         torch.testing.assert_close(aware, sb.to_spiking(tiny_llama, settings)(IDS).logits, atol=2e-3, rtol=1e-3)
     with pytest.raises(InputError, match=r"spike_aware\.settings: .*got .stored."), sb.spike_aware(tiny_llama, STORED):
         pass
-
-
-@pytest.mark.parametrize("settings", [sb.SpikeSettings(weights="int4"), sb.SpikeSettings(group_size=16)])
-def test_a_chip_refuses_groups_and_4_bits(tiny_llama, settings):
-    with pytest.raises(InputError, match=r"expected weights of 8 bits without groups.*weights=.int8."):
-        simulate_model(sb.to_spiking(tiny_llama, settings), torch.arange(3), "async-45nm")

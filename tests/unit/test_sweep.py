@@ -318,6 +318,15 @@ def test_latency_and_energy_on_a_chip(settings, tmp_path):
     assert 0 < ideal["chip_energy_nj"] < real["chip_energy_nj"]
 
 
+def test_weights_decide_what_a_chip_takes(settings, tmp_path):
+    options = {"group_size": [None, 4], "chip_tokens": 2}
+    found = sweep(settings(options, objectives=("chip_energy_nj", "chip_latency_us")), tmp_path / "s")
+    rows, groups = (row.figures for row in found.rows)
+    # Sums of groups are rescaled and added to others, which takes energy and time.
+    assert rows["chip_energy_nj"] < groups["chip_energy_nj"]
+    assert rows["chip_latency_us"] < groups["chip_latency_us"]
+
+
 CHIPS = {
     "chip.core.off_share": [1.0, 0.1],
     "chip.core.accumulator_pj": [10.0, 2.0],
