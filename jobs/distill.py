@@ -20,6 +20,7 @@ from ..models import Loaded, SpikeSettings
 from ..models.io import load
 from ..models.io.checksums import of_text
 from ..models.layers.coarse import Coarse
+from ..models.spikingbrain import SpikingBrainForCausalLM
 from ..models.training import (
     DistillResult,
     DistillSettings,
@@ -284,6 +285,11 @@ def _load_both(run: DistillRun, context: int, progress: Progress) -> tuple[Loade
     if is_spiking(found.model):
         raise InputError(
             f"teacher: expected a float model, got {found.source}, which spikes. Name the model that it was made from."
+        )
+    if isinstance(found.model, SpikingBrainForCausalLM):
+        raise InputError(
+            f"teacher: expected a Transformer, got {found.source}, a SpikingBrain model. Name the Transformer that it "
+            "was converted from."
         )
     student = student_of(run, found.model, progress)
     for model in (found.model, student.model):

@@ -119,6 +119,7 @@ def _print(console: Console, found: dict[str, Any]) -> None:
         f"{model['source']}: {model['num_spiking_layers']} layers on spikes, "
         f"{found['settings']['neuron']}, code {found['settings']['encoder']}"
         + (" (lossy)" if found["settings"]["lossy_code"] else "")
+        + (f", attention {found['settings']['attention']}" if found["settings"]["attention"] else "")
     )
     console.print(f"{text['num_tokens']:,} tokens of {text['source']}, windows of {found['settings']['context']}\n")
     if isinstance(found["settings"]["k"], dict):

@@ -515,6 +515,7 @@ def test_commands(run, model_folder, text, tmp_path, monkeypatch):
     assert code == 0, error
     found = json.loads((tmp_path / "found" / "report.json").read_text())
     assert found["settings"]["attention"] == "counts"
+    assert ", attention counts" in out
     kinds = found["energy"]["digital"]["spiking_by_kind_pj"]
     assert kinds["attention: scores, on spikes"] > 0
     assert sum(kinds.values()) == pytest.approx(found["energy"]["digital"]["spiking_total_pj"])

@@ -196,11 +196,13 @@ def test_students_that_do_not_fit(run, model_folder, calibrated, text, tmp_path,
     shallow.save_pretrained(tmp_path / "shallow")
     save(to_spiking(tiny_llama), tmp_path / "plain", tokenizer)
     hybrid = from_transformer(tiny_llama)
+    save(hybrid, tmp_path / "float", tokenizer)
     save(to_spiking(hybrid, spikingbrain_settings("as-described")), tmp_path / "hybrid", tokenizer)
     for arguments, message in [
         ((tmp_path / "narrow", calibrated), "STUDENT: expected a model on spikes that was made of the teacher, got"),
         ((tmp_path / "shallow", calibrated), "weights [24, 24], where the teacher has no such layer. Name its own"),
         ((calibrated, calibrated), f"TEACHER: expected a float model, got {calibrated}, which spikes. Name the model"),
+        ((tmp_path / "float", tmp_path / "float"), "TEACHER: expected a Transformer, got"),
         (
             (model_folder, tmp_path / "hybrid"),
             "STUDENT: expected a SpikingBrain model without spikes, got",
