@@ -1,6 +1,7 @@
 """Greedy generation by a whole spiking SmolLM2 with a KV cache on the CPU: tokens per second, compared with peers.
 
-    python benchmarks/decode_tokens.py [--tokens N] [--repeats N] [--only NAME ...] [--agree] [--profile] [--out FILE]
+    python benchmarks/decode_tokens.py [--tokens N] [--repeats N] [--only NAME ...] [--also FOLDER ...] [--agree]
+                                       [--profile] [--out FILE]
 
 The peers are the same model in transformers in FP32, BF16 and dynamic INT8 (torch.ao), and the same file in llama.cpp
 if llama-cpp-python is installed. Ours has INT8 rows, or the file's own 4-bit rows ("stored"); each with a dense FP32
@@ -10,7 +11,8 @@ transformers would else look for it among all logits, for every row but llama.cp
 
 `--agree` prints how many of 64 tokens the compiled decoder has in common with the layers one by one and those with the
 separate steps (neuron, encoder, backend, rescaling), on five prompts: they may part where a ratio lies on a rounding's
-edge. `--profile` prints where the layers one by one spend their time.
+edge. `--profile` prints where the layers one by one spend their time. `--also` takes folders with SmolLM2 on spikes,
+such as `spikebrain calibrate` writes.
 """
 
 from __future__ import annotations
@@ -175,6 +177,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=list(NAMES), default=list(NAMES))
+    parser.add_argument("--also", nargs="+", default=[], help="folders with the same model on spikes")
     parser.add_argument("--agree", action="store_true")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--out", type=Path, help="JSON file to write")
@@ -190,7 +193,11 @@ def main() -> None:
     agreements, parts = {}, {}
     with torch.inference_mode():
         models = models_to_compare(model, options.only)
-        ours = [name for name in models if name.startswith(("spiking", "stored", "coarse"))]
+        for folder in options.also:
+            own: Any = sb.load(folder).model
+            own.generation_config.eos_token_id = None
+            models[folder], NAMES[folder] = own, Path(folder).name
+        ours = [name for name in models if name.startswith(("spiking", "stored", "coarse")) or name in options.also]
         for name in ours:
             print(f"{NAMES[name]}: {sb.describe_decoding(models[name])}")
             if options.agree:
