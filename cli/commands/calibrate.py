@@ -10,6 +10,7 @@ import typer
 from ..answer import Answer
 from ..complete import words
 from ..options import (
+    Attention,
     CompactScales,
     EncoderName,
     Force,
@@ -58,6 +59,7 @@ def calibrate(
     compact_scales: CompactScales = False,
     skip: Skip = None,
     include_head: IncludeHead = False,
+    attention: Attention = None,
     force: Force = False,
 ) -> Answer:
     """Find how each layer should spike so that a budget is kept at the least loss.
@@ -78,6 +80,7 @@ def calibrate(
         compact_scales=compact_scales,
         skip=tuple(skip) if skip else None,
         include_head=include_head,
+        attention=attention,
     )
     found = jobs.calibrate(settings, out, screen, force=force)
     loss = found.found.perplexity / found.float_perplexity - 1

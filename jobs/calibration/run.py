@@ -87,6 +87,7 @@ class CalibrateSettings:
         compact_scales: keep scales and minima of groups in few bits, which costs less to read; see `SpikeSettings`.
         skip: patterns of the names of layers that stay dense; None for none.
         include_head: put the output head on spikes, too.
+        attention: how softmax attention spikes, as in `SpikeSettings`; None leaves it in floating point.
     Raises:
         InputError: a value that cannot be.
     """
@@ -100,6 +101,7 @@ class CalibrateSettings:
     compact_scales: bool = False
     skip: tuple[str, ...] | None = None
     include_head: bool = False
+    attention: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "encoder", ENCODERS.resolve(self.encoder, "encoder", None))
@@ -119,6 +121,7 @@ class CalibrateSettings:
         """Return settings of the layers that spike, with the neuron of the paper's rule if none is given."""
         chosen: dict[str, Any] = {"weights": usual(self.weights, "int8"), "skip": usual(self.skip, ())}
         chosen |= {"include_head": self.include_head, "compact_scales": self.compact_scales}
+        chosen |= {"attention": self.attention}
         return SpikeSettings(encoder=self.code, **chosen, **more)
 
 
@@ -337,7 +340,7 @@ class _Measure:
     Attributes:
         perplexity: of the float model.
         base: by what a budget counts, what its value is a share of, for all tokens of the rows.
-        rest: what is spent outside of the layers that spike, in the same units.
+        rest: what the last settings spent outside of the layers that spike, in the same units.
     """
 
     def __init__(
@@ -354,8 +357,7 @@ class _Measure:
         one = next(iter(spiking_layers(spiking)))  # recorded layers run step by step: all others need not
         with summing(spiking, units, code, [(o.rule,) for o in options]), record(spiking, layers=(one,)) as recording:
             perplexity = measure_perplexity(spiking, list(self._rows))
-        if not self.base:
-            self._set_base(units, recording)
+        self._note_rest(units, recording)
         spent = []
         for counts in COUNTS:
             prices = (
@@ -365,14 +367,15 @@ class _Measure:
             spent.append((cost + self.rest[counts]) / self.base[counts])
         return Point(name, perplexity, *spent)
 
-    def _set_base(self, units: Sequence[Unit], recording: Recording) -> None:
+    def _note_rest(self, units: Sequence[Unit], recording: Recording) -> None:
         counts = count_operations(recording)
         stays = {name: layer for name, layer in counts.layers.items() if layer.kind != "projection"}
-        rest = self._energy.estimate(ModelCounts(stays)).total_pj
-        self.rest = {"read": 0.0, "spikes": 0.0, "energy": rest}
-        for name, more in self.rest.items():
-            dense = sum(dense_cost(unit, name, self._energy, self._settings.code) for unit in units)
-            self.base[name] = dense + more
+        rest = self._energy.estimate(ModelCounts(stays))
+        self.rest = {"read": 0.0, "spikes": 0.0, "energy": rest.total_pj}
+        if not self.base:
+            dense = {"read": 0.0, "spikes": 0.0, "energy": rest.int8_total_pj}
+            for name, more in dense.items():
+                self.base[name] = more + sum(dense_cost(u, name, self._energy, self._settings.code) for u in units)
 
 
 def _frontier(

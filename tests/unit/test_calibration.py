@@ -171,6 +171,22 @@ def test_a_budget_is_kept_and_the_model_carries_it(run, model_folder, text, tmp_
     assert all(point["name"] in chart for chart in charts.values() for point in found["paper"])
 
 
+@pytest.mark.parametrize("attention", [None, "counts"])
+def test_the_energy_is_that_of_a_recorded_run(model_folder, text, tmp_path, attention):
+    settings = {"weights": "int4", "include_head": True, "attention": attention}
+    job = jobs.CalibrateSettings(str(model_folder), jobs.Budget("energy", 1.2), text, 512, **settings)
+    found = jobs.calibrate(job, tmp_path / "out").found
+    model, tokenizer, _ = sb.load(tmp_path / "out")
+    assert model.conversion.settings.attention == attention
+    ids = torch.tensor(tokenizer(text.read_text()).input_ids)[512:640].view(2, 64)
+    with torch.no_grad(), sb.record(model) as recording:
+        for row in ids:
+            model(input_ids=row[None], use_cache=False)
+    report = DigitalEnergy().estimate(count_operations(recording))
+    # The bound of sums and the length of trains are those of the whole model.
+    assert found.energy == pytest.approx(1 / report.ratio_vs_int8, rel=0.02)
+
+
 def test_a_run_that_was_interrupted_goes_on(model_folder, text, tmp_path, monkeypatch):
     settings = jobs.CalibrateSettings(str(model_folder), jobs.Budget("read", 0.6), text, 512, weights="int4")
     expected = jobs.calibrate(settings, tmp_path / "whole")

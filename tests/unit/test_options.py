@@ -25,7 +25,7 @@ ALWAYS = {
     "convert": "model out spiking force",
     "distill": "teacher student out text sample fresh context batch_size accumulation logits_steps learning_rate "
     "spiking precision device seed force",
-    "calibrate": "model budget text num_tokens encoder weights compact_scales skip include_head out force",
+    "calibrate": "model budget text num_tokens encoder weights compact_scales skip include_head attention out force",
     "doctor": "",
     "tutorial": "out force",
     "export": "model out force",
