@@ -53,9 +53,9 @@ class EnergyReport:
     Attributes:
         model: which estimate this is, with its equation or options.
         layers: spiking energy by layer and part, in picojoules.
-        same_weights_layers: the same of dense layers with the same weights in their bits; empty if not estimated.
         int8_layers: the same of dense INT8 layers; empty if not estimated.
         fp16_layers: the same of dense FP16 layers; empty if not estimated.
+        same_weights_layers: the same of dense layers with the same weights in their bits; empty if not estimated.
         num_tokens: that the energies are for.
         num_macs: of the dense products in the place of those that spike here, or 0.
         table: name of the energies per operation.
@@ -70,9 +70,9 @@ class EnergyReport:
 
     model: str
     layers: Mapping[str, Parts]
-    same_weights_layers: Mapping[str, Parts] = field(default_factory=dict)
     int8_layers: Mapping[str, Parts] = field(default_factory=dict)
     fp16_layers: Mapping[str, Parts] = field(default_factory=dict)
+    same_weights_layers: Mapping[str, Parts] = field(default_factory=dict)
     num_tokens: int = 0
     num_macs: int = 0
     table: str = ""

@@ -292,9 +292,9 @@ def _load_both(run: DistillRun, context: int, progress: Progress) -> tuple[Loade
             "was converted from."
         )
     student = student_of(run, found.model, progress)
+    _check_tokenizers(found.tokenizer, student.tokenizer, run)
     for model in (found.model, student.model):
         check_positions(model, context, "`context`")
-    _check_tokenizers(found.tokenizer, student.tokenizer, run)
     return found, student
 
 

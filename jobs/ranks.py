@@ -25,8 +25,8 @@ def processes(device: str) -> Iterator[tuple[int, int]]:
     """
     if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
         raise InputError(
-            "parallel: expected to be started by torchrun, got one process on its own. Start it by `torchrun "
-            "--nproc-per-node 2 --no-python spikebrain generate MODEL ... --parallel`."
+            "parallel: expected to be started by torchrun, got one process on its own. Start it by torchrun, "
+            "as the help of `parallel` shows."
         )
     if device == "cuda":
         local, num_gpus = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()

@@ -35,7 +35,8 @@ def generate(
         bool,
         typer.Option(
             "--parallel",
-            help="Processes of torchrun read the text together, and the last writes.",
+            help="Processes of torchrun read the text together, and the last writes: torchrun --nproc_per_node=2 "
+            "--no_python spikebrain generate MODEL --prompt-file TEXT --parallel.",
             rich_help_panel=MEASURED,
         ),
     ] = False,

@@ -81,7 +81,8 @@ def test_every_key_has_a_row_and_every_row_a_key(model_folder, text, tmp_path):
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     check("energy.json", report.pop("energy"))
     mixture = dict.fromkeys(MixtureStatistics.__dataclass_fields__)  # of models with experts alone
-    check("report.json", report | {"mixture": mixture})
+    calibration = {"budget": {"counts": "read"}}  # of calibrated models alone
+    check("report.json", report | {"mixture": mixture, "calibration": calibration})
 
     jobs.energy(jobs.EnergySettings(str(tmp_path / "report")), tmp_path / "energy")
     energy = json.loads((tmp_path / "energy" / "energy.json").read_text())

@@ -199,7 +199,10 @@ def test_hooked_experts_stay_dense():
 
 def test_spike_aware_refuses_fused_experts():
     model = tiny()
-    with pytest.raises(InputError, match=r"skip=\('\*\.experts\.\*',\)"), spike_aware(model, SpikeSettings()):
+    with (
+        pytest.raises(InputError, match=r"Leave them out with `skip` '\*\.experts\.\*'"),
+        spike_aware(model, SpikeSettings()),
+    ):
         pass
     with spike_aware(model, SpikeSettings(skip=("*.experts.*",))):
         pass

@@ -46,7 +46,9 @@ def test_one_process_on_its_own_is_refused(run, float_folder, monkeypatch):
     code, _, err = run("generate", float_folder, "A", "--parallel", "--device", "cpu")
     assert code == 2
     assert "expected to be started by torchrun" in err
-    assert "torchrun --nproc-per-node 2 --no-python spikebrain generate MODEL" in err
+    assert "Start it by torchrun, as the help of --parallel shows." in err
+    shown = " ".join(run("generate", "--help")[1].split())
+    assert "torchrun --nproc_per_node=2 --no_python spikebrain generate" in shown
 
 
 @pytest.mark.slow
