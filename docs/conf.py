@@ -31,7 +31,7 @@ napoleon_attr_annotations = False  # shapes in types would be read as markup
 # What has no page here: types of other packages, shapes, type variables, and what a name with _ keeps to itself.
 nitpick_ignore_regex = [
     ("py:.*", r"(?!spikebrain\.).*"),
-    ("py:.*", r".*\.(_\w+|T|State|Model|FusedExperts|SpikeAwareLinear|SpikingBrainPre\w+)"),
+    ("py:.*", r".*\.(_\w+|T|State|Model|FusedExperts|Place|SpikeAwareLinear|SpikingBrainPre\w+)"),
 ]
 
 EMPHASIS = r"\*[^\s*][^*]*(?<![\s\[(])\*(?!\w)"
