@@ -30,16 +30,19 @@ class CountTable:
 
     Attributes:
         choices: counts that can be chosen, ascending, int32 [M].
-        borders: the |ratio| beyond which each next one is chosen, float32 [M - 1].
-        first: how many borders are below each of the whole numbers from 0 on, int32. A larger |ratio| than its last
+        borders: the |ratio| beyond which each next one is chosen, and infinity behind them, float32 [M].
+        first: how many borders are below each multiple of 1 / `cells` from 0 on, int32. A larger |ratio| than its last
             place is compared with the counts around it, by error and price.
+        cells: places of `first` per unit of the ratio, a power of 2: so many that rarely two borders are in one.
         reach: how many of these there are on each side; no count is farther from the rounded |ratio|, except 0.
         spike_price: of a spike in the signed-digit code, in squared thresholds.
     """
 
-    def __init__(self, choices: Tensor, borders: Tensor, first: Tensor, reach: int, spike_price: float) -> None:
+    def __init__(
+        self, choices: Tensor, borders: Tensor, first: Tensor, cells: int, reach: int, spike_price: float
+    ) -> None:
         self.choices, self.borders, self.first = choices, borders, first
-        self.reach, self.spike_price = reach, spike_price
+        self.cells, self.reach, self.spike_price = cells, reach, spike_price
 
 
 class KernelRule(NamedTuple):

@@ -25,6 +25,8 @@ _MOST_SPIKE_PRICE, _MOST_READ_PRICE = 8.0, 1000.0
 _REACH = 3
 # Ratios up to here are looked up. Beyond, 0 is never chosen: its error is above `_TABLE`^2.
 _TABLE = 1024
+# Places of the compiled table per unit of the ratio.
+_CELLS = 4
 
 
 @NEURONS.register("rate-distortion")
@@ -107,7 +109,8 @@ class RateDistortionThreshold(AdaptiveThreshold):
 
         table, count = _table(self.spike_price, self.read_price), torch.empty(ratio.shape, dtype=torch.int32)
         given = (ratio.contiguous().view(-1), table.choices, table.borders, table.first)
-        choose_counts(*(part.numpy() for part in given), table.reach, table.spike_price, count.view(-1).numpy())
+        numbers = (table.cells, table.reach, table.spike_price)
+        choose_counts(*(part.numpy() for part in given), *numbers, count.view(-1).numpy())
         return count
 
     def _cheapest_plain(self, ratio: Tensor) -> Tensor:
@@ -159,8 +162,9 @@ def _borders(spike_price: float, read_price: float, dtype: torch.dtype) -> tuple
 def _table(spike_price: float, read_price: float) -> CountTable:
     """Return the counts that can be chosen and their borders, as compiled code takes them."""
     choices, borders = _borders(spike_price, read_price, torch.float32)
-    first = torch.searchsorted(borders, torch.arange(_TABLE + 1, dtype=torch.float32)).int()
-    return CountTable(choices, borders, first, _REACH, float(spike_price))
+    first = torch.searchsorted(borders, torch.arange(_CELLS * _TABLE + 1, dtype=torch.float32) / _CELLS).int()
+    borders = torch.cat([borders, torch.tensor([torch.inf])])
+    return CountTable(choices, borders, first, _CELLS, _REACH, float(spike_price))
 
 
 def _is_below(low: tuple[int, int], point: tuple[int, int], high: tuple[int, int]) -> bool:

@@ -8,30 +8,35 @@ from ..compiled import compiled
 
 
 @compiled
-def choose_counts(ratio, choices, borders, first, reach, spike_price, count):  # pragma: no cover - compiled
+def choose_counts(ratio, choices, borders, first, cells, reach, spike_price, count):  # pragma: no cover - compiled
     """Fill the counts of ratios, with their signs.
 
     Args:
         ratio: x / threshold, float32 [N], of counts that fit 32 bits.
-        choices: see `CountTable`, and so the next four.
+        choices: see `CountTable`, and so the next five.
         borders: see choices.
         first: see choices.
+        cells: see choices.
         reach: see choices.
         spike_price: see choices.
         count: int32 [N].
     """
     for channel in range(ratio.shape[0]):
-        count[channel] = choose_count(ratio[channel], choices, borders, first, reach, spike_price)
+        count[channel] = choose_count(ratio[channel], choices, borders, first, cells, reach, spike_price)
 
 
 @compiled
-def choose_count(ratio, choices, borders, first, reach, spike_price):  # pragma: no cover - compiled
-    """Return the count of one ratio; see `choose_counts`."""
+def choose_count(ratio, choices, borders, first, cells, reach, spike_price):  # pragma: no cover - compiled
+    """Return the count of one ratio; see `choose_counts`.
+
+    Which side of a border a ratio is on is a number and no branch, since no processor can guess it.
+    """
     magnitude = abs(ratio)
-    if magnitude <= first.shape[0] - 1:
-        place = first[np.int64(magnitude)]
-        while place < borders.shape[0] and magnitude > borders[place]:
-            place += 1
+    if magnitude <= (first.shape[0] - 1) // cells:
+        place = np.uint32(first[np.uint32(magnitude * np.float32(cells))])
+        place += np.uint32(magnitude > borders[place])
+        while magnitude > borders[place]:
+            place += np.uint32(1)
         chosen = np.int64(choices[place])
     else:
         chosen = _cheapest_near(np.float64(magnitude), reach, spike_price)

@@ -32,8 +32,9 @@ _TABLE, _Table = record_of(
         "choices": c_int64,
         "borders": c_int64,
         "first": c_int64,
-        "num_borders": c_int64,
+        "num_choices": c_int64,
         "num_first": c_int64,
+        "cells": c_int64,
         "reach": c_int64,
         "spike_price": c_double,
     }
@@ -52,7 +53,8 @@ def fields_of(rule: KernelRule) -> dict[str, float]:
 def _record_of(table: CountTable) -> Any:
     parts = (table.choices, table.borders, table.first)
     addresses = (part.data_ptr() for part in parts)
-    return _Table(*addresses, len(table.borders), len(table.first), table.reach, table.spike_price)
+    numbers = (len(table.choices), len(table.first), table.cells, table.reach, table.spike_price)
+    return _Table(*addresses, *numbers)
 
 
 @compiled
@@ -86,13 +88,13 @@ def _count_by_table(record, x, threshold, charge, count):  # pragma: no cover - 
     # `charge` is for rounded counts, of which a chosen one is at most so far.
     if not (threshold > 0 and charge + table.reach * x.shape[0] <= LARGEST_CHARGE):
         return False
-    choices = carray(at(table.choices, numba.int32), table.num_borders + 1)
-    borders = carray(at(table.borders, numba.float32), table.num_borders)
+    choices = carray(at(table.choices, numba.int32), table.num_choices)
+    borders = carray(at(table.borders, numba.float32), table.num_choices)
     first = carray(at(table.first, numba.int32), table.num_first)
     largest = np.int64(0)
     for channel in range(x.shape[0]):
         ratio = np.float32(x[channel] / threshold)
-        chosen = choose_count(ratio, choices, borders, first, table.reach, table.spike_price)
+        chosen = choose_count(ratio, choices, borders, first, table.cells, table.reach, table.spike_price)
         count[channel] = chosen
         largest = max(largest, abs(chosen))
     return largest <= MAX_LOSSLESS_COUNT
