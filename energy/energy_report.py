@@ -23,7 +23,7 @@ _FIELDS = {
     "int8": "int8_layers",
     "fp16": "fp16_layers",
 }
-_TITLES = {"spiking": "spiking", "same_weights": "same weights", "int8": "INT8", "fp16": "FP16"}
+TITLES = {"spiking": "spiking", "same_weights": "same weights", "int8": "INT8", "fp16": "FP16"}
 
 
 def origin(counts: ModelCounts, table: EnergyTable, used: Iterable[str]) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class EnergyReport:
     def __repr__(self) -> str:
         """Return the energies part by part, a token where the number of tokens is known, and what they mean."""
         tokens = max(self.num_tokens, 1)
-        parts = {_TITLES[name]: by_part(layers) for name, layers in self.systems.items() if layers}
+        parts = {TITLES[name]: by_part(layers) for name, layers in self.systems.items() if layers}
         names = dict.fromkeys(part for found in parts.values() for part in found)
         rows = [(name, *(f"{found.get(name, 0.0) / tokens / 1e3:,.4g}" for found in parts.values())) for name in names]
         totals = ("total", *(f"{sum(found.values(), 0.0) / tokens / 1e3:,.4g}" for found in parts.values()))
@@ -105,7 +105,7 @@ class EnergyReport:
             text_table(("nJ a token" if self.num_tokens else "nJ", *parts), [*rows, totals]),
         ]
         ratios = {name: getattr(self, f"ratio_vs_{name}") for name in _FIELDS if name != "spiking"}
-        lines += [f"{_TITLES[name]} / spiking: {value:.3g}" for name, value in ratios.items() if value is not None]
+        lines += [f"{TITLES[name]} / spiking: {value:.3g}" for name, value in ratios.items() if value is not None]
         lines += [f"Table {self.table} ({self.process}): {self.source}"] if self.table else []
         lines += [f"Modelled; {len(self.assumptions)} assumptions, left out: {len(self.left_out)} costs."]
         return "\n".join(lines)

@@ -22,6 +22,7 @@ from ..energy import DigitalEnergy, ModelCounts, count_operations
 from ..models import LayerRecord, Loaded, SpikeSettings, choose_layers, spiking_layers
 from ..models.io import load
 from ..models.io.checksums import of_text
+from ..models.layers.graded_linear import owner_of
 from ..neuro import NEURONS, Neuron
 from ..neuro.band import without_band
 from ..registry import describe, label
@@ -197,7 +198,7 @@ def _k_of(neurons: Mapping[str, Neuron]) -> Any:
     """Return k of neurons: one, or that of each kind of layer, or a list of those that it has."""
     by_kind: dict[str, list[Any]] = {}
     for name, neuron in neurons.items():
-        numbers = by_kind.setdefault(kind_of(name.partition(".levels.")[0]), [])
+        numbers = by_kind.setdefault(kind_of(owner_of(name)), [])
         if (k := getattr(neuron, "k", None)) not in numbers:
             numbers.append(k)
     found = {kind: numbers if len(numbers) > 1 else numbers[0] for kind, numbers in by_kind.items()}

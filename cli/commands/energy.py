@@ -207,11 +207,11 @@ def _print(console: Console, figures: dict[str, Any], counts: ModelCounts, assum
 def _print_parts(console: Console, digital: dict[str, Any]) -> None:
     """Print the energy of a token, part by part."""
     from ...analysis.energy import has_other_weights
+    from ...energy.energy_report import TITLES
 
     tokens = max(digital["num_tokens"], 1)
-    systems = {"spiking": "spiking", "same_weights": "same weights", "int8": "INT8", "fp16": "FP16"}
-    if not has_other_weights(digital):
-        del systems["same_weights"]
+    shows_all = has_other_weights(digital)
+    systems = {name: title for name, title in TITLES.items() if shows_all or name != "same_weights"}
     table = table_of("Energy a token, nJ (modelled)", *systems.values())
     for part in dict.fromkeys((*digital["spiking_parts_pj"], *digital["int8_parts_pj"])):
         row = [digital[f"{system}_parts_pj"].get(part, 0.0) for system in systems]

@@ -135,11 +135,10 @@ def _print(console: Console, found: dict[str, Any]) -> None:
 
 def _print_k(console: Console, layers: list[dict[str, Any]]) -> None:
     """Print k for each kind of layer."""
+    from ...models.layers.graded_linear import owner_of
     from ...text_table import kind_of
 
-    of_layer = {
-        row["name"].partition(".levels.")[0]: row["k"] for row in layers
-    }  # coarse rows have that of their layer
+    of_layer = {owner_of(row["name"]): row["k"] for row in layers}  # coarse rows have that of their layer
     numbers = Counter((kind_of(name), k) for name, k in of_layer.items())
     table = table_of("k by kind of layer", "layers", "k", no_wrap=True)
     for (kind, k), number in numbers.items():
