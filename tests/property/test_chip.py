@@ -130,7 +130,9 @@ def test_jitter_moves_times_only(job, seed):
     again = simulate_layer(*arguments, **options | {"jitter": 1.0, "seed": seed})
     np.testing.assert_array_equal(shaken.sums, steady.sums)
     np.testing.assert_array_equal(shaken.outcome.end_ps, again.outcome.end_ps)
-    assert (shaken.outcome.busy_ps >= steady.outcome.busy_ps).all() or arguments[3].core.block_bytes > 1
+    # A core reads less when packets of one block come one after another, and waits for its unit where groups end.
+    if arguments[4].weights.group_size is None and np.array_equal(shaken.outcome.num_blocks, steady.outcome.num_blocks):
+        assert (shaken.outcome.busy_ps >= steady.outcome.busy_ps).all()
 
 
 @pytest.mark.parametrize("encoder", list(ENCODERS))
