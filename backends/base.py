@@ -57,6 +57,10 @@ class Backend(ABC):
 
     # Whether it is told how weights lie in memory, where they are in groups or narrower than a byte.
     knows_memory: ClassVar[bool] = False
+    # Whether `fused` runs layers whose small counts read upper bits: it then takes upper=((up_to, dropped), ...), too.
+    # Counts of magnitudes up to `up_to`, which rises, read integers without their lowest `dropped` bits, as
+    # `models.layers.coarse` says.
+    knows_upper_bits: ClassVar[bool] = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

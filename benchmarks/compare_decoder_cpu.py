@@ -5,9 +5,9 @@
 Each round draws a model of random sizes, with random integer weights over their whole range, a random k and embeddings
 and norms as in `compare_integers.py`, and lets 128 tokens through the compiled decoder. Every sum of every spiking
 projection (of every group of inputs) is compared with a float64 product of the integers, exact below 2^53, whose counts
-come from the plain neuron. The paths: INT8 rows with one scale or with groups, 4-bit groups with and without minima, a
-head on spikes, and SpikingBrain models (7b and 76b layouts, with all of these). A token that the decoder leaves to the
-separate steps, since counts might not fit, is counted as left out.
+come from the plain neuron. The paths: INT8 rows with one scale or with groups, 4-bit groups with and without minima, or
+with small counts that read 2 of the 4 bits, a head on spikes, and SpikingBrain models (7b and 76b layouts, with all of
+these). A token that the decoder leaves to the separate steps, since counts might not fit, is counted as left out.
 
 With --out, the file is written after every round, and the same command goes on where it stopped.
 """
@@ -32,6 +32,7 @@ import spikebrain as sb
 from spikebrain.models.conversion.to_spiking import spikingbrain_settings
 from spikebrain.models.decoding import decoder_of
 from spikebrain.models.spikingbrain import SpikingBrainCache, SpikingBrainForCausalLM, tiny_7b, tiny_76b
+from spikebrain.neuro import without_band
 
 _TOKENS = 128
 _WEIGHTS = {  # settings of the conversion; range of the integers, and whether groups have minima
@@ -39,6 +40,7 @@ _WEIGHTS = {  # settings of the conversion; range of the integers, and whether g
     "int8 in groups": ({"group_size": 32}, (-128, 127), False),
     "4 bits": ({"weights": "int4"}, (-8, 7), False),
     "4 bits with minima": ({"weights": "int4"}, (0, 15), True),
+    "4 bits, small counts 2": ({"weights": "int4", "coarse": ((2, 3),)}, (0, 15), True),
 }
 PATHS = [*_WEIGHTS, "head", "hybrid"]
 
@@ -87,7 +89,7 @@ def draw_model(rng: random.Random, path: str) -> Any:
         settings = sb.SpikeSettings(neuron=sb.AdaptiveThreshold(k), include_head=path == "head", **options)
     spiking = sb.to_spiking(model, settings, inplace=True)
     for layer in spiking.modules():
-        if isinstance(layer, sb.SpikeLinear):
+        if isinstance(layer, sb.SpikeLinear) and layer.weight_bits > 2:  # the decoder takes 2 bits of the 4
             shape = (layer.in_features, layer.out_features)
             layer.weight = torch.randint(low, high + 1, shape, dtype=torch.int8).t()
             if not has_minima:
@@ -99,7 +101,10 @@ class Seen:
     """Memory for what a projection gets and for its sums, token by token."""
 
     def __init__(self, record: Any, layer: Any) -> None:
-        self.layer = layer
+        self.edge, self.dropped = int(record["edge_0"]), int(record["dropped_0"])
+        if isinstance(layer, sb.GradedLinear):
+            layer = layer.own
+        self.layer, self.neuron = layer, without_band(layer.neuron)
         self.x = torch.empty(layer.in_features)
         self.sums = torch.empty(len(layer.groups), layer.out_features, dtype=torch.int32)
         record["seen_input"], record["seen_sums"] = self.x.data_ptr(), self.sums.data_ptr()
@@ -119,11 +124,18 @@ class Seen:
         """Return how many sums were compared and how many differ."""
         if not self.inputs:
             return 0, 0
-        count = self.layer.neuron(torch.stack(self.inputs)).count.double()
+        count = self.neuron(torch.stack(self.inputs)).count.double()
         found, weight = torch.stack(self.found), self.layer.weight.double()
+        middle = torch.zeros_like(weight)
+        if self.edge > 0:  # then sums are in halves
+            step = 2**self.dropped
+            weight, middle = 2 * weight, 2 * step * (weight / step).floor() + step - 1
+        is_small = count.abs() <= self.edge
         differing = 0
         for number, group in enumerate(self.layer.groups):
-            differing += int((count[:, group] @ weight[:, group].t() != found[:, number]).sum())
+            exact = (count * ~is_small)[:, group] @ weight[:, group].t()
+            exact += (count * is_small)[:, group] @ middle[:, group].t()
+            differing += int((exact != found[:, number]).sum())
         return found.numel(), differing
 
 
@@ -150,7 +162,7 @@ def one_round(path: str, seed: str) -> dict[str, int]:
     decoder: Any = decoder_of(model)
     assert decoder is not None, sb.describe_decoding(model)
     pairs = zip(decoder.tables.projections, decoder.tables.modules, strict=True)
-    seen = [Seen(record, layer) for record, layer in pairs if isinstance(layer, sb.SpikeLinear)]
+    seen = [Seen(record, layer) for record, layer in pairs if isinstance(layer, sb.SpikeLinear | sb.GradedLinear)]
     counts = {"compared": 0, "differing": 0, "tokens": 0, "left_out": 0}
     passing = tokens_through(decoder, model)
     for _ in range(_TOKENS):

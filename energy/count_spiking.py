@@ -59,10 +59,10 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
       and minima (`scale_bytes_of`) are among `parameter_bytes`;
     - activations of 2 bytes are read twice (threshold, counts) and written once.
 
-    Coarse rows of a `GradedLinear` have their own additions, reads and rescaling, and one more addition per output. All
-    that the layer does once is counted with its own rows: the encoding, activations, and the dense counterparts. If
-    their scales follow from those of the layer's own rows, these are not read, but made: two products and an addition
-    per output and group.
+    Coarse rows of a `GradedLinear` are upper bits of its own rows, and add up in the same accumulators. They have
+    additions and reads of their own. Their counts are summed in each group (K - G additions), and lift its sums to the
+    middle of what upper bits stand for (one addition per output and group). All that the layer does once is counted
+    with its own rows: the encoding, activations, scales, rescaling, and the dense counterparts.
 
     INT8: one MAC per weight and token, the same rescaling, and the same kind of encoding, with the largest magnitude
     (K - 1 comparisons, one division by 127) in place of the mean. Beside 4-bit weights or minima it is the usual INT8
@@ -84,7 +84,7 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
     num_inputs, num_outputs, bias = n * inputs, n * outputs, int(layer.has_bias)
     weights, row, minima = inputs * outputs, row_bytes(outputs, layer.weight_bits), scales * layer.has_minimum
     # One scale an output is no more than a bias: it does not count as memory for weights.
-    scale_bytes = 0 if layer.shares_scales else layer.scale_bytes
+    scale_bytes = 0 if layer.is_coarse else layer.scale_bytes
     stored = inputs * row + (scale_bytes if scales + minima > 1 else 0)
     dense_weights = 0 if layer.is_coarse else weights
     if not n:
@@ -107,22 +107,18 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
     num_synops = spikes.num_spikes * outputs
     num_corrections = num_outputs * scales if has_zero_point else 0
     width = adder_width(bits)
-    num_count_sums = n * (inputs - scales) if minima else 0
-    additions = {f"num_add_int{width}": num_synops + num_corrections + num_count_sums}
+    num_count_sums = n * (inputs - scales) if minima or layer.is_coarse else 0
+    num_lifts = num_outputs * scales if layer.is_coarse else 0
+    additions = {f"num_add_int{width}": num_synops + num_corrections + num_count_sums + num_lifts}
     timesteps = spikes.num_slots // inputs  # of all tokens together
     dense_scales = 1 if minima or layer.weight_bits != 8 else scales
     parameters = reads.num_groups * (scale_bytes + 2 * outputs * bias)
-    rescale = _rescaling(num_outputs, scales, bias)
-    if minima:
+    rescale = {} if layer.is_coarse else _rescaling(num_outputs, scales, bias)
+    if minima and rescale:
         rescale["num_rescale_convert"] += n * scales
         rescale["num_rescale_mul"] += num_outputs * scales
         rescale["num_rescale_add"] += num_outputs * scales
     of_own_rows = dict(rescale)
-    if layer.is_coarse:
-        rescale["num_rescale_add"] += num_outputs
-    if layer.shares_scales:
-        rescale["num_rescale_mul"] += 2 * reads.num_groups * outputs * scales
-        rescale["num_rescale_add"] += reads.num_groups * outputs * scales
     once = {
         "num_activations": num_inputs,
         "num_encoded_tokens": n,
@@ -146,7 +142,7 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
         weight_channel_bytes=rows * row,
         weight_block_bytes=blocks * block_bytes,
         parameter_bytes=parameters + (4 * reads.num_groups * outputs * scales if has_zero_point else 0),
-        accumulator_bytes=2 * (width // 8) * (num_synops + num_corrections),
+        accumulator_bytes=2 * (width // 8) * (num_synops + num_corrections + num_lifts),
     )
     if layer.is_coarse:
         return LayerCounts("projection", spiking, stored_bytes=stored, accumulator_bits=bits)

@@ -175,7 +175,7 @@ def _describe_settings(settings: ReportSettings, model: nn.Module, converted: bo
     """Return the settings that were used: those of the spiking layers where the model has its own."""
     layers = spiking_layers(model)
     layer = next(iter(layers.values()))
-    neurons = {name: without_band(layer.neuron)[0] for name, layer in layers.items()}
+    neurons = {name: without_band(layer.neuron) for name, layer in layers.items()}
     return {
         "num_tokens": settings.num_tokens,
         "context": settings.context,
@@ -228,7 +228,7 @@ def _layer_row(layer: LayerRecord, neuron: Neuron) -> dict[str, Any]:
     return {
         "name": layer.name,
         **sizes,
-        "k": getattr(without_band(neuron)[0], "k", None),
+        "k": getattr(without_band(neuron), "k", None),
         **dataclasses.asdict(spike_statistics([layer])),
     }
 

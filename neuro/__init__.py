@@ -1,7 +1,7 @@
 """Neurons: activations become integer spike counts."""
 
 from .adaptive_threshold import AdaptiveThreshold
-from .band import EVERY_COUNT, Band, without_band
+from .band import Band, without_band
 from .base import NEURONS, NO_RULE, CountBounds, CountTable, KernelRule, MembraneState, Neuron
 from .checks import checking_plugins
 from .dead_zone import DeadZoneThreshold
@@ -11,7 +11,6 @@ from .rate_distortion import RateDistortionThreshold
 from .spike_count import LARGEST_COUNT, SpikeCount
 
 __all__ = [
-    "EVERY_COUNT",
     "LARGEST_COUNT",
     "NEURONS",
     "NO_RULE",

@@ -80,12 +80,6 @@ class Band(Neuron[Any]):
         return self.neuron
 
 
-def without_band(neuron: Neuron) -> tuple[Neuron, tuple[int, int]]:
-    """Return the neuron inside a `Band` and the magnitudes that pass, (above, up to); 2^31 - 1 stands for any."""
-    if type(neuron) is not Band:
-        return neuron, EVERY_COUNT
-    return neuron._inner, (neuron.above, EVERY_COUNT[1] if neuron.up_to is None else neuron.up_to)
-
-
-# The band that silences nothing.
-EVERY_COUNT = (0, 2**31 - 1)
+def without_band(neuron: Neuron) -> Neuron:
+    """Return the neuron inside a `Band`, or the neuron itself."""
+    return neuron._inner if type(neuron) is Band else neuron

@@ -15,8 +15,8 @@ from ..models.layers.graded_linear import GradedLinear
 def weights_of(model: nn.Module, spiking: Mapping[str, SpikeLinear]) -> dict[str, Weights]:
     """Return the width, groups and parameters of each spiking layer.
 
-    Scales and minima of groups take the shortest form that has them exactly (`scale_bytes_of`). Coarse rows whose
-    scales follow from those of the layer's own rows keep a copy of these.
+    Scales and minima of groups take the shortest form that has them exactly (`scale_bytes_of`). Coarse rows, whose
+    scales follow from those of the layer's own rows, keep a copy of these.
 
     Args:
         model: converted to spikes.
@@ -24,8 +24,8 @@ def weights_of(model: nn.Module, spiking: Mapping[str, SpikeLinear]) -> dict[str
     """
     sources = {}
     for module in model.modules():
-        if isinstance(module, GradedLinear) and module.shares_scales:
-            sources |= {id(level): module.own for level in module.levels if level is not module.own}
+        if isinstance(module, GradedLinear):
+            sources |= {id(level): module.own for level in module.upper}
     return {name: _weights_of(layer, sources.get(id(layer), layer)) for name, layer in spiking.items()}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from ...coding import Encoder
 from ...coding.base import MAX_LOSSLESS_COUNT
 from ...coding.kernels.threads import pool
 from ...compiled import compiled
-from ...neuro import EVERY_COUNT, KernelRule, Neuron, without_band
+from ...neuro import KernelRule, Neuron
 from ...neuro.checks import spikes_of
 from ..base import BACKENDS, INT32, MAX_WEIGHT, NARROW, Backend, ExpertWeights, check_mode
 from .events import DIGITS_WEIGH, LARGEST_DIGIT, add_events, num_digits
@@ -48,6 +48,8 @@ class Cpu(Backend):
             Both give the same integers.
     """
 
+    knows_upper_bits: ClassVar[bool] = True
+
     mode: Literal["spike", "count"] = "spike"
 
     def __post_init__(self) -> None:
@@ -68,10 +70,10 @@ class Cpu(Backend):
         *,
         minimum: Tensor | None = None,
         group_size: int | None = None,
+        upper: Sequence[tuple[int, int]] = (),
     ) -> Tensor | None:
-        """Run a whole layer in one kernel; see `Backend.fused`."""
-        inner, band = without_band(neuron)
-        rule = inner.cpu_rule()
+        """Run a whole layer in one kernel; see `Backend.fused` and, for `upper`, `Backend.knows_upper_bits`."""
+        rule = neuron.cpu_rule()
         if rule is None or not encoder.lossless:
             return None
         num_outputs = weight.shape[0]
@@ -81,9 +83,8 @@ class Cpu(Backend):
         on_cpu = x.is_cpu and weight.is_cpu and scale.is_cpu and (bias is None or bias.is_cpu)
         if not (fits and on_cpu and x.dtype in NARROW) or x.numel() == 0 or num_outputs == 0:
             return None
-        in_tiles = minimum is not None or group_size is not None or (band != EVERY_COUNT and self.mode == "spike")
-        if in_tiles:
-            return self._fused_tiles(x, weight, scale, bias, rule, band, minimum, group_size)
+        if minimum is not None or group_size is not None or upper:
+            return self._fused_tiles(x, weight, scale, bias, rule, minimum, group_size, upper)
         if scale.numel() != num_outputs:
             return None
         if self.mode == "count":
@@ -134,17 +135,17 @@ class Cpu(Backend):
         scale: Tensor,
         bias: Tensor | None,
         rule: KernelRule,
-        band: tuple[int, int],
         minimum: Tensor | None,
         group_size: int | None,
+        upper: Sequence[tuple[int, int]],
     ) -> Tensor | None:
-        """Run a layer whose groups of inputs have scales of their own, or that hears a band of counts."""
+        """Run a layer whose groups of inputs have scales of their own, or whose small counts read upper bits."""
         if self.mode == "count" or (minimum is not None and not minimum.is_cpu):
             return None
         # Integers of 4 bits are read as INT8: packing them would take longer than one call.
         rows = Rows(weight, scale, minimum, group_size, weight_bits=8)
         bias = None if bias is None else _as_float32(bias)
-        y = run_tiles(_as_float32(x), rows, bias, rule, band, torch.get_num_threads())
+        y = run_tiles(_as_float32(x), rows, bias, rule, torch.get_num_threads(), upper)
         return y if y is None else y.to(x.dtype)
 
     def _accumulate(self, spikes: Tensor, timestep_weight: Tensor, weight: Tensor) -> Tensor:

@@ -33,24 +33,31 @@ class Digits(NamedTuple):
         channel: int32 [events], counted within the block.
         flip: uint8 [events]; what every byte of the row is combined with (xor) before it is added: 255 turns an
             unsigned byte b into 255 - b.
+        mask: uint8 [events]; the bits of a weight that are added then. Filled only if small counts read upper bits, and
+            so are `masked` and `lift`.
         end: int32 [runs]: where in `channel` a run ends.
         shift: int32 [runs]: how often all that was added so far is doubled after a run.
         first: int32 [blocks + 1]: first run of a block.
         negative: int64 [blocks]: sum of the subtracted digits' values, at least 0.
         total: int64 [blocks]: sum of the counts.
         charge: int64 [blocks]: sum of the |counts|.
+        masked: int64 [blocks]: what the bits that are not read add to `negative`: each channel's, times their sum.
+        lift: int64 [blocks]: sum of the counts, each times the sum of the bits that it does not read.
         plus: int32 [inputs + 32]: digits of each channel that are added, as bits; scratch memory.
         minus: those that are subtracted.
     """
 
     channel: np.ndarray
     flip: np.ndarray
+    mask: np.ndarray
     end: np.ndarray
     shift: np.ndarray
     first: np.ndarray
     negative: np.ndarray
     total: np.ndarray
     charge: np.ndarray
+    masked: np.ndarray
+    lift: np.ndarray
     plus: np.ndarray
     minus: np.ndarray
 
@@ -64,9 +71,12 @@ def room_for_digits(num_inputs, smallest_block):  # pragma: no cover - compiled
     return Digits(
         np.empty(events, np.int32),
         np.empty(events, np.uint8),
+        np.empty(events, np.uint8),
         np.empty(runs, np.int32),
         np.empty(runs, np.int32),
         np.empty(blocks + 1, np.int32),
+        np.empty(blocks, np.int64),
+        np.empty(blocks, np.int64),
         np.empty(blocks, np.int64),
         np.empty(blocks, np.int64),
         np.empty(blocks, np.int64),
@@ -76,7 +86,7 @@ def room_for_digits(num_inputs, smallest_block):  # pragma: no cover - compiled
 
 
 @compiled
-def list_digits(count, block, longest_run, flip, digits):  # pragma: no cover - compiled
+def list_digits(count, block, longest_run, flip, edges, masks, digits):  # pragma: no cover - compiled
     """List the events of an input.
 
     Args:
@@ -84,13 +94,16 @@ def list_digits(count, block, longest_run, flip, digits):  # pragma: no cover - 
         block: channels of a block; the last block may have fewer.
         longest_run: most events of a run.
         flip: for events that are added, from 0 to 255; those that are subtracted get its complement.
+        edges: two |counts|: up to the first, and beyond it up to the second, upper bits are added; 0 if there is none.
+        masks: the bits that are added up to the first edge, up to the second, and beyond both.
         digits: a `Digits`, filled.
     """
     places = _find_digits(count, digits.plus, digits.minus)
     plus, minus = digits.plus.ctypes.data, digits.minus.ctypes.data
-    channels, flips, ends, shifts = (
+    channels, flips, kept, ends, shifts = (
         digits.channel.ctypes.data,
         digits.flip.ctypes.data,
+        digits.mask.ctypes.data,
         digits.end.ctypes.data,
         digits.shift.ctypes.data,
     )
@@ -101,6 +114,8 @@ def list_digits(count, block, longest_run, flip, digits):  # pragma: no cover - 
         digits.negative[b] = _sum(digits.minus[low:high])
         digits.total[b] = _sum(count[low:high])
         digits.charge[b] = _sum_of_magnitudes(count[low:high])
+        if edges[0] > 0:
+            digits.masked[b], digits.lift[b] = _sums_of_small(count[low:high], digits.minus[low:high], edges, masks)
         latest = 0  # place of the latest run
         start = event
         for back in range(places):
@@ -120,6 +135,8 @@ def list_digits(count, block, longest_run, flip, digits):  # pragma: no cover - 
                     rest &= rest - 1
                     put_int32(channels + 4 * event, word - low + lane)
                     put_uint8(flips + event, flip ^ -((subtracted >> lane) & 1))
+                    if edges[0] > 0:
+                        put_uint8(kept + event, _mask_of(count[word + lane], edges, masks))
                     event += 1
         if event > start:
             put_int32(ends + 4 * run, event)
@@ -134,6 +151,23 @@ def _sum(numbers):  # pragma: no cover - compiled
     for i in range(numbers.shape[0]):
         total = np.int32(total + numbers[i])
     return total
+
+
+@compiled
+def _mask_of(count, edges, masks):  # pragma: no cover - compiled
+    magnitude = abs(count)
+    return masks[0] if magnitude <= edges[0] else masks[1] if magnitude <= edges[1] else masks[2]
+
+
+@compiled
+def _sums_of_small(count, minus, edges, masks):  # pragma: no cover - compiled
+    """Return `Digits.masked` and `Digits.lift` of a block."""
+    masked, lift = np.int64(0), np.int64(0)
+    for i in range(count.shape[0]):
+        lost = masks[2] - _mask_of(count[i], edges, masks)
+        masked += lost * minus[i]
+        lift += lost * count[i]
+    return masked, lift
 
 
 @compiled

@@ -24,7 +24,7 @@ from numba.np.numpy_support import carray
 from torch import Tensor
 
 from ...compiled import compiled_callback
-from ...neuro import EVERY_COUNT, KernelRule
+from ...neuro import KernelRule
 from ..base import ExpertWeights
 from . import team, tiles
 from .digits import room_for_digits
@@ -86,7 +86,6 @@ def run_experts(
     # Integers of 4 bits are read as INT8: packing them would take longer than one call.
     rows = [tiles.Rows(one.weight, one.scale, one.minimum, one.group_size, weight_bits=8) for one in every]
     records = np.zeros(len(rows), PROJECTION)
-    records["up_to"] = EVERY_COUNT[1]
     for record, one, weights in zip(records, rows, every, strict=True):
         for name, value in (one.fields | fields_of(rule)).items():
             record[name] = value

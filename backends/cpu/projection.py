@@ -1,7 +1,7 @@
 """A projection on the CPU: from its input to rescaled sums of some of its outputs; and a whole layer.
 
-The decoder runs many projections in one call; `run_tiles` runs a layer with weight groups, or one that hears a band of
-counts, by itself.
+The decoder runs many projections in one call; `run_tiles` runs a layer by itself that has weight groups, or whose small
+counts read upper bits.
 """
 
 # Type checkers do not know that numba passes an intrinsic its first argument.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from ctypes import c_int64
 
 import numba
@@ -21,7 +22,7 @@ from numba.np.numpy_support import carray
 from torch import Tensor
 
 from ...compiled import compiled, compiled_callback
-from ...neuro import EVERY_COUNT, KernelRule
+from ...neuro import KernelRule
 from . import team, tiles
 from .decoder_parts import dot, dot_integers
 from .digits import room_for_digits
@@ -36,9 +37,6 @@ PROJECTION, Projection = record_of(
         **tiles.FIELDS,
         "bias": c_int64,  # float32 [outputs], or 0
         **RULE,
-        "above": c_int64,  # counts of these magnitudes are heard: above < |count| <= up_to
-        "up_to": c_int64,
-        "next_level": c_int64,  # the projection whose outputs are added, of the same shape and rule; 0 if there is none
         "seen_input": c_int64,  # float32 [inputs] to fill with what the projection gets, or 0; for checks
     }
 )
@@ -56,7 +54,12 @@ _NEXT_PART = 8 * list(_FIELDS).index("next_part")
 
 
 def run_tiles(
-    x: Tensor, rows: tiles.Rows, bias: Tensor | None, rule: KernelRule, band: tuple[int, int], num_threads: int
+    x: Tensor,
+    rows: tiles.Rows,
+    bias: Tensor | None,
+    rule: KernelRule,
+    num_threads: int,
+    upper: Sequence[tuple[int, int]] = (),
 ) -> Tensor | None:
     """Return threshold * sum over groups of (scale * W count + minimum * sum of count) + bias, float32 [*tokens, out].
 
@@ -65,8 +68,8 @@ def run_tiles(
         rows: weights.
         bias: float32, [out], contiguous, or None.
         rule: of the neuron.
-        band: magnitudes of counts that are heard; see `without_band`.
         num_threads: at most.
+        upper: see `tiles.reading`.
     Returns:
         Outputs, in the operations and the order of the separate steps; None if those must run.
     """
@@ -78,8 +81,7 @@ def run_tiles(
         **rows.fields,
         bias=0 if bias is None else bias.data_ptr(),
         **fields_of(rule),
-        above=band[0],
-        up_to=band[1],
+        **tiles.reading(upper),
     )
     task = _Task(
         projection=ctypes.addressof(projection),
@@ -126,20 +128,8 @@ def _work_through_parts(address):  # pragma: no cover - compiled
             task.refused = 1
 
 
-# What `_project_level` remembers of the events that are listed.
-LISTED = 4
-
-
-@compiled
-def _heard(projection, count):  # pragma: no cover - compiled
-    """Return the counts whose magnitude a projection hears, and 0 for the others."""
-    if projection.above == 0 and projection.up_to == EVERY_COUNT[1]:
-        return count
-    heard = np.empty(count.shape[0], np.int32)
-    for channel in range(count.shape[0]):
-        magnitude = abs(count[channel])
-        heard[channel] = count[channel] if projection.above < magnitude <= projection.up_to else 0
-    return heard
+# What `project` remembers of the events that are listed.
+LISTED = 6
 
 
 @compiled
@@ -153,26 +143,6 @@ def count_input(projection, x, count):  # pragma: no cover - compiled
 def project(
     projection, x, threshold, count, digits, listed, start, stop, sums, totals, y
 ):  # pragma: no cover - compiled
-    """Fill y with outputs of a projection, and add those of its further levels, one after the other.
-
-    Arguments are as of `_project_level`.
-    """
-    _project_level(projection, x, threshold, count, digits, listed, start, stop, sums, totals, y)
-    if projection.next_level == 0:
-        return
-    more, following = np.empty(y.shape[0], np.float32), projection.next_level
-    while following != 0:
-        level = carray(at(following, PROJECTION), 1)[0]
-        _project_level(level, x, threshold, count, digits, listed, start, stop, sums, totals, more)
-        for i in range(stop - start):
-            y[i] += more[i]
-        following = level.next_level
-
-
-@compiled
-def _project_level(
-    projection, x, threshold, count, digits, listed, start, stop, sums, totals, y
-):  # pragma: no cover - compiled
     """Fill y with outputs of a projection, by additions of the listed rows, or by products if it does not spike.
 
     Args:
@@ -181,7 +151,8 @@ def _project_level(
         threshold: from `count_input`.
         count: from `count_input`.
         digits: memory for the events, or the events.
-        listed: int64 [LISTED]: block, bits and band for which `digits` has the events; 0 if it has none of this input.
+        listed: int64 [LISTED]: block, bits, edges and what counts up to these drop, for which `digits` has the events;
+            0 if it has none of this input.
         start: first output; see `tiles.add_tiles`, and so for the rest.
         stop: see start.
         sums: see start.
@@ -200,17 +171,20 @@ def _project_level(
         for output in range(start, stop):
             y[output - start] = dot(weight[output], x)
     else:
-        wanted = projection.block, projection.bits, projection.above, projection.up_to
-        if (listed[0], listed[1], listed[2], listed[3]) != wanted:
-            listed[0], listed[1], listed[2], listed[3] = wanted
-            tiles.list_for(projection, _heard(projection, count[: projection.num_inputs]), digits)
+        edges, dropped = (projection.edge_0, projection.edge_1), (projection.dropped_0, projection.dropped_1)
+        wanted = projection.block, projection.bits, edges[0], dropped[0], edges[1], dropped[1]
+        if (listed[0], listed[1], listed[2], listed[3], listed[4], listed[5]) != wanted:
+            listed[0], listed[1], listed[2], listed[3], listed[4], listed[5] = wanted
+            tiles.list_for(projection, count[: projection.num_inputs], digits)
         tiles.add_tiles(projection, digits, start, stop, sums, totals, y)
         if projection.grouped:
             for i in range(stop - start):
                 y[i] *= threshold
         else:
-            scale = carray(at(projection.scale, numba.float32), projection.num_outputs)
-            rescale(totals[: stop - start], scale[start:stop], threshold, bias[:0], y)
+            scale = carray(at(projection.scale, numba.float32), projection.num_outputs)[start:stop]
+            if projection.edge_0 > 0:
+                scale = scale * np.float32(0.5)
+            rescale(totals[: stop - start], scale, threshold, bias[:0], y)
         if projection.seen_input != 0:
             carray(at(projection.seen_input, numba.float32), projection.num_inputs)[:] = x
     for i in range(bias.shape[0]):

@@ -6,6 +6,10 @@ bytes for weights of less than 8 bits, 16-bit words for INT8, as they are unsign
 together in 16 bits, or in 32 where the block's counts need it. Then the block's exact sums are rescaled, by float32
 operations in a fixed order, whatever the number of threads.
 
+Where small counts read only the upper bits of their rows, the lower ones are masked as a row is added. Such an integer
+stands for the middle of all that have these upper bits, so a block's sums are kept in halves: twice the sum of what was
+added, and 2^dropped - 1 for each count that drops so many bits.
+
 A row's bytes are unsigned: INT8 weights are read with 128 added, signed ones of 4 or 2 bits stored with 8 or 2 added.
 To subtract a row, its complement is added. `Digits` has the sums that both are corrected by.
 
@@ -19,6 +23,7 @@ last ones half or a quarter of that. INT8 rows are read where they lie, 64 bytes
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from ctypes import c_int64
 
 import numba
@@ -87,6 +92,10 @@ FIELDS: dict[str, type] = dict.fromkeys(
         "block",  # channels of a block
         "grouped",  # 1 if every block has a scale, 0 if all blocks share one
         "scale_bytes",  # 2 or 4, of a scale and of a minimum
+        "edge_0",  # counts of magnitudes up to this one do not read the lowest `dropped_0` bits; 0 if all read all
+        "dropped_0",
+        "edge_1",  # nor others up to this one, larger than `edge_0`, the lowest `dropped_1` bits; or 0
+        "dropped_1",
         "seen_sums",  # int32 [groups, outputs] to fill with the sums, or 0; for checks
     ),
     c_int64,
@@ -171,6 +180,20 @@ class Rows:
         }
 
 
+def reading(upper: Sequence[tuple[int, int]]) -> dict[str, int]:
+    """Return the `FIELDS` that say which counts read upper bits.
+
+    Args:
+        upper: pairs (edge, dropped), two at most: counts of magnitudes up to the edge, and beyond the edge before, read
+            weights without that many of their lowest bits. Edges rise.
+    """
+    return {
+        f"{name}_{i}": number
+        for i, pair in enumerate(upper)
+        for name, number in zip(("edge", "dropped"), pair, strict=True)
+    }
+
+
 def _are_halves(numbers: Tensor) -> bool:
     """Return whether float16 has all of these float32 numbers exactly, as it has the scales of a GGUF file."""
     return torch.equal(numbers.half().float(), numbers)
@@ -185,12 +208,15 @@ def list_for(projection, count, digits):  # pragma: no cover - compiled
         count: int32 [inputs].
         digits: a `Digits`, filled.
     """
+    block, edges = projection.block, (projection.edge_0, projection.edge_1)
+    every = (1 << projection.bits) - 1
+    masks = (every << projection.dropped_0) & every, (every << projection.dropped_1) & every, every
     if projection.bits == 2:
-        list_digits(count, projection.block, LONGEST_RUN_2, 0, digits)
+        list_digits(count, block, LONGEST_RUN_2, 0, edges, masks, digits)
     elif projection.bits == 4:
-        list_digits(count, projection.block, LONGEST_RUN_4, 0, digits)
+        list_digits(count, block, LONGEST_RUN_4, 0, edges, masks, digits)
     else:
-        list_digits(count, projection.block, LONGEST_RUN_8, 128, digits)
+        list_digits(count, block, LONGEST_RUN_8, 128, edges, masks, digits)
 
 
 @compiled
@@ -205,7 +231,8 @@ def add_tiles(projection, digits, start, stop, sums, totals, y):  # pragma: no c
         sums: int32 [MOST_OUTPUTS], scratch memory.
         totals: int32 [stop - start + 63 or more].
         y: float32 [stop - start + 63 or more]: the sum over groups g of scale[g] * S[g] + minimum[g] * C[g], each
-            operation rounded, the groups one after the other from the first on.
+            operation rounded, the groups one after the other from the first on. With `edge_0`, S is twice a sum,
+            and half of the scale is taken.
     """
     largest, subtracted, lifted = 128, 255, 128
     if projection.bits < 8:
@@ -215,11 +242,12 @@ def add_tiles(projection, digits, start, stop, sums, totals, y):  # pragma: no c
     totals[: end - start] = 0
     y[: end - start] = 0
     to_sums, to_totals, to_y = sums.ctypes.data, totals.ctypes.data, y.ctypes.data
-    ends, shifts, channels, flips = (
+    ends, shifts, channels, flips, masks = (
         digits.end.ctypes.data,
         digits.shift.ctypes.data,
         digits.channel.ctypes.data,
         digits.flip.ctypes.data,
+        digits.mask.ctypes.data,
     )
     lists = digits.first.ctypes.data, ends, channels
     ahead = 0, start
@@ -231,17 +259,22 @@ def add_tiles(projection, digits, start, stop, sums, totals, y):  # pragma: no c
         runs = ends + 4 * first, shifts + 4 * first
         events = channels, flips, np.int64(digits.end[first - 1]) if first > 0 else 0
         correction = subtracted * digits.negative[b] + lifted * digits.total[b]
+        if projection.edge_0 > 0:
+            correction -= digits.masked[b]
         wide = digits.charge[b] * largest > _WIDEST_SUM
+        change = correction, digits.lift[b]
         output = start
         while output < end:
             ahead = _fetch(projection, lists, ahead, start, end)
             width = _tile_width(projection, output)
             rows, stride = _place(projection, b, output)
             kind = projection.bits, width
-            if wide:
-                _add_tile(kind, rows, stride, runs, num_runs, events, correction, np.int32(0), to_sums)
+            if projection.edge_0 > 0:
+                _add_upper(kind, rows, stride, runs, num_runs, events, masks, change, wide, to_sums)
+            elif wide:
+                _add_tile(kind, rows, stride, runs, num_runs, events, None, correction, np.int32(0), to_sums)
             else:
-                _add_tile(kind, rows, stride, runs, num_runs, events, correction, np.int16(0), to_sums)
+                _add_tile(kind, rows, stride, runs, num_runs, events, None, correction, np.int16(0), to_sums)
             done = 4 * (output - start)
             output += width
             if projection.grouped == 0:
@@ -265,22 +298,35 @@ def _tile_width(projection, output):  # pragma: no cover - compiled
 
 
 @compiled
-def _add_tile(kind, rows, stride, runs, num_runs, events, correction, zero, out):  # pragma: no cover - compiled
+def _add_tile(kind, rows, stride, runs, num_runs, events, masks, correction, zero, out):  # pragma: no cover - compiled
     """Call the kernel for rows of so many bits and outputs; see `_add_nibbles` for the rest."""
     bits, width = kind
     row_bytes = bits * width // 8
     if bits == 8:
-        _add_bytes(rows, stride, runs, num_runs, events, correction, zero, out)
+        _add_bytes(rows, stride, runs, num_runs, events, masks, correction, zero, out)
     elif bits == 4 and row_bytes == 64:
-        _add_nibbles(rows, stride, runs, num_runs, events, correction, no_bytes_64(), zero, out)
+        _add_nibbles(rows, stride, runs, num_runs, events, masks, correction, no_bytes_64(), zero, out)
     elif bits == 4:
-        _add_nibbles(rows, stride, runs, num_runs, events, correction, no_bytes_32(), zero, out)
+        _add_nibbles(rows, stride, runs, num_runs, events, masks, correction, no_bytes_32(), zero, out)
     elif row_bytes == 64:
         _add_pairs(rows, stride, runs, num_runs, events, correction, no_bytes_64(), zero, out)
     elif row_bytes == 32:
         _add_pairs(rows, stride, runs, num_runs, events, correction, no_bytes_32(), zero, out)
     else:
         _add_pairs(rows, stride, runs, num_runs, events, correction, no_bytes_16(), zero, out)
+
+
+@compiled
+def _add_upper(kind, rows, stride, runs, num_runs, events, masks, change, wide, out):  # pragma: no cover - compiled
+    """Add a tile where small counts read upper bits: double the sums, and add the `lift` of `change` to each."""
+    correction, lift = change
+    if wide:
+        _add_tile(kind, rows, stride, runs, num_runs, events, masks, correction, np.int32(0), out)
+    else:
+        _add_tile(kind, rows, stride, runs, num_runs, events, masks, correction, np.int16(0), out)
+    for place in range(out, out + 4 * kind[1], 128):
+        once = load(place, no_numbers())
+        store(place, once + once + same(lift, no_numbers()))
 
 
 @compiled
@@ -295,7 +341,10 @@ def _rescale(projection, first, sums, width, total, y):  # pragma: no cover - co
     scale, minimum, size = projection.scale, projection.minimum, projection.scale_bytes
     for i in range(0, width, 32):
         place = 4 * i
-        term = to_floats(load(sums + place, no_numbers())) * _floats_at(scale + size * (first + i), size)
+        steps = _floats_at(scale + size * (first + i), size)
+        if projection.edge_0 > 0:
+            steps = steps * same(np.float32(0.5), no_floats())
+        term = to_floats(load(sums + place, no_numbers())) * steps
         if minimum != 0:
             term = term + same(total, no_floats()) * _floats_at(minimum + size * (first + i), size)
         store(y + place, load(y + place, no_floats()) + term)
@@ -351,7 +400,9 @@ def _fetch(projection, lists, tile, start, stop):  # pragma: no cover - compiled
 
 
 @compiled
-def _add_nibbles(rows, stride, runs, num_runs, events, correction, nothing, zero, out):  # pragma: no cover - compiled
+def _add_nibbles(
+    rows, stride, runs, num_runs, events, masks, correction, nothing, zero, out
+):  # pragma: no cover - compiled
     """Write the sums of a tile of 4-bit weights as int32 to the address `out`.
 
     Args:
@@ -360,6 +411,7 @@ def _add_nibbles(rows, stride, runs, num_runs, events, correction, nothing, zero
         runs: addresses of the block's first `Digits.end` and `Digits.shift`.
         num_runs: of the block.
         events: addresses of the first of all `Digits.channel` and `Digits.flip`, and number of the block's first event.
+        masks: address of the first of all `Digits.mask`, or None where all bits are added.
         correction: is subtracted from all sums.
         nothing: a vector of zero bytes as long as a row.
         zero: of the type in which places come together, int16 or int32.
@@ -376,8 +428,9 @@ def _add_nibbles(rows, stride, runs, num_runs, events, correction, nothing, zero
         while event < end:
             row = load(rows + int32_at(channels + 4 * event) * stride, nothing)
             flip = same(uint8_at(flips + event), nothing)
-            lows = lows + ((row ^ flip) & low)
-            highs = highs + ((as_bytes(as_words(row) >> half_byte) ^ flip) & low)
+            mask = low if masks is None else same(uint8_at(masks + event), nothing)
+            lows = lows + ((row ^ flip) & mask)
+            highs = highs + ((as_bytes(as_words(row) >> half_byte) ^ flip) & mask)
             event += 1
         shift = same(int32_at(runs[1] + 4 * run), t0)
         t0 = (t0 + fitted(as_words(lows) & low_byte, t0)) << shift
@@ -440,7 +493,7 @@ def _add_pairs(rows, stride, runs, num_runs, events, correction, nothing, zero, 
 
 
 @compiled
-def _add_bytes(rows, stride, runs, num_runs, events, correction, zero, out):  # pragma: no cover - compiled
+def _add_bytes(rows, stride, runs, num_runs, events, masks, correction, zero, out):  # pragma: no cover - compiled
     """Write the sums of 64 outputs of INT8 weights as int32 to the address `out`; arguments as of `_add_nibbles`."""
     nothing = no_bytes_64()
     eight, low_byte = same(8, as_words(nothing)), same(255, as_words(nothing))
@@ -452,7 +505,10 @@ def _add_bytes(rows, stride, runs, num_runs, events, correction, zero, out):  # 
         lows, highs = as_words(nothing), as_words(nothing)
         while event < end:
             row = load(rows + int32_at(channels + 4 * event) * stride, nothing)
-            words = as_words(row ^ same(uint8_at(flips + event), nothing))
+            row = row ^ same(uint8_at(flips + event), nothing)
+            if masks is not None:
+                row = row & same(uint8_at(masks + event), nothing)
+            words = as_words(row)
             lows = lows + (words & low_byte)
             highs = highs + (words >> eight)
             event += 1

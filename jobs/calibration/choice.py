@@ -68,7 +68,8 @@ def table_of(unit: Unit, counts: str, model: DigitalEnergy, encoder: Encoder) ->
         # Prices decide by themselves what is silent.
         most_silent = 0 if rule.has_prices else int(_MOST_SILENT * rule.k - 0.5)
         for silent in range(most_silent + 1):
-            for small in (0, *range(silent + 1, min(int(_MOST_SMALL * rule.k) + 1, LARGEST))):
+            most_small = min(int(_MOST_SMALL * rule.k), LARGEST - 1) if unit.has_coarse_rows else 0
+            for small in (0, *range(silent + 1, most_small + 1)):
                 options.append(Option(rule, silent, small))
                 errors.append(error_of(unit, options[-1]))
                 costs.append(price.of_option(unit, options[-1]))

@@ -13,7 +13,7 @@ import functools
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +23,7 @@ from ...coding import Encoder
 from ...coding.checks import fitted_to
 from ...errors import InputError
 from ...models import GradedLinear, LayerRecord
+from ...models.layers.coarse import use_upper_bits
 from ...models.layers.quantize import QuantizedWeight
 from ...models.recording.layer_record import frequencies
 from ...neuro import AdaptiveThreshold, RateDistortionThreshold
@@ -110,12 +111,17 @@ class Unit:
         found.num_tokens, found.sums = 0, {}
         return found
 
+    @property
+    def has_coarse_rows(self) -> bool:
+        """Whether all layers can have coarse rows."""
+        return all(layer.upper for layer in self.layers.values())
+
     @functools.cached_property
     def norms(self) -> tuple[Tensor, Tensor]:
         """The squared norms of each channel's weights, and of what its coarse rows lack, float64 [inputs]."""
         own, lost = [], []
         for layer in self.layers.values():
-            coarse, fine = (level.dequantized_weight() for level in layer.levels)  # pyright: ignore
+            coarse, fine = (layer.levels[i].dequantized_weight() for i in (0, -1))  # pyright: ignore
             own.append(fine.square().sum(0, dtype=torch.float64))
             lost.append((fine - coarse).square().sum(0, dtype=torch.float64))
         return torch.stack(own).sum(0), torch.stack(lost).sum(0)
@@ -125,8 +131,9 @@ class Unit:
         """Empty records of each layer, of its coarse rows and of its own."""
         found = []
         for name, layer in self.layers.items():
-            coarse, own = (LayerRecord.of_layer(name, level, []) for level in layer.levels)  # pyright: ignore
-            found.append((replace(coarse, is_coarse=True, shares_scales=layer.shares_scales), own))
+            coarse, own = (LayerRecord.of_layer(name, layer.levels[i], []) for i in (0, -1))  # pyright: ignore
+            coarse.be_coarse(layer)
+            found.append((coarse, own))
         return found
 
 
@@ -168,8 +175,10 @@ def units_of(model: nn.Module, spiking: nn.Module, names: Iterable[str], ids: Te
 
 
 def graded(layer: Any) -> GradedLinear:
-    """Return a spiking layer with coarse rows of half of its bits."""
+    """Return a spiking layer with coarse rows of half of its bits; without them if it leaves upper bits unused."""
     quantized = QuantizedWeight(layer.weight, layer.scale, layer.minimum, layer.group_size, layer.weight_bits)
+    if not use_upper_bits(quantized):
+        return GradedLinear([layer])
     return GradedLinear.from_quantized(
         quantized,
         ((layer.weight_bits // 2, 1),),

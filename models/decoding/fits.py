@@ -103,7 +103,7 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _rule_of(layer: SpikeLinear, target: Target) -> KernelRule | None:
-    neuron = without_band(layer.neuron)[0]
+    neuron = without_band(layer.neuron)
     return neuron.cpu_rule() if target.device == "cpu" else neuron.kernel_rule()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -15,8 +15,8 @@ from ...backends.cpu import team
 from ...backends.cpu.decoder import PART, PER_EXPERT, PIECE, PROJECTION, STAGE, Kind, Task, kernel
 from ...backends.cpu.memory import give_way
 from ...backends.cpu.rule import fields_of
-from ...backends.cpu.tiles import TILE, Rows
-from ...neuro import EVERY_COUNT, NO_RULE, without_band
+from ...backends.cpu.tiles import TILE, Rows, reading
+from ...neuro import NO_RULE, without_band
 from ..layers.graded_linear import GradedLinear
 from ..layers.spike_linear import SpikeLinear
 from ..layers.stored import noted, stored_weight_of
@@ -62,7 +62,6 @@ class Tables:
         self._numbers: dict[int, int] = {}
         self._kept: list[object] = []
         self._records: list[np.ndarray] = []
-        self._levels: dict[int, np.ndarray] = {}  # records of further levels, by address
         self._stages: list[tuple[int, ...]] = []
         self._parts: list[tuple[int, ...]] = []
         self._pieces: list[tuple[int, ...]] = []
@@ -102,7 +101,7 @@ class Tables:
         ]
         records = [self._records[number][0] for number in numbers]
         encoder = next((n for n, record in zip(numbers, records, strict=True) if record["rule"] != 0), -1)
-        unit = max(_LINE, *(self._unit(record) for record in records))
+        unit = max(_LINE, *(TILE.get(int(record["bits"]), 1) for record in records))
         widths = [int(self._records[output.number][0]["num_outputs"]) for output in outputs]
         stage, first = len(self._stages), len(self._parts)
         for share in shares(widths, 1 if kind == Kind.ROUTE else parts * self.num_threads, unit):
@@ -171,32 +170,10 @@ class Tables:
         team.run(kernel(), ctypes.addressof(task), self.num_threads)
         return None if task.refused else logits
 
-    def levels(self) -> Iterator[tuple[Any, Any]]:
-        """Yield every layer with its record; each level of a `GradedLinear` is one."""
-        for module, first in zip(self.modules, self.projections, strict=True):
-            record = first
-            for level in module.levels if isinstance(module, GradedLinear) else (module,):
-                yield level, record
-                following = int(record["next_level"])
-                record = self._levels[following][0] if following else first
-
-    def _unit(self, record: Any) -> int:
-        """Return the outputs at whose multiples a projection and its further levels can be divided."""
-        following = self._levels.get(int(record["next_level"]))
-        unit = TILE.get(int(record["bits"]), 1)
-        return unit if following is None else max(unit, self._unit(following[0]))
-
     def _fill(self, record: Any, module: Any) -> None:
+        upper: list[Any] = []
         if isinstance(module, GradedLinear):
-            *levels, last = module.levels
-            for level in levels:
-                self._fill(record, level)
-                following = np.zeros(1, PROJECTION)
-                record["next_level"] = following.ctypes.data
-                self._levels[following.ctypes.data] = following
-                record = following[0]
-            module = last
-        record["up_to"] = EVERY_COUNT[1]
+            upper, module = module.upper, module.own
         record["bias"] = 0 if module.bias is None else module.bias.data_ptr()
         if not isinstance(module, SpikeLinear):
             record["num_outputs"], record["num_inputs"] = module.weight.shape
@@ -205,8 +182,10 @@ class Tables:
         rows = Rows(module.weight, module.scale, module.minimum, module.group_size, module.weight_bits)
         self._rows.append(rows)
         self.copied += [part for part in (module.weight, module.scale, module.minimum) if part is not None]
-        neuron, (record["above"], record["up_to"]) = without_band(module.neuron)
-        for name, value in (rows.fields | fields_of(neuron.cpu_rule() or NO_RULE)).items():
+        self.copied += [part for level in upper for part in (level.weight, level.scale, level.minimum)]
+        reads = reading([(level.neuron.up_to, module.weight_bits - level.weight_bits) for level in upper])
+        rule = fields_of(without_band(module.neuron).cpu_rule() or NO_RULE)
+        for name, value in (rows.fields | reads | rule).items():
             record[name] = value
 
     def _fill_dense(self, record: Any, module: Any) -> None:

@@ -25,7 +25,7 @@ from ...errors import CheckpointError, InputError
 from ..decoding import attach_decoder
 from ..layers.attention_interface import COUNTS
 from ..layers.experts import Experts, unfuse_for
-from ..layers.graded_linear import check_graded, grade_for
+from ..layers.graded_linear import check_graded, check_upper_bits, grade_for
 from ..layers.guards import guard
 from ..layers.quantize import QuantizedWeight, groups_of, input_major
 from ..layers.spike_linear import SpikeLinear
@@ -126,6 +126,10 @@ class SpikebrainQuantizer(HfQuantizer):
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         for name, layer in self._layers.items():
             _fill(layer, name, self._folder)
+        try:
+            check_upper_bits(model)
+        except InputError as error:
+            raise CheckpointError(f"{self._folder}: {error}") from error
         for module, name in self._kept:
             module._non_persistent_buffers_set.add(name)
         self._table.restore_conversion(model)

@@ -33,7 +33,7 @@ from ...errors import CheckpointError, InputError
 from ...files import parse_json, whole_file
 from ..layers.attention_interface import COUNTS, set_counts
 from ..layers.experts import unfuse_for
-from ..layers.graded_linear import check_graded, grade_for
+from ..layers.graded_linear import check_graded, check_upper_bits, grade_for
 from ..layers.quantize import check_finite
 from ..layers.spike_linear import SpikeLinear, spiking_layers
 from . import packed_bits
@@ -176,6 +176,7 @@ def _build(
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, built[name])
         check_graded(model)
+        check_upper_bits(model)
         _assign(model, tensors, set(header["frozen"]), path)
         table.restore_conversion(model)
         if architecture is not None and table.attends_on_counts:

@@ -106,7 +106,7 @@ def _query_key(module: nn.Module, where: str) -> str:
 
 
 def _with_k_of(neuron: Neuron | None, layer: str) -> AdaptiveThreshold:
-    k = None if neuron is None else getattr(without_band(neuron)[0], "k", None)
+    k = None if neuron is None else getattr(without_band(neuron), "k", None)
     if k is None:
         got = "a dense layer" if neuron is None else repr(neuron)
         raise InputError(

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .coarse import GROUP, Coarse, are_upper_bits
+from .coarse import Coarse
 
 # Width of the slope that stands for a step, as a share of the ratio at which it is: channels near an edge are moved.
 _WIDTH = 0.25
@@ -99,7 +99,4 @@ def scale_bytes_when_read(
     per_output = 4 * num_groups * (1 + has_minimum)
     if compact:
         per_output = -(-num_groups * (15 if has_minimum else 7) // 8) + 4 * (1 + has_minimum)
-    minimum = torch.empty(0) if has_minimum else None
-    if not are_upper_bits(weight_bits, minimum):
-        per_output += len(coarse) * 8 * max(-(-num_in // GROUP), 1)
     return num_out * per_output

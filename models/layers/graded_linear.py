@@ -12,22 +12,26 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 from ...neuro import AdaptiveThreshold, Band, Neuron
-from .coarse import Coarse, are_upper_bits, check_coarse, check_fewer_bits, coarser
+from .coarse import Coarse, check_coarse, check_fewer_bits, coarser, use_upper_bits
+from .graphs import outside_graph
 from .quantize import QuantizedWeight
 from .spike_linear import SpikeLinear
+from .transforms import is_compiling, is_recorded
 
 # Between the name of a layer and the number of one of its levels.
 _LEVELS = ".levels."
 
 
 class GradedLinear(nn.Module):
-    """y = sum over levels of the outputs of their layers, each on the counts of one band of magnitudes.
+    """y = threshold * scale * (sum over levels of (W count)) + bias, each level on the counts of a band of magnitudes.
 
     A small count carries little of the activation, so it needs few bits of its weights; most counts are small, and
     reading is what costs. A channel with |count| <= up_to reads its row of `bits` bits, any larger count the layer's
     own row, and a silent channel none: each channel reads one row at most. A level is a `SpikeLinear` whose neuron is a
-    `Band`, so its sums are exact integers on every backend. The levels' outputs are added in their order, in the dtype
-    of the activations.
+    `Band`, so its sums are exact integers on every backend.
+
+    Coarse rows are upper bits of the layer's own rows (see `coarser`). So the levels' sums are added as integers and
+    rescaled once, as if each channel had added its integer, or the middle of those with its upper bits.
 
     Gradients pass the layer's own rows.
 
@@ -58,7 +62,7 @@ class GradedLinear(nn.Module):
 
         Args:
             quantized: the layer's own rows.
-            coarse: pairs (bits, up_to), both rising, of fewer bits than the layer's own rows.
+            coarse: pairs (bits, up_to), both rising, of fewer bits than the layer's own rows use.
             bias: as for `SpikeLinear`.
             neuron: that is divided into bands.
             name: of the layer in its model.
@@ -68,6 +72,11 @@ class GradedLinear(nn.Module):
         """
         check_coarse(coarse, f"{name or 'GradedLinear'}.coarse")
         check_fewer_bits(coarse, quantized.weight_bits, f"{name or 'GradedLinear'}.coarse")
+        if not use_upper_bits(quantized):
+            raise InputError(
+                f"{name or 'GradedLinear'}.coarse: expected 8-bit weights that use upper bits, got none beyond 63, "
+                'as some files have. Leave it out for this layer, or round its weights anew: weights="int4" or "int8".'
+            )
         whole = AdaptiveThreshold() if neuron is None else neuron
         edges = [0, *(up_to for _, up_to in coarse), None]
         rows = [coarser(quantized, bits) for bits, _ in coarse]
@@ -89,6 +98,11 @@ class GradedLinear(nn.Module):
         return self.levels[-1]  # pyright: ignore[reportReturnType]
 
     @property
+    def upper(self) -> list[SpikeLinear]:
+        """The levels with coarse rows, which are upper bits of the layer's own."""
+        return list(self.levels[:-1])  # pyright: ignore[reportReturnType]
+
+    @property
     def in_features(self) -> int:
         """Input channels."""
         return self.own.in_features
@@ -97,11 +111,6 @@ class GradedLinear(nn.Module):
     def out_features(self) -> int:
         """Outputs."""
         return self.own.out_features
-
-    @property
-    def shares_scales(self) -> bool:
-        """Whether the scales of coarse rows follow from those of the layer's own, so that they need not be read."""
-        return are_upper_bits(self.own.weight_bits, self.own.minimum)
 
     @property
     def weight(self) -> Tensor:
@@ -119,14 +128,18 @@ class GradedLinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*tokens in_features"]) -> Float[Tensor, "*tokens out_features"]:
         """Run the layer on spikes; see `SpikeLinear.forward`."""
-        *coarse, own = self.levels
-        given = x.detach() if torch.is_grad_enabled() else x
-        y = None
-        for level in coarse:
-            part = level(given)
-            y = part if y is None else y + part
-        last = own(x)
-        return last if y is None else y + last
+        if is_compiling() or is_recorded(self.own, x):
+            return outside_graph(self, "its small counts read upper bits", x)
+        return self.run(x)
+
+    def run(self, x: Float[Tensor, "*tokens in_features"]) -> Float[Tensor, "*tokens out_features"]:
+        """Run the layer on spikes, in kernels that PyTorch does not see; see `forward`."""
+        return self.own.run(x, self.upper)
+
+    @torch.compiler.assume_constant_result
+    def where(self) -> str:
+        """Return what messages call the layer."""
+        return self.own.where()
 
     def extra_repr(self) -> str:
         """Return sizes, and what each band of counts reads."""
@@ -163,6 +176,24 @@ def check_graded(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, GradedLinear):
             _check(list(module.levels))
+
+
+def check_upper_bits(model: nn.Module) -> None:
+    """Raise an InputError if coarse rows are not the upper bits that they should be, as a changed file may have it."""
+    for module in model.modules():
+        if not isinstance(module, GradedLinear):
+            continue
+        *upper, own = map(_quantized, module.levels)
+        for level, found in zip(module.levels, upper, strict=False):
+            if not found.equals(coarser(own, found.weight_bits)):
+                raise InputError(
+                    f"{level.where()}: expected the upper {found.weight_bits} bits of the layer's own rows, got other "  # pyright: ignore
+                    "integers, scales or minima. Convert the model again if an earlier version saved it."
+                )
+
+
+def _quantized(level: Any) -> QuantizedWeight:
+    return QuantizedWeight(level.weight, level.scale, level.minimum, level.group_size, level.weight_bits)
 
 
 def describe_levels(layer: GradedLinear) -> str:

@@ -99,13 +99,24 @@ def in_graph(layer: Any, x: Tensor) -> Tensor:
     """
     obstacle = _obstacle_of_call(layer, x)
     if obstacle:
-        _leave_graph(layer.where(), obstacle, x)
-        return _outside(layer.run, x)
+        return outside_graph(layer, obstacle, x)
     if layer.training and torch.is_grad_enabled() and (x.requires_grad or layer._trains_bias):
         layer._warn_of_training()
     return torch.ops.spikebrain.spike_linear(
         x, layer.weight, layer.scale, layer.bias, layer.graph_settings.text, layer.group_size, _name(layer)
     )
+
+
+def outside_graph(layer: Any, obstacle: str, x: Tensor) -> Tensor:
+    """Return the result of a layer that no graph can hold; see `in_graph`.
+
+    Args:
+        layer: with the methods `where` and `run`.
+        obstacle: why not.
+        x: its input.
+    """
+    _leave_graph(layer.where(), obstacle, x)
+    return _outside(layer.run, x)
 
 
 def experts_in_graph(experts: Any, hidden_states: Tensor, index: Tensor, weights: Tensor) -> Tensor:

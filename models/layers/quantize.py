@@ -41,6 +41,16 @@ class QuantizedWeight:
         minimum = None if self.minimum is None else self.minimum.to(device)
         return replace(self, weight=self.weight.to(device), scale=self.scale.to(device), minimum=minimum)
 
+    def equals(self, other: QuantizedWeight) -> bool:
+        """Return whether another has the same numbers."""
+        if (self.group_size, self.weight_bits) != (other.group_size, other.weight_bits):
+            return False
+        if self.minimum is None or other.minimum is None:
+            minima = self.minimum is other.minimum
+        else:
+            minima = torch.equal(self.minimum, other.minimum)
+        return minima and torch.equal(self.weight, other.weight) and torch.equal(self.scale, other.scale)
+
     def check(self) -> None:
         """Raise an InputError if shapes or dtypes do not match, or an integer, a scale or a minimum is out of range."""
         weight = self.weight
@@ -208,7 +218,7 @@ def quantize_int4(weight: Tensor, group_size: int | None = None, name: str = "")
         group_size: input channels that share a scale and a minimum; None for 32. The last group may be smaller.
         name: name of the layer, for messages.
     Returns:
-        The integers; the scale of a group of equal weights is 1, so that these are kept exactly.
+        The integers; the scale of a group of equal weights is 0, so that these are kept exactly.
     Raises:
         InputError: a weight is not finite, or group_size is not a positive integer.
     """
@@ -247,7 +257,8 @@ def rounded_to(weight_bits: int, weight: Tensor, group_size: int | None) -> Quan
     scale = scale.clamp(min=torch.finfo(torch.float32).tiny)
     integers = ((parts if minimum is None else parts - minimum) / scale).round_().clamp_(least, most)
     integers = integers.reshape(num_out, num_groups * size)[:, :num_in].contiguous()
-    minimum = None if minimum is None else minimum.squeeze(2)
+    if minimum is not None:
+        minimum, scale = minimum.squeeze(2), torch.where(high > low, scale, 0.0)
     return QuantizedWeight(integers, scale.squeeze(2), minimum, group_size, weight_bits)
 
 

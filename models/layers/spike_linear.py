@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int8
@@ -17,8 +17,9 @@ from ...backends.checks import group_sums_of, outputs_of, sums_of
 from ...coding import ENCODERS, BidirectionalBitwise, Encoder, SpikeTrain, decode
 from ...coding.checks import fitted_to, train_of
 from ...errors import InputError, SpikebrainError
-from ...neuro import NEURONS, AdaptiveThreshold, Neuron, SpikeCount
+from ...neuro import NEURONS, AdaptiveThreshold, Neuron, SpikeCount, without_band
 from ...neuro.checks import checks_all, spikes_of
+from .coarse import twice_the_sums
 from .compact import scale_bytes_of
 from .dense_gradient import DenseGradient
 from .graphs import graph_settings, in_graph
@@ -32,6 +33,14 @@ from .transforms import is_compiling, is_recorded
 _PORTION_BYTES = 64 * 2**20
 # The plug-ins of a layer, and the words that may stand in their place.
 _PLUGINS: dict[str, tuple[Any, ...]] = {"neuron": (NEURONS,), "encoder": (ENCODERS,), "backend": (BACKENDS, "auto")}
+
+
+class _Portion(NamedTuple):
+    """Some tokens of a call: which, exact sums [tokens, groups, out_features], the counts that their trains carry."""
+
+    tokens: slice
+    sums: Tensor
+    carried: Tensor
 
 
 class SpikeLinear(nn.Module):
@@ -158,18 +167,26 @@ class SpikeLinear(nn.Module):
             return in_graph(self, x)
         return self.run(x)
 
-    def run(self, x: Float[Tensor, "*tokens in_features"]) -> Float[Tensor, "*tokens out_features"]:
-        """Run the layer on spikes, in kernels that PyTorch does not see; see `forward`."""
+    def run(
+        self, x: Float[Tensor, "*tokens in_features"], upper: Sequence[SpikeLinear] = ()
+    ) -> Float[Tensor, "*tokens out_features"]:
+        """Run the layer on spikes, in kernels that PyTorch does not see; see `forward`.
+
+        Args:
+            x: activations.
+            upper: levels of a `GradedLinear` with upper bits of this layer's rows, whose sums join this layer's.
+        """
         try:
             if x.ndim == 0 or x.shape[-1] != self.in_features:
                 raise InputError(f"expected activations [..., {self.in_features}], got shape {tuple(x.shape)}.")
             trains = torch.is_grad_enabled() and (x.requires_grad or self._trains_bias)
-            if not (self.observers or trains or checks_all()):
-                whole = self.run_fused(x)
+            observed = bool(self.observers) or any(level.observers for level in upper)
+            if not (observed or trains or checks_all()):
+                whole = self.run_fused(x, upper=upper)
                 if whole is not None:
                     return whole
             spikes = spikes_of(self.neuron, x)
-            y = self._run(spikes, x)
+            y = self._run(spikes, x, upper)
         except SpikebrainError as error:
             raise type(error)(f"{self._where}: {error}") from error
         if self.training and torch.is_grad_enabled() and (x.requires_grad or self._trains_bias):
@@ -240,7 +257,7 @@ class SpikeLinear(nn.Module):
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
-    def run_fused(self, x: Tensor, num_tokens: int | None = None) -> Tensor | None:
+    def run_fused(self, x: Tensor, num_tokens: int | None = None, upper: Sequence[SpikeLinear] = ()) -> Tensor | None:
         """Return what the layer gives when nobody observes it, from one kernel of its backend; gradients are not kept.
 
         The figures are those of the separate steps, bit for bit.
@@ -248,6 +265,7 @@ class SpikeLinear(nn.Module):
         Args:
             x: activations, [*tokens, in_features].
             num_tokens: tokens of the call that x is a part of, by which "auto" picks the backend; None for those of x.
+            upper: see `run`.
         Returns:
             Outputs, [*tokens, out_features], in the dtype of x; None if there is no such kernel for this layer or x.
         Raises:
@@ -268,8 +286,14 @@ class SpikeLinear(nn.Module):
         if bias is not None and bias.shape != (num_outputs,):
             raise InputError(f"bias: expected {num_outputs} numbers, got shape {tuple(bias.shape)}.")
         backend = self._backend_for(x, num_tokens)
-        groups = {"minimum": minimum, "group_size": self.group_size} if self.in_groups else {}
-        return outputs_of(backend, x, weight, scale, bias, self.neuron, self.encoder, **groups)
+        neuron = self.neuron
+        groups: dict[str, Any] = {"minimum": minimum, "group_size": self.group_size} if self.in_groups else {}
+        if upper:
+            if not backend.knows_upper_bits or any(level.backend != self.backend for level in upper):
+                return None
+            neuron = without_band(neuron)
+            groups["upper"] = [(level.neuron.up_to, self.weight_bits - level.weight_bits) for level in upper]  # pyright: ignore
+        return outputs_of(backend, x, weight, scale, bias, neuron, self.encoder, **groups)
 
     def _backend_for(self, x: Tensor, num_tokens: int | None = None, *, events_only: bool = False) -> Backend:
         if self.backend != "auto":
@@ -282,41 +306,69 @@ class SpikeLinear(nn.Module):
     def _trains_bias(self) -> bool:
         return self.bias is not None and self.bias.requires_grad
 
-    def _run(self, spikes: SpikeCount, x: Tensor) -> Tensor:
+    def _run(self, spikes: SpikeCount, x: Tensor, upper: Sequence[SpikeLinear]) -> Tensor:
         """Unroll counts, accumulate and rescale, a portion of the tokens at a time; in the threshold's dtype."""
-        tokens = spikes.count.shape[:-1]
-        count = spikes.by_token
+        tokens, count = spikes.count.shape[:-1], spikes.by_token
         threshold = spikes.threshold.to(torch.promote_types(spikes.threshold.dtype, torch.float32))
         if threshold.ndim > 0 and threshold.shape[-1] != 1:
             raise InputError(f"expected one threshold per token, [..., 1], got shape {tuple(threshold.shape)}.")
         threshold = threshold.expand(*tokens, 1).reshape(-1, 1)
-        # A recording must match what runs, so the backend must never read a silent channel's weights.
-        backend = self._backend_for(count, events_only=bool(self.observers))
         y = threshold.new_zeros(len(count), self.out_features)
-        for first, part, train in self._portions(count, spikes.extent):
-            accumulation = self._sums(backend, train)
-            last = first + len(part)
-            for observer in self.observers:
-                observer(self, Step(part, train, accumulation, first, len(count), x, threshold[first:last]))
-            carried = decode(train) if self.encoder.lossy and self.minimum is not None else part
-            y[first:last] = self.rescaled(accumulation, carried, threshold[first:last])
+        counted = [spikes, *(spikes_of(level.neuron, x) for level in upper)]
+        levels = (self, *upper)
+        size = min(level.tokens_at_a_time(one) for level, one in zip(levels, counted, strict=True))
+        portions = (level._portions(one, x, threshold, size) for level, one in zip(levels, counted, strict=True))
+        for own, *others in zip(*portions, strict=True):
+            y[own.tokens] = self._joined(own, list(zip(upper, others, strict=True)), threshold[own.tokens])
         return y.reshape(*tokens, self.out_features)
+
+    def _joined(self, own: _Portion, others: list[tuple[SpikeLinear, _Portion]], threshold: Tensor) -> Tensor:
+        """Return outputs before the bias from the sums of this layer's rows and those of levels with upper bits."""
+        if not others:
+            return self.rescaled(own.sums, own.carried, threshold)
+        joins = [(level.weight_bits, part.sums, group_counts(part.carried, self.group_size)) for level, part in others]
+        sums = twice_the_sums(own.sums, joins, self.weight_bits, self.minimum)
+        of_group = group_counts(own.carried, self.group_size) + sum(counts for *_, counts in joins)
+        return rescale(sums, self.scale / 2, threshold, self.minimum, None if self.minimum is None else of_group)
 
     def rescaled(self, accumulation: Tensor, count: Tensor, threshold: Tensor) -> Tensor:
         """Return outputs before the bias, [tokens, out_features], from sums and the counts that the trains carry."""
         of_group = None if self.minimum is None else group_counts(count, self.group_size)
         return rescale(accumulation, self.scale, threshold, self.minimum, of_group)
 
-    def _portions(self, count: Tensor, extent: tuple[int, int] | None) -> Iterator[tuple[int, Tensor, SpikeTrain]]:
-        """Yield (first token, counts, train) for consecutive tokens, all with the same code and length."""
+    def _fitted(self, spikes: SpikeCount) -> tuple[Encoder, int]:
+        return fitted_to(self.encoder, *(spikes.extent or extent_of(spikes.by_token)))
+
+    def tokens_at_a_time(self, spikes: SpikeCount) -> int:
+        """Return how many tokens a call handles at a time."""
+        if spikes.count.numel() == 0:
+            return 1
+        token_bytes = self._fitted(spikes)[1] * self.in_features + 4 * self.scale.numel()
+        return max(1, _PORTION_BYTES // token_bytes)
+
+    def _portions(self, spikes: SpikeCount, x: Tensor, threshold: Tensor, size: int) -> Iterator[_Portion]:
+        """Unroll and accumulate `size` tokens at a time, all with the same code and length; observers see them."""
+        count = spikes.by_token
         if count.numel() == 0:
             return
-        encoder, num_timesteps = fitted_to(self.encoder, *(extent or extent_of(count)))
-        token_bytes = num_timesteps * self.in_features + 4 * self.scale.numel()
-        num_tokens = max(1, _PORTION_BYTES // token_bytes)
-        for first in range(0, len(count), num_tokens):
-            part = count if len(count) <= num_tokens else count[first : first + num_tokens]
-            yield first, part, train_of(encoder, part, num_timesteps)
+        # A recording must match what runs, so the backend must never read a silent channel's weights.
+        backend = self._backend_for(count, events_only=bool(self.observers))
+        for first, train in self.trains(spikes, size):
+            tokens = slice(first, min(first + size, len(count)))
+            part = count if len(count) <= size else count[tokens]
+            sums = self._sums(backend, train)
+            for observer in self.observers:
+                observer(self, Step(part, train, sums, first, len(count), x, threshold[tokens]))
+            lossy = self.encoder.lossy and self.minimum is not None
+            yield _Portion(tokens, sums, decode(train) if lossy else part)
+
+    def trains(self, spikes: SpikeCount, size: int) -> Iterator[tuple[int, SpikeTrain]]:
+        """Yield the trains of `size` tokens at a time and the first of them; all have the same code and length."""
+        count = spikes.by_token
+        encoder, num_timesteps = self._fitted(spikes)
+        for first in range(0, len(count), size):
+            part = count if len(count) <= size else count[first : first + size]
+            yield first, train_of(encoder, part, num_timesteps)
 
     def _sums(self, backend: Backend, train: SpikeTrain) -> Tensor:
         """Return the exact sums of each group, int32 [tokens, groups, out_features]."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ...backends.base import INT32, MAX_WEIGHT
 from ...backends.checks import sums_of
 from ...errors import AccumulatorOverflowError, InputError
+from ...neuro import SpikeCount
 from ...neuro.checks import spikes_of
 from .ranks import answers_of_others, place_in
 from .rescale import rescale
@@ -75,8 +76,9 @@ class SplitSpikeLinear(nn.Module):
     def _sums(self, count: Tensor) -> Tensor:
         """Return the sums over all channels, int32 [tokens, 1, out_features]."""
         backend = self.part._backend_for(count)
-        parts = self.part._portions(count[:, self.channels].contiguous(), None)
-        sums = [sums_of(backend, train, self.part.weight) for _, _, train in parts]
+        mine = SpikeCount(count[:, self.channels].contiguous(), count.new_ones(len(count), 1, dtype=torch.float32))
+        parts = self.part.trains(mine, self.part.tokens_at_a_time(mine)) if mine.count.numel() else ()
+        sums = [sums_of(backend, train, self.part.weight) for _, train in parts]
         total = torch.cat(sums) if sums else count.new_zeros(len(count), self.out_features)
         # int32 sums of parts may wrap where all of them together do not fit.
         fits = MAX_WEIGHT * int(count.abs().sum(1, dtype=torch.int64).max() if count.numel() else 0) <= INT32.max

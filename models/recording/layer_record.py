@@ -12,6 +12,7 @@ import torch
 
 from ...registry import label
 from ..layers.compact import scale_bytes_of
+from ..layers.graded_linear import GradedLinear
 from ..layers.observing import Step
 from ..layers.spike_linear import SpikeLinear
 from .weight_reads import WeightReads, row_bytes
@@ -44,8 +45,7 @@ class LayerRecord:
         has_minimum: whether each group has a minimum beside its scale.
         scale_bytes: of all scales and minima of the layer; see `scale_bytes_of`.
         is_coarse: whether these are coarse rows of a `GradedLinear`. What a layer does once (making counts, reading
-            activations, its dense counterparts) is counted with its own rows.
-        shares_scales: coarse rows whose scales follow from those of the layer's own, and are not read.
+            activations and scales, rescaling, its dense counterparts) is counted with its own rows.
         has_bias: whether the layer has a bias.
         mean_count_bound: the largest mean |count| that the neuron allows (see `CountBounds`); None if it has no bound.
         compares_per_channel: of the neuron, see `Neuron.compares_per_channel`.
@@ -71,7 +71,6 @@ class LayerRecord:
     has_minimum: bool = False
     scale_bytes: int = 0
     is_coarse: bool = False
-    shares_scales: bool = False
     has_bias: bool = False
     mean_count_bound: float | None = None
     compares_per_channel: int = 0
@@ -99,6 +98,19 @@ class LayerRecord:
             neuron=label(layer.neuron),
             encoder=label(layer.encoder) + (", lossy" if layer.encoder.lossy else ""),
         )
+
+    def be_coarse(self, layer: GradedLinear, own_rows: LayerRecord | None = None) -> None:
+        """Be the record of coarse rows of a layer.
+
+        Args:
+            layer: whose coarse rows these are.
+            own_rows: the record of the layer's own rows, where channels are silent that this one hears.
+        """
+        self.is_coarse, self.own_rows = True, own_rows
+        # One accumulator for both.
+        bounds = layer.own.neuron.count_bounds(layer.in_features)
+        self.largest_weight = _largest_weight(layer.own)
+        self.mean_count_bound = None if bounds is None else bounds.mean
 
     def add(self, step: Step) -> None:
         """Add what the layer computed for some tokens."""

@@ -183,8 +183,7 @@ def _join_levels(model: nn.Module, records: Mapping[str, LayerRecord]) -> None:
             *coarse, own = (f"{name}.levels.{i}".lstrip(".") for i in range(len(module.levels)))
             for level in coarse:
                 if level in records:
-                    records[level].is_coarse, records[level].shares_scales = True, module.shares_scales
-                    records[level].own_rows = records.get(own)
+                    records[level].be_coarse(module, records.get(own))
 
 
 def _query_counter(module: nn.Module, part: ModuleRecord, lock: threading.Lock) -> QueryObserver:

@@ -15,13 +15,16 @@ from spikebrain.backends.cpu.simd import has_halves
 from spikebrain.coding.base import MAX_LOSSLESS_COUNT
 from spikebrain.compiled import compiled
 from spikebrain.models.layers.observing import observing
-from spikebrain.neuro import EVERY_COUNT
 
 
 @compiled
 def run(projection, x, threshold, count, digits, start, stop, y):
     sums, totals = np.empty(tiles.MOST_OUTPUTS, np.int32), np.empty(len(y), np.int32)
     project(projection[0], x, threshold, count, digits, np.zeros(LISTED, np.int64), start, stop, sums, totals, y)
+
+
+# What small counts read: pairs (edge, dropped bits).
+READS = [(), ((1, 2),), ((2, 1),), ((100_000, 3),), ((2, 6), (9, 4)), ((1, 3), (2, 1)), ((3, 4), (4, 2))]
 
 
 @st.composite
@@ -43,21 +46,24 @@ def layers(draw):
     groups = -(-num_inputs // (group_size or num_inputs))
     scale, minimum = rng.normal(size=(2, num_outputs, groups)).astype(np.float32)
     if draw(st.booleans()):  # numbers that float16 has, down to its smallest
-        exponent = draw(st.sampled_from([0, -20, 14]))
+        exponent = draw(st.sampled_from([0, -20, 13]))
         scale, minimum = (np.ldexp(one, exponent).astype(np.float16).astype(np.float32) for one in (scale, minimum))
     return weight.astype(np.int8), scale, minimum if has_minimum else None, group_size, bits, count.astype(np.int32)
 
 
-@given(layers(), st.integers(0, 2))
-@settings(max_examples=150, deadline=None)
-def test_sums_are_exact_and_outputs_equal_to_the_last_bit(layer, start_tile):
+@given(layers(), st.integers(0, 2), st.sampled_from(READS))
+@settings(max_examples=200, deadline=None)
+def test_sums_are_exact_and_outputs_equal_to_the_last_bit(layer, start_tile, upper):
     weight, scale, minimum, group_size, bits, count = layer
     memory = [None if one is None else torch.from_numpy(one) for one in (weight.T.copy().T, scale, minimum)]
     rows = tiles.Rows(*memory, group_size, bits)
     projection = np.zeros(1, PROJECTION)
     for name, value in rows.fields.items():
         projection[name] = value
-    projection["rule"], projection["up_to"] = 1, EVERY_COUNT[1]
+    projection["rule"] = 1
+    upper = [pair for pair in upper if pair[1] < bits] if bits > 2 else []
+    for name, value in tiles.reading(upper).items():
+        projection[name] = value
     seen = np.zeros((scale.shape[1], len(weight)), np.int32)
     projection["seen_sums"] = seen.ctypes.data
     start = start_tile * tiles.MOST_OUTPUTS
@@ -68,12 +74,13 @@ def test_sums_are_exact_and_outputs_equal_to_the_last_bit(layer, start_tile):
     digits = room_for_digits(len(count), rows.fields["block"])
     x = np.zeros(len(count), np.float32)
     run(projection, x, threshold, count, digits, start, len(weight), y)
-    sums, totals = sums_of_groups(weight, count, group_size)
+    sums, totals = sums_of_groups(weight, count, group_size, upper)
     assert np.array_equal(seen[:, start:], sums[:, start:])
     if group_size is not None or minimum is not None:
         blocks = len(totals)
         assert np.array_equal(digits.total[:blocks], totals)
-        assert np.array_equal(y[: len(weight) - start], rescaled(sums, totals, scale, minimum, threshold)[start:])
+        expected = rescaled(sums, totals, scale, minimum, threshold, are_twice=len(upper) > 0)
+        assert np.array_equal(y[: len(weight) - start], expected[start:])
 
 
 @pytest.mark.parametrize(
@@ -97,20 +104,25 @@ def test_scales_that_float16_has_exactly_are_kept_in_it(scale, minimum, size):
     st.lists(st.integers(-MAX_LOSSLESS_COUNT, MAX_LOSSLESS_COUNT), min_size=1, max_size=80),
     st.sampled_from([5, 32, 40]),
     st.sampled_from([3, 17]),
+    st.sampled_from([(0, 0), (1, 0), (1, 3), (1000, 2000)]),
 )
-@example([MAX_LOSSLESS_COUNT, -MAX_LOSSLESS_COUNT, 0, 1, -1, 3, -3], 5, 17)
+@example([MAX_LOSSLESS_COUNT, -MAX_LOSSLESS_COUNT, 0, 1, -1, 3, -3], 5, 17, (1, 3))
 @settings(max_examples=100, deadline=None)
-def test_listed_digits_are_the_counts(counts, block, longest_run):
+def test_listed_digits_are_the_counts(counts, block, longest_run, edges):
     count = np.array(counts, np.int32)
     digits = room_for_digits(len(count), block)
-    list_digits(count, block, longest_run, 0, digits)
+    list_digits(count, block, longest_run, 0, edges, (8, 12, 15), digits)
     event = 0
     for b in range(-(-len(count) // block)):
         found = np.zeros(block, np.int64)
         for run_number in range(digits.first[b], digits.first[b + 1]):
             assert event < digits.end[run_number] <= event + longest_run
             while event < digits.end[run_number]:
-                found[digits.channel[event]] += 1 if digits.flip[event] == 0 else -1
+                channel = digits.channel[event]
+                found[channel] += 1 if digits.flip[event] == 0 else -1
+                if edges[0] > 0:
+                    magnitude = abs(count[b * block + channel])
+                    assert digits.mask[event] == (8 if magnitude <= edges[0] else 12 if magnitude <= edges[1] else 15)
                 event += 1
             found <<= digits.shift[run_number]
         expected = count[b * block : (b + 1) * block]

@@ -16,6 +16,7 @@ import spikebrain
 from spikebrain import (
     AdaptiveThreshold,
     BidirectionalBitwise,
+    GradedLinear,
     RateDistortionThreshold,
     Reference,
     SpikeSettings,
@@ -24,6 +25,7 @@ from spikebrain import (
     record,
 )
 from spikebrain.backends.cpu import decoder_parts
+from spikebrain.backends.cpu.plain import sums_of_groups
 from spikebrain.compiled import compiled
 from spikebrain.models.decoding import decoder_of
 from spikebrain.models.decoding.compiled import CompiledDecoder
@@ -32,6 +34,7 @@ from spikebrain.models.decoding.tables import shares
 from spikebrain.models.layers.observing import observing
 from spikebrain.models.layers.quantize import QuantizedWeight, dequantize
 from spikebrain.models.layers.stored import StoredWeight, note_stored
+from spikebrain.neuro import without_band
 
 # Kernels on a GPU do not know these.
 CHOSEN = RateDistortionThreshold(8.0, spike_price=1.0, read_price=2.0)
@@ -50,9 +53,10 @@ def test_integers_are_exact_and_logits_those_of_the_model(name, settings, thread
     cache = cache_of(plain_forward(model, input_ids=torch.randint(0, 300, (1, 7)), use_cache=True))
     theirs = copy.deepcopy(cache)
     decoder = decoder_of(model)
-    layers, rows = zip(*decoder.tables.levels(), strict=True)
+    layers, rows = decoder.tables.modules, decoder.tables.projections
     inputs = [np.zeros(row["num_inputs"], np.float32) for row in rows]
-    sums = [np.zeros((len(getattr(layer, "groups", [0])), len(layer.weight)), np.int32) for layer in layers]
+    own = [layer.own if isinstance(layer, GradedLinear) else layer for layer in layers]
+    sums = [np.zeros((len(getattr(layer, "groups", [0])), len(layer.weight)), np.int32) for layer in own]
     for row, x, total in zip(rows, inputs, sums, strict=True):
         row["seen_input"], row["seen_sums"] = x.ctypes.data, total.ctypes.data
     for position in range(7, 10):
@@ -62,12 +66,15 @@ def test_integers_are_exact_and_logits_those_of_the_model(name, settings, thread
         found = decoder.decode(token, torch.tensor([[position]]), room.memory, position)
         room.show(cache.layers, room.views(position + 1))
         checked = 0
-        for number, layer in enumerate(layers):
-            if isinstance(layer, spikebrain.SpikeLinear):
-                count = layer.neuron(torch.from_numpy(inputs[number])).count.to(torch.int64)
-                for found_sums, group in zip(torch.from_numpy(sums[number]), layer.groups, strict=True):
-                    assert torch.equal(found_sums.long(), layer.weight[:, group].long() @ count[group])
-                checked += 1
+        for number, (layer, rows_of) in enumerate(zip(layers, own, strict=True)):
+            if isinstance(rows_of, spikebrain.SpikeLinear):
+                count = without_band(rows_of.neuron) if rows_of is not layer else rows_of.neuron
+                count = count(torch.from_numpy(inputs[number])).count.numpy()
+                levels = layer.upper if rows_of is not layer else []
+                reads = [(level.neuron.up_to, rows_of.weight_bits - level.weight_bits) for level in levels]
+                exact, _ = sums_of_groups(rows_of.weight.numpy(), count, rows_of.group_size, reads)
+                assert np.array_equal(sums[number], exact)
+                checked += 1 + len(levels)
         assert checked == len([m for m in model.modules() if isinstance(m, spikebrain.SpikeLinear)])
         # The same state goes in, so only a count that lies on a rounding's edge may differ.
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))

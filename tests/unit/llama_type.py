@@ -44,7 +44,9 @@ SETTINGS = {
     "small counts read 2 bits, of 4": SpikeSettings(
         weights="int4", include_head=True, coarse=((2, 4),), neuron=AdaptiveThreshold(8.0)
     ),
-    "2 and 4 bits of 8, in some layers": SpikeSettings(coarse={"*proj": ((2, 1), (4, 3))}, include_head=True),
+    "2 and 4 bits of 8, in some layers": SpikeSettings(
+        coarse={"*proj": ((2, 1), (4, 4))}, neuron=AdaptiveThreshold(8.0), include_head=True
+    ),
     "dead zone": SpikeSettings(neuron=DeadZoneThreshold(8.0, dead_zone=0.5), include_head=True),
     "largest magnitude": SpikeSettings(neuron=LargestMagnitude(), include_head=True),
     "4 bits, dead zone": SpikeSettings(neuron=DeadZoneThreshold(8.0, dead_zone=0.5), weights="int4"),

@@ -17,9 +17,12 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 import spikebrain as sb
 from spikebrain import AdaptiveThreshold, Band, GradedLinear, SpikeSettings
 from spikebrain.backends import BACKENDS
+from spikebrain.backends.cpu.plain import sums_of_groups
 from spikebrain.energy import count_operations
-from spikebrain.errors import InputError
-from spikebrain.models.layers.coarse import coarser
+from spikebrain.errors import InputError, SpikebrainError
+from spikebrain.jobs.calibration.units import Unit
+from spikebrain.jobs.calibration.units import graded as calibrated
+from spikebrain.models.layers.coarse import coarser, twice_the_sums
 from spikebrain.models.layers.compact import compact, scale_bytes_of
 from spikebrain.models.layers.observing import observing
 from spikebrain.models.layers.quantize import QuantizedWeight, dequantize, quantize, quantize_int4
@@ -88,63 +91,98 @@ def test_bands_divide_the_counts(counts, edges):
         assert high is None or bool((heard <= high).all())
 
 
-def test_coarse_rows_are_the_upper_bits_with_the_best_line():
+@pytest.mark.parametrize(
+    ("weight_bits", "bits", "has_minimum"), [(4, 2, True), (4, 2, False), (8, 4, False), (8, 2, False)]
+)
+def test_coarse_rows_are_the_upper_bits_and_stand_for_the_middle(weight_bits, bits, has_minimum):
     fine = quantize_int4(torch.randn(30, 70))
-    coarse = coarser(fine, 2)
-    assert torch.equal(coarse.weight, fine.weight // 4)
-    slope = (coarse.scale / fine.scale).flatten()
-    torch.testing.assert_close(slope, slope[:1].expand_as(slope))
-
-    def loss(one):
-        floats = dequantize(fine.weight, fine.scale, fine.minimum, fine.group_size)
-        return float((dequantize(one.weight, one.scale, one.minimum, one.group_size) - floats).double().square().sum())
-
-    for factor in (0.98, 1.02):  # no other line is better
-        for shift in (-0.02, 0.02):
-            offset = (coarse.minimum - fine.minimum) / fine.scale
-            scale = fine.scale * slope[0] * factor
-            minimum = fine.minimum + fine.scale * (offset + shift)
-            assert loss(QuantizedWeight(coarse.weight, scale, minimum, 32, 2)) > loss(coarse)
-
-
-@pytest.mark.parametrize("bits", [2, 4])
-def test_coarse_rows_of_weights_without_minima_are_rounded_in_groups(bits):
-    torch.manual_seed(1)
-    weight = torch.randn(20, 70)
-    fine = QuantizedWeight(*quantize(weight, None))
+    if weight_bits == 8:
+        fine = QuantizedWeight(*quantize(torch.randn(30, 70), 32), group_size=32)
+    elif not has_minimum:  # as in Q4_0 files
+        fine = QuantizedWeight(fine.weight - 8, fine.scale, None, 32, 4)
     coarse = coarser(fine, bits)
     coarse.check()
-    assert coarse.group_size == 32
-    assert coarse.scale.shape == (20, 3)
+    assert (coarse.weight_bits, coarse.group_size) == (bits, 32)
+    lowest, step = 0 if has_minimum else -(2 ** (weight_bits - 1)), 2 ** (weight_bits - bits)
+    assert torch.equal(coarse.weight.int(), (fine.weight.int() - lowest) // step)
+    same_upper_bits = [range(first, first + step) for first in range(lowest, lowest + 2**weight_bits, step)]
+    middle = {w: (members[0] + members[-1]) / 2 for members in same_upper_bits for w in members}
+    groups = [slice(0, 32), slice(32, 64), slice(64, 70)]
+    expected = torch.tensor([[middle[w] for w in row] for row in fine.weight.tolist()])
+    for g, group in enumerate(groups):
+        expected[:, group] *= fine.scale[:, g, None]
+        if has_minimum:
+            expected[:, group] += fine.minimum[:, g, None]
     found = dequantize(coarse.weight, coarse.scale, coarse.minimum, 32)
-    plain = {4: quantize_int4(weight)}.get(bits)
-    error = float((found - weight).square().mean())
-    assert error < {2: 0.15, 4: 0.01}[bits]
-    if plain is not None:  # cutting off the range's ends is at least as good
-        assert (
-            error <= float((dequantize(plain.weight, plain.scale, plain.minimum, 32) - weight).square().mean()) * 1.05
-        )
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_coarse_rows_of_8_bit_integers_with_minima_use_all_their_bits():
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 60),
+    st.integers(1, 20),
+    st.sampled_from([None, 7, 32]),
+    st.booleans(),
+    st.sampled_from([1, 3, 40, 5000]),
+)
+@hypothesis_settings(max_examples=60, deadline=None)
+def test_twice_the_sums_are_those_of_middles(seed, num_inputs, num_outputs, group_size, has_minimum, largest):
+    rng = np.random.default_rng(seed)
+    bits = 4 if has_minimum else int(rng.choice([4, 8]))
+    weight = rng.integers(0, 2**bits, (num_outputs, num_inputs)) - (0 if has_minimum else 2 ** (bits - 1))
+    count = rng.integers(-largest, largest + 1, (5, num_inputs))
+    small = int(rng.integers(1, 9))
+    groups = -(-num_inputs // (group_size or num_inputs))
+    scale, minimum = torch.from_numpy(rng.random((2, num_outputs, groups)).astype(np.float32))
+    minimum = minimum if has_minimum else None
+    fine = QuantizedWeight(torch.from_numpy(weight.astype(np.int8)), scale, minimum, group_size, bits)
+    coarse = coarser(fine, 2)
+    size, is_small = group_size or num_inputs, np.abs(count) <= small
+    starts = range(0, num_inputs, size)
+
+    def sums(integers, counts):
+        parts = [counts[:, g : g + size] @ integers[:, g : g + size].T for g in starts]
+        return torch.from_numpy(np.stack(parts, 1))
+
+    of_group = np.stack([(count * is_small)[:, g : g + size].sum(1) for g in starts], 1)
+    upper = [(2, sums(coarse.weight.numpy().astype(np.int64), count * is_small), torch.from_numpy(of_group))]
+    found = twice_the_sums(sums(weight, count * ~is_small), upper, bits, minimum)
+    expected = [sums_of_groups(weight, row, group_size, [(small, bits - 2)])[0] for row in count]
+    assert np.array_equal(found.numpy(), np.stack(expected))
+
+
+def test_integers_that_leave_upper_bits_unused_have_no_coarse_rows():
     weight = torch.randn(12, 64)
     minimum = weight.reshape(12, 2, 32).amin(2)
     scale = (weight.reshape(12, 2, 32).amax(2) - minimum) / 31  # as Q5_1 files have it: integers up to 31
     integers = ((weight.reshape(12, 2, 32) - minimum[..., None]) / scale[..., None]).round().to(torch.int8)
     fine = QuantizedWeight(integers.reshape(12, 64), scale, minimum, 32)
-    found = coarser(fine, 4)
-    found.check()
-    assert float((dequantize(found.weight, found.scale, found.minimum, 32) - weight).square().mean()) < 0.01
-    layer = GradedLinear.from_quantized(fine, ((2, 1), (4, 3)), neuron=NEURON)
-    assert not layer.shares_scales
-    assert GradedLinear.from_quantized(quantize_int4(weight), ((2, 1),)).shares_scales
+    with pytest.raises(
+        InputError, match=r"up_proj.coarse: expected 8-bit weights that use upper bits, got none beyond"
+    ):
+        GradedLinear.from_quantized(fine, ((2, 1), (4, 3)), neuron=NEURON, name="up_proj")
+    layer = sb.SpikeLinear.from_quantized(fine, neuron=NEURON)
+    unit = Unit({"up_proj": calibrated(layer)})
+    assert not unit.has_coarse_rows
+    assert float(unit.norms[1].abs().max()) == 0
+    assert Unit({"up_proj": calibrated(sb.SpikeLinear.from_linear(nn.Linear(64, 12)))}).has_coarse_rows
+
+
+@pytest.mark.parametrize("where", ["folder", "file.safetensors"])
+def test_a_file_whose_coarse_rows_are_no_upper_bits(where, tmp_path):
+    settings = SpikeSettings(weights="int4", coarse={"*up_proj": ((2, 4),)}, neuron=NEURON)
+    model = spiking_model(settings=settings)
+    level = model.model.layers[0].mlp.up_proj.levels[0]
+    level.minimum = level.minimum * 1.01  # as an earlier version fitted them
+    with pytest.raises(SpikebrainError, match=r"levels.0': expected the upper 2 bits of the layer's own rows, got"):
+        sb.load(sb.save(model, tmp_path / where) or tmp_path / where)
 
 
 def test_equal_weights_and_no_inputs():
     assert torch.equal(coarser(quantize_int4(torch.full((3, 40), 0.5)), 2).minimum, torch.full((3, 2), 0.5))
-    fine = QuantizedWeight(*quantize(torch.zeros(3, 40), None))
-    found = coarser(fine, 2)
-    assert float(dequantize(found.weight, found.scale, found.minimum, 32).abs().max()) == 0
+    assert torch.equal(coarser(quantize_int4(torch.full((3, 40), 0.5)), 2).scale, torch.zeros(3, 2))
+    no_inputs = graded("int8", shape=(0, 3))
+    assert torch.equal(no_inputs(torch.zeros(2, 0)), no_inputs.bias.expand(2, 3))
 
 
 def test_gradients_pass_the_layers_own_rows():
@@ -205,7 +243,6 @@ def test_a_recording_counts_each_channel_once():
     coarse, own = found.layers["levels.0"], found.layers["levels.1"]
     assert coarse.count_histogram + own.count_histogram == expected.layers[""].count_histogram
     assert coarse.is_coarse
-    assert coarse.shares_scales
     count = NEURON(x).count.abs()
     heard = int(((count > 0) & (count <= 4)).sum())
     assert coarse.num_active_channels == coarse.count_histogram.total() == heard

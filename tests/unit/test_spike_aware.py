@@ -261,9 +261,9 @@ def test_training_lowers_the_loss_of_the_spiking_model():
     with torch.no_grad():
         wanted = teacher(x)
         before = nn.functional.mse_loss(sb.to_spiking(student, settings)(x), wanted)
-    optimizer = torch.optim.Adam(student.parameters(), 2e-3)
+    optimizer = torch.optim.Adam(student.parameters(), 5e-4)
     with sb.spike_aware(student, settings):
-        for _ in range(60):
+        for _ in range(120):
             optimizer.zero_grad()
             nn.functional.mse_loss(student(x), wanted).backward()
             optimizer.step()
