@@ -22,6 +22,29 @@ MAX_WEIGHT = 128
 NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
 
+class ScaleUnits(NamedTuple):
+    """Scales and minima of weight groups as integers times a unit of each output.
+
+    scale[o, g] = steps[o, g] * unit[o], minimum[o, g] = minimum_steps[o, g] * minimum_unit[o]. So the sums of all
+    groups of an output become one integer before anything is rounded; `models.layers.rescale` has the rule.
+
+    Attributes:
+        steps: int8 [outputs, groups].
+        unit: float32 [outputs].
+        minimum_steps: int8 [outputs, groups], or None where there are no minima.
+        minimum_unit: float32 [outputs], or None.
+    """
+
+    steps: Tensor
+    unit: Tensor
+    minimum_steps: Tensor | None = None
+    minimum_unit: Tensor | None = None
+
+
+# Largest magnitude of a step.
+MAX_STEP = 127
+
+
 class ExpertWeights(NamedTuple):
     """A projection of an expert; see `Backend.fused` for what it holds."""
 
@@ -30,6 +53,7 @@ class ExpertWeights(NamedTuple):
     bias: Tensor | None = None
     minimum: Tensor | None = None
     group_size: int | None = None
+    units: ScaleUnits | None = None
 
 
 class WeightMemory(NamedTuple):
@@ -61,6 +85,9 @@ class Backend(ABC):
     # Counts of magnitudes up to `up_to`, which rises, read integers without their lowest `dropped` bits, as
     # `models.layers.coarse` says.
     knows_upper_bits: ClassVar[bool] = False
+    # Whether `fused` adds up scaled groups in integers: it then takes units=ScaleUnits, too, where a layer has them.
+    # Results of others are equal to rounding.
+    knows_units: ClassVar[bool] = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

@@ -9,6 +9,8 @@ from .counts import LayerCounts, OperationCounts
 from .recode import Recoded
 
 WIDTHS = (8, 16, 32)
+# Of the sum of a group's counts, where it is multiplied with an integer minimum.
+_COUNT_BYTES = 2
 
 
 def accumulator_bits(layer: LayerRecord, zero_point: int = 0) -> int:
@@ -55,6 +57,9 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
       threshold, and the bias;
     - with minima, the sum of each group's counts (K - G additions), its conversion, and one more product and addition
       per output and group;
+    - with integer scales and minima (`SpikeLinear.units`), instead of all that: a product of a scale of one byte with a
+      sum per output and group, in as many products of bytes as the sum has, each added in 32 bits; the same of a
+      minimum with the sum of counts, in 16 bits; and per output the rescaling of one group;
     - a weight is read in 1 byte, or in 4 or 2 bits (a row that does not fill its last byte has it to itself); scales
       and minima (`scale_bytes_of`) are among `parameter_bytes`;
     - activations of 2 bytes are read twice (threshold, counts) and written once.
@@ -109,16 +114,10 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
     width = adder_width(bits)
     num_count_sums = n * (inputs - scales) if minima or layer.is_coarse else 0
     num_lifts = num_outputs * scales if layer.is_coarse else 0
-    additions = {f"num_add_int{width}": num_synops + num_corrections + num_count_sums + num_lifts}
+    num_adds = num_synops + num_corrections + num_count_sums + num_lifts
     timesteps = spikes.num_slots // inputs  # of all tokens together
     dense_scales = 1 if minima or layer.weight_bits != 8 else scales
     parameters = reads.num_groups * (scale_bytes + 2 * outputs * bias)
-    rescale = {} if layer.is_coarse else _rescaling(num_outputs, scales, bias)
-    if minima and rescale:
-        rescale["num_rescale_convert"] += n * scales
-        rescale["num_rescale_mul"] += num_outputs * scales
-        rescale["num_rescale_add"] += num_outputs * scales
-    of_own_rows = dict(rescale)
     once = {
         "num_activations": num_inputs,
         "num_encoded_tokens": n,
@@ -133,11 +132,10 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
         **({} if layer.is_coarse else once),
         num_spikes=spikes.num_spikes,
         num_synops=num_synops,
-        **additions,
+        **{f"num_add_int{width}": num_adds},
         num_mul_int32=num_corrections,
         num_shifts_per_spike=spikes.num_weighted_spikes * outputs,
         num_shifts_per_timestep=(timesteps - n) * outputs * scales if spikes.num_weighted_spikes else 0,
-        **rescale,
         weight_spike_bytes=spikes.num_spikes * row,
         weight_channel_bytes=rows * row,
         weight_block_bytes=blocks * block_bytes,
@@ -146,6 +144,7 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
     )
     if layer.is_coarse:
         return LayerCounts("projection", spiking, stored_bytes=stored, accumulator_bits=bits)
+    spiking += _rescaling_of_rows(layer, bits)
     products = OperationCounts(
         num_activations=num_inputs,
         num_macs=n * weights,
@@ -159,10 +158,10 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
     )
     same_weights = products + OperationCounts(
         num_add_int32=num_count_sums,
-        **of_own_rows,
         weight_bytes=reads.num_groups * inputs * row,
         parameter_bytes=parameters,
     )
+    same_weights += _rescaling_of_rows(layer, (127 * layer.largest_weight * -(-inputs // scales)).bit_length() + 1)
     int8 = products + OperationCounts(
         **_rescaling(num_outputs, dense_scales, bias),
         weight_bytes=reads.num_groups * weights,
@@ -179,6 +178,25 @@ def count_spiking_layer(layer: LayerRecord, spikes: Recoded, block_bytes: int, s
     )
     sizes = {"weight_count": weights, "stored_bytes": stored, "accumulator_bits": bits}
     return LayerCounts("projection", spiking, int8, fp16, same_weights=same_weights, **sizes)
+
+
+def _rescaling_of_rows(layer: LayerRecord, sum_bits: int) -> OperationCounts:
+    """Return the operations that turn a layer's sums, of so many bits, into outputs with its scales and minima."""
+    num_outputs = layer.num_tokens * layer.out_features
+    of_groups, minima, bias = num_outputs * layer.num_scales, int(layer.has_minimum), int(layer.has_bias)
+    if not layer.adds_scaled:
+        of_minima = OperationCounts(
+            num_rescale_convert=layer.num_tokens * layer.num_scales,
+            num_rescale_mul=of_groups,
+            num_rescale_add=of_groups,
+        )
+        return OperationCounts(**_rescaling(num_outputs, layer.num_scales, bias)) + of_minima * minima
+    num_products = of_groups * (-(-min(sum_bits, 32) // 8) + _COUNT_BYTES * minima)
+    of_minima = OperationCounts(
+        num_rescale_convert=num_outputs, num_rescale_mul=num_outputs, num_rescale_add=num_outputs
+    )
+    products = OperationCounts(num_mul_int8=num_products, num_add_int32=num_products)
+    return products + OperationCounts(**_rescaling(num_outputs, 1, bias)) + of_minima * minima
 
 
 def _rescaling(num_outputs: int, scales: int, bias: int) -> dict[str, int]:

@@ -46,6 +46,7 @@ class OperationCounts:
         num_encode_compare: comparisons to find or limit them.
         num_encode_div: divisions, to find them and by them.
         num_encode_round: roundings to integers.
+        num_mul_int8: products of bytes (of which one of a sum with an integer scale has several).
         num_rescale_convert: integer sums turned into floats.
         num_rescale_mul: multiplications of those with scales and thresholds.
         num_rescale_add: additions of groups and biases.
@@ -103,6 +104,7 @@ class OperationCounts:
     accumulator_bytes: int = 0
     state_bytes: int = 0
     kv_bytes: int = 0
+    num_mul_int8: int = 0
 
     def __post_init__(self) -> None:
         for f in fields(self):

@@ -201,6 +201,7 @@ class DigitalEnergy(EnergyModel):
 
     def _rescale(self, done: OperationCounts, prices: Prices) -> float:
         energy = done.num_mul_int32 * prices.of("int32_mul") if done.num_mul_int32 else 0.0
+        energy += done.num_mul_int8 * prices.of("int8_mul") if done.num_mul_int8 else 0.0
         if done.num_rescale_mul:
             energy += done.num_rescale_mul * prices.of("fp32_mul")
         additions = done.num_rescale_convert + done.num_rescale_add

@@ -16,7 +16,7 @@ from ...coding.kernels.threads import pool
 from ...compiled import compiled
 from ...neuro import KernelRule, Neuron
 from ...neuro.checks import spikes_of
-from ..base import BACKENDS, INT32, MAX_WEIGHT, NARROW, Backend, ExpertWeights, check_mode
+from ..base import BACKENDS, INT32, MAX_WEIGHT, NARROW, Backend, ExpertWeights, ScaleUnits, check_mode
 from .events import DIGITS_WEIGH, LARGEST_DIGIT, add_events, num_digits
 from .experts import run_experts
 from .layer import run_layer
@@ -49,6 +49,7 @@ class Cpu(Backend):
     """
 
     knows_upper_bits: ClassVar[bool] = True
+    knows_units: ClassVar[bool] = True
 
     mode: Literal["spike", "count"] = "spike"
 
@@ -71,8 +72,9 @@ class Cpu(Backend):
         minimum: Tensor | None = None,
         group_size: int | None = None,
         upper: Sequence[tuple[int, int]] = (),
+        units: ScaleUnits | None = None,
     ) -> Tensor | None:
-        """Run a whole layer in one kernel; see `Backend.fused` and, for `upper`, `Backend.knows_upper_bits`."""
+        """Run a whole layer in one kernel; see `Backend.fused` and for `upper` and `units` its flags."""
         rule = neuron.cpu_rule()
         if rule is None or not encoder.lossless:
             return None
@@ -84,7 +86,7 @@ class Cpu(Backend):
         if not (fits and on_cpu and x.dtype in NARROW) or x.numel() == 0 or num_outputs == 0:
             return None
         if minimum is not None or group_size is not None or upper:
-            return self._fused_tiles(x, weight, scale, bias, rule, minimum, group_size, upper)
+            return self._fused_tiles(x, weight, scale, bias, rule, minimum, group_size, upper, units)
         if scale.numel() != num_outputs:
             return None
         if self.mode == "count":
@@ -138,12 +140,13 @@ class Cpu(Backend):
         minimum: Tensor | None,
         group_size: int | None,
         upper: Sequence[tuple[int, int]],
+        units: ScaleUnits | None,
     ) -> Tensor | None:
         """Run a layer whose groups of inputs have scales of their own, or whose small counts read upper bits."""
         if self.mode == "count" or (minimum is not None and not minimum.is_cpu):
             return None
         # Integers of 4 bits are read as INT8: packing them would take longer than one call.
-        rows = Rows(weight, scale, minimum, group_size, weight_bits=8)
+        rows = Rows(weight, scale, minimum, group_size, weight_bits=8, units=units)
         bias = None if bias is None else _as_float32(bias)
         y = run_tiles(_as_float32(x), rows, bias, rule, torch.get_num_threads(), upper)
         return y if y is None else y.to(x.dtype)

@@ -84,12 +84,15 @@ def run_experts(
     every = [one for expert in experts for one in expert]
     num_matrices, num_tokens, num_routes = len(experts[0]), len(x), len(row)
     # Integers of 4 bits are read as INT8: packing them would take longer than one call.
-    rows = [tiles.Rows(one.weight, one.scale, one.minimum, one.group_size, weight_bits=8) for one in every]
+    rows = [
+        tiles.Rows(one.weight, one.scale, one.minimum, one.group_size, weight_bits=8, units=one.units) for one in every
+    ]
     records = np.zeros(len(rows), PROJECTION)
     for record, one, weights in zip(records, rows, every, strict=True):
         for name, value in (one.fields | fields_of(rule)).items():
             record[name] = value
         record["bias"] = 0 if weights.bias is None else weights.bias.data_ptr()
+    records["most_charge"] = min(one.most_charge for one in rows)
     most_outputs = max(len(weights.weight) for weights in experts[0])
     parts = _divided(list(pairwise(starts)), num_threads)
     outputs = [torch.empty(num_routes, len(weights.weight)) for weights in experts[0]]

@@ -80,7 +80,7 @@ def run_tiles(
     projection = Projection(
         **rows.fields,
         bias=0 if bias is None else bias.data_ptr(),
-        **fields_of(rule),
+        **fields_of(rule) | {"most_charge": rows.most_charge},
         **tiles.reading(upper),
     )
     task = _Task(

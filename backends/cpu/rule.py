@@ -23,9 +23,17 @@ from ..base import INT32, MAX_WEIGHT
 from .events import DIGITS_WEIGH
 from .memory import at, record_of
 
-# Fields of a record that holds a `KernelRule`: its number, its parameters, what is quiet, and the address of its table
-# (0 for none).
-RULE = {"rule": c_int64, "a": c_double, "b": c_double, "c": c_double, "quiet": c_double, "table": c_int64}
+# Fields of a record that holds a `KernelRule`: its number, its parameters, what is quiet, the address of its table (0
+# for none), and what its counts may add up to.
+RULE = {
+    "rule": c_int64,
+    "a": c_double,
+    "b": c_double,
+    "c": c_double,
+    "quiet": c_double,
+    "table": c_int64,
+    "most_charge": c_int64,  # sum of |count| up to which all sums fit 32 bits
+}
 # A `CountTable`, by addresses.
 _TABLE, _Table = record_of(
     {
@@ -46,7 +54,7 @@ LARGEST_CHARGE = INT32.max // (DIGITS_WEIGH * MAX_WEIGHT)
 def fields_of(rule: KernelRule) -> dict[str, float]:
     """Return a rule as the fields `RULE`."""
     table = 0 if rule.table is None else ctypes.addressof(_record_of(rule.table))
-    return dict(zip(RULE, (rule.number, *rule.numbers, table), strict=True))
+    return dict(zip(RULE, (rule.number, *rule.numbers, table, LARGEST_CHARGE), strict=True))
 
 
 @functools.cache  # for good: records hold the address
@@ -77,7 +85,7 @@ def count_by(record, x, threshold, charge, count):  # pragma: no cover - compile
     # Not so for NaN, infinity, and sums that might not fit 32 bits; with these, no count can leave 32 bits either.
     if record.table != 0:
         return _count_by_table(record, x, threshold, charge, count)
-    fits = threshold > 0 and charge <= LARGEST_CHARGE
+    fits = threshold > 0 and charge <= record.most_charge
     return fits and count_channels(x, threshold, np.float32(record.quiet), count) <= MAX_LOSSLESS_COUNT
 
 
@@ -86,7 +94,7 @@ def _count_by_table(record, x, threshold, charge, count):  # pragma: no cover - 
     """Do what `count_by` does where counts are chosen from a table."""
     table = carray(at(record.table, _TABLE), 1)[0]
     # `charge` is for rounded counts, of which a chosen one is at most so far.
-    if not (threshold > 0 and charge + table.reach * x.shape[0] <= LARGEST_CHARGE):
+    if not (threshold > 0 and charge + table.reach * x.shape[0] <= record.most_charge):
         return False
     choices = carray(at(table.choices, numba.int32), table.num_choices)
     borders = carray(at(table.borders, numba.float32), table.num_choices)

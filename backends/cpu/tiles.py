@@ -34,8 +34,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...compiled import compiled
+from ..base import INT32, MAX_STEP, ScaleUnits
 from .digits import list_digits
 from .memory import at, record_of
+from .rule import LARGEST_CHARGE
 from .simd import (
     alternate_first,
     alternate_second,
@@ -52,6 +54,7 @@ from .simd import (
     no_bytes_64,
     no_floats,
     no_numbers,
+    no_small_integers,
     no_words,
     num_lanes,
     prefetch,
@@ -82,8 +85,10 @@ _TILES_AHEAD, _LINE = 2, 64
 FIELDS: dict[str, type] = dict.fromkeys(
     (
         "rows",  # rows of 2 or 4 bits as `pack` gives them, or INT8 [inputs, width]
-        "scale",  # float32 or float16 [groups, width]
+        "scale",  # float32, float16 or int8 [groups, width]
         "minimum",  # the same, or 0
+        "unit",  # float32 [width], of which int8 scales are multiples
+        "minimum_unit",  # the same of minima
         "num_inputs",
         "num_outputs",
         "width",  # outputs that rows, scale and minimum have memory for: whole narrow tiles
@@ -91,7 +96,7 @@ FIELDS: dict[str, type] = dict.fromkeys(
         "offset",  # was added to weights of 2 or 4 bits to make them unsigned
         "block",  # channels of a block
         "grouped",  # 1 if every block has a scale, 0 if all blocks share one
-        "scale_bytes",  # 2 or 4, of a scale and of a minimum
+        "scale_bytes",  # 4, 2 or 1, of a scale and of a minimum
         "edge_0",  # counts of magnitudes up to this one do not read the lowest `dropped_0` bits; 0 if all read all
         "dropped_0",
         "edge_1",  # nor others up to this one, larger than `edge_0`, the lowest `dropped_1` bits; or 0
@@ -139,10 +144,17 @@ class Rows:
 
     Attributes:
         fields: the `FIELDS` of a record, but for `seen_sums`.
+        most_charge: sum of |count| of a token up to which all sums fit 32 bits.
     """
 
     def __init__(
-        self, weight: Tensor, scale: Tensor, minimum: Tensor | None, group_size: int | None, weight_bits: int
+        self,
+        weight: Tensor,
+        scale: Tensor,
+        minimum: Tensor | None,
+        group_size: int | None,
+        weight_bits: int,
+        units: ScaleUnits | None = None,
     ) -> None:
         """Read INT8 rows where they lie, pack those of 4 bits, and order scales by group.
 
@@ -152,6 +164,7 @@ class Rows:
             minimum: float32 [out, groups], or None.
             group_size: channels of a group; None for all.
             weight_bits: 8, 4 or 2; the integers of the latter start at 0 with a minimum, else at -2^(weight_bits - 1).
+            units: of scale and minimum, if groups are to be added up in integers.
         """
         num_outputs, num_inputs = weight.shape
         grouped = group_size is not None or minimum is not None
@@ -162,13 +175,19 @@ class Rows:
             rows = pack(weight, block, weight_bits, offset)
         else:
             rows = F.pad(weight.t(), (0, missing)) if missing else weight.t()
-        scales = [None if one is None else F.pad(one.t(), (0, missing)).contiguous() for one in (scale, minimum)]
-        if grouped and has_halves() and all(one is None or _are_halves(one) for one in scales):
+        of_groups = (scale, minimum) if units is None else (units.steps, units.minimum_steps)
+        scales = [None if one is None else F.pad(one.t(), (0, missing)).contiguous() for one in of_groups]
+        of_outputs = (None, None) if units is None else (units.unit, units.minimum_unit)
+        scales += [None if one is None else F.pad(one, (0, missing)) for one in of_outputs]
+        self.most_charge = LARGEST_CHARGE
+        if units is not None:
+            self.most_charge = min(LARGEST_CHARGE, INT32.max // (MAX_STEP * 2 ** (weight_bits + 1)))
+        elif grouped and has_halves() and all(one is None or _are_halves(one) for one in scales):
             scales = [None if one is None else one.half() for one in scales]
         self._kept = (rows, *scales)
         addresses = [0 if one is None else one.data_ptr() for one in self._kept]
         self.fields = {
-            **dict(zip(("rows", "scale", "minimum"), addresses, strict=True)),
+            **dict(zip(("rows", "scale", "minimum", "unit", "minimum_unit"), addresses, strict=True)),
             "num_inputs": num_inputs,
             "num_outputs": num_outputs,
             "width": num_outputs + missing,
@@ -276,16 +295,38 @@ def add_tiles(projection, digits, start, stop, sums, totals, y):  # pragma: no c
             else:
                 _add_tile(kind, rows, stride, runs, num_runs, events, None, correction, np.int16(0), to_sums)
             done = 4 * (output - start)
+            into = to_totals + done, to_y + done
+            tile = b, output, width
             output += width
             if projection.grouped == 0:
-                _add_up(to_sums, width, to_totals + done)
+                _add_up(to_sums, width, into[0])
                 continue
-            total, first_output = np.float32(digits.total[b]), output - width
-            _rescale(projection, b * projection.width + first_output, to_sums, width, total, to_y + done)
+            _take_group(projection, tile, to_sums, digits.total[b], into)
             if projection.seen_sums != 0:
-                _show(projection, b, first_output, min(width, stop - first_output), sums)
+                _show(projection, b, tile[1], min(width, stop - tile[1]), sums)
+    if projection.scale_bytes == 1:
+        _in_floats(projection, start, end, to_totals, to_y)
     if projection.grouped == 0 and projection.seen_sums != 0:
         _show(projection, 0, start, stop - start, totals)
+
+
+@compiled
+def _take_group(projection, tile, sums, total, into):  # pragma: no cover - compiled
+    """Add the scaled sums of a tile in a group: to y as floats, or to totals and y as integers.
+
+    Args:
+        projection: a record with the `FIELDS`.
+        tile: group, first output, and number of outputs.
+        sums: address of the tile's sums.
+        total: sum of the group's counts.
+        into: addresses of totals and of y.
+    """
+    group, output, width = tile
+    first = group * projection.width + output
+    if projection.scale_bytes == 1:
+        _add_scaled(projection, first, sums, width, total, into)
+    else:
+        _rescale(projection, first, sums, width, np.float32(total), into[1])
 
 
 @compiled
@@ -348,6 +389,36 @@ def _rescale(projection, first, sums, width, total, y):  # pragma: no cover - co
         if minimum != 0:
             term = term + same(total, no_floats()) * _floats_at(minimum + size * (first + i), size)
         store(y + place, load(y + place, no_floats()) + term)
+
+
+@compiled
+def _add_scaled(projection, first, sums, width, total, into):  # pragma: no cover - compiled
+    """Add integer scale * sum and integer minimum * total to the integers at the addresses `into`; see `_rescale`."""
+    totals, of_minima = into
+    for i in range(0, width, 32):
+        place = 4 * i
+        steps = as_numbers(load(projection.scale + first + i, no_small_integers()))
+        term = load(sums + place, no_numbers()) * steps
+        store(totals + place, load(totals + place, no_numbers()) + term)
+        if projection.minimum != 0:
+            steps = as_numbers(load(projection.minimum + first + i, no_small_integers()))
+            term = same(total, no_numbers()) * steps
+            store(of_minima + place, load(of_minima + place, no_numbers()) + term)
+
+
+@compiled
+def _in_floats(projection, start, end, totals, y):  # pragma: no cover - compiled
+    """Turn the integers of outputs into floats: those at `totals`, and those of minima, which y has so far."""
+    for output in range(start, end, 32):
+        place = 4 * (output - start)
+        unit = load(projection.unit + 4 * output, no_floats())
+        if projection.edge_0 > 0:
+            unit = unit * same(np.float32(0.5), no_floats())
+        found = to_floats(load(totals + place, no_numbers())) * unit
+        if projection.minimum != 0:
+            unit = load(projection.minimum_unit + 4 * output, no_floats())
+            found = found + to_floats(load(y + place, no_numbers())) * unit
+        store(y + place, found)
 
 
 @compiled

@@ -18,7 +18,7 @@ from ...models.recording import WeightReads
 from .units import LARGEST, Rule, Unit
 
 # A channel may fall silent, or read coarse rows, below so many times the token's mean |x|.
-_MOST_SILENT, _MOST_SMALL = 0.6, 1.6
+_MOST_SILENT, _MOST_SMALL = 0.6, 3.0
 
 
 class Option(NamedTuple):

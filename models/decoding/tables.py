@@ -101,6 +101,9 @@ class Tables:
         ]
         records = [self._records[number][0] for number in numbers]
         encoder = next((n for n, record in zip(numbers, records, strict=True) if record["rule"] != 0), -1)
+        if encoder >= 0:  # whose counts all of them add
+            most = min(int(record["most_charge"]) for record in records if record["rule"] != 0)
+            self._records[encoder]["most_charge"] = most
         unit = max(_LINE, *(TILE.get(int(record["bits"]), 1) for record in records))
         widths = [int(self._records[output.number][0]["num_outputs"]) for output in outputs]
         stage, first = len(self._stages), len(self._parts)
@@ -179,12 +182,13 @@ class Tables:
             record["num_outputs"], record["num_inputs"] = module.weight.shape
             self._fill_dense(record, module)
             return
-        rows = Rows(module.weight, module.scale, module.minimum, module.group_size, module.weight_bits)
+        sizes = (module.group_size, module.weight_bits, module.units)
+        rows = Rows(module.weight, module.scale, module.minimum, *sizes)
         self._rows.append(rows)
         self.copied += [part for part in (module.weight, module.scale, module.minimum) if part is not None]
         self.copied += [part for level in upper for part in (level.weight, level.scale, level.minimum)]
         reads = reading([(level.neuron.up_to, module.weight_bits - level.weight_bits) for level in upper])
-        rule = fields_of(without_band(module.neuron).cpu_rule() or NO_RULE)
+        rule = fields_of(without_band(module.neuron).cpu_rule() or NO_RULE) | {"most_charge": rows.most_charge}
         for name, value in (rows.fields | reads | rule).items():
             record[name] = value
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ...backends.base import MAX_STEP, ScaleUnits
 from ...errors import InputError
 from .quantize import QuantizedWeight
 
-# Largest integer of a scale, 7 bits, and of a minimum, the same with a sign.
-_STEPS = 127
+# Of the integer of a scale, up to `MAX_STEP`, and of that of a minimum, which has a sign.
 _SCALE_BITS, _MINIMUM_BITS = 7, 8
 # Significant bits of an output's unit; times its integers, float16 has all scales and minima exactly.
 _UNIT_BITS = 4
@@ -51,25 +51,44 @@ def check_groups(num_groups: int, name: str = "") -> None:
 
 
 def _in_units(values: Tensor) -> Tensor:
-    """Return values rounded to integers up to `_STEPS` times a unit for each row, which has few significant bits."""
-    mantissa, exponent = torch.frexp(values.double().abs().amax(1, keepdim=True) / _STEPS)
+    """Return values rounded to integers up to `MAX_STEP` times a unit for each row, which has few significant bits."""
+    mantissa, exponent = torch.frexp(values.double().abs().amax(1, keepdim=True) / MAX_STEP)
     # Up, so that the largest value fits.
     unit = torch.ldexp((mantissa * 2**_UNIT_BITS).ceil() / 2**_UNIT_BITS, exponent)
     return torch.where(unit > 0, (values / unit).round() * unit, torch.zeros_like(unit)).float()
 
 
-def _is_in_units(values: Tensor) -> bool:
-    """Return whether `_in_units` may have given these values."""
+def _units(values: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the integers and the units from which `_in_units` may have given these values; None if it has not."""
     wide = values.double()
     largest = wide.abs().amax(1, keepdim=True)
-    rows = (largest == 0)[:, 0]
-    # A unit is rounded up by less than an eighth, so the largest integer is not much less than `_STEPS`.
-    for integer in range(_STEPS, int(_STEPS / (1 + 2 ** (1 - _UNIT_BITS))) - 1, -1):
+    found = torch.zeros_like(largest)
+    # A unit is rounded up by less than an eighth, so the largest integer is not much less than `MAX_STEP`.
+    for integer in range(MAX_STEP, int(MAX_STEP / (1 + 2 ** (1 - _UNIT_BITS))) - 1, -1):
         unit = largest / integer
         short = torch.frexp(unit)[0] * 2**_UNIT_BITS
-        whole = (wide / unit).round() * unit == wide
-        rows |= (short == short.round())[:, 0] & whole.all(1)
-    return bool(rows.all())
+        whole = ((wide / unit).round() * unit == wide).all(1, keepdim=True)
+        found = torch.where((short == short.round()) & whole, unit, found)
+    if bool((found.eq(0) & largest.ne(0)).any()):
+        return None
+    steps = torch.where(found > 0, (wide / found).round(), 0.0)
+    return steps.to(torch.int8), found[:, 0].float()
+
+
+def units_of(scale: Tensor, minimum: Tensor | None) -> ScaleUnits | None:
+    """Return scales and minima of groups as integers times units, if they are what `compact` gives; else None.
+
+    Args:
+        scale: float32, [out_features, groups].
+        minimum: the same, or None.
+    """
+    if scale.shape[1] < 2 or not len(scale):
+        return None
+    scales = _units(scale)
+    minima = None if minimum is None or scales is None else _units(minimum)
+    if scales is None or (minimum is not None and minima is None):
+        return None
+    return ScaleUnits(*scales, *(minima or (None, None)))
 
 
 def scale_bytes_of(scale: Tensor, minimum: Tensor | None) -> int:
@@ -79,7 +98,7 @@ def scale_bytes_of(scale: Tensor, minimum: Tensor | None) -> int:
     """
     both = [scale] if minimum is None else [scale, minimum]
     num_outputs, num_groups = scale.shape
-    if num_groups > 1 and all(map(_is_in_units, both)):
+    if units_of(scale, minimum) is not None:
         bits_of_group = _SCALE_BITS + int((scale < 0).any()) + (0 if minimum is None else _MINIMUM_BITS)
         return num_outputs * (-(-num_groups * bits_of_group // 8) + 4 * len(both))
     halves = num_groups > 1 and all(torch.equal(one.half().float(), one) for one in both)

@@ -151,4 +151,5 @@ def _shape(layer: SpikeLinear) -> tuple[Any, ...] | None:
 
 def _weights_of(layer: Any) -> ExpertWeights:
     tensors = layer._buffers
-    return ExpertWeights(tensors["weight"], tensors["scale"], layer.bias, tensors["minimum"], layer.group_size)
+    sizes = (layer.group_size, layer.units)
+    return ExpertWeights(tensors["weight"], tensors["scale"], layer.bias, tensors["minimum"], *sizes)

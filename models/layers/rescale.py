@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ...backends.base import ScaleUnits
 from ...errors import InputError
 
 
@@ -37,6 +38,31 @@ def rescale(
             assert group_count is not None
             term += group_count[:, g, None] * minimum[:, g].to(threshold.dtype)
         y = term if g == 0 else y.add_(term)
+    return y * threshold
+
+
+def rescale_in_units(sums: Tensor, units: ScaleUnits, threshold: Tensor, group_count: Tensor | None = None) -> Tensor:
+    """Return threshold * (unit * sum over groups of steps[g] * S[g] + the same of the minima and C), in its dtype.
+
+    Both sums over groups are exact integers. Each of these operations is rounded: the sums become floats; times their
+    units; the sum of both; times the threshold.
+
+    Args:
+        sums: S, exact, integers [tokens, groups, out_features].
+        units: of the layer's scales and minima.
+        threshold: float32 or float64, [tokens, 1].
+        group_count: C, each group's sum of counts, int64 [tokens, groups]; only with minima.
+    """
+    dtype = threshold.dtype
+    total = sums.new_zeros(len(sums), sums.shape[2], dtype=torch.int64)
+    for g in range(sums.shape[1]):
+        total += sums[:, g] * units.steps[:, g].to(torch.int64)
+    y = total.to(dtype) * units.unit.to(dtype)
+    if units.minimum_steps is not None:
+        assert units.minimum_unit is not None
+        assert group_count is not None
+        of_minima = (group_count[:, :, None] * units.minimum_steps.t().to(torch.int64)).sum(1)
+        y += of_minima.to(dtype) * units.minimum_unit.to(dtype)
     return y * threshold
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ... import backends
 from ...backends import BACKENDS, Backend
-from ...backends.base import WeightMemory
+from ...backends.base import INT32, MAX_STEP, ScaleUnits, WeightMemory
 from ...backends.checks import group_sums_of, outputs_of, sums_of
 from ...coding import ENCODERS, BidirectionalBitwise, Encoder, SpikeTrain, decode
 from ...coding.checks import fitted_to, train_of
@@ -20,12 +20,12 @@ from ...errors import InputError, SpikebrainError
 from ...neuro import NEURONS, AdaptiveThreshold, Neuron, SpikeCount, without_band
 from ...neuro.checks import checks_all, spikes_of
 from .coarse import twice_the_sums
-from .compact import scale_bytes_of
+from .compact import scale_bytes_of, units_of
 from .dense_gradient import DenseGradient
 from .graphs import graph_settings, in_graph
 from .observing import Observer, Step
 from .quantize import QuantizedWeight, copy_bias, dequantize, groups_of, input_major, quantize_to, why_not_loadable
-from .rescale import group_counts, rescale
+from .rescale import group_counts, rescale, rescale_in_units
 from .shared_input import extent_of
 from .transforms import is_compiling, is_recorded
 
@@ -148,6 +148,29 @@ class SpikeLinear(nn.Module):
     def in_groups(self) -> bool:
         """Whether groups of input channels have scales of their own, or minima."""
         return self.group_size is not None or self._buffers["minimum"] is not None
+
+    @property
+    def units(self) -> ScaleUnits | None:
+        """Scales and minima in integers, if they are compact and all sums of the neuron's counts then fit 32 bits."""
+        parts = [part for part in (self._buffers["scale"], self._buffers["minimum"]) if part is not None]
+        # PyTorch counts the changes of all but inference tensors, for which this is found anew each time.
+        versions = [None if part.is_inference() else part._version for part in parts]
+        key = (*map(id, parts), *versions, self.neuron)
+        known = vars(self).get("_units")
+        if known is None or None in versions or known[0] != key:
+            known = key, self._find_units(), parts  # which keeps them, and so their ids
+            vars(self)["_units"] = known
+        return known[1]
+
+    def _find_units(self) -> ScaleUnits | None:
+        scale, minimum = self._buffers["scale"], self._buffers["minimum"]
+        assert scale is not None
+        shape, bounds = (self.out_features, len(self.groups)), self.neuron.count_bounds(self.in_features)
+        fits = scale.shape == shape and (minimum is None or minimum.shape == shape)
+        if bounds is None or not fits or shape[1] < 2 or scale.is_meta:
+            return None
+        most = MAX_STEP * 2 ** (self.weight_bits + 1)
+        return units_of(scale, minimum) if most * bounds.mean * self.in_features <= INT32.max else None
 
     def dequantized_weight(self) -> Float[Tensor, "out_features in_features"]:
         """Return weight * scale + minimum, float32."""
@@ -288,6 +311,8 @@ class SpikeLinear(nn.Module):
         backend = self._backend_for(x, num_tokens)
         neuron = self.neuron
         groups: dict[str, Any] = {"minimum": minimum, "group_size": self.group_size} if self.in_groups else {}
+        if backend.knows_units and self.units is not None:
+            groups["units"] = self.units
         if upper:
             if not backend.knows_upper_bits or any(level.backend != self.backend for level in upper):
                 return None
@@ -329,11 +354,15 @@ class SpikeLinear(nn.Module):
         joins = [(level.weight_bits, part.sums, group_counts(part.carried, self.group_size)) for level, part in others]
         sums = twice_the_sums(own.sums, joins, self.weight_bits, self.minimum)
         of_group = group_counts(own.carried, self.group_size) + sum(counts for *_, counts in joins)
+        if self.units is not None:
+            return rescale_in_units(sums, self.units._replace(unit=self.units.unit / 2), threshold, of_group)
         return rescale(sums, self.scale / 2, threshold, self.minimum, None if self.minimum is None else of_group)
 
     def rescaled(self, accumulation: Tensor, count: Tensor, threshold: Tensor) -> Tensor:
         """Return outputs before the bias, [tokens, out_features], from sums and the counts that the trains carry."""
         of_group = None if self.minimum is None else group_counts(count, self.group_size)
+        if self.units is not None:
+            return rescale_in_units(accumulation, self.units, threshold, of_group)
         return rescale(accumulation, self.scale, threshold, self.minimum, of_group)
 
     def _fitted(self, spikes: SpikeCount) -> tuple[Encoder, int]:
@@ -404,7 +433,7 @@ class SpikeLinear(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a copy or pickle: everything but the observers, which belong to this layer only."""
-        return {**super().__getstate__(), "observers": []}
+        return {**super().__getstate__(), "observers": [], "_units": None}
 
     @torch.compiler.assume_constant_result  # else no two layers could share a graph
     def where(self) -> str:

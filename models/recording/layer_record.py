@@ -47,6 +47,7 @@ class LayerRecord:
         is_coarse: whether these are coarse rows of a `GradedLinear`. What a layer does once (making counts, reading
             activations and scales, rescaling, its dense counterparts) is counted with its own rows.
         has_bias: whether the layer has a bias.
+        adds_scaled: whether scaled sums of groups are added up in integers (`SpikeLinear.units`).
         mean_count_bound: the largest mean |count| that the neuron allows (see `CountBounds`); None if it has no bound.
         compares_per_channel: of the neuron, see `Neuron.compares_per_channel`.
         neuron: of the layer.
@@ -76,6 +77,7 @@ class LayerRecord:
     compares_per_channel: int = 0
     neuron: str = ""
     encoder: str = ""
+    adds_scaled: bool = False
     own_rows: LayerRecord | None = field(default=None, repr=False, compare=False)
 
     @classmethod
@@ -93,6 +95,7 @@ class LayerRecord:
             has_minimum=layer.minimum is not None,
             scale_bytes=scale_bytes_of(layer.scale, layer.minimum),
             has_bias=layer.bias is not None,
+            adds_scaled=layer.units is not None,
             mean_count_bound=None if bounds is None else bounds.mean,
             compares_per_channel=layer.neuron.compares_per_channel(),
             neuron=label(layer.neuron),

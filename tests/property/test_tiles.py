@@ -7,6 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spikebrain import AdaptiveThreshold, Cpu, SpikeLinear
+from spikebrain.backends.base import ScaleUnits
 from spikebrain.backends.cpu import tiles
 from spikebrain.backends.cpu.digits import list_digits, room_for_digits
 from spikebrain.backends.cpu.plain import rescaled, sums_of_groups
@@ -15,6 +16,7 @@ from spikebrain.backends.cpu.simd import has_halves
 from spikebrain.coding.base import MAX_LOSSLESS_COUNT
 from spikebrain.compiled import compiled
 from spikebrain.models.layers.observing import observing
+from spikebrain.models.layers.rescale import rescale_in_units
 
 
 @compiled
@@ -51,12 +53,27 @@ def layers(draw):
     return weight.astype(np.int8), scale, minimum if has_minimum else None, group_size, bits, count.astype(np.int32)
 
 
-@given(layers(), st.integers(0, 2), st.sampled_from(READS))
+def compacted(scale, minimum):
+    """Return integers and units in the place of scales and minima, and these themselves as floats."""
+    steps = [None if one is None else np.rint(40 * one).clip(-127, 127) for one in (scale, minimum)]
+    units = [None if one is None else np.abs(one[:, 0]) + np.float32(0.1) for one in (scale, minimum)]
+    parts = [None if one is None else torch.from_numpy(one.astype(np.int8)) for one in steps]
+    of_outputs = [None if one is None else torch.from_numpy(one) for one in units]
+    return ScaleUnits(parts[0], of_outputs[0], parts[1], of_outputs[1])
+
+
+@given(layers(), st.integers(0, 2), st.sampled_from(READS), st.booleans())
 @settings(max_examples=200, deadline=None)
-def test_sums_are_exact_and_outputs_equal_to_the_last_bit(layer, start_tile, upper):
+def test_sums_are_exact_and_outputs_equal_to_the_last_bit(layer, start_tile, upper, are_compact):
     weight, scale, minimum, group_size, bits, count = layer
     memory = [None if one is None else torch.from_numpy(one) for one in (weight.T.copy().T, scale, minimum)]
-    rows = tiles.Rows(*memory, group_size, bits)
+    are_compact = are_compact and group_size is not None
+    units = compacted(scale, minimum) if are_compact else None
+    rows = tiles.Rows(*memory, group_size, bits, units)
+    if are_compact:  # beyond it, the separate steps run
+        limit = rows.most_charge
+        while np.abs(count.astype(np.int64)).sum() > limit:
+            count //= 2
     projection = np.zeros(1, PROJECTION)
     for name, value in rows.fields.items():
         projection[name] = value
@@ -79,7 +96,12 @@ def test_sums_are_exact_and_outputs_equal_to_the_last_bit(layer, start_tile, upp
     if group_size is not None or minimum is not None:
         blocks = len(totals)
         assert np.array_equal(digits.total[:blocks], totals)
-        expected = rescaled(sums, totals, scale, minimum, threshold, are_twice=len(upper) > 0)
+        if units is None:
+            expected = rescaled(sums, totals, scale, minimum, threshold, are_twice=len(upper) > 0)
+        else:
+            units = units._replace(unit=units.unit / 2) if upper else units
+            of_token = torch.from_numpy(sums)[None], units, torch.tensor([[threshold]])
+            expected = rescale_in_units(*of_token, torch.from_numpy(totals)[None])[0].numpy()
         assert np.array_equal(y[: len(weight) - start], expected[start:])
 
 

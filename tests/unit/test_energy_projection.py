@@ -238,6 +238,25 @@ def test_a_model_of_4_bits_fits_memory_that_int8_does_not():
     assert fits["int4"][1] == fits["int8"][1]
 
 
+def test_integer_scales_are_multiplied_byte_by_byte():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(64, 10)), torch.randn(5, 64)
+    spiking = to_spiking(model, SpikeSettings(weights="int4", compact_scales=True))
+    with torch.no_grad(), record(spiking) as recording:
+        spiking(x)
+    assert recording.layers["0"].adds_scaled
+    found = count_operations(recording)
+    # 5 tokens, 10 outputs, 2 groups; sums of 64 channels of mean |count| 3.5 and weights up to 15 have 13 bits.
+    done = found.total("spiking")
+    assert done.num_mul_int8 == 5 * 10 * 2 * (2 + 2)
+    assert (done.num_rescale_convert, done.num_rescale_mul) == (5 * 10 * 2, 5 * 10 * 3)
+    assert done.num_rescale_add == 5 * 10 * 2  # of the minima, and of the bias
+    # Of dense INT8 activations sums of 32 channels have 17 bits.
+    dense = found.total("same_weights")
+    assert dense.num_mul_int8 == 5 * 10 * 2 * (3 + 2)
+    assert dense.num_rescale_mul == done.num_rescale_mul
+
+
 def test_the_dense_model_of_the_same_weights_needs_no_coarse_rows():
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(64, 10)), torch.randn(5, 64)

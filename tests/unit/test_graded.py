@@ -23,9 +23,10 @@ from spikebrain.errors import InputError, SpikebrainError
 from spikebrain.jobs.calibration.units import Unit
 from spikebrain.jobs.calibration.units import graded as calibrated
 from spikebrain.models.layers.coarse import coarser, twice_the_sums
-from spikebrain.models.layers.compact import compact, scale_bytes_of
+from spikebrain.models.layers.compact import compact, scale_bytes_of, units_of
 from spikebrain.models.layers.observing import observing
 from spikebrain.models.layers.quantize import QuantizedWeight, dequantize, quantize, quantize_int4
+from spikebrain.models.layers.rescale import rescale, rescale_in_units
 
 NEURON = AdaptiveThreshold(k=8.0)
 
@@ -296,6 +297,62 @@ def test_compact_scales_are_integers_of_few_bits_times_a_unit():
     assert scale_bytes_of(found.scale, None) == 20 * (5 + 4)
     assert scale_bytes_of(fine.scale.half().float(), None) == 20 * 5 * 2
     assert scale_bytes_of(fine.scale[:, :1], None) == 20 * 4
+
+
+@pytest.mark.parametrize("has_minimum", [True, False])
+def test_units_give_the_scales_back(has_minimum):
+    torch.manual_seed(2)
+    fine = quantize_int4(torch.randn(20, 160) * torch.rand(20, 1))
+    found = compact(fine if has_minimum else QuantizedWeight(fine.weight - 8, fine.scale, None, 32, 4))
+    units = units_of(found.scale, found.minimum)
+    assert torch.equal(units.steps * units.unit[:, None], found.scale)
+    assert (units.minimum_steps is None) == (not has_minimum)
+    if has_minimum:
+        assert torch.equal(units.minimum_steps * units.minimum_unit[:, None], found.minimum)
+    assert units_of(fine.scale, found.minimum) is None
+    assert units_of(found.scale, fine.minimum if has_minimum else fine.scale) is None
+    assert units_of(torch.zeros(3, 4), None).unit.tolist() == [0, 0, 0]
+
+
+def test_scaled_sums_of_groups_are_added_in_integers():
+    layer = graded(coarse=(), compact_scales=True)
+    sums = torch.randint(-5000, 5000, (7, 3, 200))
+    counts, threshold = torch.randint(-90, 90, (7, 3)), torch.rand(7, 1)
+    units = layer.units
+    of_groups = (sums.double() * units.steps.t().double()).sum(1) * units.unit.double()
+    of_minima = (counts.double() @ units.minimum_steps.t().double()) * units.minimum_unit.double()
+    found = rescale_in_units(sums, units, threshold, counts)
+    torch.testing.assert_close(found.double(), (of_groups + of_minima) * threshold.double(), rtol=1e-6, atol=1e-5)
+    plain = rescale(sums, layer.scale, threshold, layer.minimum, counts)
+    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-3)
+
+
+def test_units_follow_the_layer():
+    layer = graded(coarse=(), compact_scales=True)
+    known = layer.units
+    assert layer.units is known
+    layer.scale.mul_(2)
+    assert torch.equal(layer.units.unit, 2 * known.unit)
+    layer.scale[0, 0] += 1e-3
+    assert layer.units is None
+    layer = graded(coarse=(), compact_scales=True)
+    layer.neuron = AdaptiveThreshold(k=1e5)  # sums might leave 32 bits
+    assert layer.units is None
+    copied = copy.deepcopy(graded(coarse=(), compact_scales=True))
+    assert torch.equal(copied.half().units.unit, known.unit)  # scales stay in float32
+
+
+def test_counts_beyond_32_bits_take_the_separate_steps():
+    layer = graded(coarse=(), compact_scales=True)
+    layer.neuron = AdaptiveThreshold(k=8.0, ceiling=1e-4)  # where it binds, counts are larger than k says
+    x = torch.randn(3, 96)
+    assert layer.units is not None
+    with torch.no_grad(), observing([layer], lambda *_: None):
+        expected = layer(x)
+    with torch.no_grad():
+        assert torch.equal(layer(x), expected)
+    exact = layer.neuron(x).activation().double() @ layer.dequantized_weight().double().t() + layer.bias.double()
+    torch.testing.assert_close(expected.double(), exact, rtol=1e-4, atol=1e-4)
 
 
 def test_compact_scales_in_a_layer():
