@@ -33,12 +33,14 @@ class ScaleUnits(NamedTuple):
         unit: float32 [outputs].
         minimum_steps: int8 [outputs, groups], or None where there are no minima.
         minimum_unit: float32 [outputs], or None.
+        most_charge: sum of |count| of a token up to which all these integers fit 32 bits.
     """
 
     steps: Tensor
     unit: Tensor
     minimum_steps: Tensor | None = None
     minimum_unit: Tensor | None = None
+    most_charge: int = 0
 
 
 # Largest magnitude of a step.

@@ -34,7 +34,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...compiled import compiled
-from ..base import INT32, MAX_STEP, ScaleUnits
+from ..base import ScaleUnits
 from .digits import list_digits
 from .memory import at, record_of
 from .rule import LARGEST_CHARGE
@@ -179,10 +179,8 @@ class Rows:
         scales = [None if one is None else F.pad(one.t(), (0, missing)).contiguous() for one in of_groups]
         of_outputs = (None, None) if units is None else (units.unit, units.minimum_unit)
         scales += [None if one is None else F.pad(one, (0, missing)) for one in of_outputs]
-        self.most_charge = LARGEST_CHARGE
-        if units is not None:
-            self.most_charge = min(LARGEST_CHARGE, INT32.max // (MAX_STEP * 2 ** (weight_bits + 1)))
-        elif grouped and has_halves() and all(one is None or _are_halves(one) for one in scales):
+        self.most_charge = LARGEST_CHARGE if units is None else min(LARGEST_CHARGE, units.most_charge)
+        if units is None and grouped and has_halves() and all(one is None or _are_halves(one) for one in scales):
             scales = [None if one is None else one.half() for one in scales]
         self._kept = (rows, *scales)
         addresses = [0 if one is None else one.data_ptr() for one in self._kept]

@@ -169,8 +169,10 @@ class SpikeLinear(nn.Module):
         fits = scale.shape == shape and (minimum is None or minimum.shape == shape)
         if bounds is None or not fits or shape[1] < 2 or scale.is_meta:
             return None
-        most = MAX_STEP * 2 ** (self.weight_bits + 1)
-        return units_of(scale, minimum) if most * bounds.mean * self.in_features <= INT32.max else None
+        largest = 128 if self.weight_bits == 8 else 2**self.weight_bits - 1
+        most_charge = INT32.max // (MAX_STEP * 2 * largest)  # sums of upper bits are in halves
+        found = units_of(scale, minimum) if bounds.mean * self.in_features <= most_charge else None
+        return None if found is None else found._replace(most_charge=most_charge)
 
     def dequantized_weight(self) -> Float[Tensor, "out_features in_features"]:
         """Return weight * scale + minimum, float32."""

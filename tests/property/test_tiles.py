@@ -53,13 +53,14 @@ def layers(draw):
     return weight.astype(np.int8), scale, minimum if has_minimum else None, group_size, bits, count.astype(np.int32)
 
 
-def compacted(scale, minimum):
+def compacted(scale, minimum, bits):
     """Return integers and units in the place of scales and minima, and these themselves as floats."""
     steps = [None if one is None else np.rint(40 * one).clip(-127, 127) for one in (scale, minimum)]
     units = [None if one is None else np.abs(one[:, 0]) + np.float32(0.1) for one in (scale, minimum)]
     parts = [None if one is None else torch.from_numpy(one.astype(np.int8)) for one in steps]
     of_outputs = [None if one is None else torch.from_numpy(one) for one in units]
-    return ScaleUnits(parts[0], of_outputs[0], parts[1], of_outputs[1])
+    most_charge = (2**31 - 1) // (127 * 2 * (128 if bits == 8 else 2**bits - 1))
+    return ScaleUnits(parts[0], of_outputs[0], parts[1], of_outputs[1], most_charge)
 
 
 @given(layers(), st.integers(0, 2), st.sampled_from(READS), st.booleans())
@@ -68,7 +69,7 @@ def test_sums_are_exact_and_outputs_equal_to_the_last_bit(layer, start_tile, upp
     weight, scale, minimum, group_size, bits, count = layer
     memory = [None if one is None else torch.from_numpy(one) for one in (weight.T.copy().T, scale, minimum)]
     are_compact = are_compact and group_size is not None
-    units = compacted(scale, minimum) if are_compact else None
+    units = compacted(scale, minimum, bits) if are_compact else None
     rows = tiles.Rows(*memory, group_size, bits, units)
     if are_compact:  # beyond it, the separate steps run
         limit = rows.most_charge
