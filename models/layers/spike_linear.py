@@ -109,6 +109,7 @@ class SpikeLinear(nn.Module):
         self.name = name
         self.observers: list[Observer] = []
         self.notices: set[str] = set()
+        self._units: tuple[Any, ...] | None = None  # what `units` has found, for which neuron and tensors
 
     @classmethod
     def from_linear(
@@ -152,15 +153,12 @@ class SpikeLinear(nn.Module):
     @property
     def units(self) -> ScaleUnits | None:
         """Scales and minima in integers, if they are compact and all sums of the neuron's counts then fit 32 bits."""
-        parts = [part for part in (self._buffers["scale"], self._buffers["minimum"]) if part is not None]
-        # PyTorch counts the changes of all but inference tensors, for which this is found anew each time.
-        versions = [None if part.is_inference() else part._version for part in parts]
-        key = (*map(id, parts), *versions, self.neuron)
-        known = vars(self).get("_units")
-        if known is None or None in versions or known[0] != key:
-            known = key, self._find_units(), parts  # which keeps them, and so their ids
-            vars(self)["_units"] = known
-        return known[1]
+        parts = (self._buffers["scale"], self._buffers["minimum"])
+        known = self._units
+        if known is None or known[1] != self.neuron or not all(map(_is_as_noted, parts, known[2])):
+            known = self._find_units(), self.neuron, tuple(map(_noted_tensor, parts))
+            self._units = known
+        return known[0]
 
     def _find_units(self) -> ScaleUnits | None:
         scale, minimum = self._buffers["scale"], self._buffers["minimum"]
@@ -313,7 +311,7 @@ class SpikeLinear(nn.Module):
         backend = self._backend_for(x, num_tokens)
         neuron = self.neuron
         groups: dict[str, Any] = {"minimum": minimum, "group_size": self.group_size} if self.in_groups else {}
-        if backend.knows_units and self.units is not None:
+        if groups and backend.knows_units and self.units is not None:
             groups["units"] = self.units
         if upper:
             if not backend.knows_upper_bits or any(level.backend != self.backend for level in upper):
@@ -445,6 +443,19 @@ class SpikeLinear(nn.Module):
     @property
     def _where(self) -> str:
         return f"SpikeLinear {self.name!r}" if self.name else "SpikeLinear"
+
+
+def _noted_tensor(tensor: Tensor | None) -> tuple[Tensor | None, Any]:
+    """Return a tensor with what tells whether it changes later. PyTorch counts changes of all but inference tensors."""
+    if tensor is None:
+        return None, None
+    return tensor, tensor.clone() if tensor.is_inference() else tensor._version
+
+
+def _is_as_noted(tensor: Tensor | None, noted: tuple[Tensor | None, Any]) -> bool:
+    if tensor is not noted[0] or tensor is None:
+        return tensor is noted[0]
+    return torch.equal(tensor, noted[1]) if tensor.is_inference() else tensor._version == noted[1]
 
 
 def spiking_layers(model: nn.Module, *, every_name: bool = False) -> dict[str, SpikeLinear]:

@@ -335,6 +335,12 @@ def test_units_follow_the_layer():
     assert torch.equal(layer.units.unit, 2 * known.unit)
     layer.scale[0, 0] += 1e-3
     assert layer.units is None
+    with torch.inference_mode():  # where PyTorch counts no changes
+        layer = graded(coarse=(), compact_scales=True)
+        layer.scale = layer.scale.clone()
+        assert layer.units is layer.units
+        layer.scale.mul_(2)
+        assert torch.equal(layer.units.unit, 2 * known.unit)
     layer = graded(coarse=(), compact_scales=True)
     layer.neuron = AdaptiveThreshold(k=1e5)  # sums might leave 32 bits
     assert layer.units is None
