@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..coding import SpikeTrain, decode
-from ..models import SpikeLinear, spiking_layers
+from ..models import GradedLinear, SpikeLinear, spiking_layers
 from ..models.layers.observing import Step, observing
 
 # Integers as wide as a float, to compare bits.
@@ -55,7 +55,8 @@ class ExactnessCheck:
     fused kernel. That kernel runs here on the same activations: once with the backend that the whole call would get,
     where "auto" may multiply counts; and for some sampled tokens one at a time, as when text is generated. Every output
     must equal the recorded sum * scale * threshold + bias (with groups and minima: `rescale`), bit for bit, in the
-    dtype of the layer's output. A layer without a fused kernel (a neuron or code of your own) is not counted.
+    dtype of the layer's output. A layer without a fused kernel (a neuron or code of your own) is not counted. A
+    `GradedLinear` is compared as a whole, with what its levels have added up to.
 
     Args:
         seed: seed of the samples.
@@ -80,7 +81,10 @@ class ExactnessCheck:
     @contextmanager
     def watch(self, model: nn.Module) -> Iterator[ExactnessCheck]:
         """Check every spiking layer of a model inside a `with` block."""
-        with observing(spiking_layers(model).values(), self._check):
+        graded = [module for module in model.modules() if isinstance(module, GradedLinear)]
+        with observing(spiking_layers(model).values(), self._check), ExitStack() as hooks:
+            for layer in graded:
+                hooks.callback(layer.register_forward_hook(self._check_joined).remove)
             yield self
 
     def state(self) -> dict[str, Any]:
@@ -131,6 +135,13 @@ class ExactnessCheck:
                 expected = _rescaled(layer, step).to(x.dtype) if expected is None else expected
                 how = "whole call" if start == 0 and stop == num_tokens else "alone"
                 self._compare(layer, how, found, expected[start:stop], first + start)
+
+    def _check_joined(self, layer: GradedLinear, given: tuple[Tensor], y: Tensor) -> None:
+        """Compare what the levels of a layer have added up to with the kernel that adds them in one pass."""
+        found = layer.own.run_fused(given[0].detach(), upper=layer.upper)
+        if found is not None:
+            found, y = (part.detach().reshape(-1, layer.out_features) for part in (found, y))
+            self._compare(layer.own, "whole call", found, y, 0)
 
     def _compare(self, layer: SpikeLinear, how: str, found: Tensor, expected: Tensor, first_token: int) -> None:
         bits = _BITS[found.element_size()]

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import spikebrain as sb
 from spikebrain import AdaptiveThreshold, Band, GradedLinear, SpikeSettings
+from spikebrain.analysis.exactness import ExactnessCheck
 from spikebrain.backends import BACKENDS
 from spikebrain.backends.cpu.plain import sums_of_groups
 from spikebrain.energy import count_operations
@@ -184,6 +185,27 @@ def test_equal_weights_and_no_inputs():
     assert torch.equal(coarser(quantize_int4(torch.full((3, 40), 0.5)), 2).scale, torch.zeros(3, 2))
     no_inputs = graded("int8", shape=(0, 3))
     assert torch.equal(no_inputs(torch.zeros(2, 0)), no_inputs.bias.expand(2, 3))
+
+
+@pytest.mark.parametrize("weights", ["int4", "int8"])
+def test_the_check_of_a_report_sees_the_kernel_that_joins_levels(weights, monkeypatch):
+    layer, x = graded(weights), 3 * torch.randn(5, 96)
+    check = ExactnessCheck()
+    with torch.no_grad(), check.watch(layer):
+        layer(x)
+    assert check.fused.num_checked == 5 * 200
+    assert check.fused.num_mismatches == 0
+    right = sb.SpikeLinear.run_fused
+
+    def wrong(*given, **more):
+        found = right(*given, **more)
+        return None if found is None else found + 1e-3
+
+    monkeypatch.setattr(sb.SpikeLinear, "run_fused", wrong)
+    with torch.no_grad(), check.watch(nn.Sequential(layer)):
+        layer(x)
+    assert check.fused.num_mismatches > 0
+    assert not layer._forward_hooks
 
 
 def test_gradients_pass_the_layers_own_rows():
