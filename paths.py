@@ -1,4 +1,4 @@
-"""Where fetched models, measured launch settings and compiled kernels are kept."""
+"""Where fetched models, measured launch settings and compiled kernels are kept, and what a model is called."""
 
 from __future__ import annotations
 
@@ -24,3 +24,13 @@ def cache_dir() -> Path:
         raise InputError(
             "cache folder: expected a home folder, found none. Set SPIKEBRAIN_CACHE to a folder that can be written."
         ) from error
+
+
+def model_name(source: str | Path) -> str:
+    """Return what titles call a model: the name of its file, folder or hub id, without the ending of a file.
+
+    >>> model_name("models/SmolLM2.Q4_1.gguf"), model_name("Qwen/Qwen2.5-7B")
+    ('SmolLM2.Q4_1', 'Qwen2.5-7B')
+    """
+    path = Path(source)
+    return path.stem if path.suffix.lower() in (".gguf", ".safetensors") else path.name

@@ -17,6 +17,7 @@ from ..exchange import check_suffix
 from ..models import SpikeSettings, record, spiking_layers
 from ..models.layers import check_matches
 from ..neuro import NEURONS, Neuron
+from ..paths import model_name
 from .given import K, refuse, spike_settings, usual
 from .inputs import load_spiking, require_writable
 from .progress import SILENT, Progress
@@ -142,7 +143,7 @@ def raster(settings: RasterSettings, out: Path, progress: Progress = SILENT, *, 
         num_neurons=settings.num_neurons,
         num_timesteps=settings.num_timesteps,
         potential_of=settings.potential_of,
-        title=f"{Path(found.source).stem}: spikes into {pattern}",
+        title=f"{model_name(found.source)}: spikes into {pattern}",
     )
     if out.suffix.lower() == ".html":
         pages.write_raster_page(drawn, out)

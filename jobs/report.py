@@ -25,6 +25,7 @@ from ..models.io.checksums import of_text
 from ..models.layers.graded_linear import owner_of
 from ..neuro import NEURONS, Neuron
 from ..neuro.band import without_band
+from ..paths import model_name
 from ..registry import describe, label
 from ..text_table import few_in_words, kind_of
 from .calibration import calibration_of
@@ -164,7 +165,7 @@ def report(settings: ReportSettings, out: Path, progress: Progress = SILENT) -> 
     calibration = calibration_of(settings.model)
     if calibration is not None:
         found["calibration"] = calibration
-    title = f"{Path(loaded.source).stem}, {num_tokens:,} tokens of {text_source}"
+    title = f"{model_name(loaded.source)}, {num_tokens:,} tokens of {text_source}"
     meanings = pages.attributes_of(ReportSettings)
     write_files(out, found, title, start, run.model, records, counts, windows[0], loaded.tokenizer, meanings)
     unfinished.remove()

@@ -20,6 +20,7 @@ from ..models.layers import check_matches, patterns_of
 from ..models.layers.graded_linear import owner_of
 from ..models.layers.settings import matches_any
 from ..neuro import NEURONS, Neuron
+from ..paths import model_name
 from ..registry import label
 from ..simulation.describe import describe_simulation
 from ..simulation.experts import Routing
@@ -201,7 +202,7 @@ def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT)
     figures["settings"] = _describe_settings(settings, next(iter(spiking.values())), weights_in_words(model))
     figures["queue_steps"] = None if traced in found.idle else queue_steps(found.timelines[traced], traced)
     figures["seconds"] = time.perf_counter() - began
-    title = f"{Path(source).stem}, {len(ids)} tokens, {settings.mode}, on {chip.name}"
+    title = f"{model_name(source)}, {len(ids)} tokens, {settings.mode}, on {chip.name}"
     files = _write(found, figures, title, timelines, out)
     return Simulated(figures, title, files)
 

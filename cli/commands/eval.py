@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ...paths import model_name
 from ..answer import Answer
 from ..complete import words
 from ..options import (
@@ -232,7 +233,7 @@ def _print_tasks(console: Console, found: dict[str, Any]) -> None:
     table = table_of("Published, %", *shown, no_wrap=True)
     for model, values in published["models"].items():
         table.add_row(model, *(f"{100 * values[task]:.2f}" for task in shown))
-    source = Path(found["model"]["source"]).stem
+    source = model_name(found["model"]["source"])
     for stage in found["stages"]:
         ours = [found["tasks"][task]["metrics"][published["metrics"][task]].get(stage) for task in shown]
         table.add_row(f"{source}, {stage} (ours)", *(_cell(row, "value", "", True) if row else "" for row in ours))

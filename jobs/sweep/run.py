@@ -22,6 +22,7 @@ from ...files import locked
 from ...lazy import optional
 from ...models import choose_layers
 from ...models.io import load
+from ...paths import model_name
 from ..eval_tasks import read_task
 from ..given import refuse_spikes
 from ..inputs import check_windows, first_tokens, is_spiking, look_ahead, move, read_text, require_writable
@@ -163,7 +164,7 @@ def _prepare(settings: SweepSettings, progress: Progress = SILENT) -> tuple[Benc
     device = move(model, "cpu" if settings.on_chip else settings.device, _backend_of(settings), progress)
     ids = first_tokens(loaded, text, settings.num_tokens, settings.context, progress)
     bench = Bench(model, split_windows(ids, settings.context), spikes, tasks, loaded.tokenizer)
-    title = f"{Path(loaded.source).stem}, {len(ids):,} tokens of {text_source}"
+    title = f"{model_name(loaded.source)}, {len(ids):,} tokens of {text_source}"
     for task in tasks:
         title += f", {len(task.documents):,} of {task.total:,} documents of {task.task}"
     return bench, identity_of(settings, model, ids, device, tasks), title
