@@ -95,8 +95,8 @@ class SpikebrainQuantizer(HfQuantizer):
     # In transformers 5.6 only this is called with the configuration.
     update_tp_plan = update_attn_implementation
 
-    def update_weight_conversions(self, weight_conversions: Any, model: Any) -> list[Any]:
-        """Return none: the folder has the names that the modules have."""
+    def update_weight_conversions(self, *args: Any) -> list[Any]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return none: the folder has the names that the modules have. Some versions of transformers pass the model."""
         return []
 
     def is_serializable(self, *args: Any, **kwargs: Any) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]

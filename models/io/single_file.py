@@ -306,7 +306,7 @@ def _assign(model: nn.Module, tensors: dict[str, Tensor], frozen: set[str], path
     for name, tensor in wanted.items():
         owner_name, _, attribute = name.rpartition(".")
         owner, stored = model.get_submodule(owner_name), tensors[name]
-        if isinstance(tensor, nn.Parameter):
+        if attribute in owner._parameters:  # some models register a parameter as a buffer
             trained = name not in frozen and stored.is_floating_point()
             placed = shared.setdefault(id(stored), nn.Parameter(stored, requires_grad=trained))
             owner.register_parameter(attribute, placed)  # pyright: ignore[reportArgumentType]

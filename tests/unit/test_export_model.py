@@ -29,9 +29,10 @@ def logits(model):
 
 
 @pytest.fixture
-def folder(model_folder, tokenizer, tmp_path):
+def folder(model_folder, tokenizer, tmp_path, monkeypatch):
     """A folder that was exported, of a model with a chat template."""
-    tokenizer.chat_template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    monkeypatch.setattr(tokenizer, "chat_template", template)
     tokenizer.save_pretrained(model_folder)
     jobs.export(jobs.ExportSettings(str(model_folder)), tmp_path / "spiking")
     return tmp_path / "spiking"

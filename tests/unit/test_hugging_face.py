@@ -26,6 +26,7 @@ from spikebrain import AdaptiveThreshold, Chip, SpikeSettings, Ternary, to_dense
 from spikebrain.errors import CheckpointError, InputError
 from spikebrain.models import spiking_layers
 from spikebrain.models.io.compressed_tensors import pack
+from spikebrain.models.io.quantizer import SpikebrainQuantizer
 from spikebrain.models.spikingbrain import SpikingBrainForCausalLM, tiny_7b
 from spikebrain.neuro import NEURONS
 
@@ -277,3 +278,10 @@ def test_a_class_asked_directly(tmp_path):
     assert opened.config.model_type == "llama"
     opened.save_pretrained(tmp_path / "again")
     assert torch.equal(logits(spikebrain.load(tmp_path / "again").model), logits(model))
+
+
+def test_the_quantizer_takes_the_calls_of_older_versions():
+    # transformers 5.8 to 5.20 call it without the model, later versions with it.
+    quantizer = SpikebrainQuantizer.__new__(SpikebrainQuantizer)
+    for given in ([[]], [[], None]):
+        assert quantizer.update_weight_conversions(*given) == []
