@@ -74,7 +74,9 @@ def draw_hybrid(rng: random.Random) -> Any:
 
 def draw_model(rng: random.Random, path: str) -> Any:
     """Return a spiking model with random integers."""
-    weights = path if path in _WEIGHTS else rng.choice(list(_WEIGHTS))
+    # SpikingBrain models have no coarse rows.
+    kinds = [name for name in _WEIGHTS if path != "hybrid" or "coarse" not in _WEIGHTS[name][0]]
+    weights = path if path in _WEIGHTS else rng.choice(kinds)
     options, (low, high), has_minima = _WEIGHTS[weights]
     k = rng.choice([0.3, 1.0, 3.0, 3.0, 8.0, 30.0, 200.0])
     model = draw_hybrid(rng) if path == "hybrid" else draw_llama(rng, head=path == "head")
