@@ -122,7 +122,11 @@ def main() -> None:
     options = parser.parse_args()
     rng = random.Random(options.seed)
     torch.manual_seed(options.seed)
-    setattr(triton_spike, "tuned", lambda stage: rng.choice(triton_spike.settings_for(1)))  # noqa: B010
+
+    def drawn(stage: Any) -> Any:
+        return rng.choice(triton_spike.settings_for(1, stage.matrices[0].weight.shape[1]))
+
+    setattr(triton_spike, "tuned", drawn)  # noqa: B010
     start, compared, differing = time.perf_counter(), 0, 0
     for number in range(options.models):
         model = draw_model(rng, options.weights)

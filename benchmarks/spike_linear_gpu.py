@@ -26,6 +26,7 @@ import spikebrain as sb
 from spikebrain.backends import Triton
 from spikebrain.backends.gpu import spike as triton_spike
 from spikebrain.backends.gpu.job import Matrix
+from spikebrain.backends.gpu.stage import Stage
 
 Mode = Literal["spike", "count"]
 ROTATING_BYTES = 1200 * 2**20
@@ -71,8 +72,9 @@ def bench(in_features: int, out_features: int, num_tokens: int, k: float, bandwi
     with torch.inference_mode():
         if num_tokens <= 64:
             run("SpikeLinear, spike", whole("spike"))
-            for settings in triton_spike.settings_for(num_tokens):
-                run(f"add alone, {tuple(settings)}", add_alone(settings, layer, x, weights))
+            for settings in triton_spike.settings_for(num_tokens, layer.in_features):
+                if isinstance(settings, triton_spike.Settings):  # narrow layers count and add in one kernel
+                    run(f"add alone, {tuple(settings)}", add_alone(settings, layer, x, weights))
         run("SpikeLinear, count", whole("count"))
         few = max(2, num_variants // 2)
         half = [torch.randn(out_features, in_features, device="cuda", dtype=torch.bfloat16) for _ in range(few)]
@@ -104,12 +106,12 @@ def add_alone(
     """Return a call that runs only the accumulation of mode `spike`: rows from ready lists are added and rescaled."""
     rule, bounds = layer.neuron.kernel_rule(), layer.neuron.count_bounds(layer.in_features)
     assert rule is not None
-    plans = []
+    plans: list[Any] = []
     failed = torch.empty(len(x), dtype=torch.int32, device="cuda")
     for weight in weights:
         y = torch.empty(len(x), len(weight), dtype=x.dtype, device="cuda")
         matrix = Matrix(weight, layer.scale)
-        plans.append(triton_spike.plan_for(settings, triton_spike.Stage(x, (matrix,), y, rule, bounds, failed)))
+        plans.append(triton_spike.plan_for(settings, Stage(x, (matrix,), y, rule, bounds, failed)))
         triton_spike.list_rows(plans[-1])
     sums = torch.zeros(len(plans), *plans[0].sums.shape, dtype=torch.int64, device="cuda")
 

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,10 @@ from .tuning import fastest
 _DIGIT_BITS = 8
 # Inputs whose digits add up to less than 2^31: times 2^7 for a digit and 2^7 for a weight.
 _MOST_DIGITS = 2**16
+
+
+# GPUs that were found to be served.
+_served: set[torch.device] = set()
 
 
 @BACKENDS.register("triton")
@@ -49,6 +53,8 @@ class Triton(Backend):
 
     def why_unavailable(self, device: torch.device) -> str | None:
         """Return a reason if there is no Triton, or the device is no GPU that it serves."""
+        if device in _served:  # asked at every call of a layer
+            return None
         if not _has_triton():
             return "Triton is not installed. On Linux it comes with PyTorch: pip install triton."
         if interpreting():
@@ -57,7 +63,10 @@ class Triton(Backend):
             return "PyTorch finds no NVIDIA GPU."
         if device.type != "cuda":
             return f"It works on an NVIDIA GPU only, not on {device}."
-        return _why_too_old(device)
+        reason = _why_too_old(device)
+        if reason is None:
+            _served.add(device)
+        return reason
 
     def fused(
         self,
@@ -77,6 +86,12 @@ class Triton(Backend):
         finite or the threshold's upper limit binds, so that its counts may not fit.
         """
         num_inputs = weight.shape[1]
+        matrix = Matrix(weight, scale, bias, minimum, group_size)
+        is_single = self.mode == "spike" and x.is_cuda and x.numel() == num_inputs
+        if is_single:
+            ran, y = _replay().replayed(x, matrix, neuron, encoder)
+            if ran:
+                return None if y is None else y.reshape(*x.shape[:-1], len(weight))
         rule, bounds = neuron.kernel_rule(), neuron.count_bounds(num_inputs)
         if (
             rule is None
@@ -94,13 +109,15 @@ class Triton(Backend):
         flat = x.detach().reshape(-1, num_inputs).contiguous()
         failed = torch.empty(len(flat), dtype=torch.int32, device=x.device)
         y = torch.empty(len(flat), len(weight), dtype=x.dtype, device=x.device)
-        if minimum is not None or group_size is not None:
-            self._run_groups(Matrix(weight, scale, bias, minimum, group_size), flat, y, rule, bounds, failed)
+        if matrix.has_groups:
+            self._run_groups(matrix, flat, y, rule, bounds, failed)
         else:
             high_capacity = int(bounds.mean * num_inputs / (MAX_WEIGHT - 1)) + 1
             self._run(Job(flat, weight, y, high_capacity, rule, bounds, scale, bias, failed, x))
         if any_failed(failed):
             return None
+        if is_single:
+            _replay().keep(x, matrix, neuron, encoder, rule, bounds)
         return y.reshape(*x.shape[:-1], len(weight))
 
     def experts(
@@ -195,9 +212,14 @@ class Triton(Backend):
     def _run(self, job: Job) -> None:
         kernels = importlib.import_module(f".{self.mode}", __package__)  # imports Triton
         key = f"{self.mode} {tuple(job.weight.shape)}, {power_of_two(len(job.x))} tokens, {job.x.dtype}"
-        candidates = kernels.settings_for(len(job.x))
+        candidates = kernels.settings_for(*job.x.shape)
         with torch.cuda.device_of(job.x):  # Triton launches on the current GPU
             kernels.run(fastest(key, candidates, lambda settings: kernels.run(settings, job), job.x.device), job)
+
+
+@functools.cache
+def _replay() -> Any:
+    return importlib.import_module(".replay", __package__)  # imports Triton
 
 
 @functools.cache

@@ -39,7 +39,7 @@ _MANY = [Settings(128, 256, 128, 8, 4), Settings(256, 128, 128, 8, 4), Settings(
 _FEW = [Settings(64, 64, 128, 4, 5), Settings(64, 128, 128, 4, 5), Settings(64, 32, 256, 4, 4)]
 
 
-def settings_for(num_tokens: int) -> list[Settings]:
+def settings_for(num_tokens: int, _num_inputs: int) -> list[Settings]:
     """Return the launch settings to choose from."""
     if interpreting():
         return [Settings(32, 128, 128, 1, 1)]

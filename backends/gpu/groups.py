@@ -1,4 +1,4 @@
-"""Layers with weight groups on a GPU: how `grouped.py` is launched."""
+"""Layers with weight groups on a GPU: how `grouped.py` and `narrow_groups.py` are launched."""
 
 # pyright: reportArgumentType=false, reportIndexIssue=false, reportCallIssue=false
 
@@ -8,16 +8,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...coding.kernels import interpreting
 from .grouped import ROWS, add_groups, add_shares, count_channels
-from .job import Matrix, cdiv, power_of_two
-from .spike import Stage
+from .job import cdiv, power_of_two
+from .narrow_groups import NarrowGroupPlan, NarrowGroupSettings, narrow_group_settings_for
+from .packed import TILE_WORDS, Packed, packed_of
+from .stage import Stage
+from .tuning import fastest
 
-# Words of a row that a program of `add_groups` reads.
-_WORDS = 128
 # Programs of `add_groups` that fill a large GPU, and most shares that the groups are divided into.
 _PROGRAMS, _MOST_SHARES = 1584, 256
 # Outputs of a program of `add_shares`.
@@ -25,94 +24,6 @@ _BLOCK = 32
 _CHANNELS = 1024
 # Tokens at a time: their shares take memory.
 _PORTION = 64
-
-
-class Packed(NamedTuple):
-    """Weights of one matrix as the kernels read them; those of a stage lie side by side.
-
-    Attributes:
-        rows: int32 words of positive integers of `bits` bits, [inputs, words padded to tiles].
-        scale: [groups, outputs padded to tiles], in float16 where that is exact, else float32.
-        minimum: the same, or None.
-        bits: of an integer.
-        lift: what the packed integers are too much.
-    """
-
-    rows: Tensor
-    scale: Tensor
-    minimum: Tensor | None
-    bits: int
-    lift: int
-
-
-# By weight: the versions of what it was made of, and the packed weights.
-_packed: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-
-
-def packed_of(matrices: tuple[Matrix, ...]) -> Packed:
-    """Return the packed weights of matrices that read the same input, side by side; made again when they change.
-
-    Each matrix on its own reads its part of them.
-    """
-    known = [_packed.get(matrix.weight) for matrix in matrices]
-    states = [_state(matrix) for matrix in matrices]
-    if len(matrices) == 1 and known[0] is not None and known[0][0] == states[0]:
-        return known[0][1]
-    formats = [_format(matrix) for matrix in matrices]
-    bits = max(bits for bits, _ in formats)
-    lift = 128 if bits == 8 else max(lift for _, lift in formats)
-    halves = all(_is_half(part) for matrix in matrices for part in (matrix.scale, matrix.minimum))
-    parts = [_pack(matrix, bits, lift, torch.float16 if halves else torch.float32) for matrix in matrices]
-    rows, scale = (torch.cat([part[i] for part in parts], 1) for i in (0, 1))
-    minimum = None
-    if any(matrix.minimum is not None for matrix in matrices):
-        minimum = torch.cat([torch.zeros_like(part[1]) if part[2] is None else part[2] for part in parts], 1)
-    whole = Packed(rows, scale, minimum, bits, lift)
-    if not (rows.is_cuda and torch.cuda.is_current_stream_capturing()):
-        first = 0
-        for matrix, state in zip(matrices, states, strict=True):
-            wide = slice(first, first + cdiv(len(matrix.weight), 32 // bits * _WORDS) * _WORDS)
-            outputs = slice(32 // bits * wide.start, 32 // bits * wide.stop)
-            part = Packed(
-                rows[:, wide], scale[:, outputs], None if minimum is None else minimum[:, outputs], bits, lift
-            )
-            _packed[matrix.weight] = state, part
-            first = wide.stop
-    return whole
-
-
-def _state(matrix: Matrix) -> list[tuple[int, int | None]]:
-    parts = [part for part in (matrix.weight, matrix.scale, matrix.minimum) if part is not None]
-    return [(part.data_ptr(), None if part.is_inference() else part._version) for part in parts]
-
-
-def _format(matrix: Matrix) -> tuple[int, int]:
-    """Return the bits that a matrix's integers need, and what makes them positive."""
-    low, high = (int(bound) for bound in matrix.weight.aminmax())
-    lift = 8 if low < 0 else 0
-    return (4, lift) if low >= -8 and high + lift < 16 else (8, 128)
-
-
-def _is_half(part: Tensor | None) -> bool:
-    """Return whether float16 holds what is in a tensor."""
-    return part is None or bool((part.to(torch.float16).to(torch.float32) == part).all())
-
-
-def _pack(matrix: Matrix, bits: int, lift: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Return rows, scale and minimum; word i of a tile holds its outputs i, i + _WORDS, ..., the lowest bits first."""
-    assert matrix.scale is not None
-    fields, (num_out, num_in) = 32 // bits, matrix.weight.shape
-    tiles = cdiv(num_out, fields * _WORDS)
-    spare = tiles * fields * _WORDS - num_out
-    integers = F.pad(matrix.weight.t().to(torch.int32) + lift, (0, spare)).reshape(num_in, tiles, fields, _WORDS)
-    rows = torch.zeros(num_in, tiles, _WORDS, dtype=torch.int32, device=integers.device)
-    for field in range(fields):
-        rows |= integers[:, :, field] << bits * field
-    scale, minimum = (
-        None if part is None else F.pad(part.to(dtype).t(), (0, spare)) for part in (matrix.scale, matrix.minimum)
-    )
-    assert scale is not None
-    return rows.reshape(num_in, -1), scale, minimum
 
 
 class GroupPlan(NamedTuple):
@@ -136,31 +47,56 @@ class GroupPlan(NamedTuple):
         _add(self)
 
 
-def plan_groups(stage: Stage) -> GroupPlan:
+def settings_for(stage: Stage) -> list[NarrowGroupSettings | None]:
+    """Return the launch settings to choose from: None for the kernels of `grouped.py`, those for narrow layers last."""
+    return [None, *(narrow_group_settings_for(stage.matrices) if len(stage.x) == 1 else [])]
+
+
+def tuned_groups(stage: Stage) -> GroupPlan | NarrowGroupPlan:
+    """Return the plan with which a stage is fastest; it runs many times, unless that is known."""
+    plans: dict[NarrowGroupSettings | None, GroupPlan | NarrowGroupPlan] = {}
+
+    def run_stage(settings: NarrowGroupSettings | None) -> None:
+        if settings not in plans:
+            plans[settings] = plan_groups(stage, settings)
+        plans[settings].run()
+
+    shapes = ", ".join(str(tuple(matrix.weight.shape)) for matrix in stage.matrices)
+    key = f"groups of {stage.matrices[0].group_size}, {stage.source} {shapes}, {stage.x.dtype}"
+    return plan_groups(stage, fastest(key, settings_for(stage), run_stage, stage.x.device))
+
+
+def plan_groups(stage: Stage, settings: NarrowGroupSettings | None = None) -> GroupPlan | NarrowGroupPlan:
     """Divide the work of a stage whose matrices have groups of one size, and allocate memory."""
     (num_tokens, _), device = stage.x.shape, stage.x.device
-    packed = packed_of(stage.matrices)
-    num_inputs, wide = len(packed.rows), 32 // packed.bits * _WORDS
+    words = 0 if settings is None else settings.words
+    packed = packed_of(stage.matrices, words)
+    num_inputs, wide = len(packed.rows), 32 // packed.bits * (words or TILE_WORDS)
     size = stage.matrices[0].group_size or num_inputs
     first, end, before = [], [], 0
     for matrix in stage.matrices:
         first += range(before, before + len(matrix.weight), wide)
         before += len(matrix.weight)
         end += [before] * cdiv(len(matrix.weight), wide)
+    biases = [matrix.bias for matrix in stage.matrices if matrix.bias is not None]
+    bias = torch.cat(biases) if biases else None
+    starts, ends = (torch.tensor(numbers, dtype=torch.int32, device=device) for numbers in (first, end))
+    failed = torch.empty(num_tokens, dtype=torch.int32, device=device) if stage.failed is None else stage.failed
+    if settings is not None:
+        return NarrowGroupPlan(settings, stage, packed, size, bias, starts, ends, failed)
     wanted = max(min(_PROGRAMS // len(first), _MOST_SHARES), 1)
     per_share = cdiv(len(packed.scale), wanted)
-    biases = [matrix.bias for matrix in stage.matrices if matrix.bias is not None]
     return GroupPlan(
         stage,
         packed,
         size,
-        torch.cat(biases) if biases else None,
-        torch.tensor(first, dtype=torch.int32, device=device),
-        torch.tensor(end, dtype=torch.int32, device=device),
+        bias,
+        starts,
+        ends,
         torch.zeros(num_tokens, len(packed.scale) * size, dtype=torch.int32, device=device),
         torch.empty(num_tokens, dtype=torch.float32, device=device),
         torch.empty(num_tokens, cdiv(len(packed.scale), per_share), len(first) * wide, device=device),
-        torch.empty(num_tokens, dtype=torch.int32, device=device) if stage.failed is None else stage.failed,
+        failed,
         per_share,
     )
 
@@ -222,7 +158,7 @@ def _add(plan: GroupPlan) -> None:
         PADDED_SIZE=power_of_two(plan.size),
         RAGGED=plan.size % ROWS.value != 0,
         ROW_WORDS=packed.rows.stride(0),
-        WORDS=_WORDS,
+        WORDS=TILE_WORDS,
         num_warps=1,
         enable_fp_fusion=False,
     )

@@ -18,19 +18,19 @@ was added too much is known from the list and subtracted at the end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ...coding.kernels import interpreting
 from ...errors import InputError
-from ...neuro import NO_RULE, CountBounds, KernelRule
 from ..base import INT32, MAX_WEIGHT
 from .add import add_events
 from .job import Job, Matrix, cdiv, num_processors, power_of_two
-from .list import GIVEN, HEAD, THREADS, list_events
+from .list import HEAD, THREADS, list_events
+from .narrow import NarrowPlan, NarrowSettings, narrow_settings_for
+from .stage import Stage, three
 from .tuning import fastest
 from .weights import rows_of
 
@@ -66,12 +66,13 @@ _PAIRED_SUMS, _PAIRED_PROGRAMS = 2**25, 2**11
 _PORTION = 256
 
 
-def settings_for(num_tokens: int) -> list[Settings]:
-    """Return the launch settings to choose from."""
-    return [Settings(8, 64, 2, 1, 0)] if interpreting() else _CANDIDATES
+def settings_for(num_tokens: int, num_inputs: int) -> list[Settings | NarrowSettings]:
+    """Return the launch settings to choose from; those of the kernel for narrow layers, for one token, last."""
+    two_kernels = [Settings(8, 64, 2, 1, 0)] if interpreting() else _CANDIDATES
+    return [*two_kernels, *(narrow_settings_for(num_inputs) if num_tokens == 1 else [])]
 
 
-def run(settings: Settings, job: Job) -> None:
+def run(settings: Settings | NarrowSettings, job: Job) -> None:
     """Fill job.y.
 
     Raises:
@@ -84,43 +85,15 @@ def run(settings: Settings, job: Job) -> None:
         plan_for(settings, Stage(job.x[part], matrices, job.y[part], job.rule, job.bounds, failed)).run()
 
 
-class Stage(NamedTuple):
-    """Matrices that read the same input, which becomes counts and lists once.
-
-    Attributes:
-        x: activations, or int32 counts where there is no rule; [tokens, inputs], or [tokens, 2 * inputs] where the
-            source is GATED; contiguous.
-        matrices: one to three; all or none have a bias.
-        y: filled with rescaled sums, or with int32 sums where there are no scales; [tokens, all outputs].
-        rule: of the neuron that counts.
-        bounds: of its counts.
-        failed: as of `Job`.
-        source: of the input: GIVEN, NORM or GATED of `list.py`.
-        norm: weight of the norm and its eps, where the source is NORM.
-        residual: whether the outputs are added to what is in y.
-        seen: filled with the input, [tokens, inputs], or None; for checks.
-    """
-
-    x: Tensor
-    matrices: tuple[Matrix, ...]
-    y: Tensor
-    rule: KernelRule = NO_RULE
-    bounds: CountBounds | None = None
-    failed: Tensor | None = None
-    source: int = GIVEN.value
-    norm: tuple[Tensor, float] | None = None
-    residual: bool = False
-    seen: Tensor | None = None
-
-
-def tuned(stage: Stage) -> Settings:
+def tuned(stage: Stage) -> Settings | NarrowSettings:
     """Return the launch settings with which a stage is fastest; it runs many times, unless they are known."""
     shapes = ", ".join(str(tuple(matrix.weight.shape)) for matrix in stage.matrices)
 
-    def run_stage(settings: Settings) -> None:
+    def run_stage(settings: Settings | NarrowSettings) -> None:
         plan_for(settings, stage).run()
 
-    return fastest(f"stage {stage.source} {shapes}, {stage.x.dtype}", settings_for(1), run_stage, stage.x.device)
+    candidates = settings_for(1, stage.matrices[0].weight.shape[1])
+    return fastest(f"stage {stage.source} {shapes}, {stage.x.dtype}", candidates, run_stage, stage.x.device)
 
 
 class Plan(NamedTuple):
@@ -146,7 +119,7 @@ class Plan(NamedTuple):
         add_rows(self)
 
 
-def plan_for(settings: Settings, stage: Stage) -> Plan:
+def plan_for(settings: Settings | NarrowSettings, stage: Stage) -> Plan | NarrowPlan:
     """Divide the work and allocate memory.
 
     Raises:
@@ -157,6 +130,8 @@ def plan_for(settings: Settings, stage: Stage) -> Plan:
         if words.numel() > INT32.max:
             shape = tuple(matrix.weight.shape)
             raise InputError(f"Triton: expected weights of at most 8 GiB in a layer, got {shape}.")
+    if isinstance(settings, NarrowSettings):
+        return NarrowPlan(settings, stage, rows)
     num_tokens, num_inputs, device = len(stage.x), len(rows[0]), stage.x.device
     lists, tiles = cdiv(num_inputs, _CHANNELS), sum(cdiv(words.shape[1], settings.words) for words in rows)
     mean_count = stage.bounds.mean if stage.bounds else 1.5
@@ -192,7 +167,7 @@ def list_rows(plan: Plan) -> None:
         stage.x,
         norm,
         stage.x if stage.seen is None else stage.seen,
-        *_three(plan.rows),
+        *three(plan.rows),
         plan.places,
         plan.high,
         plan.head,
@@ -201,7 +176,7 @@ def list_rows(plan: Plan) -> None:
         plan.sums,
         num_inputs,
         plan.sums.shape[1],
-        *_three([rows.shape[1] for rows in plan.rows]),
+        *three([rows.shape[1] for rows in plan.rows]),
         plan.lists,
         plan.shares * (_MOST_ROWS - settings.rows),
         eps,
@@ -233,11 +208,11 @@ def add_rows(plan: Plan) -> None:
         plan.threshold,
         stage.y,
         plan.sums,
-        *_three(plan.rows),
-        *_three(scales),
-        *_three(biases),
-        *_three([rows.shape[1] for rows in plan.rows]),
-        *_three([len(matrix.weight) for matrix in stage.matrices]),
+        *three(plan.rows),
+        *three(scales),
+        *three(biases),
+        *three([rows.shape[1] for rows in plan.rows]),
+        *three([len(matrix.weight) for matrix in stage.matrices]),
         plan.sums.shape[1],
         plan.lists,
         MATRICES=len(plan.rows),
@@ -255,11 +230,6 @@ def add_rows(plan: Plan) -> None:
         num_warps=1,
         enable_fp_fusion=False,
     )
-
-
-def _three(items: Sequence[Any]) -> list[Any]:
-    """Return what up to three matrices have; a kernel with fewer does not look at the others."""
-    return [*items, *[items[0]] * (3 - len(items))]
 
 
 def _can_prefetch(device: torch.device) -> bool:

@@ -119,6 +119,7 @@ class GraphDecoder:
             self._last = self._stage(
                 [self._head], self._hidden, self._logits, len(self._failed) - 1, self._list.NORM.value, inner.norm
             )
+            self._token_plan = self._plan_token()
 
     def _allocate(self, config: Any) -> None:
         heads, keys, dim = self._num_heads, self.num_key_heads, self.head_dim
@@ -150,6 +151,27 @@ class GraphDecoder:
             )
             for _ in range(2)
         ]
+
+    def _plan_token(self) -> Any:
+        token, rotary = importlib.import_module("...backends.gpu.token", __package__), self._inner.rotary_emb
+        blocks, cos = (
+            token.num_blocks(self._logits),
+            torch.empty(1, self.head_dim, dtype=self.dtype, device=self.device),
+        )
+        return token.TokenPlan(
+            self._state,
+            self._inner.embed_tokens.weight,
+            rotary.inv_freq,
+            rotary.attention_scaling,
+            self._hidden,
+            cos,
+            torch.empty_like(cos),
+            self._logits,
+            torch.empty(blocks, dtype=torch.float32, device=self.device),
+            torch.empty(blocks, dtype=torch.int32, device=self.device),
+            self._failed,
+            self._cache,
+        )
 
     def _block(self, number: int, block: Any) -> list[Any]:
         given, norm, gated = (kind.value for kind in (self._list.GIVEN, self._list.NORM, self._list.GATED))
@@ -187,7 +209,7 @@ class GraphDecoder:
             residual=y is self._hidden,
         )
         if matrices[0].has_groups:
-            return self._groups.plan_groups(stage)
+            return self._groups.tuned_groups(stage)
         return self._spike.plan_for(self._spike.tuned(stage), stage)
 
     def _run_dense(self, modules: list[Any], x: Tensor, y: Tensor, source: int, norm: Any) -> None:
@@ -210,31 +232,19 @@ class GraphDecoder:
 
     def _launch(self) -> None:
         """Launch all kernels of a token."""
-        embedded = self._inner.embed_tokens(self._ids)
-        self._hidden.copy_(embedded[0])
-        cos, sin = self._rotation()
+        self._token_plan.begin()
         for number, (block, (qkv, output, gate_up, down)) in enumerate(
             zip(self._inner.layers, self._blocks, strict=True)
         ):
             self._run(qkv)
-            self._run_attention(number, block.self_attn, cos, sin)
+            self._run_attention(number, block.self_attn)
             for stage in (output, gate_up, down):
                 self._run(stage)
         self._run(self._last)
-        self._state[2].copy_(self._failed.amax())
-        self._ids.copy_(self._logits.argmax(-1, keepdim=True))
-        self._positions.add_(1)
-        self._cache[2].add_(1)
+        self._token_plan.end()
 
-    def _rotation(self) -> tuple[Tensor, Tensor]:
-        """Return cosine and sine of the rotary embedding, [1, head_dim]."""
-        rotary = self._inner.rotary_emb
-        angles = (rotary.inv_freq.float() * self._positions.float()).repeat(1, 2)
-        cos, sin = angles.cos() * rotary.attention_scaling, angles.sin() * rotary.attention_scaling
-        return cos.to(self.dtype), sin.to(self.dtype)
-
-    def _run_attention(self, number: int, attention: Any, cos: Tensor, sin: Tensor) -> None:
-        has_norm = hasattr(attention, "q_norm")
+    def _run_attention(self, number: int, attention: Any) -> None:
+        has_norm, cos, sin = hasattr(attention, "q_norm"), self._token_plan.cos, self._token_plan.sin
         self._attend[self.num_key_heads, self._splits](
             self._projected,
             self._cache,

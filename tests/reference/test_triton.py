@@ -215,7 +215,7 @@ def test_all_launch_settings(mode, monkeypatch):
     # All are exact, and the fastest is found and kept.
     layer, x = layer_of(mode, 700, 1040).cuda(), activations(66 if mode == "count" else 2, 700).cuda()
     kernels = importlib.import_module(f"spikebrain.backends.gpu.{mode}")
-    for chosen in kernels.settings_for(len(x)):
+    for chosen in kernels.settings_for(*x.shape):
         monkeypatch.setattr(triton, "fastest", lambda key, settings, run, device, chosen=chosen: chosen)
         check(layer, x)
 

@@ -1,0 +1,46 @@
+"""Matrices that read the same input: what the kernels of mode `spike` run at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ...neuro import NO_RULE, CountBounds, KernelRule
+from .job import Matrix
+from .list import GIVEN
+
+
+class Stage(NamedTuple):
+    """Matrices that read the same input, which becomes counts and lists once.
+
+    Attributes:
+        x: activations, or int32 counts where there is no rule; [tokens, inputs], or [tokens, 2 * inputs] where the
+            source is GATED; contiguous.
+        matrices: one to three; all or none have a bias.
+        y: filled with rescaled sums, or with int32 sums where there are no scales; [tokens, all outputs].
+        rule: of the neuron that counts.
+        bounds: of its counts.
+        failed: as of `Job`.
+        source: of the input: GIVEN, NORM or GATED of `list.py`.
+        norm: weight of the norm and its eps, where the source is NORM.
+        residual: whether the outputs are added to what is in y.
+        seen: filled with the input, [tokens, inputs], or None; for checks.
+    """
+
+    x: Tensor
+    matrices: tuple[Matrix, ...]
+    y: Tensor
+    rule: KernelRule = NO_RULE
+    bounds: CountBounds | None = None
+    failed: Tensor | None = None
+    source: int = GIVEN.value
+    norm: tuple[Tensor, float] | None = None
+    residual: bool = False
+    seen: Tensor | None = None
+
+
+def three(items: Sequence[Any]) -> list[Any]:
+    """Return what up to three matrices have; a kernel with fewer does not look at the others."""
+    return [*items, *[items[0]] * (3 - len(items))]
