@@ -72,9 +72,8 @@ def bench(in_features: int, out_features: int, num_tokens: int, k: float, bandwi
     with torch.inference_mode():
         if num_tokens <= 64:
             run("SpikeLinear, spike", whole("spike"))
-            for settings in triton_spike.settings_for(num_tokens, layer.in_features):
-                if isinstance(settings, triton_spike.Settings):  # narrow layers count and add in one kernel
-                    run(f"add alone, {tuple(settings)}", add_alone(settings, layer, x, weights))
+            for settings in triton_spike.two_kernel_settings():
+                run(f"add alone, {tuple(settings)}", add_alone(settings, layer, x, weights))
         run("SpikeLinear, count", whole("count"))
         few = max(2, num_variants // 2)
         half = [torch.randn(out_features, in_features, device="cuda", dtype=torch.bfloat16) for _ in range(few)]

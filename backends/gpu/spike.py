@@ -68,8 +68,12 @@ _PORTION = 256
 
 def settings_for(num_tokens: int, num_inputs: int) -> list[Settings | NarrowSettings]:
     """Return the launch settings to choose from; those of the kernel for narrow layers, for one token, last."""
-    two_kernels = [Settings(8, 64, 2, 1, 0)] if interpreting() else _CANDIDATES
-    return [*two_kernels, *(narrow_settings_for(num_inputs) if num_tokens == 1 else [])]
+    return [*two_kernel_settings(), *(narrow_settings_for(num_inputs) if num_tokens == 1 else [])]
+
+
+def two_kernel_settings() -> list[Settings]:
+    """Return the launch settings of the two kernels that list and add."""
+    return [Settings(8, 64, 2, 1, 0)] if interpreting() else _CANDIDATES
 
 
 def run(settings: Settings | NarrowSettings, job: Job) -> None:
