@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import LlamaForCausalLM
 
 from spikebrain.models.conversion import from_transformer
-from spikebrain.models.training import DistillSettings, Stage, sample_from
+from spikebrain.models.training import DistillSettings, Stage, Team, sample_from
 from spikebrain.models.training.distill import _optimizer, _prepared, _step
 from spikebrain.models.training.gradients import Gradients, why_not_captured
 from spikebrain.models.training.writer import Writer
@@ -104,7 +104,7 @@ def run(gradients: Gradients, tokens: Any, settings: Any, optimizer: Any, steps:
     torch.cuda.synchronize()
     start = time.perf_counter()
     for step in range(steps):
-        _step(gradients, tokens, settings, 0, step, optimizer)
+        _step(gradients, tokens, settings, 0, step, optimizer, Team())
     torch.cuda.synchronize()
     return (time.perf_counter() - start) / steps
 

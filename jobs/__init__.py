@@ -5,7 +5,7 @@ A job may say what happens while it runs: give it an object with the methods of 
 
 from .calibration import Budget, Calibrated, CalibrateSettings, calibrate
 from .convert import Converted, ConvertSettings, convert
-from .distill import Distilled, DistillRun, distill
+from .distill import Distilled, DistillRun, distill, distill_in_parallel
 from .doctor import examine
 from .energy import EnergyEstimate, EnergySettings, energy, energy_model
 from .eval import EvalSettings, evaluate
@@ -47,6 +47,7 @@ __all__ = [
     "convert",
     "copy_tutorial",
     "distill",
+    "distill_in_parallel",
     "energy",
     "energy_model",
     "evaluate",

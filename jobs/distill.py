@@ -25,6 +25,7 @@ from ..models.training import (
     DistillResult,
     DistillSettings,
     Recipe,
+    Team,
     WrittenText,
     fit_steps,
 )
@@ -44,6 +45,7 @@ from .distill_text import SAMPLES, text_of, write_job
 from .given import K, refuse, spike_settings, usual
 from .inputs import alone, check_positions, is_spiking, look_ahead, read_text, require_new
 from .progress import SILENT, Progress
+from .ranks import processes
 
 MINUTES = 10.0
 # Where arguments and steps of a training are kept until it is finished.
@@ -211,7 +213,27 @@ class Distilled:
     result: DistillResult
 
 
-@alone
+def distill_in_parallel(
+    run: DistillRun, out: Path, progress: Progress = SILENT, *, force: bool = False
+) -> Distilled | None:
+    """Let the processes that torchrun started train one model together, each a part of every batch; see `distill`.
+
+    Each has the models, on a GPU of its own if there are any. A step is that of one process; with `fresh`, each trains
+    on texts of its own, so a training goes on with as many processes as it was begun with.
+
+    Returns:
+        What the first process did and saved; None in the others.
+    Raises:
+        SpikebrainError: bad input, a batch that does not divide among the processes, or no processes of torchrun.
+    """
+    with processes(device_of(run.device)):
+        team = Team.of_processes()
+        if team.is_first:
+            return _alone(run, out, progress, force, team)
+        _train(run, out, SILENT, force, team)
+        return None
+
+
 def distill(run: DistillRun, out: Path, progress: Progress = SILENT, *, force: bool = False) -> Distilled:
     """Train a model lightly, so that it recovers what it lost, and save it: an ordinary Transformer on spikes.
 
@@ -227,13 +249,19 @@ def distill(run: DistillRun, out: Path, progress: Progress = SILENT, *, force: b
     Raises:
         SpikebrainError: bad input; the message says which and what to do.
     """
+    return _alone(run, out, progress, force, Team())
+
+
+def _train(run: DistillRun, out: Path, progress: Progress, force: bool, team: Team) -> Distilled:
     where = device_of(run.device)
     recipe = run.recipe(where)
     run.settings(recipe)  # raises for what cannot be, before anything is loaded
-    sources = (run.teacher, run.student)
-    require_new(out, sources=sources, known=_INTERRUPTED, force=force or (out / STATE).exists())
-    job = run.job(where)
-    going_on(out, job, force)
+    team.share(recipe.batch_size)
+    job = run.job(where) | ({"processes": team.size} if team.size > 1 and run.fresh else {})
+    if team.is_first:
+        sources = (run.teacher, run.student)
+        require_new(out, sources=sources, known=_INTERRUPTED, force=force or (out / STATE).exists())
+        going_on(out, job, force)
     texts = [read_text(path)[0] for path in run.text]
     if run.text and run.sample is None:
         look_ahead(run.teacher, texts, ", ".join(path.name for path in run.text), recipe.context)
@@ -245,38 +273,70 @@ def distill(run: DistillRun, out: Path, progress: Progress = SILENT, *, force: b
     origin = fingerprint(student)
     named = origin if spikes is None else of_text(origin + json.dumps(to_dict(spikes)))
     job |= {**asdict(recipe), "teacher": fingerprint(teacher), "student": named}
-    going_on(out, job, force)
+    if team.is_first:
+        going_on(out, job, force)
     tokens = None
-    if not run.fresh:
+    if not run.fresh and team.is_first:
         writing = (run.sample, run.seed, recipe.context)
         tokens = text_of(texts, teacher, tokenizer, source, writing, out, progress)
+    tokens = team.told(tokens)
     if tokens is not None:
         job["text"] = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()
-    kept = going_on(out, job, force)
+    kept = going_on(out, job, force) if team.is_first else None
     _say_how(student, tokens, settings, recipe, where, progress)
     if tokens is None:
-        at_once = None if kept is None else kept.get("at_once")
-        tokens = WrittenText(teacher, at_once=at_once, longest=recipe.context, seed=run.seed)
-    start = time.perf_counter()
+        tokens = _written(teacher, None if kept is None else kept.get("at_once"), recipe.context, run.seed, team)
+    start, steps = time.perf_counter(), None
     if kept is not None:
         steps = kept["steps"]
         progress.say(f"Going on with an interrupted training: {_listed(steps)}.")
-    else:
-        steps = plan(student, teacher, tokens, settings, run, recipe, progress)
+    elif team.is_first:
+        steps = plan(student, teacher, tokens, _shared(settings, team), run, recipe, progress)
         at_once = {"at_once": tokens.at_once} if isinstance(tokens, WrittenText) else {}
         write_job(out / PLAN, {"job": job, "steps": steps, **at_once})
+    steps = team.told(steps)
     planned_s = time.perf_counter() - start
     stages = tuple(replace(stage, steps=steps[stage.objective]) for stage in settings.stages)
     settings = replace(settings, stages=stages)
     result = train(
-        student, teacher, tokens, settings, out, lambda title, total: progress.bar(title, total, "steps"), origin
+        student,
+        teacher,
+        tokens,
+        settings,
+        out,
+        lambda title, total: progress.bar(title, total, "steps"),
+        origin,
+        team,
     )
     result = replace(result, seconds=result.seconds + planned_s)
-    trained = save_student(of_student._replace(model=student.cpu()), out)
+    if not team.is_first:
+        return Distilled(student, settings, result)
+    return _saved(of_student._replace(model=student.cpu()), settings, result, out)
+
+
+_alone = alone(_train)
+
+
+def _saved(student: Student, settings: DistillSettings, result: DistillResult, out: Path) -> Distilled:
+    """Write what was trained, and remove what an interrupted training would have needed."""
+    trained = save_student(student, out)
     analysis.plot_losses(result, settings.stages, out / "loss.png")
     for name in (PLAN, STATE):
         remove(out / name)
     return Distilled(trained, settings, result)
+
+
+def _written(teacher: Any, at_once: int | None, longest: int, seed: int, team: Team) -> WrittenText:
+    """Return the texts that the teacher writes meanwhile, as many at once as the first process has room for."""
+    tokens = WrittenText(teacher, at_once=team.told(at_once), longest=longest, seed=seed, team=team)
+    tokens.at_once = team.told(tokens.at_once)
+    return tokens
+
+
+def _shared(settings: DistillSettings, team: Team) -> DistillSettings:
+    """Return settings with the batches that one process of a team takes."""
+    stages = tuple(replace(stage, batch_size=team.share(stage.batch_size)) for stage in settings.stages)
+    return replace(settings, stages=stages)
 
 
 def _load_both(run: DistillRun, context: int, progress: Progress) -> tuple[Loaded, Student]:

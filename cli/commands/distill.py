@@ -158,6 +158,15 @@ def distill(
     ] = False,
     device: Device = "auto",
     seed: Annotated[int, seed_for("the order of texts, and for the tokens that the teacher writes")] = 0,
+    parallel: Annotated[
+        bool,
+        typer.Option(
+            "--parallel",
+            help="Processes of torchrun train together, each with a part of every batch: torchrun --nproc_per_node=2 "
+            "--no_python spikebrain distill TEACHER STUDENT --fresh --parallel.",
+            rich_help_panel=MACHINE,
+        ),
+    ] = False,
     force: Force = False,
 ) -> Answer:
     """Train a model lightly, so that it recovers what conversion or spikes took.
@@ -200,7 +209,12 @@ def distill(
         device=device,
         seed=seed,
     )
-    found = jobs.distill(run, out, screen, force=force)
+    if parallel:
+        found = jobs.distill_in_parallel(run, out, screen, force=force)
+        if found is None:  # another process writes
+            raise typer.Exit
+    else:
+        found = jobs.distill(run, out, screen, force=force)
     result = found.result
     losses = ", ".join(
         f"{stage.objective} {_ends([point.loss for point in result.losses if point.stage == i])}"

@@ -5,6 +5,7 @@ from .planning import fit_steps
 from .recipes import RECIPES, Recipe
 from .sampling import WrittenText, sample_from, texts_at_once, writer_of
 from .settings import DistillResult, DistillSettings, LossPoint, Stage
+from .team import Team
 
 __all__ = [
     "RECIPES",
@@ -13,6 +14,7 @@ __all__ = [
     "LossPoint",
     "Recipe",
     "Stage",
+    "Team",
     "WrittenText",
     "distill",
     "fit_steps",

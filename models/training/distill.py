@@ -41,6 +41,7 @@ from .objectives import check_head
 from .sampling import WrittenText
 from .settings import DistillResult, DistillSettings, LossPoint, Stage
 from .state import SavedState, save_state
+from .team import ALONE, Team
 
 # Parameters that the Transformer does not have, and those of attention, by a part of their name.
 _NEW = (".gk_proj.", ".g_norm.", ".s_norm.", ".branch_weight", "model.sinks", ".router.")
@@ -59,8 +60,9 @@ def distill(
     out: Path | None = None,
     progress: Callable[[str, int], Callable[[int], None]] | None = None,
     origin: str = "",
+    team: Team = ALONE,
 ) -> DistillResult:
-    """Train a model in place.
+    """Train a model in place, alone or with other processes that do the same.
 
     Args:
         student: a float model from `from_transformer`, or an ordinary Transformer, such as a copy of the teacher that
@@ -77,19 +79,20 @@ def distill(
             more steps are done.
         origin: identifies the student before any training, for example by its `fingerprint`; the state of another
             student is refused. It is an argument because a student that goes on may have been trained already.
+        team: the processes that train together. All call this with equal arguments but for the rank and, where the
+            teacher writes the text, with texts of their own; the first one writes to `out`, which all can read.
     Returns:
         The losses.
     Raises:
         InputError: there are too few tokens or ids outside the vocabulary, the models do not belong together, the
-            student spikes (the settings train with spikes), a stage or a setting is not for such a student, or out
-            holds the state of another job.
+            student spikes (the settings train with spikes), a stage or a setting is not for such a student, out holds
+            the state of another job, or a batch does not divide among the processes.
         TrainingError: a loss is NaN or infinite; the saved state is of an earlier step.
         CheckpointError: the state cannot be read or written.
     """
     start = time.perf_counter()
-    _check(student, teacher, tokens, settings)
-    is_ours = isinstance(student, SpikingBrainForCausalLM)
-    if is_ours and any(stage.trainable == "all" for stage in settings.stages):
+    _check(student, teacher, tokens, settings, team)
+    if isinstance(student, SpikingBrainForCausalLM) and any(stage.trainable == "all" for stage in settings.stages):
         unshare_experts(student)
     losses: list[LossPoint] = []
     saved, key, before_s = None, "", 0.0
@@ -101,11 +104,12 @@ def distill(
             saved.restore_model(student)
             losses = [LossPoint(**point) for point in saved.progress["losses"]]
             before_s = saved.progress.get("seconds", 0.0)  # which states of older versions do not have
+    team.equalise(student)
 
     def progressed() -> dict[str, Any]:
         return {"losses": [asdict(point) for point in losses], "seconds": before_s + time.perf_counter() - start}
 
-    finished = True
+    finished, writes = True, out is not None and team.is_first
     # Ctrl-C ends training behind a step, whose state is saved.
     with held_interrupt() as interrupted, _prepared(student, teacher, settings) as aware:
         for number, stage in enumerate(settings.stages):
@@ -121,13 +125,13 @@ def distill(
             last_save, fresh = time.perf_counter(), list[Tensor]()
             for step in range(done, stage.steps):
                 in_time = settings.budget_s is None or time.perf_counter() - start < settings.budget_s
-                finished = in_time and not interrupted()
+                finished = team.agree(in_time and not interrupted())
                 if not finished:
                     break
                 _grow(aware, stage, step)
-                fresh.append(_step(gradients, tokens, settings, number, step, optimizer))
+                fresh.append(_step(gradients, tokens, settings, number, step, optimizer, team))
                 advance(1)
-                is_due = out is not None and time.perf_counter() - last_save > settings.save_every_s
+                is_due = writes and time.perf_counter() - last_save > settings.save_every_s
                 if is_due or len(fresh) == _READ_EVERY:
                     losses += _read(fresh, stage, number, step + 1)
                     fresh.clear()
@@ -135,7 +139,7 @@ def distill(
                     save_state(out, key, student, optimizer, progressed())
                     last_save = time.perf_counter()
             losses += _read(fresh, stage, number, sum(point.stage == number for point in losses) + len(fresh))
-            if out is not None:
+            if out is not None and writes:
                 save_state(out, key, student, optimizer, progressed())
             if not finished:
                 break
@@ -144,7 +148,9 @@ def distill(
     return DistillResult(tuple(losses), finished, before_s + time.perf_counter() - start, num_tokens)
 
 
-def batch_of(tokens: Tensor | WrittenText, stage: Stage, seed: int, index: int, number: int = 0) -> Tensor:
+def batch_of(
+    tokens: Tensor | WrittenText, stage: Stage, seed: int, index: int, number: int = 0, team: Team = ALONE
+) -> Tensor:
     """Return a batch by its number. Every text comes once, in random order, before any comes again.
 
     Args:
@@ -153,15 +159,18 @@ def batch_of(tokens: Tensor | WrittenText, stage: Stage, seed: int, index: int, 
         seed: random seed for the orders.
         index: number of the batch within the stage, from 0.
         number: of the stage, from 0.
+        team: of whose batch a process takes its part.
     Returns:
-        Token ids, [batch_size, context].
+        Token ids, [batch_size / processes, context].
     """
+    size = team.share(stage.batch_size)
     if isinstance(tokens, WrittenText):
-        return tokens.batch(number, stage.context, index * stage.batch_size, stage.batch_size)
+        return tokens.batch(number, stage.context, index * size, size)
     seed += 1000 * number
     num_texts = len(tokens) // stage.context
     rows = []
-    for i in range(index * stage.batch_size, (index + 1) * stage.batch_size):
+    first = index * stage.batch_size + team.rank * size
+    for i in range(first, first + size):
         text = _order(num_texts, seed + i // num_texts)[i % num_texts]
         rows.append(tokens[text * stage.context : (text + 1) * stage.context])
     return torch.stack(rows)
@@ -179,20 +188,22 @@ def _step(
     number: int,
     step: int,
     optimizer: torch.optim.Optimizer,
+    team: Team,
 ) -> Tensor:
     """Take an optimiser step, and return its loss. A GPU may still be computing it."""
     stage = settings.stages[number]
     losses = []
     for i in range(stage.accumulation):
-        ids = batch_of(tokens, stage, settings.seed, step * stage.accumulation + i, number)
+        ids = batch_of(tokens, stage, settings.seed, step * stage.accumulation + i, number, team)
         losses.append(gradients.add(ids))
     learning = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    loss = team.average(learning, torch.stack(losses).mean())
     nn.utils.clip_grad_norm_(learning, settings.max_norm)
     for group in optimizer.param_groups:
         group["lr"] = stage.learning_rate_at(step) * group["rate"]
     optimizer.step()
     optimizer.zero_grad(set_to_none=not gradients.is_captured)
-    return torch.stack(losses).mean()
+    return loss
 
 
 def _read(fresh: list[Tensor], stage: Stage, number: int, end: int) -> list[LossPoint]:
@@ -312,8 +323,10 @@ def _spikes(settings: DistillSettings) -> SpikeSettings | None:
     return spikingbrain_settings(settings.spiking, k=settings.k, group_size=settings.group_size)
 
 
-def _check(student: Any, teacher: Any, tokens: Tensor | WrittenText, settings: DistillSettings) -> None:
+def _check(student: Any, teacher: Any, tokens: Tensor | WrittenText, settings: DistillSettings, team: Team) -> None:
     is_ours = isinstance(student, SpikingBrainForCausalLM)
+    for stage in settings.stages:
+        team.share(stage.batch_size)
     if spiking_layers(student) or (is_ours and student.settings.spiking is not None):
         raise InputError(
             "distill: expected a float model, got one that spikes, whose INT8 weights cannot learn. Give the model "

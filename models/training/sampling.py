@@ -13,6 +13,7 @@ from torch import Tensor
 from ...errors import InputError
 from ..conversion.source import is_convertible
 from ..spikingbrain.swa import any_length
+from .team import ALONE, Team
 from .writer import Writer
 
 # Share of a GPU's free memory that keys and values may take, and the most texts at a time there and on a CPU.
@@ -93,16 +94,19 @@ class WrittenText:
         at_once: number of texts that are written together; None for as many as fit the memory.
         longest: tokens of the longest text that will be asked for; only without at_once.
         seed: random seed.
+        team: of the processes that train together; each reads portions of its own.
     Attributes:
         seconds_per_text: time that a text took to write, by its length in tokens.
     Raises:
         InputError: at_once is below 1.
     """
 
-    def __init__(self, teacher: Any, *, at_once: int | None = None, longest: int = 512, seed: int = 0) -> None:
+    def __init__(
+        self, teacher: Any, *, at_once: int | None = None, longest: int = 512, seed: int = 0, team: Team = ALONE
+    ) -> None:
         if at_once is not None and (type(at_once) is not int or at_once < 1):
             raise InputError(f"WrittenText.at_once: expected an integer >= 1 or None, got {at_once!r}.")
-        self.seed, self._teacher = seed, writer_of(teacher)
+        self.seed, self._teacher, self._team = seed, writer_of(teacher), team
         self.at_once = texts_at_once(self._teacher, longest) if at_once is None else at_once
         self._graphs: Writer | None = None
         self.seconds_per_text: dict[int, float] = {}
@@ -122,10 +126,12 @@ class WrittenText:
 
     def identity(self) -> str:
         """Return what the texts depend on, besides the teacher."""
-        return f"written by the teacher, {self.at_once} at once, seed {self.seed}"
+        together = f", for {self._team.size} processes" if self._team.size > 1 else ""
+        return f"written by the teacher, {self.at_once} at once, seed {self.seed}{together}"
 
     def _text(self, stage: int, context: int, number: int) -> Tensor:
         portion, row = divmod(number, self.at_once)
+        portion = portion * self._team.size + self._team.rank
         kept = self._portions.get((stage, context))
         if kept is None or kept[0] != portion:
             kept = (portion, self._write(stage, context, portion))

@@ -24,7 +24,7 @@ ALWAYS = {
     "generate": "model prompt prompt_file max_new_tokens temperature device parallel",
     "convert": "model out spiking force",
     "distill": "teacher student out text sample fresh context batch_size accumulation logits_steps learning_rate "
-    "spiking precision device seed force",
+    "spiking precision device seed parallel force",
     "calibrate": "model budget text num_tokens encoder weights compact_scales skip include_head attention out force",
     "doctor": "",
     "tutorial": "out force",
