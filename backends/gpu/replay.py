@@ -38,6 +38,7 @@ class _Key(NamedTuple):
     tensors: tuple[tuple[int, int | None] | None, ...]
 
 
+_TENSORS = ("weight", "scale", "bias", "minimum")
 # By weight: the key of its last call, and the recording, if there is one.
 _kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 
@@ -75,16 +76,24 @@ def keep(x: Tensor, matrix: Matrix, neuron: Neuron, encoder: Encoder, rule: Kern
 
 
 def _key_of(x: Tensor, matrix: Matrix, neuron: Neuron, encoder: Encoder) -> _Key:
-    tensors = tuple(
-        None if tensor is None else (tensor.data_ptr(), version_of(tensor))
-        for tensor in (matrix.weight, matrix.scale, matrix.bias, matrix.minimum)
-    )
+    given = (getattr(matrix, name) for name in _TENSORS)
+    tensors = tuple(None if tensor is None else (tensor.data_ptr(), version_of(tensor)) for tensor in given)
     stream = torch.cuda.current_stream(x.device).cuda_stream
     return _Key(neuron, encoder, x.dtype, x.device, stream, threading.get_ident(), matrix.group_size, tensors)
 
 
+def _same_memory(tensor: Tensor | None) -> Tensor | None:
+    """Return a tensor of the same memory that keeps neither the given one alive nor what that is a view of."""
+    if tensor is None:
+        return None
+    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
 class _Recording:
     """What a layer launches for one token.
+
+    It holds the memory of the weights and not their tensors, so it goes with the layer.
 
     Args:
         x: an input as those that will come.
@@ -99,6 +108,7 @@ class _Recording:
         self._y = torch.empty(1, num_outputs, dtype=x.dtype, device=x.device)
         self._failed = torch.empty(1, dtype=torch.int32, device=x.device)
         self._failed_on_host = torch.zeros(1, dtype=torch.int32, pin_memory=True)
+        matrix = matrix._replace(**{name: _same_memory(getattr(matrix, name)) for name in _TENSORS})
         stage = Stage(self._x, (matrix,), self._y, rule, bounds, self._failed)
         self._plan: Any = tuned_groups(stage) if matrix.has_groups else plan_for(tuned(stage), stage)
         self._plan.run()  # compiles what was not compiled yet

@@ -1,6 +1,8 @@
 """Layers that run token by token on a GPU are recorded and replayed: the same outputs, and the same errors."""
 
+import gc
 import threading
+import weakref
 
 import pytest
 import torch
@@ -104,6 +106,21 @@ def test_threads_do_not_share_a_recording():
         thread.join()
     assert len(wrong) == 200
     assert not any(wrong)
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@torch.no_grad()
+def test_a_recording_goes_with_its_layer(weights):
+    before = len(replay._kept)
+    layer, x = layer_of(weights), activations(1, 300).cuda()
+    for _ in range(3):
+        layer(x)
+    assert len(replay._kept) == before + 1
+    memory = weakref.ref(layer.weight)
+    del layer
+    gc.collect()
+    assert memory() is None
+    assert len(replay._kept) == before
 
 
 @torch.no_grad()
