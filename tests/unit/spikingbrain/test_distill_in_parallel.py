@@ -7,14 +7,13 @@ import sys
 
 import pytest
 import torch
-import torch.distributed as dist
-from torch import multiprocessing, nn
 
 from spikebrain import jobs
 from spikebrain.errors import InputError
 from spikebrain.models.training import Stage, Team, WrittenText
 from spikebrain.models.training.distill import batch_of
 
+COMMAND = "from spikebrain.cli import main\nmain()\n"
 TEXT = "A neuron fires when its potential reaches the threshold, and then it rests for a while. " * 40
 
 
@@ -25,12 +24,13 @@ def student(model_folder, tmp_path):
     return tmp_path / "student"
 
 
-def torchrun(tmp_path, *arguments, size=2):
+def torchrun(tmp_path, content, *arguments, size=2):
+    """Run a program in several processes."""
     script = tmp_path / "start.py"
-    script.write_text("from spikebrain.cli import main\nmain()\n")
+    script.write_text(content)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
     return subprocess.run(
-        [*command, str(script), *map(str, arguments), "--parallel"],
+        [*command, str(script), *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
@@ -60,31 +60,40 @@ def test_no_two_processes_get_the_same_written_text(teacher):
     assert {tuple(text) for text in alone.batch(0, 12, 0, 12).tolist()} <= {tuple(text) for text in texts}
 
 
-def _average(rank, file):
-    dist.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
-    team = Team.of_processes()
-    assert (team.rank, team.size, team.is_first) == (rank, 2, rank == 0)
-    assert team.agree(True) is True
-    assert team.agree(rank == 0) is False
-    assert team.told(["first", rank]) == ["first", 0]
-    model = nn.Linear(3, 2)
-    model.weight.data.fill_(rank)
-    team.equalise(model)
-    assert bool((model.weight == 0).all())
-    only_here, nowhere = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(1))
-    model.weight.grad = torch.full((2, 3), 1.0 + 2 * rank)
-    if rank == 1:
-        only_here.grad = torch.tensor([4.0, -2.0])
-    loss = team.average([model.weight, only_here, nowhere], torch.tensor(float(rank)))
-    assert float(loss) == 0.5
-    assert bool((model.weight.grad == 2).all())
-    assert only_here.grad.tolist() == [2.0, -1.0]
-    assert nowhere.grad is None
-    dist.destroy_process_group()
+AVERAGE = """
+import torch
+import torch.distributed as dist
+from torch import nn
+from spikebrain.models.training import Team
+
+dist.init_process_group("gloo")
+team, rank = Team.of_processes(), dist.get_rank()
+assert (team.rank, team.size, team.is_first) == (rank, 2, rank == 0)
+assert team.agree(True) is True
+assert team.agree(rank == 0) is False
+assert team.told(["first", rank]) == ["first", 0]
+model = nn.Linear(3, 2)
+model.weight.data.fill_(rank)
+team.equalise(model)
+assert bool((model.weight == 0).all())
+only_here, nowhere = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(1))
+model.weight.grad = torch.full((2, 3), 1.0 + 2 * rank)
+if rank == 1:
+    only_here.grad = torch.tensor([4.0, -2.0])
+loss = team.average([model.weight, only_here, nowhere], torch.tensor(float(rank)))
+assert float(loss) == 0.5
+assert bool((model.weight.grad == 2).all())
+assert only_here.grad.tolist() == [2.0, -1.0]
+assert nowhere.grad is None
+print("averaged")
+dist.destroy_process_group()
+"""
 
 
 def test_gradients_are_averaged(tmp_path):
-    multiprocessing.spawn(_average, (tmp_path / "meeting",), nprocs=2)
+    ran = torchrun(tmp_path, AVERAGE)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("averaged") == 2
 
 
 def test_one_process_on_its_own_is_refused(run, model_folder, student, tmp_path, monkeypatch):
@@ -105,7 +114,7 @@ def test_two_processes_take_the_steps_of_one(run, model_folder, student, tmp_pat
     arguments = ["distill", model_folder, student, "--text", tmp_path / "text.txt", *options, "--json"]
     code, _, err = run(*arguments, "--out", tmp_path / "one")
     assert code == 0, err
-    ran = torchrun(tmp_path, *arguments, "--out", tmp_path / "two")
+    ran = torchrun(tmp_path, COMMAND, *arguments, "--parallel", "--out", tmp_path / "two")
     assert ran.returncode == 0, ran.stderr
     shown = json.loads(ran.stdout)  # of the first process alone
     one, two = (json.loads((tmp_path / name / "loss.json").read_text()) for name in ("one", "two"))
@@ -114,7 +123,7 @@ def test_two_processes_take_the_steps_of_one(run, model_folder, student, tmp_pat
         *(torch.tensor([point["loss"] for point in losses]) for losses in (one, two)), rtol=1e-3, atol=1e-6
     )
     assert not list((tmp_path / "two").glob("plan.json"))
-    ran = torchrun(tmp_path, *arguments, "--out", tmp_path / "three", size=3)
+    ran = torchrun(tmp_path, COMMAND, *arguments, "--parallel", "--out", tmp_path / "three", size=3)
     assert ran.returncode != 0
     assert "--batch-size: expected a multiple of 3, the number of processes, got 4." in ran.stderr
 
@@ -122,7 +131,8 @@ def test_two_processes_take_the_steps_of_one(run, model_folder, student, tmp_pat
 @pytest.mark.slow
 def test_written_text_in_the_time_that_is_given(model_folder, student, tmp_path):
     options = ["--fresh", "--context", 16, "--batch-size", 2, "--minutes", 1e-9, "--device", "cpu", "--json"]
-    ran = torchrun(tmp_path, "distill", model_folder, student, *options, "--out", tmp_path / "out")
+    arguments = ["distill", model_folder, student, *options, "--parallel", "--out", tmp_path / "out"]
+    ran = torchrun(tmp_path, COMMAND, *arguments)
     assert ran.returncode == 0, ran.stderr
     assert len(json.loads(ran.stdout)["losses"]) == 2
     assert {"config.json", "loss.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
