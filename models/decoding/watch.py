@@ -70,6 +70,7 @@ class Watch:
             if isinstance(module, Attention):
                 self._mixers.append(vars(module))
         self._sized += self._entries
+        self._entries = [entries for entries in self._entries if entries]  # what fills an empty one changes its size
         self._held = list(self._held_now())
         self._tensors = [value for value in self._held if isinstance(value, Tensor) and not value.is_meta]
         self._model, self._on_counts = weakref.ref(model), runs_on_counts(model)
