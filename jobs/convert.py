@@ -18,7 +18,7 @@ from ..models.io import load, save
 from ..models.layers.settings import ATTENTION
 from ..models.spikingbrain import LayerPlan, SpikingBrainForCausalLM, parse_layers
 from .given import K, for_all_layers, refuse, usual
-from .inputs import alone, check_length, read_text, require_new, require_tokenizer, token_ids
+from .inputs import alone, check_length, positions_of, read_text, require_new, require_tokenizer, token_ids
 from .progress import SILENT, Progress
 
 # Tokens of a text that parameters are fitted to.
@@ -135,7 +135,8 @@ def convert(settings: ConvertSettings, out: Path, progress: Progress = SILENT, *
         num_layers = getattr(getattr(teacher, "config", None), "num_hidden_layers", None)
         if num_layers is not None:  # else from_transformer says what it can convert
             _check_layout(settings, parse_layers(layout, num_layers))
-        tokens, held_out = _calibration(settings, tokenizer, found, where, progress)
+        longest = positions_of(teacher) or _CONTEXT
+        tokens, held_out = _calibration(settings, tokenizer, found, longest, where, progress)
         choices = {"window": settings.window, "num_sinks": settings.num_sinks, "num_experts": settings.num_experts}
         student = from_transformer(
             teacher.to(where),
@@ -190,9 +191,12 @@ def _check_layout(settings: ConvertSettings, plans: tuple[LayerPlan, ...]) -> No
 
 
 def _calibration(
-    settings: ConvertSettings, tokenizer: Any, source: str, device: str, progress: Progress
+    settings: ConvertSettings, tokenizer: Any, source: str, longest: int, device: str, progress: Progress
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the token ids that parameters are fitted to, and those that the result is measured on, [B, L] each."""
+    """Return the token ids that parameters are fitted to, and those that the result is measured on, [B, L] each.
+
+    Windows are at most as long as the model has positions, `longest`.
+    """
     if settings.calibrate is None:
         progress.say("Without a text to `calibrate` on, what linear attention loses is lost until it has been trained.")
         return None, None
@@ -201,7 +205,7 @@ def _calibration(
         raise InputError(f"calibrate_tokens: expected 2 or more, got {num_tokens}.")
     text, name = read_text(settings.calibrate, "calibrate")
     ids = token_ids(text, tokenizer, source)
-    length = min(_CONTEXT, num_tokens)
+    length = min(_CONTEXT, num_tokens, longest)
     check_length(name, len(ids), length, "calibrate_tokens")
     rows = ids[: len(ids) // length * length].view(-1, length)
     tokens, rest = rows[: num_tokens // length], rows[num_tokens // length :]

@@ -2,12 +2,13 @@
 
 import json
 import re
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
-from spikebrain import load
+from spikebrain import jobs, load
 from spikebrain.models.spikingbrain import SpikingBrainForCausalLM
 
 
@@ -106,6 +107,19 @@ def test_on_spikes(run, model_folder, text, tmp_path):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_calibration_windows_fit_the_positions(model_folder, text, tmp_path, monkeypatch):
+    seen = []
+    job = sys.modules["spikebrain.jobs.convert"]
+    convert = job.from_transformer
+    monkeypatch.setattr(
+        job, "from_transformer", lambda *args, **kw: seen.append(kw["calibration"].shape) or convert(*args, **kw)
+    )
+    settings = jobs.ConvertSettings(str(model_folder), window=16, calibrate=text, calibrate_tokens=150, steps=1)
+    converted = jobs.convert(settings, tmp_path / "ours")
+    assert seen == [(2, 64)]  # the model has 64 positions
+    assert converted.num_tokens % 64 == 0
+
+
 def test_errors_are_one_message_and_exit_code_2(run, model_folder, text, tmp_path):
     out, ours = ("--out", tmp_path / "o"), tmp_path / "ours"
     assert run("convert", model_folder, "--out", ours)[0] == 0
