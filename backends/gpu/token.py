@@ -34,7 +34,7 @@ class TokenPlan(NamedTuple):
         logits: [1, vocabulary].
         best: scratch, float32, [blocks].
         best_at: scratch, int32, [blocks].
-        failed: int32, [stages].
+        failed: int32, [stages + 1], the last for a token that is not in the vocabulary.
         cache: int64, [3], whose last is the number of tokens before this one.
     """
 
@@ -62,7 +62,10 @@ class TokenPlan(NamedTuple):
             self.hidden,
             self.cos,
             self.sin,
+            self.failed,
             channels,
+            len(self.embedding),
+            len(self.failed) - 1,
             half,
             self.scaling,
             CHANNELS=_CHANNELS,
@@ -99,7 +102,10 @@ def begin_token(
     hidden_ptr,
     cos_ptr,
     sin_ptr,
+    failed_ptr,
     channels,
+    num_tokens,
+    num_stages,
     half,
     scaling,
     CHANNELS: tl.constexpr,
@@ -107,9 +113,12 @@ def begin_token(
 ):
     """Copy CHANNELS channels of the token's embedding, and find the rotation of its position; grid [blocks]."""
     channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    row = embedding_ptr + tl.load(state_ptr) * channels
-    tl.store(hidden_ptr + channel, tl.load(row + channel, mask=channel < channels), mask=channel < channels)
+    token = tl.load(state_ptr)
+    is_known = (token >= 0) & (token < num_tokens)
+    row = tl.load(embedding_ptr + token * channels + channel, mask=(channel < channels) & is_known, other=0)
+    tl.store(hidden_ptr + channel, row, mask=channel < channels)
     if tl.program_id(0) == 0:
+        tl.store(failed_ptr + num_stages, (is_known == 0).to(tl.int32))
         place = tl.arange(0, HALF)
         frequency = tl.load(frequency_ptr + place, mask=place < half, other=0).to(tl.float32)
         angle = frequency * tl.load(state_ptr + 1).to(tl.float32)

@@ -40,6 +40,9 @@ def why_not_graph(model: nn.Module) -> str | None:
                 return "only some of the layers that read the same input spike"
             if len({getattr(member, "group_size", None) for member in members}) > 1:
                 return "the layers that read the same input have weight groups of different sizes"
+    embedding = None if reason else model.model.embed_tokens  # pyright: ignore
+    if embedding is not None and (type(embedding) is not nn.Embedding or embedding.max_norm is not None):
+        return f"its embedding is {embedding}, of which more than the weight is needed"
     kind = "default" if reason else getattr(model.model.rotary_emb, "rope_type", "default")  # pyright: ignore
     return reason if kind in STEADY_ROPE else f"its rotary embedding is {kind}, which looks at the length of the text"
 
@@ -117,7 +120,7 @@ class GraphDecoder:
             self._allocate(config)
             self._blocks = [self._block(number, block) for number, block in enumerate(inner.layers)]
             self._last = self._stage(
-                [self._head], self._hidden, self._logits, len(self._failed) - 1, self._list.NORM.value, inner.norm
+                [self._head], self._hidden, self._logits, 4 * self.num_layers, self._list.NORM.value, inner.norm
             )
             self._token_plan = self._plan_token()
 
@@ -136,7 +139,7 @@ class GraphDecoder:
         self._attended, self._gated = empty(1, heads * dim), empty(1, 2 * config.intermediate_size)
         self._logits = empty(1, self._head.weight.shape[0])
         self._partial = empty(heads * self._splits * (dim + 2), dtype=torch.float32)
-        self._failed = empty(4 * self.num_layers + 1, dtype=torch.int32)
+        self._failed = empty(4 * self.num_layers + 2, dtype=torch.int32)
         pinned = self.device.type == "cuda"
         # Address, rows and filled rows of the memory of keys and values.
         self._cache = empty(3, dtype=torch.int64)

@@ -239,3 +239,33 @@ def test_a_guess_runs_and_its_memory_is_freed(device, monkeypatch):
     assert torch.cuda.memory_allocated() <= before
     decoder = decoder_of(model)
     del model, decoder
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@torch.inference_mode()
+def test_tokens_beyond_the_vocabulary_are_left_to_the_separate_steps(device):
+    model = model_on(device)
+    decoder = GraphDecoder(model)
+    size = len(model.model.embed_tokens.weight)
+    memory = torch.zeros(2 * decoder.num_layers, 1, decoder.num_key_heads, 8, decoder.head_dim, device=device)
+    position = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    for token, is_known in ((size - 1, True), (size, False), (-1, False), (2**40, False), (0, True)):
+        ids = torch.tensor([[token]], device=device)
+        assert (decoder.decode(ids, position, memory, 0) is not None) == is_known
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_embedding_that_is_more_than_its_weight_is_not_for_the_graph(device):
+    class Scaled(torch.nn.Embedding):
+        def forward(self, input):
+            return 2 * super().forward(input)
+
+    model = model_on(device)
+    plain = model.model.embed_tokens
+    for options in ({}, {"max_norm": 1.0}):
+        kind = torch.nn.Embedding if options else Scaled
+        replaced = kind(*plain.weight.shape, **options, device=device)
+        model.model.embed_tokens = replaced
+        assert "of which more than the weight is needed" in why_not_graph(model)
+    model.model.embed_tokens = plain
+    assert why_not_graph(model) is None
