@@ -56,6 +56,29 @@ def paired(low, high):
 
 
 @triton.jit
+def matrix_of(
+    tile, rows0_ptr, rows1_ptr, rows2_ptr, scale0_ptr, scale1_ptr, scale2_ptr, bias0_ptr, bias1_ptr, bias2_ptr,
+    words0, words1, words2, outputs0, outputs1, outputs2, MATRICES: tl.constexpr, WORDS: tl.constexpr,
+):  # fmt: skip
+    """Return a tile's matrix (rows, scale, bias, words, outputs), its first tile and output, and all outputs."""
+    rows_ptr, scale_ptr, bias_ptr, num_words, num_outputs = rows0_ptr, scale0_ptr, bias0_ptr, words0, outputs0
+    first_tile, first_output, all_outputs = 0, 0, outputs0
+    if MATRICES > 1:
+        tiles0 = tl.cdiv(words0, WORDS)
+        all_outputs += outputs1
+        if tile >= tiles0:
+            rows_ptr, scale_ptr, bias_ptr, num_words, num_outputs = rows1_ptr, scale1_ptr, bias1_ptr, words1, outputs1
+            first_tile, first_output = tiles0, outputs0
+    if MATRICES > 2:
+        tiles1 = tl.cdiv(words0, WORDS) + tl.cdiv(words1, WORDS)
+        all_outputs += outputs2
+        if tile >= tiles1:
+            rows_ptr, scale_ptr, bias_ptr, num_words, num_outputs = rows2_ptr, scale2_ptr, bias2_ptr, words2, outputs2
+            first_tile, first_output = tiles1, outputs0 + outputs1
+    return rows_ptr, scale_ptr, bias_ptr, num_words, num_outputs, first_tile, first_output, all_outputs
+
+
+@triton.jit
 def add_events(
     list_ptr,  # this and the next two as in `list_events`
     high_ptr,
@@ -96,20 +119,10 @@ def add_events(
     """Add the rows of SLOTS shares of lists, 4 * WORDS columns of them; grid [tiles, programs, tokens]."""
     tile = tl.program_id(0)
     token = tl.program_id(2)
-    rows_ptr, scale_ptr, bias_ptr, num_words, num_outputs = rows0_ptr, scale0_ptr, bias0_ptr, words0, outputs0
-    first_tile, first_output, all_outputs = 0, 0, outputs0
-    if MATRICES > 1:
-        tiles0 = tl.cdiv(words0, WORDS)
-        all_outputs += outputs1
-        if tile >= tiles0:
-            rows_ptr, scale_ptr, bias_ptr, num_words, num_outputs = rows1_ptr, scale1_ptr, bias1_ptr, words1, outputs1
-            first_tile, first_output = tiles0, outputs0
-    if MATRICES > 2:
-        tiles1 = tl.cdiv(words0, WORDS) + tl.cdiv(words1, WORDS)
-        all_outputs += outputs2
-        if tile >= tiles1:
-            rows_ptr, scale_ptr, bias_ptr, num_words, num_outputs = rows2_ptr, scale2_ptr, bias2_ptr, words2, outputs2
-            first_tile, first_output = tiles1, outputs0 + outputs1
+    rows_ptr, scale_ptr, bias_ptr, num_words, num_outputs, first_tile, first_output, all_outputs = matrix_of(
+        tile, rows0_ptr, rows1_ptr, rows2_ptr, scale0_ptr, scale1_ptr, scale2_ptr, bias0_ptr, bias1_ptr, bias2_ptr,
+        words0, words1, words2, outputs0, outputs1, outputs2, MATRICES, WORDS,
+    )  # fmt: skip
     rows_ptr, num_words = tl.multiple_of(rows_ptr, 16), tl.multiple_of(num_words, 4)
     column = tile - first_tile  # of the tile, in its matrix
     # What is beyond the last word is read there again, and not stored.

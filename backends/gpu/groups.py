@@ -61,8 +61,7 @@ def tuned_groups(stage: Stage) -> GroupPlan | NarrowGroupPlan:
             plans[settings] = plan_groups(stage, settings)
         plans[settings].run()
 
-    shapes = ", ".join(str(tuple(matrix.weight.shape)) for matrix in stage.matrices)
-    key = f"groups of {stage.matrices[0].group_size}, {stage.source} {shapes}, {stage.x.dtype}"
+    key = f"groups of {stage.matrices[0].group_size}, {stage.kind}"
     return plan_groups(stage, fastest(key, settings_for(stage), run_stage, stage.x.device))
 
 
@@ -111,10 +110,9 @@ def run(stage: Stage) -> None:
 
 
 def _count(plan: GroupPlan) -> None:
-    stage, (num_tokens, num_inputs) = plan.stage, (len(plan.counts), len(plan.packed.rows))
-    block = min(power_of_two(num_inputs), 4096)
+    stage, num_inputs = plan.stage, plan.stage.num_inputs
     norm, eps = stage.norm or (stage.x, 0.0)
-    count_channels[num_tokens, cdiv(num_inputs, _CHANNELS)](
+    count_channels[len(plan.counts), cdiv(num_inputs, _CHANNELS)](
         stage.x,
         norm,
         stage.x if stage.seen is None else stage.seen,
@@ -125,12 +123,8 @@ def _count(plan: GroupPlan) -> None:
         plan.counts.shape[1],
         eps,
         *stage.rule.numbers,
-        RULE=stage.rule.number,
-        SOURCE=stage.source,
-        SEEN=stage.seen is not None,
+        **stage.reading(),
         CHANNELS=_CHANNELS,
-        BLOCK=block,
-        BLOCKS=cdiv(num_inputs, block),
         num_warps=1 if interpreting() else 8,
         enable_fp_fusion=False,
     )

@@ -26,7 +26,8 @@ from torch import Tensor
 
 from ...coding.kernels import interpreting
 from ...neuro.threshold_triton import COUNTED, count_of
-from .job import cdiv, power_of_two
+from .add import matrix_of
+from .job import cdiv
 from .list import GATED, NORM, input_at, inverse_rms, token_threshold
 from .stage import Stage, three
 
@@ -61,7 +62,6 @@ class NarrowPlan(NamedTuple):
     def run(self) -> None:
         """Count, add, rescale, and fill the stage's y."""
         settings, stage, rows = self.settings, self.stage, self.rows
-        num_inputs, block = len(rows[0]), min(power_of_two(len(rows[0])), 4096)
         norm, eps = stage.norm or (stage.x, 0.0)
         has_scale, has_bias = stage.matrices[0].scale is not None, stage.matrices[0].bias is not None
         tiles = sum(cdiv(words.shape[1], settings.words) for words in rows)
@@ -76,22 +76,18 @@ class NarrowPlan(NamedTuple):
             *three([matrix.bias if has_bias else stage.x for matrix in stage.matrices]),
             *three([words.shape[1] for words in rows]),
             *three([len(matrix.weight) for matrix in stage.matrices]),
-            num_inputs,
+            stage.num_inputs,
             eps,
             *stage.rule.numbers,
-            RULE=stage.rule.number,
-            SOURCE=stage.source,
-            SEEN=stage.seen is not None,
+            **stage.reading(),
             FAILED=stage.failed is not None,
             MATRICES=len(rows),
             RESCALE=has_scale,
             BIAS=has_bias,
             RESIDUAL=stage.residual,
             CHANNELS=settings.channels,
-            CHUNKS=cdiv(num_inputs, settings.channels),
+            CHUNKS=cdiv(stage.num_inputs, settings.channels),
             WORDS=settings.words,
-            BLOCK=block,
-            BLOCKS=cdiv(num_inputs, block),
             num_warps=settings.warps,
             enable_fp_fusion=False,
         )
@@ -163,20 +159,10 @@ def run_narrow(
 ):
     """Run 4 * WORDS outputs of a token; grid [tiles of all matrices, tokens]."""
     tile, token = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    rows_ptr, scale_ptr, bias_ptr, num_words, num_outputs = rows0_ptr, scale0_ptr, bias0_ptr, words0, outputs0
-    first_tile, first_output, all_outputs = 0, 0, outputs0
-    if MATRICES > 1:
-        tiles0 = tl.cdiv(words0, WORDS)
-        all_outputs += outputs1
-        if tile >= tiles0:
-            rows_ptr, scale_ptr, bias_ptr, num_words, num_outputs = rows1_ptr, scale1_ptr, bias1_ptr, words1, outputs1
-            first_tile, first_output = tiles0, outputs0
-    if MATRICES > 2:
-        tiles1 = tl.cdiv(words0, WORDS) + tl.cdiv(words1, WORDS)
-        all_outputs += outputs2
-        if tile >= tiles1:
-            rows_ptr, scale_ptr, bias_ptr, num_words, num_outputs = rows2_ptr, scale2_ptr, bias2_ptr, words2, outputs2
-            first_tile, first_output = tiles1, outputs0 + outputs1
+    rows_ptr, scale_ptr, bias_ptr, num_words, num_outputs, first_tile, first_output, all_outputs = matrix_of(
+        tile, rows0_ptr, rows1_ptr, rows2_ptr, scale0_ptr, scale1_ptr, scale2_ptr, bias0_ptr, bias1_ptr, bias2_ptr,
+        words0, words1, words2, outputs0, outputs1, outputs2, MATRICES, WORDS,
+    )  # fmt: skip
     output = (tile - first_tile) * 4 * WORDS + tl.arange(0, 4 * WORDS)
     is_output = output < num_outputs
     here = y_ptr + token * all_outputs + first_output + output

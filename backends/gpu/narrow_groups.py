@@ -66,7 +66,6 @@ class NarrowGroupPlan(NamedTuple):
     def run(self) -> None:
         """Count, add, rescale, and fill the stage's y."""
         settings, stage, packed = self.settings, self.stage, self.packed
-        num_inputs, block = len(packed.rows), min(power_of_two(len(packed.rows)), 4096)
         norm, eps = stage.norm or (stage.x, 0.0)
         run_narrow_groups[len(self.first), len(stage.x)](
             stage.x,
@@ -80,25 +79,21 @@ class NarrowGroupPlan(NamedTuple):
             packed.scale if self.bias is None else self.bias,
             self.first,
             self.end,
-            num_inputs,
+            stage.num_inputs,
             packed.rows.stride(0),
             packed.scale.stride(0),
             stage.y.shape[1],
             eps,
             *stage.rule.numbers,
-            RULE=stage.rule.number,
-            SOURCE=stage.source,
-            SEEN=stage.seen is not None,
+            **stage.reading(),
             BIAS=self.bias is not None,
             RESIDUAL=stage.residual,
             MINIMUM=packed.minimum is not None,
             LIFT=packed.lift,
             SIZE=self.size,
             GROUPS=settings.channels // self.size,
-            CHUNKS=cdiv(num_inputs, settings.channels),
+            CHUNKS=cdiv(stage.num_inputs, settings.channels),
             WORDS=settings.words,
-            BLOCK=block,
-            BLOCKS=cdiv(num_inputs, block),
             num_warps=settings.warps,
             enable_fp_fusion=False,
         )

@@ -91,13 +91,11 @@ def run(settings: Settings | NarrowSettings, job: Job) -> None:
 
 def tuned(stage: Stage) -> Settings | NarrowSettings:
     """Return the launch settings with which a stage is fastest; it runs many times, unless they are known."""
-    shapes = ", ".join(str(tuple(matrix.weight.shape)) for matrix in stage.matrices)
 
     def run_stage(settings: Settings | NarrowSettings) -> None:
         plan_for(settings, stage).run()
 
-    candidates = settings_for(1, stage.matrices[0].weight.shape[1])
-    return fastest(f"stage {stage.source} {shapes}, {stage.x.dtype}", candidates, run_stage, stage.x.device)
+    return fastest(f"stage {stage.kind}", settings_for(1, stage.num_inputs), run_stage, stage.x.device)
 
 
 class Plan(NamedTuple):
@@ -159,8 +157,7 @@ def plan_for(settings: Settings | NarrowSettings, stage: Stage) -> Plan | Narrow
 def list_rows(plan: Plan) -> None:
     """Find the thresholds, list the rows to add, and set the sums to zero."""
     settings, stage = plan.settings, plan.stage
-    num_tokens, num_inputs = len(stage.x), len(plan.rows[0])
-    block = min(power_of_two(num_inputs), 4096)
+    num_tokens = len(stage.x)
     norm, eps = stage.norm or (stage.x, 0.0)
     # Rows of several tokens overlap: those of the first bring most of the others' into the cache.
     prefetch = settings.prefetch if num_tokens == 1 and _can_prefetch(stage.x.device) else 0
@@ -178,22 +175,18 @@ def list_rows(plan: Plan) -> None:
         plan.threshold,
         plan.head if stage.failed is None else stage.failed,
         plan.sums,
-        num_inputs,
+        stage.num_inputs,
         plan.sums.shape[1],
         *three([rows.shape[1] for rows in plan.rows]),
         plan.lists,
         plan.shares * (_MOST_ROWS - settings.rows),
         eps,
         *stage.rule.numbers,
-        RULE=stage.rule.number,
-        SOURCE=stage.source,
-        SEEN=stage.seen is not None,
+        **stage.reading(),
         MATRICES=len(plan.rows),
         CHANNELS=_CHANNELS,
         ROWS=settings.rows,
         LENGTH=plan.length,
-        BLOCK=block,
-        BLOCKS=cdiv(num_inputs, block),
         PREFETCH=prefetch,
         num_warps=THREADS.value // 32,
         enable_fp_fusion=False,

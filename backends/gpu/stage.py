@@ -8,8 +8,11 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ...neuro import NO_RULE, CountBounds, KernelRule
-from .job import Matrix
+from .job import Matrix, cdiv, power_of_two
 from .list import GIVEN
+
+# Channels that a program reads at a time to find the threshold.
+_MOST_BLOCK = 4096
 
 
 class Stage(NamedTuple):
@@ -39,6 +42,28 @@ class Stage(NamedTuple):
     norm: tuple[Tensor, float] | None = None
     residual: bool = False
     seen: Tensor | None = None
+
+    @property
+    def num_inputs(self) -> int:
+        """Input channels of all matrices."""
+        return self.matrices[0].weight.shape[1]
+
+    @property
+    def kind(self) -> str:
+        """What the fastest launch settings depend on."""
+        shapes = ", ".join(str(tuple(matrix.weight.shape)) for matrix in self.matrices)
+        return f"{self.source} {shapes}, {self.x.dtype}"
+
+    def reading(self) -> dict[str, Any]:
+        """Return how a kernel reads and counts the input: what they tell the compiler, by name."""
+        block = min(power_of_two(self.num_inputs), _MOST_BLOCK)
+        return {
+            "RULE": self.rule.number,
+            "SOURCE": self.source,
+            "SEEN": self.seen is not None,
+            "BLOCK": block,
+            "BLOCKS": cdiv(self.num_inputs, block),
+        }
 
 
 def three(items: Sequence[Any]) -> list[Any]:
