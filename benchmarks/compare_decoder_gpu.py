@@ -2,10 +2,10 @@
 
     python benchmarks/compare_decoder_gpu.py [--weights int8|int4|int4-minimum] [--number 1e9] [--models N] [--out FILE]
 
-Each round draws a Llama-type model of one block (sizes, data type, bias, k) with random weights: INT8 rows (-128 to
-127), or 4 bits in groups of 32 inputs without or with minima. Launch settings of INT8 rows are drawn, not tuned. Scales
-of groups are 1 and 2 and minima are whole numbers, so that their sums are exact in float32, too, in any order; tokens
-where they might not be (2^24 and more) are left out.
+Each round draws a Llama-type model of one block (sizes, data type, bias, k, coarse rows for small counts) with random
+weights: INT8 rows (-128 to 127), or 4 bits in groups of 32 inputs without or with minima. Launch settings are drawn,
+not tuned. Scales of groups are 1 and 2 and minima are whole numbers, so that their sums are exact in float32, too, in
+any order; tokens where they might not be (2^24 and more in halves) are left out.
 
 Each stage (norm, counting, listing, adding for q, k and v; the output projection with its residual; gate and up; SiLU,
 down with its residual; the head) gets activations of `compare_integers.py`. Its outputs are compared, bit for bit, with
@@ -27,9 +27,11 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import spikebrain as sb
+from spikebrain.backends.gpu import groups as triton_groups
 from spikebrain.backends.gpu import spike as triton_spike
 from spikebrain.models.decoding.fits import projections
 from spikebrain.models.decoding.graph import GraphDecoder
+from spikebrain.neuro import without_band
 
 _TOKENS = 256
 
@@ -53,11 +55,15 @@ def draw_model(rng: random.Random, weights: str) -> Any:
         parameter.add_(0.1 * torch.randn_like(parameter))
     neuron = sb.AdaptiveThreshold(k=rng.choice([0.3, 1.0, 3.0, 3.0, 8.0, 30.0]))
     kind: Any = "int8" if weights == "int8" else "int4"
-    settings = sb.SpikeSettings(include_head=True, neuron=neuron, weights=kind)
+    edge = rng.randrange(1, 20)
+    coarse: Any = rng.choice(
+        [None, ((2, edge),)] + ([((4, edge),), ((2, edge), (4, 2 * edge))] if kind == "int8" else [])
+    )
+    settings = sb.SpikeSettings(include_head=True, neuron=neuron, weights=kind, coarse=coarse)
     spiking = sb.to_spiking(model, settings, inplace=True)
     low, high = {"int8": (-128, 128), "int4": (-8, 8), "int4-minimum": (0, 16)}[weights]
     for layer in spiking.modules():
-        if isinstance(layer, sb.SpikeLinear):
+        if isinstance(layer, sb.SpikeLinear) and getattr(layer.neuron, "up_to", None) is None:
             shape = (layer.in_features, layer.out_features)
             layer.weight = torch.randint(low, high, shape, dtype=torch.int8, device="cuda").t()
             if weights != "int8":
@@ -70,6 +76,8 @@ def draw_model(rng: random.Random, weights: str) -> Any:
 def compare_stage(rng: random.Random, decoder: Any, plan: Any, group: list[Any]) -> tuple[int, int]:
     """Return how many outputs were compared and how many differ."""
     inputs, outputs, before = [], [], []
+    reads = getattr(group[0], "reads", ())
+    group = [getattr(layer, "own", layer) for layer in group]
     seen = torch.empty(1, group[0].in_features, dtype=decoder.dtype, device="cuda")
     plan = plan._replace(stage=plan.stage._replace(seen=seen))
     stage, fits = plan.stage, True
@@ -87,27 +95,36 @@ def compare_stage(rng: random.Random, decoder: Any, plan: Any, group: list[Any])
         outputs.append(stage.y.clone())
         fits = fits & (stage.failed == 0)
     assert bool(fits)
-    spikes = group[0].neuron(torch.cat(inputs))
-    expected = [exact_output(layer, spikes.count, spikes.threshold) for layer in group]
+    spikes = without_band(group[0].neuron)(torch.cat(inputs))
+    expected = [exact_output(layer, reads, spikes.count, spikes.threshold) for layer in group]
     whole = torch.cat([y for y, _ in expected], 1).to(decoder.dtype)
     whole = torch.cat(before) + whole if stage.residual else whole
     surely = torch.cat([exact.expand_as(y) for y, exact in expected], 1)
     return int(surely.sum()), int(((whole != torch.cat(outputs)) & surely).sum())
 
 
-def exact_output(layer: Any, count: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+def exact_output(
+    layer: Any, reads: tuple[tuple[int, int], ...], count: Tensor, threshold: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return the outputs of a layer, and for which tokens they must be equal to the last bit."""
-    integers, scale, surely = layer.weight.double(), layer.scale, torch.ones_like(threshold, dtype=torch.bool)
+    weight, scale, above = layer.weight.double(), layer.scale, 0
+    surely = torch.ones_like(threshold, dtype=torch.bool)
+    spread = []
     if layer.group_size is not None:
         spread = [part.double().repeat_interleave(layer.group_size, 1)[:, : layer.in_features]
                   for part in (layer.scale, layer.minimum) if part is not None]  # fmt: skip
-        integers = integers * spread[0]
-        largest = integers.abs()
-        if len(spread) > 1:
-            integers, largest = integers + spread[1], largest + spread[1].abs()
-        surely = (count.double().abs() @ largest.t()).amax(1, keepdim=True) < 2**24
+        largest = weight.abs() * spread[0] + (spread[1].abs() if len(spread) > 1 else 0)
+        surely = (count.double().abs() @ largest.t()).amax(1, keepdim=True) < 2 ** (23 if reads else 24)
         scale = torch.ones(1, 1, device="cuda")
-    y = (count.double() @ integers.t()).to(torch.float32) * scale.t() * threshold
+    total = torch.zeros(len(count), len(weight), dtype=torch.float64, device=count.device)
+    for up_to, dropped in (*reads, (2**31, 0)):
+        heard = (count.abs() > above) & (count.abs() <= up_to)
+        integers = weight.div(2**dropped, rounding_mode="floor") * 2**dropped + (2**dropped - 1) / 2
+        if spread:
+            integers = integers * spread[0] + (spread[1] if len(spread) > 1 else 0)
+        total, above = total + (count * heard).double() @ integers.t(), up_to
+    halves = 2 if reads else 1
+    y = (halves * total).to(torch.float32) * (scale.t() / halves) * threshold
     return y if layer.bias is None else y + layer.bias.float(), surely
 
 
@@ -124,9 +141,13 @@ def main() -> None:
     torch.manual_seed(options.seed)
 
     def drawn(stage: Any) -> Any:
-        return rng.choice(triton_spike.settings_for(1, stage.matrices[0].weight.shape[1]))
+        return rng.choice(triton_spike.settings_for(1, stage.num_inputs, stage.upper))
+
+    def drawn_groups(stage: Any) -> Any:
+        return triton_groups.plan_groups(stage, rng.choice(triton_groups.settings_for(stage)))
 
     setattr(triton_spike, "tuned", drawn)  # noqa: B010
+    setattr(triton_groups, "tuned_groups", drawn_groups)  # noqa: B010
     start, compared, differing = time.perf_counter(), 0, 0
     for number in range(options.models):
         model = draw_model(rng, options.weights)

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from .list import HEAD
+from .upper import at_level
 
 
 @triton.jit
@@ -26,17 +27,55 @@ def places_at(places, length, tile, ROWS: tl.constexpr):
 
 
 @triton.jit
-def rows_at(rows_ptr, place, num_words, word):
-    """Load the words of the rows at some places, [places, words]; zeros where a place is empty."""
-    row = tl.multiple_of((place >> 2)[:, None] * num_words, [1, 4])
+def rows_at(rows_ptr, place, num_words, word, UPPER: tl.constexpr, PLANES: tl.constexpr):
+    """Load the rows at some places, or their planes, for `words_of`; zeros where a place is empty."""
+    is_row = (place >= 0)[:, None]
+    row = tl.multiple_of((place >> (4 if UPPER else 2))[:, None] * num_words, [1, 4])
     here = rows_ptr + (row + word[None, :])
-    return tl.load(here, mask=(place >= 0)[:, None], other=0, eviction_policy="evict_first")
+    upper = tl.load(here, mask=is_row, other=0, eviction_policy="evict_first")
+    if not PLANES:
+        return upper, upper
+    reads_all = is_row & ((place >> 2 & 3) == 0)[:, None]
+    return upper, tl.load(here + (num_words >> 1), mask=reads_all, other=0, eviction_policy="evict_first")
 
 
 @triton.jit
-def add_rows(sums, w, place, ROWS: tl.constexpr, SLOTS: tl.constexpr, WORDS: tl.constexpr):
+def words_of(rows, level, keep0, keep1, UPPER: tl.constexpr, PLANES: tl.constexpr):
+    """Return words of four integers of loaded rows; only upper bits where a level says so.
+
+    It is apart from `rows_at` so that nothing waits for the rows before they are added.
+    """
+    w, lower = rows
+    if PLANES:
+        first, second = w << 4 & -252645136 | lower & 0x0F0F0F0F, w & -252645136 | lower >> 4 & 0x0F0F0F0F
+        w = tl.interleave(first, second)
+    if UPPER:
+        w = w & at_level(level, keep0, keep1, -1)
+    return w
+
+
+@triton.jit
+def words_of_tile(column, num_words, WORDS: tl.constexpr, PLANES: tl.constexpr):
+    """Return the words of a row, or of its upper plane, that a tile reads; those beyond the last are read there again.
+
+    A thread reads 16 bytes of a row, or 8 of a plane.
+    """
+    LOADED: tl.constexpr = WORDS // 2 if PLANES else WORDS
+    last = (num_words >> 1 if PLANES else num_words) - 4
+    word = tl.minimum(column * LOADED + tl.arange(0, LOADED), last + tl.arange(0, LOADED) % 4)
+    if PLANES:
+        return tl.max_contiguous(tl.multiple_of(word, 2), 2)
+    return tl.max_contiguous(tl.multiple_of(word, 4), 4)
+
+
+@triton.jit
+def add_rows(
+    sums, rows, place, keep0, keep1,
+    UPPER: tl.constexpr, PLANES: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, WORDS: tl.constexpr,
+):  # fmt: skip
     """Add a tile to the running sums, and these to the totals where the digit drops after it."""
     even, odd, sum0, sum1, sum2, sum3 = sums
+    w = words_of(rows, (place >> 2 & 3)[:, None], keep0, keep1, UPPER, PLANES)
     # 0x80 in each byte adds 128; 0x7F complements as well; nothing where there is no row.
     lift = tl.where(place >= 0, -2139062144 ^ -(place & 1), 0)[:, None]
     even += tl.sum(tl.reshape((w ^ lift) & 0x00FF00FF, (ROWS, SLOTS, WORDS)), 0)
@@ -103,12 +142,17 @@ def add_events(
     outputs2,
     num_sums,
     lists,
+    keep0,  # as of `UpperBits`
+    keep1,
     MATRICES: tl.constexpr,
+    UPPER: tl.constexpr,  # whether small counts read upper bits
+    PLANES: tl.constexpr,  # whether rows are as of `planes_of`
     RESCALE: tl.constexpr,
     BIAS: tl.constexpr,  # all of them have a bias
     RESIDUAL: tl.constexpr,  # add to what is in y
     CHANNELS: tl.constexpr,
     ROWS: tl.constexpr,
+    TOP: tl.constexpr,
     SHARES: tl.constexpr,  # of a list, a power of two
     SLOTS: tl.constexpr,
     WORDS: tl.constexpr,
@@ -125,14 +169,14 @@ def add_events(
     )  # fmt: skip
     rows_ptr, num_words = tl.multiple_of(rows_ptr, 16), tl.multiple_of(num_words, 4)
     column = tile - first_tile  # of the tile, in its matrix
-    # What is beyond the last word is read there again, and not stored.
-    word = tl.minimum(column * WORDS + tl.arange(0, WORDS), num_words - 4 + tl.arange(0, WORDS) % 4)
-    word = tl.max_contiguous(tl.multiple_of(word, 4), 4)
+    word = words_of_tile(column, num_words, WORDS, PLANES)
     # All loaded here, so that nothing waits for them at the end.
     output = column * (4 * WORDS) + tl.arange(0, 4 * WORDS)
     y = y_ptr + token.to(tl.int64) * all_outputs + first_output + output
     if RESCALE:
         scale = tl.load(scale_ptr + output, mask=output < num_outputs, other=0)
+        if UPPER:
+            scale = scale * 0.5  # sums are in halves
         if BIAS:
             bias = tl.load(bias_ptr + output, mask=output < num_outputs, other=0).to(tl.float32)
         if RESIDUAL:
@@ -143,13 +187,15 @@ def add_events(
     is_slot = list_of_slot < lists
     place_in_list = (token * lists + list_of_slot).to(tl.int64)
     head = head_ptr + place_in_list * HEAD
-    num_tiles = tl.load(head + 11, mask=is_slot, other=0)
+    num_tiles = tl.load(head + 3 + TOP, mask=is_slot, other=0)
     begin = num_tiles * share // SHARES
     end = num_tiles * (share + 1) // SHARES
     is_first = is_slot & (share == 0)
     lifted = tl.load(head, mask=is_first, other=0)
     num_high = tl.load(head + 1, mask=is_first, other=0)
-    ends = tl.load(head[:, None] + 4 + tl.arange(0, 8)[None, :], mask=is_slot[:, None], other=0)
+    if UPPER:
+        middle = tl.load(head + 3, mask=is_first, other=0)
+    ends = tl.load(head[:, None] + 4 + tl.arange(0, TOP)[None, :], mask=is_slot[:, None], other=0)
     digits_left = tl.sum((ends > end[:, None]).to(tl.int32), 1)
     if RESCALE:
         threshold = tl.load(threshold_ptr + token)
@@ -170,26 +216,26 @@ def add_events(
     place1 = places_at(places, length, 1, ROWS)
     next0 = places_at(places, length, STAGES, ROWS)
     next1 = places_at(places, length, STAGES + 1, ROWS)
-    w0 = rows_at(rows_ptr, place0, num_words, word)
-    w1 = rows_at(rows_ptr, place1, num_words, word)
+    w0 = rows_at(rows_ptr, place0, num_words, word, UPPER, PLANES)
+    w1 = rows_at(rows_ptr, place1, num_words, word, UPPER, PLANES)
     if STAGES == 3:
         place2 = places_at(places, length, 2, ROWS)
         next2 = places_at(places, length, STAGES + 2, ROWS)
-        w2 = rows_at(rows_ptr, place2, num_words, word)
+        w2 = rows_at(rows_ptr, place2, num_words, word, UPPER, PLANES)
     for i in tl.range(2 * STAGES, tl.max(end - begin, 0) + 2 * STAGES, STAGES, num_stages=1):
-        sums = add_rows(sums, w0, place0, ROWS, SLOTS, WORDS)
-        w0 = rows_at(rows_ptr, next0, num_words, word)
+        sums = add_rows(sums, w0, place0, keep0, keep1, UPPER, PLANES, ROWS, SLOTS, WORDS)
+        w0 = rows_at(rows_ptr, next0, num_words, word, UPPER, PLANES)
         place0, next0 = next0, places_at(places, length, i, ROWS)
-        sums = add_rows(sums, w1, place1, ROWS, SLOTS, WORDS)
-        w1 = rows_at(rows_ptr, next1, num_words, word)
+        sums = add_rows(sums, w1, place1, keep0, keep1, UPPER, PLANES, ROWS, SLOTS, WORDS)
+        w1 = rows_at(rows_ptr, next1, num_words, word, UPPER, PLANES)
         place1, next1 = next1, places_at(places, length, i + 1, ROWS)
         if STAGES == 3:
-            sums = add_rows(sums, w2, place2, ROWS, SLOTS, WORDS)
-            w2 = rows_at(rows_ptr, next2, num_words, word)
+            sums = add_rows(sums, w2, place2, keep0, keep1, UPPER, PLANES, ROWS, SLOTS, WORDS)
+            w2 = rows_at(rows_ptr, next2, num_words, word, UPPER, PLANES)
             place2, next2 = next2, places_at(places, length, i + 2, ROWS)
     even, odd, sum0, sum1, sum2, sum3 = sums
-    # The running sums count once more for every digit that is left: 1, 2, 4 or 8 times at a go.
-    for bit in tl.static_range(4):
+    # The running sums count once more for every digit that is left: 1, 2, 4, 8 or 16 times at a go.
+    for bit in tl.static_range(4 + TOP // 16):
         more = -(digits_left >> bit & 1)[:, None]
         sum0 += (even & 0xFFFF & more) << bit
         sum1 += (odd & 0xFFFF & more) << bit
@@ -208,9 +254,13 @@ def add_events(
             here = head_ptr + place_in_lists * HEAD
             for i in range(0, tl.load(here + 1)):
                 event = tl.load(high_ptr + place_in_lists * CHANNELS + i)
-                offset = (number * CHANNELS + (event >> 1 & 1023)).to(tl.int64) * num_words
+                offset = (number * CHANNELS + (event >> 1 & (CHANNELS - 1))).to(tl.int64) * num_words
                 sign = -(event & 1)
-                single = tl.load(rows_ptr + offset + word)
+                row = tl.load(rows_ptr + offset + word)
+                lower = row
+                if PLANES:
+                    lower = tl.load(rows_ptr + offset + word + (num_words >> 1), mask=(event >> 9 & 3) == 0, other=0)
+                single = words_of((row, lower), event >> 9 & 3, keep0, keep1, UPPER, PLANES)
                 rest = event >> 11
                 shift = tl.load(here + 2)
                 while rest > 0:
@@ -221,6 +271,12 @@ def add_events(
                         sum3 += ((single >> 24 ^ sign) - sign) << shift
                     rest = rest >> 1
                     shift += 1
+    if UPPER:
+        middle = tl.sum(middle, 0)
+        sum0 = (sum0 << 1) + middle
+        sum1 = (sum1 << 1) + middle
+        sum2 = (sum2 << 1) + middle
+        sum3 = (sum3 << 1) + middle
     # Two sums of 26 bits (or one of 48) share 64 bits with the number of programs that they hold: whose addition
     # completes the number has the sums. So there is no second pass, and half as many atomic additions as sums.
     here = sums_ptr + token.to(tl.int64) * num_sums

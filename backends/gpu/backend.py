@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -48,6 +48,8 @@ class Triton(Backend):
 
     mode: Literal["spike", "count"] = "spike"
 
+    knows_upper_bits: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         check_mode(self, self.mode)
 
@@ -79,14 +81,17 @@ class Triton(Backend):
         *,
         minimum: Tensor | None = None,
         group_size: int | None = None,
+        upper: Sequence[tuple[int, int]] = (),
     ) -> Tensor | None:
         """Run the whole layer in two kernels; see `Backend.fused`. With weight groups, floats are equal to rounding.
+
+        Upper bits are known in mode "spike"; in the other, the separate steps run.
 
         While a CUDA graph is captured nothing can raise. Then the output of a token is NaN where its input is not
         finite or the threshold's upper limit binds, so that its counts may not fit.
         """
         num_inputs = weight.shape[1]
-        matrix = Matrix(weight, scale, bias, minimum, group_size)
+        matrix = Matrix(weight, scale, bias, minimum, group_size, tuple(upper))
         is_single = self.mode == "spike" and x.is_cuda and x.numel() == num_inputs
         if is_single:
             ran, y = _replay().replayed(x, matrix, neuron, encoder)
@@ -96,7 +101,8 @@ class Triton(Backend):
         if (
             rule is None
             or bounds is None
-            or self.why_not_fused(neuron, encoder, weight, group_size) is not None
+            or self.why_not_fused(neuron, encoder, weight, group_size, upper=bool(upper)) is not None
+            or (upper and self.mode != "spike")
             or x.dtype not in NARROW
             or not x.numel()
             or not weight.numel()
@@ -113,7 +119,7 @@ class Triton(Backend):
             self._run_groups(matrix, flat, y, rule, bounds, failed)
         else:
             high_capacity = int(bounds.mean * num_inputs / (MAX_WEIGHT - 1)) + 1
-            self._run(Job(flat, weight, y, high_capacity, rule, bounds, scale, bias, failed, x))
+            self._run(Job(flat, weight, y, high_capacity, rule, bounds, scale, bias, failed, matrix.upper, x))
         if any_failed(failed):
             return None
         if is_single:
@@ -156,8 +162,23 @@ class Triton(Backend):
         return None if any_failed(counted.failed) else outputs
 
     @staticmethod
-    def why_not_fused(neuron: Neuron, encoder: Encoder, weight: Tensor, group_size: int | None = None) -> str | None:
-        """Return why there are no kernels for whole layers with this neuron, code and weights, or None if there are."""
+    def why_not_fused(
+        neuron: Neuron,
+        encoder: Encoder,
+        weight: Tensor,
+        group_size: int | None = None,
+        *,
+        upper: bool = False,
+    ) -> str | None:
+        """Return why there are no kernels for whole layers with this neuron, code and weights, or None if there are.
+
+        Args:
+            neuron: of the layer.
+            encoder: of the layer.
+            weight: of the layer, int8 [outputs, inputs].
+            group_size: input channels that share a scale; None for all.
+            upper: whether small counts read upper bits.
+        """
         if group_size is not None and group_size > MOST_GROUPED:
             return f"has weight groups of {group_size} channels, more than {MOST_GROUPED}"
         rule, bounds = neuron.kernel_rule(), neuron.count_bounds(weight.shape[1])
@@ -165,7 +186,8 @@ class Triton(Backend):
             return f"has a neuron without a kernel, {neuron!r}"
         if not encoder.lossless:
             return f"has the encoder {encoder!r}, whose spikes must be added"
-        if bounds.largest > MAX_LOSSLESS_COUNT or MAX_WEIGHT * bounds.mean * weight.shape[1] > INT32.max:
+        largest = MAX_WEIGHT * (2 if upper else 1)  # sums of upper bits are in halves
+        if bounds.largest > MAX_LOSSLESS_COUNT or largest * bounds.mean * weight.shape[1] > INT32.max:
             return f"has sums that may not fit 32 bits with {neuron!r}"
         if not 1e-30 < rule.threshold_range[0] <= rule.threshold_range[1] < 1e30:
             return f"has thresholds of {neuron!r} outside 1e-30 to 1e30"
@@ -212,7 +234,8 @@ class Triton(Backend):
     def _run(self, job: Job) -> None:
         kernels = importlib.import_module(f".{self.mode}", __package__)  # imports Triton
         key = f"{self.mode} {tuple(job.weight.shape)}, {power_of_two(len(job.x))} tokens, {job.x.dtype}"
-        candidates = kernels.settings_for(*job.x.shape)
+        key += ", upper bits" if job.upper else ""
+        candidates = kernels.settings_for(*job.x.shape, job.upper)
         with torch.cuda.device_of(job.x):  # Triton launches on the current GPU
             kernels.run(fastest(key, candidates, lambda settings: kernels.run(settings, job), job.x.device), job)
 

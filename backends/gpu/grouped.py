@@ -23,6 +23,7 @@ import triton.language as tl
 
 from ...neuro.threshold_triton import count_of
 from .list import GATED, NORM, input_at, inverse_rms, token_threshold
+from .upper import at_level, level_of
 
 # Rows whose lanes are added up before they could overflow: 16 * 15 < 2^8.
 ROWS = tl.constexpr(16)
@@ -115,8 +116,8 @@ def unfold(sums, folded, digit, BITS: tl.constexpr):
 
 @triton.jit
 def add_rows(
-    folded, counts_ptr, rows_ptr, end, digit,
-    RAGGED: tl.constexpr, ROW_WORDS: tl.constexpr, BITS: tl.constexpr, WORDS: tl.constexpr,
+    folded, counts_ptr, rows_ptr, end, digit, edge0, edge1, keep0, keep1,
+    UPPER: tl.constexpr, RAGGED: tl.constexpr, ROW_WORDS: tl.constexpr, BITS: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
     """Add four digits, from `digit` on, of the rows of ROWS channels, of which `end` are of this group."""
     nothing = tl.zeros([WORDS], tl.int32)
@@ -133,7 +134,10 @@ def add_rows(
         w = tl.load(rows_ptr + row * ROW_WORDS, mask=tl.abs(counts[row]) >> digit != 0, other=0)
         rows = rows + (w,)  # noqa: RUF005
     for row in tl.static_range(ROWS):
-        even, odd = lanes_of(counts[row], rows[row], BITS)
+        w = rows[row]
+        if UPPER:
+            w = w & at_level(level_of(counts[row], edge0, edge1), keep0, keep1, -1)
+        even, odd = lanes_of(counts[row], w, BITS)
         digits = tl.abs(counts[row]) >> digit
         if digits & 1 != 0:
             even0 += even
@@ -155,8 +159,9 @@ def add_rows(
 
 @triton.jit
 def add_group(
-    sums, counts_ptr, rows_ptr, size, most,
-    SIZE: tl.constexpr, RAGGED: tl.constexpr, ROW_WORDS: tl.constexpr, BITS: tl.constexpr, WORDS: tl.constexpr,
+    sums, counts_ptr, rows_ptr, size, most, edge0, edge1, keep0, keep1,
+    UPPER: tl.constexpr, SIZE: tl.constexpr, RAGGED: tl.constexpr,
+    ROW_WORDS: tl.constexpr, BITS: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
     """Add the rows of a group's channels, whose largest |count| is `most`."""
     nothing = tl.zeros([WORDS], tl.int32)
@@ -167,7 +172,7 @@ def add_group(
             for row in range(start, min(start + MOST_ROWS, SIZE), ROWS):
                 folded = add_rows(
                     folded, counts_ptr + row, rows_ptr + row * ROW_WORDS, size - row, digit,
-                    RAGGED, ROW_WORDS, BITS, WORDS,
+                    edge0, edge1, keep0, keep1, UPPER, RAGGED, ROW_WORDS, BITS, WORDS,
                 )  # fmt: skip
             sums = unfold(sums, folded, digit, BITS)
             digit += 4
@@ -187,6 +192,13 @@ def add_groups(
     padded_outputs,
     num_groups,
     per_share,
+    edge0,  # this and the next five as of `UpperBits`
+    edge1,
+    keep0,
+    keep1,
+    middle0,
+    middle1,
+    UPPER: tl.constexpr,  # whether small counts read upper bits
     BITS: tl.constexpr,
     LIFT: tl.constexpr,  # what the packed integers are too much
     MINIMUM: tl.constexpr,
@@ -212,12 +224,14 @@ def add_groups(
         sums = whole, whole, whole, whole, whole, whole, whole, whole
         sums = add_group(
             sums, count_ptr + first, rows_ptr + first * ROW_WORDS, min(num_inputs - first, SIZE),
-            tl.max(tl.abs(counts)), SIZE, RAGGED, ROW_WORDS, BITS, WORDS,
+            tl.max(tl.abs(counts)), edge0, edge1, keep0, keep1, UPPER, SIZE, RAGGED, ROW_WORDS, BITS, WORDS,
         )  # fmt: skip
         # A complement is 2^BITS - 1 too much.
         too_much = (negative << BITS) - negative + LIFT * total
+        if UPPER:  # sums in halves
+            too_much = 2 * too_much - tl.sum(counts * at_level(level_of(counts, edge0, edge1), middle0, middle1, 0))
         at = (wide + group) * scale_stride + tile * FIELDS * WORDS + lane
-        parts = add_terms(parts, sums, total, too_much, scale_ptr, minimum_ptr, at, MINIMUM, BITS, WORDS)
+        parts = add_terms(parts, sums, total, too_much, scale_ptr, minimum_ptr, at, UPPER, MINIMUM, BITS, WORDS)
     mine = partial_ptr + (token * tl.num_programs(1) + share) * padded_outputs + tile * FIELDS * WORDS + lane
     for field in tl.static_range(FIELDS):
         tl.store(mine + field * WORDS, parts[field])
@@ -226,27 +240,30 @@ def add_groups(
 @triton.jit
 def add_terms(
     parts, sums, total, too_much, scale_ptr, minimum_ptr, at,
-    MINIMUM: tl.constexpr, BITS: tl.constexpr, WORDS: tl.constexpr,
+    UPPER: tl.constexpr, MINIMUM: tl.constexpr, BITS: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
     """Add scale * sum + minimum * total of a group to each field's part, as the plain rule rounds it."""
     part0, part1, part2, part3, part4, part5, part6, part7 = parts
     sum0, sum1, sum2, sum3, sum4, sum5, sum6, sum7 = sums
-    part0 += term(sum0, total, too_much, scale_ptr, minimum_ptr, at, MINIMUM)
-    part1 += term(sum1, total, too_much, scale_ptr, minimum_ptr, at + WORDS, MINIMUM)
-    part2 += term(sum2, total, too_much, scale_ptr, minimum_ptr, at + 2 * WORDS, MINIMUM)
-    part3 += term(sum3, total, too_much, scale_ptr, minimum_ptr, at + 3 * WORDS, MINIMUM)
+    part0 += term(sum0, total, too_much, scale_ptr, minimum_ptr, at, UPPER, MINIMUM)
+    part1 += term(sum1, total, too_much, scale_ptr, minimum_ptr, at + WORDS, UPPER, MINIMUM)
+    part2 += term(sum2, total, too_much, scale_ptr, minimum_ptr, at + 2 * WORDS, UPPER, MINIMUM)
+    part3 += term(sum3, total, too_much, scale_ptr, minimum_ptr, at + 3 * WORDS, UPPER, MINIMUM)
     if BITS == 4:
-        part4 += term(sum4, total, too_much, scale_ptr, minimum_ptr, at + 4 * WORDS, MINIMUM)
-        part5 += term(sum5, total, too_much, scale_ptr, minimum_ptr, at + 5 * WORDS, MINIMUM)
-        part6 += term(sum6, total, too_much, scale_ptr, minimum_ptr, at + 6 * WORDS, MINIMUM)
-        part7 += term(sum7, total, too_much, scale_ptr, minimum_ptr, at + 7 * WORDS, MINIMUM)
+        part4 += term(sum4, total, too_much, scale_ptr, minimum_ptr, at + 4 * WORDS, UPPER, MINIMUM)
+        part5 += term(sum5, total, too_much, scale_ptr, minimum_ptr, at + 5 * WORDS, UPPER, MINIMUM)
+        part6 += term(sum6, total, too_much, scale_ptr, minimum_ptr, at + 6 * WORDS, UPPER, MINIMUM)
+        part7 += term(sum7, total, too_much, scale_ptr, minimum_ptr, at + 7 * WORDS, UPPER, MINIMUM)
     return part0, part1, part2, part3, part4, part5, part6, part7
 
 
 @triton.jit
-def term(sums, total, too_much, scale_ptr, minimum_ptr, at, MINIMUM: tl.constexpr):
-    """Return scale * sum + minimum * total of a group."""
-    found = (sums - too_much).to(tl.float32) * tl.load(scale_ptr + at).to(tl.float32)
+def term(sums, total, too_much, scale_ptr, minimum_ptr, at, UPPER: tl.constexpr, MINIMUM: tl.constexpr):
+    """Return scale * sum + minimum * total of a group; with UPPER, `too_much` is in halves."""
+    scale = tl.load(scale_ptr + at).to(tl.float32)
+    if UPPER:
+        sums, scale = sums << 1, scale * 0.5
+    found = (sums - too_much).to(tl.float32) * scale
     if MINIMUM:
         found += total.to(tl.float32) * tl.load(minimum_ptr + at).to(tl.float32)
     return found

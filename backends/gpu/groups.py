@@ -16,6 +16,7 @@ from .narrow_groups import NarrowGroupPlan, NarrowGroupSettings, narrow_group_se
 from .packed import TILE_WORDS, Packed, packed_of
 from .stage import Stage
 from .tuning import fastest
+from .upper import upper_bits
 
 # Programs of `add_groups` that fill a large GPU, and most shares that the groups are divided into.
 _PROGRAMS, _MOST_SHARES = 1584, 256
@@ -145,6 +146,8 @@ def _add(plan: GroupPlan) -> None:
         padded_outputs,
         len(packed.scale),
         plan.per_share,
+        *upper_bits(stage.upper, packed.bits),
+        UPPER=bool(stage.upper),
         BITS=packed.bits,
         LIFT=packed.lift,
         MINIMUM=packed.minimum is not None,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from ...neuro import NO_RULE, CountBounds, KernelRule
 
+# Which counts read upper bits of their rows: pairs (up_to, dropped); see `Backend.knows_upper_bits`.
+Reads: TypeAlias = tuple[tuple[int, int], ...]
 # Input channels of a weight group that `grouped.py` adds up at a time.
 MOST_GROUPED = 256
 
@@ -22,6 +24,7 @@ class Matrix(NamedTuple):
         bias: [outputs], or None.
         minimum: float32, [outputs, groups], or None.
         group_size: input channels of a group; None for one group of all.
+        upper: which counts read upper bits of their rows; see `Backend.knows_upper_bits`. Only with scales.
     """
 
     weight: Tensor
@@ -29,6 +32,7 @@ class Matrix(NamedTuple):
     bias: Tensor | None = None
     minimum: Tensor | None = None
     group_size: int | None = None
+    upper: Reads = ()
 
     @property
     def has_groups(self) -> bool:
@@ -49,6 +53,7 @@ class Job(NamedTuple):
         scale: float32, [outputs, 1].
         bias: [outputs].
         failed: int32, [tokens], filled with 1 where a token's counts might not fit (its output is NaN), else with 0.
+        upper: as of `Matrix`.
         source: the caller's tensor that x is a view of, by which `one_pass` knows it again.
     """
 
@@ -61,6 +66,7 @@ class Job(NamedTuple):
     scale: Tensor | None = None
     bias: Tensor | None = None
     failed: Tensor | None = None
+    upper: Reads = ()
     source: Tensor | None = None
 
 

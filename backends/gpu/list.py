@@ -1,15 +1,17 @@
 """Triton kernel of mode `spike` that lists the weight rows to add; `spike.py` says what for.
 
 A list is for CHANNELS input channels of a token. It is an array of places in the order of falling digit, in tiles of
-ROWS places that share a digit; a place is one row to add, or empty. |count| = 64 * high + 8 * eights + digit: a channel
-takes a place of its digit, and `eights` places of digit 8. What is above goes to the high list. A place holds
+ROWS places that share a digit; a place is one row to add, or empty. |count| = 64 * high + TOP * tops + digit, where TOP
+is 8 or 16: a channel takes a place of its digit, and `tops` places of digit TOP. What is above goes to the high list. A
+place holds
 
-- from bit 2 on, the channel, whose row of any matrix that reads this input is added; negative where the place is empty,
+- from bit 2 on, the channel, whose row of any matrix that reads this input is added; negative where the place is empty.
+  Where small counts read upper bits (UPPER), the channel's level is in bits 2 and 3 and the channel from bit 4 on,
 - in bit 1, whether the digit drops by one after this tile,
 - in bit 0, whether the row is subtracted.
 
 The head of a list holds HEAD integers: what the lifted weights are too much, the channels in the high list, the shift
-of their counts, nothing, and where the tiles of digits 8, 7, ... 1 end.
+of their counts, what the middles of `upper.py` add, and where the tiles of digits TOP, TOP - 1, ... 1 end.
 """
 
 # ruff: noqa: PLR0912, PLR0915 - a kernel is one function
@@ -22,8 +24,9 @@ import triton
 import triton.language as tl
 
 from ...neuro.threshold_triton import COUNTED, add_lanes, count_of, lanes_statistic, threshold_of
+from .upper import at_level, level_of
 
-HEAD = tl.constexpr(12)
+HEAD = tl.constexpr(20)
 # Of a program of `list_events`.
 THREADS = tl.constexpr(256)
 # Where the input of a token comes from: it is there; RMSNorm of what is there; SiLU(first half) * second half of it.
@@ -37,8 +40,14 @@ def tiles_of(number, ROWS: tl.constexpr):
 
 
 @triton.jit
+def number_of(found, digit: tl.constexpr):
+    """Return how many channels have a digit, or how many of them up to each channel."""
+    return found[(digit - 1) // 3] >> 10 * ((digit - 1) % 3) & 1023
+
+
+@triton.jit
 def prefetch_rows(row, num_bytes, wanted):
-    """Fetch whole rows of weights into the L2 cache, where wanted; one instruction a row."""
+    """Fetch the first bytes of rows of weights into the L2 cache, where wanted; one instruction a row."""
     tl.inline_asm_elementwise(
         "{ .reg .pred p; setp.ne.s32 p, $3, 0; @p cp.async.bulk.prefetch.L2.global [$1], $2; mov.b32 $0, 0; }",
         "=r,l,r,r",
@@ -124,12 +133,19 @@ def list_events(
     b,
     c,
     quiet,
+    edge0,  # the next four as of `UpperBits`
+    edge1,
+    middle0,
+    middle1,
     RULE: tl.constexpr,  # COUNTED if x holds counts
     SOURCE: tl.constexpr,
     SEEN: tl.constexpr,
     MATRICES: tl.constexpr,
+    UPPER: tl.constexpr,  # whether small counts read upper bits
+    PLANES: tl.constexpr,  # whether rows are as of `planes_of`
     CHANNELS: tl.constexpr,
     ROWS: tl.constexpr,
+    TOP: tl.constexpr,
     LENGTH: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCKS: tl.constexpr,
@@ -169,11 +185,14 @@ def list_events(
                 if RULE != COUNTED:
                     soon = tl.where(fits, count_of(soon, threshold, quiet, SMALL=True, FMA=False), 0)
                 wanted = tl.abs(soon) >= PREFETCH
-                prefetch_rows(rows_ptr + ahead.to(tl.int64) * num_words, num_words * 4, wanted)
+                bytes_read = 4
+                if PLANES:
+                    bytes_read = tl.where(level_of(soon, edge0, edge1) == 0, 4, 2)
+                prefetch_rows(rows_ptr + ahead.to(tl.int64) * num_words, num_words * bytes_read, wanted)
                 if MATRICES > 1:
-                    prefetch_rows(rows1_ptr + ahead.to(tl.int64) * num_words1, num_words1 * 4, wanted)
+                    prefetch_rows(rows1_ptr + ahead.to(tl.int64) * num_words1, num_words1 * bytes_read, wanted)
                 if MATRICES > 2:
-                    prefetch_rows(rows2_ptr + ahead.to(tl.int64) * num_words2, num_words2 * 4, wanted)
+                    prefetch_rows(rows2_ptr + ahead.to(tl.int64) * num_words2, num_words2 * bytes_read, wanted)
         share = tl.cdiv(num_sums, others)
         for start in range(0, share, CHANNELS):
             at = start + local
@@ -184,75 +203,67 @@ def list_events(
 
     magnitude = tl.abs(count)
     negative = (count < 0).to(tl.int32)
-    eights = (magnitude & 63) >> 3
-    digit = magnitude & 7
-    # Ranks of the channels of each digit, three 10-bit counters to a word.
-    ones = tl.where((digit >= 1) & (digit <= 3), 1 << (10 * (digit - 1)), 0)
-    fours = tl.where((digit >= 4) & (digit <= 6), 1 << (10 * (digit - 4)), 0)
-    sevens = (digit == 7).to(tl.int32) | (eights << 16)
-    upto1, upto4, upto7 = tl.cumsum(ones, 0), tl.cumsum(fours, 0), tl.cumsum(sevens, 0)
-    num1, num4, num7 = tl.sum(ones, 0), tl.sum(fours, 0), tl.sum(sevens, 0)
+    tops = (magnitude & 63) // TOP
+    digit = magnitude % TOP
+    # Ranks of the channels of each digit, three 10-bit counters to a word; the last word has those of `tops`, too.
+    upto, found = (), ()
+    for word in tl.static_range(TOP // 3 + 1):
+        of_word = (digit > 3 * word) & (digit <= 3 * word + 3)
+        ones = tl.where(of_word, 1 << 10 * (digit - 3 * word - 1), 0)
+        if word == TOP // 3:
+            ones = ones | tops << 16
+        upto, found = upto + (tl.cumsum(ones, 0),), found + (tl.sum(ones, 0),)  # noqa: RUF005
     # Tiles of each digit, at least one: then the digit drops by one from tile to tile at most.
-    tiles7 = tiles_of(num7 & 1023, ROWS)
-    tiles6 = tiles_of(num4 >> 20, ROWS)
-    tiles5 = tiles_of(num4 >> 10 & 1023, ROWS)
-    tiles4 = tiles_of(num4 & 1023, ROWS)
-    tiles3 = tiles_of(num1 >> 20, ROWS)
-    tiles2 = tiles_of(num1 >> 10 & 1023, ROWS)
-    tiles1 = tiles_of(num1 & 1023, ROWS)
-    below8 = tiles7 + tiles6 + tiles5 + tiles4 + tiles3 + tiles2 + tiles1
-    # If not all places may be added in 16 bits, those for multiples of 8 go to the high list.
-    crowded = ROWS * (tiles_of(num7 >> 16, ROWS) + below8) > most_places
-    eights = tl.where(crowded, 0, eights)
-    tiles8 = tiles_of(tl.where(crowded, 0, num7 >> 16), ROWS)
-    end8 = tiles8
-    end7 = end8 + tiles7
-    end6 = end7 + tiles6
-    end5 = end6 + tiles5
-    end4 = end5 + tiles4
-    end3 = end4 + tiles3
-    end2 = end3 + tiles2
-    end1 = end2 + tiles1
+    below = 0
+    for digit_of in tl.static_range(1, TOP):
+        below += tiles_of(number_of(found, digit_of), ROWS)
+    # If not all places may be added in 16 bits, those of the largest digit go to the high list.
+    num_tops = found[TOP // 3] >> 16
+    crowded = ROWS * (tiles_of(num_tops, ROWS) + below) > most_places
+    tops = tl.where(crowded, 0, tops)
+    end = tiles_of(tl.where(crowded, 0, num_tops), ROWS)
+    ends = (end,)  # of TOP, TOP - 1, ..., 1
+    for i in tl.static_range(1, TOP):
+        end += tiles_of(number_of(found, TOP - i), ROWS)
+        ends = ends + (end,)  # noqa: RUF005
     place_in_list = (token * lists + program).to(tl.int64)
     places = list_ptr + place_in_list * LENGTH
     # All places are empty at first.
-    for start in range(0, end1 * ROWS, CHANNELS):
+    for start in range(0, end * ROWS, CHANNELS):
         at = start + local
-        tile = at // ROWS + 1
-        drops = (tile == end8) | (tile == end7) | (tile == end6) | (tile == end5)
-        drops = drops | (tile == end4) | (tile == end3) | (tile == end2) | (tile == end1)
-        tl.store(places + at, -4 | drops.to(tl.int32) << 1, mask=at < end1 * ROWS)
+        drops = at < 0
+        for i in tl.static_range(TOP):
+            drops = drops | (at // ROWS + 1 == ends[i])
+        tl.store(places + at, -4 | drops.to(tl.int32) << 1, mask=at < end * ROWS)
     tl.debug_barrier()
     event = channel << 2 | negative
-    first = tl.where(digit == 3, end4, tl.where(digit == 2, end3, end2))
-    first = tl.where(digit == 5, end6, tl.where(digit == 4, end5, first))
-    first = tl.where(digit == 7, end8, tl.where(digit == 6, end7, first))
-    end = tl.where(digit == 3, end3, tl.where(digit == 2, end2, end1))
-    end = tl.where(digit == 5, end5, tl.where(digit == 4, end4, end))
-    end = tl.where(digit == 7, end7, tl.where(digit == 6, end6, end))
-    rank = tl.where(digit <= 3, upto1 >> 10 * (digit - 1), upto4 >> 10 * (digit - 4))
-    rank = tl.where(digit == 7, upto7, rank) & 1023
-    at = first * ROWS + rank - 1
-    tl.store(places + at, event | (at // ROWS + 1 == end).to(tl.int32) << 1, mask=digit > 0)
-    at = (upto7 >> 16) - eights
-    for i in tl.static_range(7):
-        tl.store(places + at + i, event | ((at + i) // ROWS + 1 == end8).to(tl.int32) << 1, mask=i < eights)
-    high = tl.where(crowded, magnitude >> 3, magnitude >> 6)
+    of_high = local << 1 | negative
+    middle = 0
+    if UPPER:
+        level = level_of(count, edge0, edge1)
+        event = channel << 4 | level << 2 | negative
+        of_high = level << 9 | of_high
+        middle = tl.sum(count * at_level(level, middle0, middle1, 0))
+    at, last = digit, digit
+    for i in tl.static_range(1, TOP):
+        rank = number_of(upto, TOP - i)
+        at = tl.where(digit == TOP - i, ends[i - 1] * ROWS + rank - 1, at)
+        last = tl.where(digit == TOP - i, ends[i], last)
+    tl.store(places + at, event | (at // ROWS + 1 == last).to(tl.int32) << 1, mask=digit > 0)
+    at = (upto[TOP // 3] >> 16) - tops
+    for i in tl.static_range(64 // TOP - 1):
+        tl.store(places + at + i, event | ((at + i) // ROWS + 1 == ends[0]).to(tl.int32) << 1, mask=i < tops)
+    high = magnitude // tl.where(crowded, TOP, 64)
     is_high = (high > 0).to(tl.int32)
     num_high = tl.sum(is_high, 0)
     if num_high > 0:
         at = tl.cumsum(is_high, 0) - is_high
-        tl.store(high_ptr + place_in_list * CHANNELS + at, high << 11 | local << 1 | negative, mask=is_high > 0)
+        tl.store(high_ptr + place_in_list * CHANNELS + at, high << 11 | of_high, mask=is_high > 0)
     head = head_ptr + place_in_list * HEAD
     # Every row that is added is 128 too much, or 127 if it is subtracted, times its digit.
-    tl.store(head, tl.sum((128 - negative) * (8 * eights + digit), 0))
+    tl.store(head, tl.sum((128 - negative) * (TOP * tops + digit), 0))
     tl.store(head + 1, num_high)
-    tl.store(head + 2, tl.where(crowded, 3, 6))
-    tl.store(head + 4, end8)
-    tl.store(head + 5, end7)
-    tl.store(head + 6, end6)
-    tl.store(head + 7, end5)
-    tl.store(head + 8, end4)
-    tl.store(head + 9, end3)
-    tl.store(head + 10, end2)
-    tl.store(head + 11, end1)
+    tl.store(head + 2, tl.where(crowded, TOP // 16 + 3, 6))
+    tl.store(head + 3, middle)
+    for i in tl.static_range(TOP):
+        tl.store(head + 4 + i, ends[i])

@@ -30,6 +30,7 @@ from .add import matrix_of
 from .job import cdiv
 from .list import GATED, NORM, input_at, inverse_rms, token_threshold
 from .stage import Stage, three
+from .upper import at_level, level_of, upper_bits
 
 # Portions of the input channels: a thread adds one row of each in 16 bits.
 MOST_CHUNKS = 17
@@ -79,7 +80,9 @@ class NarrowPlan(NamedTuple):
             stage.num_inputs,
             eps,
             *stage.rule.numbers,
+            *upper_bits(stage.upper, 8),
             **stage.reading(),
+            UPPER=bool(stage.upper),
             FAILED=stage.failed is not None,
             MATRICES=len(rows),
             RESCALE=has_scale,
@@ -143,9 +146,16 @@ def run_narrow(
     b,
     c,
     quiet,
+    edge0,  # this and the next five as of `UpperBits`
+    edge1,
+    keep0,
+    keep1,
+    middle0,
+    middle1,
     RULE: tl.constexpr,  # COUNTED if x holds counts
     SOURCE: tl.constexpr,
     SEEN: tl.constexpr,
+    UPPER: tl.constexpr,  # whether small counts read upper bits
     FAILED: tl.constexpr,
     MATRICES: tl.constexpr,
     RESCALE: tl.constexpr,
@@ -169,6 +179,8 @@ def run_narrow(
     # What does not depend on the counts is on its way meanwhile.
     if RESCALE:
         scale = tl.load(scale_ptr + output, mask=is_output, other=0)
+        if UPPER:
+            scale = scale * 0.5  # sums are in halves
     if BIAS:
         bias = tl.load(bias_ptr + output, mask=is_output, other=0).to(tl.float32)
     if RESIDUAL:
@@ -182,7 +194,8 @@ def run_narrow(
         threshold, fits = token_threshold(x_row, norm_ptr, num_inputs, inverse, a, b, c, RULE, SOURCE, BLOCK, BLOCKS)
     word = (tile - first_tile) * WORDS + tl.arange(0, WORDS)
     counts, rows = (), ()
-    largest, lifted = tl.zeros([CHANNELS], tl.int32), tl.zeros([CHANNELS], tl.int32)
+    none = tl.zeros([CHANNELS], tl.int32)
+    largest, lifted, middle = none, none, none
     for chunk in tl.static_range(CHUNKS):
         channel = chunk * CHANNELS + tl.arange(0, CHANNELS)
         count = input_at(x_row, norm_ptr, channel, num_inputs, inverse, SOURCE)
@@ -196,6 +209,10 @@ def run_narrow(
         lifted += (tl.abs(count) << 7) - tl.maximum(-count, 0)
         offset = tl.multiple_of(channel[:, None] * num_words, [1, 4]) + word[None, :]
         w = tl.load(rows_ptr + offset, mask=(count != 0)[:, None] & (word < num_words)[None, :], other=0)
+        if UPPER:
+            level = level_of(count, edge0, edge1)
+            middle += count * at_level(level, middle0, middle1, 0)
+            w = w & at_level(level, keep0, keep1, -1)[:, None]
         counts, rows = counts + (count,), rows + (w,)  # noqa: RUF005 - Triton unpacks no tuples
     none = tl.zeros([CHANNELS, WORDS], tl.int32)
     sum0, sum1, sum2, sum3 = none, none, none, none
@@ -210,6 +227,9 @@ def run_narrow(
         sum2 += (even >> 16 & 0xFFFF) << digit
         sum3 += (odd >> 16 & 0xFFFF) << digit
         digit += 4
+    if UPPER:
+        sum0, sum1, sum2, sum3 = sum0 << 1, sum1 << 1, sum2 << 1, sum3 << 1
+        lifted = (lifted << 1) - middle
     lifted = lifted[:, None]
     sums = tl.interleave(
         tl.interleave(sum0 - lifted, sum2 - lifted), tl.interleave(sum1 - lifted, sum3 - lifted)

@@ -7,7 +7,7 @@ positive. Split into bytes, each holds at most 15, so four binary digits of |cou
 added, and what they are too much is taken off at the end.
 """
 
-# ruff: noqa: PLR0915, SIM102 - a kernel is one function
+# ruff: noqa: PLR0912, PLR0915, SIM102 - a kernel is one function
 # pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportOperatorIssue=false
 # pyright: reportIndexIssue=false, reportAttributeAccessIssue=false, reportCallIssue=false
 # pyright: reportPossiblyUnboundVariable=false
@@ -26,6 +26,7 @@ from .job import Matrix, cdiv, power_of_two
 from .list import GATED, NORM, input_at, inverse_rms, token_threshold
 from .packed import Packed, format_of
 from .stage import Stage
+from .upper import at_level, level_of, upper_bits
 
 # Input channels of a layer that is narrow.
 _MOST_INPUTS = 2176
@@ -85,7 +86,9 @@ class NarrowGroupPlan(NamedTuple):
             stage.y.shape[1],
             eps,
             *stage.rule.numbers,
+            *upper_bits(stage.upper, packed.bits),
             **stage.reading(),
+            UPPER=bool(stage.upper),
             BIAS=self.bias is not None,
             RESIDUAL=stage.residual,
             MINIMUM=packed.minimum is not None,
@@ -155,9 +158,16 @@ def run_narrow_groups(
     b,
     c,
     quiet,
+    edge0,  # this and the next five as of `UpperBits`
+    edge1,
+    keep0,
+    keep1,
+    middle0,
+    middle1,
     RULE: tl.constexpr,
     SOURCE: tl.constexpr,
     SEEN: tl.constexpr,
+    UPPER: tl.constexpr,  # whether small counts read upper bits
     BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr,
     MINIMUM: tl.constexpr,
@@ -197,6 +207,8 @@ def run_narrow_groups(
         largest = tl.maximum(largest, tl.abs(count))
         offset = tl.multiple_of(channel[:, None] * num_words, [1, WORDS]) + word[None, :]
         w = tl.load(rows_ptr + offset, mask=(count != 0)[:, None], other=0)
+        if UPPER:
+            w = w & at_level(level_of(count, edge0, edge1), keep0, keep1, -1)[:, None]
         counts, rows = counts + (count,), rows + (w,)  # noqa: RUF005 - Triton unpacks no tuples
     most = tl.max(largest, 0)
     lane = program * 8 * WORDS + tl.arange(0, 8 * WORDS)
@@ -213,7 +225,11 @@ def run_narrow_groups(
         sums -= (15 * negative + LIFT * total)[:, None]
         group = chunk * GROUPS + tl.arange(0, GROUPS)
         at, is_group = group[:, None] * scale_stride + lane[None, :], (group * SIZE < num_inputs)[:, None]
-        y += sums.to(tl.float32) * tl.load(scale_ptr + at, mask=is_group, other=0).to(tl.float32)
+        scale = tl.load(scale_ptr + at, mask=is_group, other=0).to(tl.float32)
+        if UPPER:  # sums in halves
+            middle = of_group * at_level(level_of(of_group, edge0, edge1), middle0, middle1, 0)
+            sums, scale = (sums << 1) + tl.sum(middle, 1)[:, None], scale * 0.5
+        y += sums.to(tl.float32) * scale
         if MINIMUM:
             minimum = tl.load(minimum_ptr + at, mask=is_group, other=0).to(tl.float32)
             y += total.to(tl.float32)[:, None] * minimum

@@ -18,7 +18,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from ...coding import Encoder
 from ...neuro import CountBounds, KernelRule, Neuron
 from .groups import tuned_groups
-from .job import Matrix
+from .job import Matrix, Reads
 from .one_pass import any_failed, current_pass
 from .spike import plan_for, tuned
 from .stage import Stage
@@ -35,6 +35,7 @@ class _Key(NamedTuple):
     stream: int
     thread: int
     group_size: int | None
+    upper: Reads
     tensors: tuple[tuple[int, int | None] | None, ...]
 
 
@@ -79,7 +80,8 @@ def _key_of(x: Tensor, matrix: Matrix, neuron: Neuron, encoder: Encoder) -> _Key
     given = (getattr(matrix, name) for name in _TENSORS)
     tensors = tuple(None if tensor is None else (tensor.data_ptr(), version_of(tensor)) for tensor in given)
     stream = torch.cuda.current_stream(x.device).cuda_stream
-    return _Key(neuron, encoder, x.dtype, x.device, stream, threading.get_ident(), matrix.group_size, tensors)
+    place = x.device, stream, threading.get_ident()
+    return _Key(neuron, encoder, x.dtype, *place, matrix.group_size, matrix.upper, tensors)
 
 
 def _same_memory(tensor: Tensor | None) -> Tensor | None:

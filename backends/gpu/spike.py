@@ -2,12 +2,15 @@
 
 `list_events` counts (or takes counts), and lists the rows to add, ordered by digit; `add_events` adds them. It uses
 that the sum over digits d of d * (rows of digit d) is the sum over j = 1, 2, ... of all rows with d >= j: rows come
-with falling digit into a running sum, and every time the digit drops by one, the running sum is added to a total. A row
-of |count| <= 8 is read and added once.
+with falling digit into a running sum, and every time the digit drops by one, the running sum is added to a total. The
+digits go up to 8, and up to 16 where counts are large; a row of a |count| up to that is read and added once.
 
 A list is divided into shares of equally many tiles. A program is one warp and has a share for each of its slots: as
 many threads as read 4 * words outputs of a row, 16 bytes each. A thread adds up `rows` rows of a tile in its
 registers, so that running sums and totals are kept once per thread, for any size of a tile.
+
+Where small counts read upper bits, and these are the upper half, such a row is read from a plane that holds no more
+than them (`upper.py`).
 
 Weights are read as 32-bit words of four and lifted by 128 to 0 ... 255, so that two of them fit the 16-bit halves of a
 word, and one addition adds two weights. A negative count adds the complement 255 - (w + 128) = 127 - w instead. What
@@ -27,11 +30,12 @@ from ...coding.kernels import interpreting
 from ...errors import InputError
 from ..base import INT32, MAX_WEIGHT
 from .add import add_events
-from .job import Job, Matrix, cdiv, num_processors, power_of_two
+from .job import Job, Matrix, Reads, cdiv, num_processors, power_of_two
 from .list import HEAD, THREADS, list_events
 from .narrow import NarrowPlan, NarrowSettings, narrow_settings_for
 from .stage import Stage, three
 from .tuning import fastest
+from .upper import UpperBits, have_planes, planes_of, upper_bits
 from .weights import rows_of
 
 
@@ -56,24 +60,36 @@ _CANDIDATES = [
     Settings(4, 32, 2, 8, 5),
     Settings(8, 32, 2, 4, 5),
 ]
+# The same for rows in planes, of which a thread reads 8 bytes at a time.
+_PLANE_CANDIDATES = [
+    Settings(8, 32, 2, 8, 6),
+    Settings(4, 64, 2, 8, 6),
+    Settings(4, 64, 3, 8, 6),
+    Settings(8, 32, 3, 8, 6),
+    Settings(4, 32, 2, 16, 6),
+]
 # Input channels of a list.
 _CHANNELS = 256
 # Rows that are added up in 16 bits: 255 * 257 < 2^16.
 _MOST_ROWS = 256
+# Mean |count| from which on digits go up to 16: so large counts do not read their rows again.
+_LARGE_COUNT = 5.0
 # Two sums below it, and the number of programs, fit 64 bits.
 _PAIRED_SUMS, _PAIRED_PROGRAMS = 2**25, 2**11
 # Tokens at a time: the lists of a token take about 40 bytes per input channel.
 _PORTION = 256
 
 
-def settings_for(num_tokens: int, num_inputs: int) -> list[Settings | NarrowSettings]:
+def settings_for(num_tokens: int, num_inputs: int, upper: Reads = ()) -> list[Settings | NarrowSettings]:
     """Return the launch settings to choose from; those of the kernel for narrow layers, for one token, last."""
-    return [*two_kernel_settings(), *(narrow_settings_for(num_inputs) if num_tokens == 1 else [])]
+    return [*two_kernel_settings(upper), *(narrow_settings_for(num_inputs) if num_tokens == 1 else [])]
 
 
-def two_kernel_settings() -> list[Settings]:
+def two_kernel_settings(upper: Reads = ()) -> list[Settings]:
     """Return the launch settings of the two kernels that list and add."""
-    return [Settings(8, 64, 2, 1, 0)] if interpreting() else _CANDIDATES
+    if interpreting():
+        return [Settings(8, 64, 2, 1, 0)]
+    return _PLANE_CANDIDATES if have_planes(upper) else _CANDIDATES
 
 
 def run(settings: Settings | NarrowSettings, job: Job) -> None:
@@ -82,7 +98,7 @@ def run(settings: Settings | NarrowSettings, job: Job) -> None:
     Raises:
         InputError: the layer's weights take more than 8 GiB.
     """
-    matrices = (Matrix(job.weight, job.scale, job.bias),)
+    matrices = (Matrix(job.weight, job.scale, job.bias, upper=job.upper),)
     for first in range(0, len(job.x), _PORTION):
         part = slice(first, first + _PORTION)
         failed = None if job.failed is None else job.failed[part]
@@ -95,7 +111,8 @@ def tuned(stage: Stage) -> Settings | NarrowSettings:
     def run_stage(settings: Settings | NarrowSettings) -> None:
         plan_for(settings, stage).run()
 
-    return fastest(f"stage {stage.kind}", settings_for(1, stage.num_inputs), run_stage, stage.x.device)
+    candidates = settings_for(1, stage.num_inputs, stage.upper)
+    return fastest(f"stage {stage.kind}", candidates, run_stage, stage.x.device)
 
 
 class Plan(NamedTuple):
@@ -104,8 +121,11 @@ class Plan(NamedTuple):
     settings: Settings
     stage: Stage
     rows: tuple[Tensor, ...]  # weights of each matrix, int32 words of four, [inputs, words]
+    upper: UpperBits
+    planes: bool  # whether rows are as of `planes_of`
     lists: int  # of a token
     shares: int  # of a list
+    top: int  # the largest digit
     pairs: bool  # whether two sums share 64 bits
     length: int  # of a list
     grid: tuple[int, int, int]  # of `add_events`
@@ -127,7 +147,8 @@ def plan_for(settings: Settings | NarrowSettings, stage: Stage) -> Plan | Narrow
     Raises:
         InputError: the weights of a matrix take more than 8 GiB.
     """
-    rows = tuple(rows_of(matrix.weight).view(torch.int32) for matrix in stage.matrices)
+    planes = have_planes(stage.upper) and not isinstance(settings, NarrowSettings)
+    rows = tuple((planes_of if planes else rows_of)(matrix.weight).view(torch.int32) for matrix in stage.matrices)
     for matrix, words in zip(stage.matrices, rows, strict=True):
         if words.numel() > INT32.max:
             shape = tuple(matrix.weight.shape)
@@ -137,21 +158,41 @@ def plan_for(settings: Settings | NarrowSettings, stage: Stage) -> Plan | Narrow
     num_tokens, num_inputs, device = len(stage.x), len(rows[0]), stage.x.device
     lists, tiles = cdiv(num_inputs, _CHANNELS), sum(cdiv(words.shape[1], settings.words) for words in rows)
     mean_count = stage.bounds.mean if stage.bounds else 1.5
-    # A channel takes one place, and one more for every 8 of its |count|.
-    num_places = int(_CHANNELS * (1 + mean_count / 8)) + 8 * settings.rows
+    top = 8 if mean_count < _LARGE_COUNT else 16
+    # A channel takes one place, and one more for every `top` of its |count|.
+    num_places = int(_CHANNELS * (1 + mean_count / top)) + top * settings.rows
     wanted = settings.programs * num_processors(device) * settings.slots // (tiles * lists * num_tokens)
     shares = power_of_two(max(cdiv(num_places, _MOST_ROWS - settings.rows), wanted))
     programs = cdiv(lists * shares, settings.slots)
-    fit_pairs = stage.bounds is not None and MAX_WEIGHT * stage.bounds.mean * num_inputs < _PAIRED_SUMS
+    largest = MAX_WEIGHT * (2 if stage.upper else 1)  # sums of upper bits are in halves
+    fit_pairs = stage.bounds is not None and largest * stage.bounds.mean * num_inputs < _PAIRED_SUMS
     pairs = fit_pairs and programs < _PAIRED_PROGRAMS
-    length = 8 * _CHANNELS + 8 * settings.rows  # places: 8 a channel at most, and padding
+    length = 64 // top * _CHANNELS + top * settings.rows  # places, and padding
     sizes = [num_tokens * lists * size for size in (length, _CHANNELS, HEAD.value)]
     places, high, head = torch.empty(sum(sizes), dtype=torch.int32, device=device).split(sizes)
     num_sums = tiles * settings.words * (2 if pairs else 4)
     sums = torch.empty(num_tokens, num_sums, dtype=torch.int64, device=device)
     threshold = torch.empty(num_tokens, dtype=torch.float32, device=device)
     grid = (tiles, programs, num_tokens)
-    return Plan(settings, stage, rows, lists, shares, pairs, length, grid, places, high, head, sums, threshold)
+    upper = upper_bits(stage.upper, 8)
+    return Plan(
+        settings,
+        stage,
+        rows,
+        upper,
+        planes,
+        lists,
+        shares,
+        top,
+        pairs,
+        length,
+        grid,
+        places,
+        high,
+        head,
+        sums,
+        threshold,
+    )
 
 
 def list_rows(plan: Plan) -> None:
@@ -182,10 +223,17 @@ def list_rows(plan: Plan) -> None:
         plan.shares * (_MOST_ROWS - settings.rows),
         eps,
         *stage.rule.numbers,
+        plan.upper.edge0,
+        plan.upper.edge1,
+        plan.upper.middle0,
+        plan.upper.middle1,
         **stage.reading(),
         MATRICES=len(plan.rows),
+        UPPER=bool(stage.upper),
+        PLANES=plan.planes,
         CHANNELS=_CHANNELS,
         ROWS=settings.rows,
+        TOP=plan.top,
         LENGTH=plan.length,
         PREFETCH=prefetch,
         num_warps=THREADS.value // 32,
@@ -212,12 +260,17 @@ def add_rows(plan: Plan) -> None:
         *three([len(matrix.weight) for matrix in stage.matrices]),
         plan.sums.shape[1],
         plan.lists,
+        plan.upper.keep0,
+        plan.upper.keep1,
         MATRICES=len(plan.rows),
+        UPPER=bool(stage.upper),
+        PLANES=plan.planes,
         RESCALE=stage.matrices[0].scale is not None,
         BIAS=stage.matrices[0].bias is not None,
         RESIDUAL=stage.residual,
         CHANNELS=_CHANNELS,
         ROWS=settings.rows,
+        TOP=plan.top,
         SHARES=plan.shares,
         SLOTS=settings.slots,
         WORDS=settings.words,

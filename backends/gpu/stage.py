@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ...neuro import NO_RULE, CountBounds, KernelRule
-from .job import Matrix, cdiv, power_of_two
+from .job import Matrix, Reads, cdiv, power_of_two
 from .list import GIVEN
 
 # Channels that a program reads at a time to find the threshold.
@@ -21,7 +21,7 @@ class Stage(NamedTuple):
     Attributes:
         x: activations, or int32 counts where there is no rule; [tokens, inputs], or [tokens, 2 * inputs] where the
             source is GATED; contiguous.
-        matrices: one to three; all or none have a bias.
+        matrices: one to three; all or none have a bias, and the same counts read the same bits of them.
         y: filled with rescaled sums, or with int32 sums where there are no scales; [tokens, all outputs].
         rule: of the neuron that counts.
         bounds: of its counts.
@@ -52,7 +52,12 @@ class Stage(NamedTuple):
     def kind(self) -> str:
         """What the fastest launch settings depend on."""
         shapes = ", ".join(str(tuple(matrix.weight.shape)) for matrix in self.matrices)
-        return f"{self.source} {shapes}, {self.x.dtype}"
+        return f"{self.source} {shapes}, {self.x.dtype}{', upper bits' if self.upper else ''}"
+
+    @property
+    def upper(self) -> Reads:
+        """Which counts read upper bits of their rows; see `Matrix`."""
+        return self.matrices[0].upper
 
     def reading(self) -> dict[str, Any]:
         """Return how a kernel reads and counts the input: what they tell the compiler, by name."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -32,12 +34,21 @@ def version_of(tensor: Tensor) -> int | None:
 def _aligned(matrix: Tensor, weight: Tensor, copies: WeakTensorKeyDictionary) -> Tensor:
     if matrix.is_contiguous() and matrix.shape[1] % _ALIGNMENT == 0 and matrix.data_ptr() % _ALIGNMENT == 0:
         return matrix
+
+    def padded(_: Tensor) -> Tensor:
+        made = matrix.new_zeros(matrix.shape[0], -(-matrix.shape[1] // _ALIGNMENT) * _ALIGNMENT)
+        made[:, : matrix.shape[1]] = matrix
+        return made
+
+    return copied(weight, copies, padded)
+
+
+def copied(weight: Tensor, copies: WeakTensorKeyDictionary, copy: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return a copy of weights from those that are kept; it is made where there is none, or an older one."""
     version = version_of(weight)
     found = copies.get(weight)
     if found is None or found[0] != version:
-        padded = matrix.new_zeros(matrix.shape[0], -(-matrix.shape[1] // _ALIGNMENT) * _ALIGNMENT)
-        padded[:, : matrix.shape[1]] = matrix
-        found = (version, padded)
+        found = (version, copy(weight))
         # A copy made inside a CUDA graph has its contents only when the graph runs: it belongs to the graph.
         if not (weight.is_cuda and torch.cuda.is_current_stream_capturing()):
             copies[weight] = found

@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...backends.gpu import Triton
-from ...backends.gpu.job import Matrix, power_of_two
+from ...backends.gpu.job import Matrix, Reads, power_of_two
 from ...coding.kernels import interpreting
+from ...neuro import Band, without_band
+from ..layers.graded_linear import GradedLinear
 from ..layers.spike_linear import SpikeLinear
 from .fits import STEADY_ROPE, Target, projections, why_not
 
@@ -33,13 +35,17 @@ _BLOCK, _MOST_SPLITS = 64, 32
 def why_not_graph(model: nn.Module) -> str | None:
     """Return why the graph decoder is not for a model, or None if it is."""
     device = "cpu" if interpreting() else "cuda"
-    reason = why_not(model, Target(device, "on the GPU", (torch.bfloat16, torch.float16, torch.float32), _obstacles))
+    dtypes, layers = (torch.bfloat16, torch.float16, torch.float32), (nn.Linear, SpikeLinear, GradedLinear)
+    reason = why_not(model, Target(device, "on the GPU", dtypes, _obstacles, layers))
     for block in () if reason else model.model.layers:  # pyright: ignore
         for members in projections(block):
-            if len({isinstance(member, SpikeLinear) for member in members}) > 1:
+            own = [_own(member) for member in members]
+            if len({isinstance(member, SpikeLinear) for member in own}) > 1:
                 return "only some of the layers that read the same input spike"
-            if len({getattr(member, "group_size", None) for member in members}) > 1:
+            if len({getattr(member, "group_size", None) for member in own}) > 1:
                 return "the layers that read the same input have weight groups of different sizes"
+            if len(set(map(_reads, members))) > 1:
+                return "the layers that read the same input have coarse rows for different counts"
     embedding = None if reason else model.model.embed_tokens  # pyright: ignore
     if embedding is not None and (type(embedding) is not nn.Embedding or embedding.max_norm is not None):
         return f"its embedding is {embedding}, of which more than the weight is needed"
@@ -48,13 +54,28 @@ def why_not_graph(model: nn.Module) -> str | None:
 
 
 def _obstacles(layer: SpikeLinear) -> Iterator[str]:
-    if layer.minimum is not None and layer.group_size is None:
-        yield "has minima without weight groups"
     if layer.backend not in ("auto", Triton("spike")):
         yield f"has the backend {layer.backend!r}"
-    reason = Triton("spike").why_not_fused(layer.neuron, layer.encoder, layer.weight, layer.group_size)
+    neuron = layer.neuron
+    if isinstance(neuron, Band) and neuron.up_to is not None:
+        return  # upper bits of the layer's own rows, which are looked at
+    if layer.minimum is not None and layer.group_size is None:
+        yield "has minima without weight groups"
+    reason = Triton("spike").why_not_fused(
+        without_band(neuron), layer.encoder, layer.weight, layer.group_size, upper=isinstance(neuron, Band)
+    )
     if reason is not None:
         yield reason
+
+
+def _own(module: nn.Module) -> Any:
+    """Return the layer with a module's own rows."""
+    return module.own if isinstance(module, GradedLinear) else module
+
+
+def _reads(module: nn.Module) -> Reads:
+    """Return which counts of a layer read upper bits."""
+    return module.reads if isinstance(module, GradedLinear) else ()
 
 
 class _Token(NamedTuple):
@@ -188,24 +209,27 @@ class GraphDecoder:
 
     def _stage(self, modules: list[Any], x: Tensor, y: Tensor, number: int, source: int, norm: Any = None) -> Any:
         """Return the plan of projections that read the same input, or a function where they do not spike."""
-        if not isinstance(modules[0], SpikeLinear):
+        layer = _own(modules[0])
+        if not isinstance(layer, SpikeLinear):
             return lambda: self._run_dense(modules, x, y, source, norm)
-        layer = modules[0]
+        upper, modules = _reads(modules[0]), [_own(module) for module in modules]
         biases = [module.bias for module in modules]
         if any(bias is not None for bias in biases):
             biases = [
                 torch.zeros(len(m.weight), dtype=x.dtype, device=x.device) if m.bias is None else m.bias
                 for m in modules
             ]
+        neuron = without_band(layer.neuron)
         matrices = tuple(
-            Matrix(m.weight, m.scale, bias, m.minimum, m.group_size) for m, bias in zip(modules, biases, strict=True)
+            Matrix(m.weight, m.scale, bias, m.minimum, m.group_size, upper)
+            for m, bias in zip(modules, biases, strict=True)
         )
         stage = self._spike.Stage(
             x,
             matrices,
             y,
-            layer.neuron.kernel_rule(),
-            layer.neuron.count_bounds(layer.in_features),
+            neuron.kernel_rule(),
+            neuron.count_bounds(layer.in_features),
             self._failed[number : number + 1],
             source,
             None if norm is None else (norm.weight, norm.variance_epsilon),

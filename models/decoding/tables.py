@@ -175,8 +175,9 @@ class Tables:
 
     def _fill(self, record: Any, module: Any) -> None:
         upper: list[Any] = []
+        reads = ()
         if isinstance(module, GradedLinear):
-            upper, module = module.upper, module.own
+            upper, reads, module = module.upper, module.reads, module.own
         record["bias"] = 0 if module.bias is None else module.bias.data_ptr()
         if not isinstance(module, SpikeLinear):
             record["num_outputs"], record["num_inputs"] = module.weight.shape
@@ -187,7 +188,7 @@ class Tables:
         self._rows.append(rows)
         self.copied += [part for part in (module.weight, module.scale, module.minimum) if part is not None]
         self.copied += [part for level in upper for part in (level.weight, level.scale, level.minimum)]
-        reads = reading([(level.neuron.up_to, module.weight_bits - level.weight_bits) for level in upper])
+        reads = reading(reads)
         rule = fields_of(without_band(module.neuron).cpu_rule() or NO_RULE) | {"most_charge": rows.most_charge}
         for name, value in (rows.fields | reads | rule).items():
             record[name] = value

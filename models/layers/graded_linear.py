@@ -103,6 +103,11 @@ class GradedLinear(nn.Module):
         return list(self.levels[:-1])  # pyright: ignore[reportReturnType]
 
     @property
+    def reads(self) -> tuple[tuple[int, int], ...]:
+        """Which counts read upper bits, as backends take it; see `Backend.knows_upper_bits`."""
+        return self.own.reads(self.upper)
+
+    @property
     def in_features(self) -> int:
         """Input channels."""
         return self.own.in_features

@@ -317,8 +317,12 @@ class SpikeLinear(nn.Module):
             if not backend.knows_upper_bits or any(level.backend != self.backend for level in upper):
                 return None
             neuron = without_band(neuron)
-            groups["upper"] = [(level.neuron.up_to, self.weight_bits - level.weight_bits) for level in upper]  # pyright: ignore
+            groups["upper"] = self.reads(upper)
         return outputs_of(backend, x, weight, scale, bias, neuron, self.encoder, **groups)
+
+    def reads(self, upper: Sequence[SpikeLinear]) -> tuple[tuple[int, int], ...]:
+        """Return which counts read upper bits of this layer's rows, for levels as of `run`; see `Backend`."""
+        return tuple((level.neuron.up_to, self.weight_bits - level.weight_bits) for level in upper)  # pyright: ignore
 
     def _backend_for(self, x: Tensor, num_tokens: int | None = None, *, events_only: bool = False) -> Backend:
         if self.backend != "auto":

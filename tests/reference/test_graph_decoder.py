@@ -15,7 +15,7 @@ from llama_type import (
     tokens_of,
 )
 
-from spikebrain import AdaptiveThreshold, Reference, SpikeLinear, SpikeSettings, describe_decoding
+from spikebrain import AdaptiveThreshold, DeadZoneThreshold, Reference, SpikeLinear, SpikeSettings, describe_decoding
 from spikebrain.models.decoding import decoder_of
 from spikebrain.models.decoding.fits import projections
 from spikebrain.models.decoding.graph import GraphDecoder, why_not_graph
@@ -30,6 +30,8 @@ CASES = [
     ("qwen2", "half dense"),
     ("qwen2", "4 bits"),
     ("qwen2", "4 bits, dead zone"),
+    ("llama", "coarse rows"),
+    ("qwen2", "4 bits, coarse rows"),
 ]
 INTERPRETED = [
     ("llama, bias and scaled positions", "all"),
@@ -37,11 +39,16 @@ INTERPRETED = [
     ("llama", "head too, rare spikes"),
     ("llama", "dead zone"),
     ("qwen2", "half dense"),
+    ("llama", "coarse rows"),
 ]
 SETTINGS = {
     **SETTINGS,
     "counts of three digits": SpikeSettings(neuron=AdaptiveThreshold(400.0)),
     "4 bits": SpikeSettings(weights="int4"),
+    "coarse rows": SpikeSettings(
+        neuron=DeadZoneThreshold(8.0, dead_zone=0.2), coarse={"*down_proj": ((2, 2), (4, 9)), "*": ((4, 6),)}
+    ),
+    "4 bits, coarse rows": SpikeSettings(neuron=AdaptiveThreshold(8.0), weights="int4", coarse=((2, 5),)),
     "half dense": SpikeSettings(layers=("*.q_proj", "*.k_proj", "*.v_proj", "*.down_proj")),
 }
 
@@ -95,7 +102,7 @@ def check_stages(model, decoder):
     for group, plan in zip(groups, plans, strict=True):
         if callable(plan):
             continue
-        layer = group[0]
+        layer = getattr(group[0], "own", group[0])
         seen = torch.empty(1, layer.in_features, dtype=decoder.dtype, device=decoder.device)
         before = plan.stage.y.clone()
         decoder._run(plan._replace(stage=plan.stage._replace(seen=seen)))
@@ -106,13 +113,18 @@ def check_stages(model, decoder):
         else:
             torch.testing.assert_close(plan.stage.y, expected, rtol=1e-5, atol=1e-5)
         assert not plan.stage.failed.any()
-        checked += len(group)
+        checked += sum(len(levels_of(member)) for member in group)
     assert checked == len([module for module in model.modules() if isinstance(module, SpikeLinear)])
 
 
+def levels_of(layer):
+    return getattr(layer, "levels", [layer])
+
+
 def plain_output(layer, x):
-    plain = copy.copy(layer)
-    plain.backend = Reference()
+    plain = copy.deepcopy(layer)
+    for level in levels_of(plain):
+        level.backend = Reference()
     return plain(x)
 
 
