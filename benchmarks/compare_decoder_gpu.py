@@ -39,7 +39,7 @@ _TOKENS = 256
 def draw_model(rng: random.Random, weights: str) -> Any:
     heads, dim = rng.choice([4, 8, 12]), rng.choice([32, 64, 80, 128])
     config = LlamaConfig(
-        hidden_size=16 * rng.randrange(8, 256),
+        hidden_size=48 * rng.randrange(3, 85),  # a multiple of all numbers of heads, as transformers wants it
         intermediate_size=rng.choice([16 * rng.randrange(8, 1024), rng.randrange(100, 19000)]),
         num_hidden_layers=1,
         num_attention_heads=heads,
@@ -57,7 +57,7 @@ def draw_model(rng: random.Random, weights: str) -> Any:
     kind: Any = "int8" if weights == "int8" else "int4"
     edge = rng.randrange(1, 20)
     coarse: Any = rng.choice(
-        [None, ((2, edge),)] + ([((4, edge),), ((2, edge), (4, 2 * edge))] if kind == "int8" else [])
+        [(), ((2, edge),)] + ([((4, edge),), ((2, edge), (4, 2 * edge))] if kind == "int8" else [])
     )
     settings = sb.SpikeSettings(include_head=True, neuron=neuron, weights=kind, coarse=coarse)
     spiking = sb.to_spiking(model, settings, inplace=True)
@@ -141,7 +141,7 @@ def main() -> None:
     torch.manual_seed(options.seed)
 
     def drawn(stage: Any) -> Any:
-        return rng.choice(triton_spike.settings_for(1, stage.num_inputs, stage.upper))
+        return rng.choice(triton_spike.settings_for(stage))
 
     def drawn_groups(stage: Any) -> Any:
         return triton_groups.plan_groups(stage, rng.choice(triton_groups.settings_for(stage)))

@@ -5,9 +5,10 @@
 `7b` and `135m` have the shapes of Qwen2.5-7B and SmolLM2-135M, and random weights. The systems are `generate` of
 transformers in BF16, the same with `cache_implementation="static"` (transformers compiles the model), one step of it in
 a CUDA graph, INT8 weight-only products of torchao (compiled in the same way; left out if torchao is not installed),
-`generate` of the spiking model, its graph alone, and the spiking model layer by layer. Tokens after the
-first are timed. The floor is the time in which the bytes that the spiking model must read (rows of channels that fire,
-and the dense head) are read at the copying speed measured in the same run. Joules need nvidia-ml-py
+`generate` of the spiking model, its graph alone, and the spiking model layer by layer. Spiking models have INT8 rows at
+k = 3, 4-bit groups of 32 inputs, or INT8 rows of which small counts read 4 bits. Tokens after the first are timed. The
+floor is the time in which the bytes that the spiking model must read (rows of channels that fire at k = 3, and the
+dense head) are read at the copying speed measured in the same run. Joules need nvidia-ml-py
 (pip install 'spikebrain[measure]').
 """
 
@@ -33,7 +34,10 @@ import spikebrain as sb
 from spikebrain.errors import SpikebrainError
 from spikebrain.models.decoding import decoder_of
 
-SYSTEMS = ("bf16", "bf16_static", "bf16_graph", "torchao", "spiking", "spiking_graph", "int4", "int4_graph", "layers")
+SYSTEMS = (
+    *("bf16", "bf16_static", "bf16_graph", "torchao", "spiking", "spiking_graph", "int4", "int4_graph"),
+    *("coarse", "coarse_graph", "layers"),
+)
 NAMES = {
     "bf16": "BF16, generate",
     "bf16_static": "BF16, generate, static cache, compiled by transformers",
@@ -43,8 +47,12 @@ NAMES = {
     "spiking_graph": "spiking, its graph alone",
     "int4": "spiking, 4-bit groups of 32, generate",
     "int4_graph": "spiking, 4-bit groups of 32, its graph alone",
+    "coarse": "spiking, small counts read 4 of 8 bits, generate",
+    "coarse_graph": "spiking, small counts read 4 of 8 bits, its graph alone",
     "layers": "spiking layer by layer, generate",
 }
+# Of `coarse`: 0.6 of the bytes at 3 % loss on SmolLM2 (docs/spikes-that-pay.md).
+COARSE = sb.SpikeSettings(neuron=sb.DeadZoneThreshold(k=8.0, dead_zone=0.125), coarse=((4, 8),))
 PROMPT = 32
 # Of Qwen2.5-7B and of SmolLM2-135M.
 SHAPES = {
@@ -126,6 +134,20 @@ def with_int8_weights(dense: Any) -> Any:
     model = copy.deepcopy(dense)
     quantization.quantize_(model.model, quantization.Int8WeightOnlyConfig())  # the head stays as it is, as ours does
     return model
+
+
+def models_of(dense: Any, systems: list[str]) -> dict[str, Any]:
+    """Return the models of the systems beside the dense one, by name."""
+    spiking = sb.to_spiking(dense)
+    plain = copy.copy(spiking)
+    plain.__dict__ = {name: value for name, value in vars(spiking).items() if name != "forward"}
+    models: dict[str, Any] = {"spiking": spiking, "layers": plain}
+    if "torchao" in systems and (weight_only := with_int8_weights(dense)) is not None:
+        models["torchao"] = weight_only
+    for kind, settings in (("int4", sb.SpikeSettings(weights="int4")), ("coarse", COARSE)):
+        if any(name.startswith(kind) for name in systems):
+            models[kind] = sb.to_spiking(dense, settings)
+    return models
 
 
 def step_in_graph(model: Any, ids: Tensor) -> Replay:
@@ -220,15 +242,9 @@ def main() -> None:
     print(environment() | conditions)
     dense = load(options.model)
     ids = torch.randint(dense.config.vocab_size, (1, PROMPT), device="cuda")
-    spiking = sb.to_spiking(dense)
-    plain = copy.copy(spiking)
-    plain.__dict__ = {name: value for name, value in vars(spiking).items() if name != "forward"}
-    models: dict[str, Any] = {"spiking": spiking, "layers": plain}
-    if "torchao" in options.systems and (weight_only := with_int8_weights(dense)) is not None:
-        models["torchao"] = weight_only
-    if any(name.startswith("int4") for name in options.systems):
-        models["int4"] = sb.to_spiking(dense, sb.SpikeSettings(weights="int4"))
-    print(sb.describe_decoding(spiking))
+    models = models_of(dense, options.systems)
+    plain = models["layers"]
+    print(sb.describe_decoding(models["spiking"]))
     calls: dict[str, Callable[[], float]] = {}
     graphs: dict[str, Replay] = {}
     for name in options.systems:

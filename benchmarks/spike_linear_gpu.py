@@ -72,7 +72,7 @@ def bench(in_features: int, out_features: int, num_tokens: int, k: float, bandwi
     with torch.inference_mode():
         if num_tokens <= 64:
             run("SpikeLinear, spike", whole("spike"))
-            for settings in triton_spike.two_kernel_settings():
+            for settings in triton_spike.two_kernel_settings(stage_of(layer, x, weights[0])):
                 run(f"add alone, {tuple(settings)}", add_alone(settings, layer, x, weights))
         run("SpikeLinear, count", whole("count"))
         few = max(2, num_variants // 2)
@@ -99,18 +99,21 @@ def bench(in_features: int, out_features: int, num_tokens: int, k: float, bandwi
     return rows
 
 
+def stage_of(layer: sb.SpikeLinear, x: Tensor, weight: Tensor) -> Stage:
+    rule, bounds = layer.neuron.kernel_rule(), layer.neuron.count_bounds(layer.in_features)
+    assert rule is not None
+    y = torch.empty(len(x), len(weight), dtype=x.dtype, device="cuda")
+    failed = torch.empty(len(x), dtype=torch.int32, device="cuda")
+    return Stage(x, (Matrix(weight, layer.scale),), y, rule, bounds, failed)
+
+
 def add_alone(
     settings: triton_spike.Settings, layer: sb.SpikeLinear, x: Tensor, weights: list[Tensor]
 ) -> Callable[[int], None]:
     """Return a call that runs only the accumulation of mode `spike`: rows from ready lists are added and rescaled."""
-    rule, bounds = layer.neuron.kernel_rule(), layer.neuron.count_bounds(layer.in_features)
-    assert rule is not None
     plans: list[Any] = []
-    failed = torch.empty(len(x), dtype=torch.int32, device="cuda")
     for weight in weights:
-        y = torch.empty(len(x), len(weight), dtype=x.dtype, device="cuda")
-        matrix = Matrix(weight, layer.scale)
-        plans.append(triton_spike.plan_for(settings, Stage(x, (matrix,), y, rule, bounds, failed)))
+        plans.append(triton_spike.plan_for(settings, stage_of(layer, x, weight)))
         triton_spike.list_rows(plans[-1])
     sums = torch.zeros(len(plans), *plans[0].sums.shape, dtype=torch.int64, device="cuda")
 

@@ -40,7 +40,7 @@ def rows_at(rows_ptr, place, num_words, word, UPPER: tl.constexpr, PLANES: tl.co
 
 
 @triton.jit
-def words_of(rows, level, keep0, keep1, UPPER: tl.constexpr, PLANES: tl.constexpr):
+def words_of(rows, level, keep0, keep1, MASKED: tl.constexpr, PLANES: tl.constexpr):
     """Return words of four integers of loaded rows; only upper bits where a level says so.
 
     It is apart from `rows_at` so that nothing waits for the rows before they are added.
@@ -49,7 +49,7 @@ def words_of(rows, level, keep0, keep1, UPPER: tl.constexpr, PLANES: tl.constexp
     if PLANES:
         first, second = w << 4 & -252645136 | lower & 0x0F0F0F0F, w & -252645136 | lower >> 4 & 0x0F0F0F0F
         w = tl.interleave(first, second)
-    if UPPER:
+    if MASKED:
         w = w & at_level(level, keep0, keep1, -1)
     return w
 
@@ -58,24 +58,22 @@ def words_of(rows, level, keep0, keep1, UPPER: tl.constexpr, PLANES: tl.constexp
 def words_of_tile(column, num_words, WORDS: tl.constexpr, PLANES: tl.constexpr):
     """Return the words of a row, or of its upper plane, that a tile reads; those beyond the last are read there again.
 
-    A thread reads 16 bytes of a row, or 8 of a plane.
+    A thread reads 16 bytes at a time.
     """
     LOADED: tl.constexpr = WORDS // 2 if PLANES else WORDS
     last = (num_words >> 1 if PLANES else num_words) - 4
     word = tl.minimum(column * LOADED + tl.arange(0, LOADED), last + tl.arange(0, LOADED) % 4)
-    if PLANES:
-        return tl.max_contiguous(tl.multiple_of(word, 2), 2)
     return tl.max_contiguous(tl.multiple_of(word, 4), 4)
 
 
 @triton.jit
 def add_rows(
     sums, rows, place, keep0, keep1,
-    UPPER: tl.constexpr, PLANES: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, WORDS: tl.constexpr,
+    MASKED: tl.constexpr, PLANES: tl.constexpr, ROWS: tl.constexpr, SLOTS: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
     """Add a tile to the running sums, and these to the totals where the digit drops after it."""
     even, odd, sum0, sum1, sum2, sum3 = sums
-    w = words_of(rows, (place >> 2 & 3)[:, None], keep0, keep1, UPPER, PLANES)
+    w = words_of(rows, (place >> 2 & 3)[:, None], keep0, keep1, MASKED, PLANES)
     # 0x80 in each byte adds 128; 0x7F complements as well; nothing where there is no row.
     lift = tl.where(place >= 0, -2139062144 ^ -(place & 1), 0)[:, None]
     even += tl.sum(tl.reshape((w ^ lift) & 0x00FF00FF, (ROWS, SLOTS, WORDS)), 0)
@@ -146,6 +144,7 @@ def add_events(
     keep1,
     MATRICES: tl.constexpr,
     UPPER: tl.constexpr,  # whether small counts read upper bits
+    MASKED: tl.constexpr,  # whether lower bits come along, and are masked
     PLANES: tl.constexpr,  # whether rows are as of `planes_of`
     RESCALE: tl.constexpr,
     BIAS: tl.constexpr,  # all of them have a bias
@@ -223,14 +222,14 @@ def add_events(
         next2 = places_at(places, length, STAGES + 2, ROWS)
         w2 = rows_at(rows_ptr, place2, num_words, word, UPPER, PLANES)
     for i in tl.range(2 * STAGES, tl.max(end - begin, 0) + 2 * STAGES, STAGES, num_stages=1):
-        sums = add_rows(sums, w0, place0, keep0, keep1, UPPER, PLANES, ROWS, SLOTS, WORDS)
+        sums = add_rows(sums, w0, place0, keep0, keep1, MASKED, PLANES, ROWS, SLOTS, WORDS)
         w0 = rows_at(rows_ptr, next0, num_words, word, UPPER, PLANES)
         place0, next0 = next0, places_at(places, length, i, ROWS)
-        sums = add_rows(sums, w1, place1, keep0, keep1, UPPER, PLANES, ROWS, SLOTS, WORDS)
+        sums = add_rows(sums, w1, place1, keep0, keep1, MASKED, PLANES, ROWS, SLOTS, WORDS)
         w1 = rows_at(rows_ptr, next1, num_words, word, UPPER, PLANES)
         place1, next1 = next1, places_at(places, length, i + 1, ROWS)
         if STAGES == 3:
-            sums = add_rows(sums, w2, place2, keep0, keep1, UPPER, PLANES, ROWS, SLOTS, WORDS)
+            sums = add_rows(sums, w2, place2, keep0, keep1, MASKED, PLANES, ROWS, SLOTS, WORDS)
             w2 = rows_at(rows_ptr, next2, num_words, word, UPPER, PLANES)
             place2, next2 = next2, places_at(places, length, i + 2, ROWS)
     even, odd, sum0, sum1, sum2, sum3 = sums
@@ -253,15 +252,15 @@ def add_events(
             place_in_lists = (token * lists + number).to(tl.int64)
             here = head_ptr + place_in_lists * HEAD
             for i in range(0, tl.load(here + 1)):
-                event = tl.load(high_ptr + place_in_lists * CHANNELS + i)
-                offset = (number * CHANNELS + (event >> 1 & (CHANNELS - 1))).to(tl.int64) * num_words
-                sign = -(event & 1)
+                place = tl.load(high_ptr + place_in_lists * 2 * CHANNELS + i)
+                offset = (place >> (4 if UPPER else 2)).to(tl.int64) * num_words
+                sign = -(place & 1)
                 row = tl.load(rows_ptr + offset + word)
                 lower = row
                 if PLANES:
-                    lower = tl.load(rows_ptr + offset + word + (num_words >> 1), mask=(event >> 9 & 3) == 0, other=0)
-                single = words_of((row, lower), event >> 9 & 3, keep0, keep1, UPPER, PLANES)
-                rest = event >> 11
+                    lower = tl.load(rows_ptr + offset + word + (num_words >> 1), mask=(place >> 2 & 3) == 0, other=0)
+                single = words_of((row, lower), place >> 2 & 3, keep0, keep1, MASKED, PLANES)
+                rest = tl.load(high_ptr + (place_in_lists * 2 + 1) * CHANNELS + i)
                 shift = tl.load(here + 2)
                 while rest > 0:
                     if rest & 1:

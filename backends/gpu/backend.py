@@ -234,8 +234,8 @@ class Triton(Backend):
     def _run(self, job: Job) -> None:
         kernels = importlib.import_module(f".{self.mode}", __package__)  # imports Triton
         key = f"{self.mode} {tuple(job.weight.shape)}, {power_of_two(len(job.x))} tokens, {job.x.dtype}"
-        key += ", upper bits" if job.upper else ""
-        candidates = kernels.settings_for(*job.x.shape, job.upper)
+        key += f"{', large counts' if job.has_large_counts else ''}{', upper bits' if job.upper else ''}"
+        candidates = kernels.settings_for(job)
         with torch.cuda.device_of(job.x):  # Triton launches on the current GPU
             kernels.run(fastest(key, candidates, lambda settings: kernels.run(settings, job), job.x.device), job)
 

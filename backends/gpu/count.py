@@ -20,7 +20,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ...coding.kernels import interpreting
 from ...neuro.threshold_triton import COUNTED, block_statistic, count_of, threshold_of
-from .job import Job, Reads, cdiv, num_processors, power_of_two
+from .job import Job, cdiv, num_processors, power_of_two
 from .one_pass import current_pass
 from .weights import columns_of, rows_of
 
@@ -39,11 +39,11 @@ _MANY = [Settings(128, 256, 128, 8, 4), Settings(256, 128, 128, 8, 4), Settings(
 _FEW = [Settings(64, 64, 128, 4, 5), Settings(64, 128, 128, 4, 5), Settings(64, 32, 256, 4, 4)]
 
 
-def settings_for(num_tokens: int, _num_inputs: int, _upper: Reads = ()) -> list[Settings]:
+def settings_for(job: Job) -> list[Settings]:
     """Return the launch settings to choose from."""
     if interpreting():
         return [Settings(32, 128, 128, 1, 1)]
-    return _MANY if num_tokens > 64 else _FEW
+    return _MANY if len(job.x) > 64 else _FEW
 
 
 def run(settings: Settings, job: Job) -> None:

@@ -69,6 +69,21 @@ class Job(NamedTuple):
     upper: Reads = ()
     source: Tensor | None = None
 
+    @property
+    def num_inputs(self) -> int:
+        """Input channels."""
+        return self.x.shape[1]
+
+    @property
+    def has_large_counts(self) -> bool:
+        """Whether counts are large on average; see `are_large`."""
+        return are_large(self.bounds)
+
+
+def are_large(bounds: CountBounds | None) -> bool:
+    """Return whether counts are so large on average that many would be beyond a digit of 8; see `list.py`."""
+    return bounds is not None and bounds.mean >= 5
+
 
 def power_of_two(number: int) -> int:
     """Return the smallest power of two that is at least that large."""

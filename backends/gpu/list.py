@@ -1,9 +1,9 @@
 """Triton kernel of mode `spike` that lists the weight rows to add; `spike.py` says what for.
 
 A list is for CHANNELS input channels of a token. It is an array of places in the order of falling digit, in tiles of
-ROWS places that share a digit; a place is one row to add, or empty. |count| = 64 * high + TOP * tops + digit, where TOP
-is 8 or 16: a channel takes a place of its digit, and `tops` places of digit TOP. What is above goes to the high list. A
-place holds
+ROWS places that share a digit; a place is one row to add, or empty. |count| = 64 * high + TOP * tops + digit, where
+TOP is 8 or 16: a channel takes a place of its digit, and `tops` places of digit TOP. What is above goes to the high
+list, of places and `high`. A place holds
 
 - from bit 2 on, the channel, whose row of any matrix that reads this input is added; negative where the place is empty.
   Where small counts read upper bits (UPPER), the channel's level is in bits 2 and 3 and the channel from bit 4 on,
@@ -116,7 +116,7 @@ def list_events(
     rows1_ptr,
     rows2_ptr,
     list_ptr,  # int32, [tokens, lists, LENGTH]
-    high_ptr,  # int32, [tokens, lists, CHANNELS]
+    high_ptr,  # int32, [tokens, lists, 2, CHANNELS]
     head_ptr,  # int32, [tokens, lists, HEAD]
     threshold_ptr,  # float32, [tokens]
     failed_ptr,  # int32, [tokens]
@@ -237,12 +237,10 @@ def list_events(
         tl.store(places + at, -4 | drops.to(tl.int32) << 1, mask=at < end * ROWS)
     tl.debug_barrier()
     event = channel << 2 | negative
-    of_high = local << 1 | negative
     middle = 0
     if UPPER:
         level = level_of(count, edge0, edge1)
         event = channel << 4 | level << 2 | negative
-        of_high = level << 9 | of_high
         middle = tl.sum(count * at_level(level, middle0, middle1, 0))
     at, last = digit, digit
     for i in tl.static_range(1, TOP):
@@ -257,8 +255,9 @@ def list_events(
     is_high = (high > 0).to(tl.int32)
     num_high = tl.sum(is_high, 0)
     if num_high > 0:
-        at = tl.cumsum(is_high, 0) - is_high
-        tl.store(high_ptr + place_in_list * CHANNELS + at, high << 11 | of_high, mask=is_high > 0)
+        here = high_ptr + place_in_list * 2 * CHANNELS + tl.cumsum(is_high, 0) - is_high
+        tl.store(here, event, mask=is_high > 0)
+        tl.store(here + CHANNELS, high, mask=is_high > 0)
     head = head_ptr + place_in_list * HEAD
     # Every row that is added is 128 too much, or 127 if it is subtracted, times its digit.
     tl.store(head, tl.sum((128 - negative) * (TOP * tops + digit), 0))

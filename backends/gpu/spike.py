@@ -30,7 +30,7 @@ from ...coding.kernels import interpreting
 from ...errors import InputError
 from ..base import INT32, MAX_WEIGHT
 from .add import add_events
-from .job import Job, Matrix, Reads, cdiv, num_processors, power_of_two
+from .job import Job, Matrix, cdiv, num_processors, power_of_two
 from .list import HEAD, THREADS, list_events
 from .narrow import NarrowPlan, NarrowSettings, narrow_settings_for
 from .stage import Stage, three
@@ -46,12 +46,14 @@ class Settings(NamedTuple):
     words: int  # of four weights, per row
     stages: int  # tiles of weights under way, 2 or 3
     programs: int  # of `add_events`, about, per multiprocessor
-    prefetch: int  # the least |count| whose row `list_events` already fetches into the L2 cache; 0 for none
+    prefetch: int  # the least |count| whose row `list_events` already fetches into the L2 cache, at k = 3; 0 for none
+    channels: int = 256  # of a list
+    planes: bool = False  # whether rows are as of `planes_of`
 
     @property
     def slots(self) -> int:
-        """Rows that a warp adds side by side: a thread reads four words of a row at a time."""
-        return 32 // (self.words // 4)
+        """Rows that a warp adds side by side: a thread reads 16 bytes of a row, or of a plane, at a time."""
+        return 32 // (self.words // (8 if self.planes else 4))
 
 
 _CANDIDATES = [
@@ -60,36 +62,39 @@ _CANDIDATES = [
     Settings(4, 32, 2, 8, 5),
     Settings(8, 32, 2, 4, 5),
 ]
-# The same for rows in planes, of which a thread reads 8 bytes at a time.
-_PLANE_CANDIDATES = [
+# The same where digits go up to 16: long lists have less padding.
+_LARGE_CANDIDATES = [
+    Settings(8, 32, 2, 8, 6, 512),
     Settings(8, 32, 2, 8, 6),
-    Settings(4, 64, 2, 8, 6),
-    Settings(4, 64, 3, 8, 6),
-    Settings(8, 32, 3, 8, 6),
-    Settings(4, 32, 2, 16, 6),
+    Settings(4, 32, 2, 12, 5),
 ]
-# Input channels of a list.
-_CHANNELS = 256
+# The same where small counts read no more than a plane, beside those above: it is faster where memory is slow.
+_PLANE_CANDIDATES = [
+    Settings(8, 64, 2, 8, 6, 512, planes=True),
+    Settings(4, 64, 2, 8, 6, planes=True),
+]
 # Rows that are added up in 16 bits: 255 * 257 < 2^16.
 _MOST_ROWS = 256
-# Mean |count| from which on digits go up to 16: so large counts do not read their rows again.
-_LARGE_COUNT = 5.0
 # Two sums below it, and the number of programs, fit 64 bits.
 _PAIRED_SUMS, _PAIRED_PROGRAMS = 2**25, 2**11
 # Tokens at a time: the lists of a token take about 40 bytes per input channel.
 _PORTION = 256
 
 
-def settings_for(num_tokens: int, num_inputs: int, upper: Reads = ()) -> list[Settings | NarrowSettings]:
+def settings_for(work: Stage | Job) -> list[Settings | NarrowSettings]:
     """Return the launch settings to choose from; those of the kernel for narrow layers, for one token, last."""
-    return [*two_kernel_settings(upper), *(narrow_settings_for(num_inputs) if num_tokens == 1 else [])]
+    alone = narrow_settings_for(work.num_inputs) if len(work.x) == 1 else []
+    return [*two_kernel_settings(work), *alone]
 
 
-def two_kernel_settings(upper: Reads = ()) -> list[Settings]:
+def two_kernel_settings(work: Stage | Job) -> list[Settings]:
     """Return the launch settings of the two kernels that list and add."""
+    with_planes = have_planes(work.upper)
     if interpreting():
-        return [Settings(8, 64, 2, 1, 0)]
-    return _PLANE_CANDIDATES if have_planes(upper) else _CANDIDATES
+        small = Settings(8, 64, 2, 1, 0)
+        return [small, small._replace(planes=True, channels=512)] if with_planes else [small]
+    whole = _LARGE_CANDIDATES if work.has_large_counts else _CANDIDATES
+    return [*whole, *_PLANE_CANDIDATES] if with_planes else whole
 
 
 def run(settings: Settings | NarrowSettings, job: Job) -> None:
@@ -111,8 +116,7 @@ def tuned(stage: Stage) -> Settings | NarrowSettings:
     def run_stage(settings: Settings | NarrowSettings) -> None:
         plan_for(settings, stage).run()
 
-    candidates = settings_for(1, stage.num_inputs, stage.upper)
-    return fastest(f"stage {stage.kind}", candidates, run_stage, stage.x.device)
+    return fastest(f"stage {stage.kind}", settings_for(stage), run_stage, stage.x.device)
 
 
 class Plan(NamedTuple):
@@ -122,10 +126,10 @@ class Plan(NamedTuple):
     stage: Stage
     rows: tuple[Tensor, ...]  # weights of each matrix, int32 words of four, [inputs, words]
     upper: UpperBits
-    planes: bool  # whether rows are as of `planes_of`
     lists: int  # of a token
     shares: int  # of a list
     top: int  # the largest digit
+    prefetch: int  # the least |count| whose row `list_events` fetches into the L2 cache; 0 for none
     pairs: bool  # whether two sums share 64 bits
     length: int  # of a list
     grid: tuple[int, int, int]  # of `add_events`
@@ -147,7 +151,7 @@ def plan_for(settings: Settings | NarrowSettings, stage: Stage) -> Plan | Narrow
     Raises:
         InputError: the weights of a matrix take more than 8 GiB.
     """
-    planes = have_planes(stage.upper) and not isinstance(settings, NarrowSettings)
+    planes = isinstance(settings, Settings) and settings.planes
     rows = tuple((planes_of if planes else rows_of)(matrix.weight).view(torch.int32) for matrix in stage.matrices)
     for matrix, words in zip(stage.matrices, rows, strict=True):
         if words.numel() > INT32.max:
@@ -155,20 +159,21 @@ def plan_for(settings: Settings | NarrowSettings, stage: Stage) -> Plan | Narrow
             raise InputError(f"Triton: expected weights of at most 8 GiB in a layer, got {shape}.")
     if isinstance(settings, NarrowSettings):
         return NarrowPlan(settings, stage, rows)
-    num_tokens, num_inputs, device = len(stage.x), len(rows[0]), stage.x.device
-    lists, tiles = cdiv(num_inputs, _CHANNELS), sum(cdiv(words.shape[1], settings.words) for words in rows)
+    num_tokens, num_inputs, device, channels = len(stage.x), len(rows[0]), stage.x.device, settings.channels
+    lists, tiles = cdiv(num_inputs, channels), sum(cdiv(words.shape[1], settings.words) for words in rows)
     mean_count = stage.bounds.mean if stage.bounds else 1.5
-    top = 8 if mean_count < _LARGE_COUNT else 16
+    top = 16 if stage.has_large_counts else 8
+    prefetch = round(settings.prefetch * max(mean_count / 3.5, 1))
     # A channel takes one place, and one more for every `top` of its |count|.
-    num_places = int(_CHANNELS * (1 + mean_count / top)) + top * settings.rows
+    num_places = int(channels * (1 + mean_count / top)) + top * settings.rows
     wanted = settings.programs * num_processors(device) * settings.slots // (tiles * lists * num_tokens)
     shares = power_of_two(max(cdiv(num_places, _MOST_ROWS - settings.rows), wanted))
     programs = cdiv(lists * shares, settings.slots)
     largest = MAX_WEIGHT * (2 if stage.upper else 1)  # sums of upper bits are in halves
     fit_pairs = stage.bounds is not None and largest * stage.bounds.mean * num_inputs < _PAIRED_SUMS
     pairs = fit_pairs and programs < _PAIRED_PROGRAMS
-    length = 64 // top * _CHANNELS + top * settings.rows  # places, and padding
-    sizes = [num_tokens * lists * size for size in (length, _CHANNELS, HEAD.value)]
+    length = 64 // top * channels + top * settings.rows  # places, and padding
+    sizes = [num_tokens * lists * size for size in (length, 2 * channels, HEAD.value)]
     places, high, head = torch.empty(sum(sizes), dtype=torch.int32, device=device).split(sizes)
     num_sums = tiles * settings.words * (2 if pairs else 4)
     sums = torch.empty(num_tokens, num_sums, dtype=torch.int64, device=device)
@@ -180,10 +185,10 @@ def plan_for(settings: Settings | NarrowSettings, stage: Stage) -> Plan | Narrow
         stage,
         rows,
         upper,
-        planes,
         lists,
         shares,
         top,
+        prefetch,
         pairs,
         length,
         grid,
@@ -201,7 +206,7 @@ def list_rows(plan: Plan) -> None:
     num_tokens = len(stage.x)
     norm, eps = stage.norm or (stage.x, 0.0)
     # Rows of several tokens overlap: those of the first bring most of the others' into the cache.
-    prefetch = settings.prefetch if num_tokens == 1 and _can_prefetch(stage.x.device) else 0
+    prefetch = plan.prefetch if num_tokens == 1 and _can_prefetch(stage.x.device) else 0
     # One program per multiprocessor, if that leaves enough of them to fetch rows ahead and to clear the sums.
     processors = num_processors(stage.x.device)
     helpers = max(processors - plan.lists, processors // 4, 1)
@@ -230,8 +235,8 @@ def list_rows(plan: Plan) -> None:
         **stage.reading(),
         MATRICES=len(plan.rows),
         UPPER=bool(stage.upper),
-        PLANES=plan.planes,
-        CHANNELS=_CHANNELS,
+        PLANES=settings.planes,
+        CHANNELS=settings.channels,
         ROWS=settings.rows,
         TOP=plan.top,
         LENGTH=plan.length,
@@ -264,11 +269,12 @@ def add_rows(plan: Plan) -> None:
         plan.upper.keep1,
         MATRICES=len(plan.rows),
         UPPER=bool(stage.upper),
-        PLANES=plan.planes,
+        MASKED=bool(stage.upper) and not (settings.planes and plan.upper.is_plane),
+        PLANES=settings.planes,
         RESCALE=stage.matrices[0].scale is not None,
         BIAS=stage.matrices[0].bias is not None,
         RESIDUAL=stage.residual,
-        CHANNELS=_CHANNELS,
+        CHANNELS=settings.channels,
         ROWS=settings.rows,
         TOP=plan.top,
         SHARES=plan.shares,

@@ -42,6 +42,11 @@ class UpperBits(NamedTuple):
     middle0: int = 0
     middle1: int = 0
 
+    @property
+    def is_plane(self) -> bool:
+        """Whether all that read upper bits read exactly the upper plane of `planes_of`."""
+        return {self.middle0, self.middle1} <= {0, 2**PLANE_BITS - 1}
+
 
 def upper_bits(upper: Sequence[tuple[int, int]], bits: int) -> UpperBits:
     """Return what kernels are told.

@@ -45,7 +45,7 @@ def check(stage):
     """Compare all launch settings with those of several kernels."""
     matrix = stage.matrices[0]
     one = stage._replace(x=stage.x[:1])
-    settings = groups.settings_for(one) if matrix.has_groups else spike.settings_for(1, matrix.weight.shape[1])
+    settings = (groups if matrix.has_groups else spike).settings_for(one)
     expected = outputs(settings[0], stage)
     alone = [one for one in settings if hasattr(one, "warps")]
     assert alone
@@ -81,10 +81,25 @@ def test_sums_of_counts_that_are_given(device, num_inputs):
         for counts in (x.to(device), (x.sign() * largest).to(device)):
             stage = Stage(counts, (matrix,), torch.empty(1, 33, dtype=torch.int32, device=device))
             check(stage)
-            found = spike.settings_for(1, num_inputs)[-1]
+            found = spike.settings_for(stage)[-1]
             y = torch.empty_like(stage.y)
             spike.plan_for(found, stage._replace(y=y)).run()
             assert torch.equal(y, (counts.cpu().long() @ matrix.weight.cpu().t().long()).to(y))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("others", [0, 24, 63])
+def test_a_giant_among_many_large_counts(device, others):
+    # So many large counts leave no room for multiples of the largest digit in the list of places.
+    giant = (2**31 - 1) // 128 - 255 * others
+    counts = torch.full((1, 256), others, dtype=torch.int32, device=device)
+    counts[0, 3] = giant
+    matrix, y = matrix_of(32, 256, device)._replace(scale=None), torch.empty(1, 32, dtype=torch.int32, device=device)
+    stage = Stage(counts, (matrix,), y)
+    for settings in spike.settings_for(stage):
+        y.fill_(7)
+        spike.plan_for(settings, stage).run()
+        assert torch.equal(y, (counts.cpu().long() @ matrix.weight.cpu().t().long()).to(y))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -95,7 +110,7 @@ def test_a_token_whose_counts_may_not_fit_fails(device):
     matrix = matrix_of(10, 60, device)
     y = torch.empty(3, 10, device=device)
     stage = Stage(x.to(device), (matrix,), y, neuron.kernel_rule(), neuron.count_bounds(60))
-    y, _, failed = outputs(spike.settings_for(1, 60)[-1], stage)
+    y, _, failed = outputs(spike.settings_for(stage._replace(x=stage.x[:1]))[-1], stage)
     assert failed.tolist() == [0, 1, 0]
     assert y[1].isnan().all()
     assert y[[0, 2]].isfinite().all()
@@ -110,9 +125,9 @@ def test_rows_of_silent_channels_are_not_read(device):
     stage = Stage(
         x.to(device), (matrix,), torch.empty(1, 12, device=device), neuron.kernel_rule(), neuron.count_bounds(64)
     )
-    before, *_ = outputs(spike.settings_for(1, 64)[-1], stage)
+    before, *_ = outputs(spike.settings_for(stage)[-1], stage)
     matrix.weight[:, 1::2] += 1
-    after, *_ = outputs(spike.settings_for(1, 64)[-1], stage)
+    after, *_ = outputs(spike.settings_for(stage)[-1], stage)
     assert torch.equal(before, after)
 
 

@@ -14,6 +14,7 @@ import spikebrain as sb
 from spikebrain.backends import Reference, Triton
 from spikebrain.backends.gpu import backend as triton
 from spikebrain.backends.gpu import tuning
+from spikebrain.backends.gpu.job import Job
 from spikebrain.errors import AccumulatorOverflowError, ActivationError, BackendUnavailableError, InputError
 from spikebrain.neuro import NEURONS
 
@@ -211,11 +212,12 @@ def test_cuda_graph(mode):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no CUDA GPU")
 @pytest.mark.parametrize("mode", MODES)
-def test_all_launch_settings(mode, monkeypatch):
+@pytest.mark.parametrize("k", [3.0, 9.0])
+def test_all_launch_settings(mode, k, monkeypatch):
     # All are exact, and the fastest is found and kept.
-    layer, x = layer_of(mode, 700, 1040).cuda(), activations(66 if mode == "count" else 2, 700).cuda()
+    layer, x = layer_of(mode, 700, 1040, k).cuda(), activations(66 if mode == "count" else 2, 700).cuda()
     kernels = importlib.import_module(f"spikebrain.backends.gpu.{mode}")
-    for chosen in kernels.settings_for(*x.shape):
+    for chosen in kernels.settings_for(Job(x, layer.weight, x, 0, bounds=layer.neuron.count_bounds(700))):
         monkeypatch.setattr(triton, "fastest", lambda key, settings, run, device, chosen=chosen: chosen)
         check(layer, x)
 

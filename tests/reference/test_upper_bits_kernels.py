@@ -42,6 +42,10 @@ def expected_of(layer, x):
     return y
 
 
+def failed_of(x):
+    return torch.empty(len(x), dtype=torch.int32, device=x.device)
+
+
 def fused(layer, x):
     own = layer.own
     groups = {"minimum": own.minimum, "group_size": own.group_size} if own.in_groups else {}
@@ -93,30 +97,37 @@ def test_all_ways_to_launch_a_stage(device, coarse, residual):
     matrices = tuple(Matrix(x.own.weight, x.own.scale, x.bias, None, None, x.reads) for x in layers)
     x, y = activations(2, 100).clamp(-200, 200).to(device), torch.randn(2, 75, device=device)
     expected = torch.cat([expected_of(layer, x) for layer in layers], 1) + (y if residual else 0)
-    settings = spike.settings_for(1, 100)
+    stage = stages.Stage(
+        x, matrices, y, neuron.kernel_rule(), neuron.count_bounds(100), failed_of(x), residual=residual
+    )
+    settings = spike.settings_for(stage._replace(x=x[:1]))
     assert {hasattr(one, "warps") for one in settings} == {False, True}
+    assert {getattr(one, "planes", False) for one in settings} == {False, True}
     for one in settings:
         found = y.clone()
-        failed = torch.empty(2, dtype=torch.int32, device=device)
-        rule = neuron.kernel_rule(), neuron.count_bounds(100)
-        plan = spike.plan_for(one, stages.Stage(x, matrices, found, *rule, failed, residual=residual))
-        plan.run()
+        spike.plan_for(one, stage._replace(y=found)).run()
         assert torch.equal(found, expected)
-        assert getattr(plan, "planes", False) is not hasattr(one, "warps")
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_small_counts_do_not_read_the_lower_plane(device):
-    layer = graded(device, ((4, 6),), 64, 40, weights="int8", neuron=AdaptiveThreshold(k=4.0))
-    x = torch.ones(1, 64, device=device)  # all counts are 4
-    with torch.inference_mode():
-        before = fused(layer, x)
-        planes = upper._plane_copies[layer.own.weight][1]
-        assert planes.shape == (64, 64)
-        planes[:, 32:] = 85  # other numbers in the lower planes: nothing changes
-        assert torch.equal(fused(layer, x), before)
-        planes[:, :32] = 85
-        assert not torch.equal(fused(layer, x), before)
+    neuron, weight = AdaptiveThreshold(k=4.0), torch.randint(-128, 128, (64, 40), dtype=torch.int8, device=device).t()
+    x, matrix = torch.ones(1, 64, device=device), Matrix(weight, torch.ones(40, 1, device=device), upper=((4, 4),))
+    settings = next(one for one in spike.settings_for(stages.Stage(x, (matrix,), x)) if getattr(one, "planes", False))
+
+    def outputs():
+        y = torch.empty(1, 40, device=device)
+        stage = stages.Stage(x, (matrix,), y, neuron.kernel_rule(), neuron.count_bounds(64), failed_of(x))
+        spike.plan_for(settings, stage).run()
+        return y
+
+    before = outputs()  # all counts are 4
+    planes = upper._plane_copies[weight][1]
+    assert planes.shape == (64, 64)
+    planes[:, 32:] = 85  # other numbers in the lower planes: nothing changes
+    assert torch.equal(outputs(), before)
+    planes[:, :32] = 85
+    assert not torch.equal(outputs(), before)
 
 
 @pytest.mark.parametrize("num_outputs", [1, 8, 31, 33])
