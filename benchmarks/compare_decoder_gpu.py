@@ -76,7 +76,7 @@ def draw_model(rng: random.Random, weights: str) -> Any:
 def compare_stage(rng: random.Random, decoder: Any, plan: Any, group: list[Any]) -> tuple[int, int]:
     """Return how many outputs were compared and how many differ."""
     inputs, outputs, before = [], [], []
-    reads = getattr(group[0], "reads", ())
+    reads = group[0].reads if isinstance(group[0], sb.GradedLinear) else ()
     group = [getattr(layer, "own", layer) for layer in group]
     seen = torch.empty(1, group[0].in_features, dtype=decoder.dtype, device="cuda")
     plan = plan._replace(stage=plan.stage._replace(seen=seen))
@@ -117,7 +117,7 @@ def exact_output(
         surely = (count.double().abs() @ largest.t()).amax(1, keepdim=True) < 2 ** (23 if reads else 24)
         scale = torch.ones(1, 1, device="cuda")
     total = torch.zeros(len(count), len(weight), dtype=torch.float64, device=count.device)
-    for up_to, dropped in (*reads, (2**31, 0)):
+    for up_to, dropped in (*reads, (2**31 - 1, 0)):
         heard = (count.abs() > above) & (count.abs() <= up_to)
         integers = weight.div(2**dropped, rounding_mode="floor") * 2**dropped + (2**dropped - 1) / 2
         if spread:
