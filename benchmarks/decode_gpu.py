@@ -51,7 +51,7 @@ NAMES = {
     "coarse_graph": "spiking, small counts read 4 of 8 bits, its graph alone",
     "layers": "spiking layer by layer, generate",
 }
-# Of `coarse`: 0.6 of the bytes at 3 % loss on SmolLM2 (docs/spikes-that-pay.md).
+# Of `coarse`: 0.6 of the bytes at 3.3 % loss on SmolLM2 (docs/spikes-that-pay.md).
 COARSE = sb.SpikeSettings(neuron=sb.DeadZoneThreshold(k=8.0, dead_zone=0.125), coarse=((4, 8),))
 PROMPT = 32
 # Of Qwen2.5-7B and of SmolLM2-135M.

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from ..backends import Backend, device_of
 from ..errors import InputError
 from ..files import only_writer
-from ..models import Loaded, choose_layers, spiking_layers, to_spiking
+from ..models import Loaded, choose_layers, spiking_layers, to_spiking, unshare_experts
 from ..models.io import Preview, load, preview
 from ..models.spikingbrain import SpikingBrainForCausalLM
 from .given import refuse_spikes
@@ -321,6 +321,7 @@ def load_spiking(
     device: str = "auto",
     size: str = "num_tokens",
     fits: Callable[[dict[str, tuple[int, int]]], Any] = lambda shapes: None,
+    prepare: Callable[[Any], object] = lambda model: None,
     progress: Progress = SILENT,
 ) -> SpikingText:
     """Load a model and a text, and put the model on spikes unless it is already.
@@ -335,6 +336,7 @@ def load_spiking(
         device: "cpu", "cuda" or "auto".
         size: the argument that sets the window's size.
         fits: called with the shapes of the layers that will spike, if they are known before the model is loaded.
+        prepare: changes a float model in place, before it is put on spikes.
         progress: told what happens.
     Raises:
         SpikebrainError: bad input; the message says which and what to do.
@@ -349,10 +351,19 @@ def load_spiking(
     loaded = load(model, say=progress.say, bar=progress.bar)
     if is_spiking(loaded.model):
         refuse_spikes(settings, loaded.source)
+    else:
+        prepare(loaded.model)
     move(loaded.model, device, chosen.backend, progress)
     ids = first_tokens(loaded, content, num_tokens, context, progress, size=size)
     spiking = loaded.model if is_spiking(loaded.model) else to_spiking(loaded.model, chosen, inplace=True)
     return SpikingText(spiking, ids, loaded.source, text_source, loaded.tokenizer)
+
+
+def give_experts_cores(model: Any, progress: Progress) -> None:
+    """Give each of equal experts, which are one set of weights, a copy of it: on a chip all have cores of their own."""
+    if isinstance(model, SpikingBrainForCausalLM) and model.settings.equal_experts:
+        progress.say("All experts of a layer are one set of weights: each gets a copy, on cores of its own.")
+        unshare_experts(model)
 
 
 class SpikingBrain(NamedTuple):

@@ -29,7 +29,7 @@ from ..simulation.orders import learn_orders
 from ..simulation.queue_steps import queue_steps
 from ..simulation.weights import weights_of
 from .given import K, refuse, spike_settings, usual
-from .inputs import alone, check_seed, load_spiking, require_writable
+from .inputs import alone, check_seed, give_experts_cores, load_spiking, require_writable
 from .measure import weights_in_words
 from .progress import SILENT, Progress
 
@@ -154,6 +154,7 @@ def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT)
     wanted = num_tokens + (ORDER_TOKENS if order is not None else 0)
     inputs = {"num_tokens": wanted, "context": num_tokens, "device": "cpu", "progress": progress}
     inputs["fits"] = lambda shapes: _look_ahead(shapes, chip, settings)
+    inputs["prepare"] = lambda model: give_experts_cores(model, progress)
     model, ids, source, text_source, _ = load_spiking(settings.model, settings.text, settings, **inputs)
     spiking = spiking_layers(model)
     shapes = {name: (layer.in_features, layer.out_features) for name, layer in spiking.items()}

@@ -126,6 +126,7 @@ def check_step(name: str, step: Step, num_tokens: int, tokens: Tensor | None, *,
     got = f"a second call with {step.num_tokens}" if ran_before else f"one with {step.num_tokens}"
     raise InputError(
         f"simulate_model: expected one call of {name!r} with all {num_tokens} tokens, got {got}. Experts that are one "
-        "set of weights run several times: unshare_experts(model), before to_spiking, gives each its own. Other layers "
+        "set of weights run several times: unshare_experts(model), before to_spiking, gives each its own; simulating "
+        "the float model, as convert writes it without spikes, does so by itself. Other layers "
         "that run several times, or on some of the tokens, are not simulated."
     )

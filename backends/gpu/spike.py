@@ -68,7 +68,7 @@ _LARGE_CANDIDATES = [
     Settings(8, 32, 2, 8, 6),
     Settings(4, 32, 2, 12, 5),
 ]
-# The same where small counts read no more than a plane, beside those above: it is faster where memory is slow.
+# Beside those above, where small counts read no more than a plane.
 _PLANE_CANDIDATES = [
     Settings(8, 64, 2, 8, 6, 512, planes=True),
     Settings(4, 64, 2, 8, 6, planes=True),

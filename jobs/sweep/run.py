@@ -25,7 +25,16 @@ from ...models.io import load
 from ...paths import model_name
 from ..eval_tasks import read_task
 from ..given import refuse_spikes
-from ..inputs import check_windows, first_tokens, is_spiking, look_ahead, move, read_text, require_writable
+from ..inputs import (
+    check_windows,
+    first_tokens,
+    give_experts_cores,
+    is_spiking,
+    look_ahead,
+    move,
+    read_text,
+    require_writable,
+)
 from ..progress import SILENT, Progress
 from .bench import Bench, Run, settings_of
 from .identity import identity_of
@@ -158,6 +167,8 @@ def _prepare(settings: SweepSettings, progress: Progress = SILENT) -> tuple[Benc
     if spikes := is_spiking(model):
         refuse_spikes(settings.spikes_given, loaded.source)
     else:
+        if settings.on_chip:
+            give_experts_cores(model, progress)
         _check_patterns(model, settings)
     if settings.on_chip and settings.device == "cuda":
         raise InputError("device: expected cpu, since a chip is simulated on the CPU; got cuda.")

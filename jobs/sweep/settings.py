@@ -209,7 +209,7 @@ class SweepSettings:
                 raise InputError(f"k: has no effect on the neuron {fixed[0]}, which has no k. Sweep that neuron apart.")
         if {"k", "k.*"} <= self.options.keys():
             raise InputError("k: has no effect beside k.*, which holds for all layers. Leave out one of both.")
-        longest = max([CHIP_TOKENS, *self.values_of("chip_tokens")])
+        longest = max(self.values_of("chip_tokens") or [CHIP_TOKENS])
         if self.on_chip and longest > self.context:
             raise InputError(f"chip_tokens: expected at most one window of {self.context} tokens, got {longest}.")
 

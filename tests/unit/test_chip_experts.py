@@ -6,8 +6,10 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 import spikebrain as sb
+from spikebrain import jobs
 from spikebrain.chip import load_description
 from spikebrain.errors import InputError
+from spikebrain.jobs.progress import Silent
 from spikebrain.models import spiking_layers
 from spikebrain.models.spikingbrain import SpikingBrainForCausalLM, tiny_7b, tiny_76b
 from spikebrain.simulation import simulate_model, survey_model
@@ -162,3 +164,21 @@ def test_experts_that_are_one_set_of_weights_are_refused():
     sb.unshare_experts(plain)
     found = simulate_model(sb.to_spiking(plain), IDS, ASYNC)
     assert sum(layer.num_mismatches for layer in found.layers.values()) == 0
+
+
+@pytest.mark.slow
+def test_the_job_gives_equal_experts_cores_of_their_own(model_folder, text, tmp_path):
+    mixture, said, progress = tmp_path / "mixture", [], Silent()
+    teacher, tokenizer, _ = sb.load(model_folder)
+    sb.save(sb.from_transformer(teacher, "gla+full/moe,gla", num_experts=3), mixture, tokenizer)
+    progress.say = said.append
+    found = jobs.simulate(jobs.SimulateSettings(str(mixture), text=text, num_tokens=3), tmp_path / "out", progress)
+    assert "All experts of a layer are one set of weights: each gets a copy, on cores of its own." in said
+    figures = found.figures
+    assert figures["exactness"]["num_mismatches"] == 0 < figures["exactness"]["num_checked"]
+    placed = [layer["name"] for layer in figures["layers"]] + figures["idle_layers"]
+    assert sum(".experts." in name for name in placed) == 9
+    options, objectives = {"k": [2.0, 3.0], "chip_tokens": 4}, ("chip_energy_nj",)
+    swept = jobs.sweep(jobs.SweepSettings(options, str(mixture), text, 8, 8, objectives), tmp_path / "sweep")
+    assert [row.figures["chip_energy_nj"] > 0 for row in swept.rows] == [True, True]
+    assert sb.load(mixture).model.settings.equal_experts  # the file is as it was
