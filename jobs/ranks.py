@@ -16,12 +16,12 @@ from ..errors import InputError
 def processes(device: str) -> Iterator[tuple[int, int]]:
     """Yield the rank of this process and their number; inside the `with` block torch.distributed works.
 
-    If one of them ends with an error, torchrun ends the others.
+    If one of them ends with an error, torchrun ends the others, which may notice it before that.
 
     Args:
         device: "cuda": each process gets the GPU of its local rank, and they talk through NCCL; "cpu": through gloo.
     Raises:
-        InputError: torchrun did not start this process, or there are fewer GPUs than processes.
+        InputError: torchrun did not start this process, there are fewer GPUs than processes, or another process ended.
     """
     if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
         raise InputError(
@@ -39,5 +39,10 @@ def processes(device: str) -> Iterator[tuple[int, int]]:
     dist.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
         yield dist.get_rank(), dist.get_world_size()
+    except RuntimeError as error:
+        # gloo has no error of its own.
+        if isinstance(error, dist.DistError) or "gloo" in str(error):
+            raise InputError("parallel: another process ended, and its message says why.") from error
+        raise
     finally:
         dist.destroy_process_group()

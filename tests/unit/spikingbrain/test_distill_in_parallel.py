@@ -126,6 +126,10 @@ def test_two_processes_take_the_steps_of_one(run, model_folder, student, tmp_pat
     ran = torchrun(tmp_path, COMMAND, *arguments, "--parallel", "--out", tmp_path / "three", size=3)
     assert ran.returncode != 0
     assert "--batch-size: expected a multiple of 3, the number of processes, got 4." in ran.stderr
+    ran = torchrun(tmp_path, COMMAND, *arguments, "--parallel", "--out", tmp_path / "two")  # which is full
+    assert ran.returncode != 0
+    assert f"{tmp_path / 'two'}: holds config.json" in " ".join(ran.stderr.split())
+    assert "gloo" not in ran.stderr
 
 
 @pytest.mark.slow
