@@ -90,6 +90,8 @@ class Backend(ABC):
     # Whether `fused` adds up scaled groups in integers: it then takes units=ScaleUnits, too, where a layer has them.
     # Results of others are equal to rounding.
     knows_units: ClassVar[bool] = False
+    # Whether `fused` rescales and adds up groups as the plain rule does, bit for bit; else to float32's rounding.
+    rescales_in_order: ClassVar[bool] = True
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

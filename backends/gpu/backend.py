@@ -49,6 +49,7 @@ class Triton(Backend):
     mode: Literal["spike", "count"] = "spike"
 
     knows_upper_bits: ClassVar[bool] = True
+    rescales_in_order: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_mode(self, self.mode)

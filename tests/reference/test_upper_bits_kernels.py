@@ -8,6 +8,7 @@ from torch import nn
 
 import spikebrain as sb
 from spikebrain import AdaptiveThreshold, DeadZoneThreshold, SpikeSettings
+from spikebrain.analysis.exactness import ExactnessCheck
 from spikebrain.backends.gpu.job import Matrix
 from spikebrain.models.layers.observing import observing
 
@@ -16,6 +17,7 @@ groups, spike, stages, upper = (
     pytest.importorskip(f"spikebrain.backends.gpu.{name}") for name in ("groups", "spike", "stage", "upper")
 )
 Triton = sb.backends.Triton
+NEURON = AdaptiveThreshold(k=8.0)
 
 
 @pytest.mark.slow
@@ -86,6 +88,34 @@ def test_groups(device, num_tokens, weights, coarse, size, k):
     x = activations(num_tokens, 150).clamp(-200, 200).to(device)
     with torch.inference_mode():
         assert torch.equal(fused(layer, x), expected_of(layer, x))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("coarse", [(), ((2, 4),)])
+@pytest.mark.parametrize("compact", [False, True])
+def test_a_report_allows_groups_the_rounding_of_another_order_and_no_more(device, coarse, compact, monkeypatch):
+    torch.manual_seed(1)
+    settings = SpikeSettings(weights="int4", coarse=coarse, compact_scales=compact, neuron=NEURON, backend=Triton())
+    model = sb.to_spiking(nn.Sequential(nn.Linear(300, 90)), settings).eval().to(device)
+    x = activations(2, 300).clamp(-200, 200).to(device)
+
+    def compared():
+        check = ExactnessCheck()
+        with torch.inference_mode(), check.watch(model):
+            model(x)
+        return check.fused
+
+    fine = compared()
+    assert fine.num_mismatches == 0 < fine.num_checked
+    run = sb.SpikeLinear.run_fused
+
+    def off(*args, **options):
+        found = run(*args, **options)
+        return None if found is None else found + 1e-3 * found.abs().max()
+
+    monkeypatch.setattr(sb.SpikeLinear, "run_fused", off)
+    wrong = compared()
+    assert wrong.num_mismatches == wrong.num_checked == fine.num_checked
 
 
 @pytest.mark.parametrize("device", DEVICES)
