@@ -17,7 +17,7 @@ from ...coding.base import MAX_LOSSLESS_COUNT
 from ...coding.kernels import interpreting
 from ...neuro import CountBounds, KernelRule, Neuron
 from ..base import BACKENDS, INT32, MAX_WEIGHT, NARROW, Backend, ExpertWeights, check_mode
-from .job import MOST_GROUPED, Job, Matrix, power_of_two
+from .job import MOST_GROUPED, Job, Matrix, kind_of_counts, power_of_two
 from .one_pass import any_failed
 from .tuning import fastest
 
@@ -235,7 +235,7 @@ class Triton(Backend):
     def _run(self, job: Job) -> None:
         kernels = importlib.import_module(f".{self.mode}", __package__)  # imports Triton
         key = f"{self.mode} {tuple(job.weight.shape)}, {power_of_two(len(job.x))} tokens, {job.x.dtype}"
-        key += f"{', large counts' if job.has_large_counts else ''}{', upper bits' if job.upper else ''}"
+        key += kind_of_counts(job.bounds, job.upper)
         candidates = kernels.settings_for(job)
         with torch.cuda.device_of(job.x):  # Triton launches on the current GPU
             kernels.run(fastest(key, candidates, lambda settings: kernels.run(settings, job), job.x.device), job)

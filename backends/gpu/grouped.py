@@ -23,7 +23,7 @@ import triton.language as tl
 
 from ...neuro.threshold_triton import count_of
 from .list import GATED, NORM, input_at, inverse_rms, token_threshold
-from .upper import at_level, level_of
+from .upper import bits_of, middles_of
 
 # Rows whose lanes are added up before they could overflow: 16 * 15 < 2^8.
 ROWS = tl.constexpr(16)
@@ -136,7 +136,7 @@ def add_rows(
     for row in tl.static_range(ROWS):
         w = rows[row]
         if UPPER:
-            w = w & at_level(level_of(counts[row], edge0, edge1), keep0, keep1, -1)
+            w = w & bits_of(counts[row], edge0, edge1, keep0, keep1)
         even, odd = lanes_of(counts[row], w, BITS)
         digits = tl.abs(counts[row]) >> digit
         if digits & 1 != 0:
@@ -229,7 +229,7 @@ def add_groups(
         # A complement is 2^BITS - 1 too much.
         too_much = (negative << BITS) - negative + LIFT * total
         if UPPER:  # sums in halves
-            too_much = 2 * too_much - tl.sum(counts * at_level(level_of(counts, edge0, edge1), middle0, middle1, 0))
+            too_much = 2 * too_much - tl.sum(middles_of(counts, edge0, edge1, middle0, middle1))
         at = (wide + group) * scale_stride + tile * FIELDS * WORDS + lane
         parts = add_terms(parts, sums, total, too_much, scale_ptr, minimum_ptr, at, UPPER, MINIMUM, BITS, WORDS)
     mine = partial_ptr + (token * tl.num_programs(1) + share) * padded_outputs + tile * FIELDS * WORDS + lane

@@ -74,15 +74,15 @@ class Job(NamedTuple):
         """Input channels."""
         return self.x.shape[1]
 
-    @property
-    def has_large_counts(self) -> bool:
-        """Whether counts are large on average; see `are_large`."""
-        return are_large(self.bounds)
-
 
 def are_large(bounds: CountBounds | None) -> bool:
     """Return whether counts are so large on average that many would be beyond a digit of 8; see `list.py`."""
     return bounds is not None and bounds.mean >= 5
+
+
+def kind_of_counts(bounds: CountBounds | None, upper: Reads) -> str:
+    """Return what of its counts the fastest launch settings of a layer depend on, as the end of a key."""
+    return f"{', large counts' if are_large(bounds) else ''}{', upper bits' if upper else ''}"
 
 
 def power_of_two(number: int) -> int:

@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 
 from ...neuro.threshold_triton import COUNTED, add_lanes, count_of, lanes_statistic, threshold_of
-from .upper import at_level, level_of
+from .upper import level_of, middles_of
 
 HEAD = tl.constexpr(20)
 # Of a program of `list_events`.
@@ -204,7 +204,7 @@ def list_events(
     magnitude = tl.abs(count)
     negative = (count < 0).to(tl.int32)
     tops = (magnitude & 63) // TOP
-    digit = magnitude % TOP
+    digit = magnitude & (TOP - 1)
     # Ranks of the channels of each digit, three 10-bit counters to a word; the last word has those of `tops`, too.
     upto, found = (), ()
     for word in tl.static_range(TOP // 3 + 1):
@@ -239,9 +239,8 @@ def list_events(
     event = channel << 2 | negative
     middle = 0
     if UPPER:
-        level = level_of(count, edge0, edge1)
-        event = channel << 4 | level << 2 | negative
-        middle = tl.sum(count * at_level(level, middle0, middle1, 0))
+        event = channel << 4 | level_of(count, edge0, edge1) << 2 | negative
+        middle = tl.sum(middles_of(count, edge0, edge1, middle0, middle1))
     at, last = digit, digit
     for i in tl.static_range(1, TOP):
         rank = number_of(upto, TOP - i)
@@ -251,7 +250,8 @@ def list_events(
     at = (upto[TOP // 3] >> 16) - tops
     for i in tl.static_range(64 // TOP - 1):
         tl.store(places + at + i, event | ((at + i) // ROWS + 1 == ends[0]).to(tl.int32) << 1, mask=i < tops)
-    high = magnitude // tl.where(crowded, TOP, 64)
+    shift = tl.where(crowded, 3 + TOP // 16, 6)
+    high = magnitude >> shift
     is_high = (high > 0).to(tl.int32)
     num_high = tl.sum(is_high, 0)
     if num_high > 0:
@@ -262,7 +262,7 @@ def list_events(
     # Every row that is added is 128 too much, or 127 if it is subtracted, times its digit.
     tl.store(head, tl.sum((128 - negative) * (TOP * tops + digit), 0))
     tl.store(head + 1, num_high)
-    tl.store(head + 2, tl.where(crowded, TOP // 16 + 3, 6))
+    tl.store(head + 2, shift)
     tl.store(head + 3, middle)
     for i in tl.static_range(TOP):
         tl.store(head + 4 + i, ends[i])

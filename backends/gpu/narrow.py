@@ -30,7 +30,7 @@ from .add import matrix_of
 from .job import cdiv
 from .list import GATED, NORM, input_at, inverse_rms, token_threshold
 from .stage import Stage, three
-from .upper import at_level, level_of, upper_bits
+from .upper import bits_of, middles_of, upper_bits
 
 # Portions of the input channels: a thread adds one row of each in 16 bits.
 MOST_CHUNKS = 17
@@ -210,9 +210,8 @@ def run_narrow(
         offset = tl.multiple_of(channel[:, None] * num_words, [1, 4]) + word[None, :]
         w = tl.load(rows_ptr + offset, mask=(count != 0)[:, None] & (word < num_words)[None, :], other=0)
         if UPPER:
-            level = level_of(count, edge0, edge1)
-            middle += count * at_level(level, middle0, middle1, 0)
-            w = w & at_level(level, keep0, keep1, -1)[:, None]
+            middle += middles_of(count, edge0, edge1, middle0, middle1)
+            w = w & bits_of(count, edge0, edge1, keep0, keep1)[:, None]
         counts, rows = counts + (count,), rows + (w,)  # noqa: RUF005 - Triton unpacks no tuples
     none = tl.zeros([CHANNELS, WORDS], tl.int32)
     sum0, sum1, sum2, sum3 = none, none, none, none

@@ -26,7 +26,7 @@ from .job import Matrix, cdiv, power_of_two
 from .list import GATED, NORM, input_at, inverse_rms, token_threshold
 from .packed import Packed, format_of
 from .stage import Stage
-from .upper import at_level, level_of, upper_bits
+from .upper import bits_of, middles_of, upper_bits
 
 # Input channels of a layer that is narrow.
 _MOST_INPUTS = 2176
@@ -208,7 +208,7 @@ def run_narrow_groups(
         offset = tl.multiple_of(channel[:, None] * num_words, [1, WORDS]) + word[None, :]
         w = tl.load(rows_ptr + offset, mask=(count != 0)[:, None], other=0)
         if UPPER:
-            w = w & at_level(level_of(count, edge0, edge1), keep0, keep1, -1)[:, None]
+            w = w & bits_of(count, edge0, edge1, keep0, keep1)[:, None]
         counts, rows = counts + (count,), rows + (w,)  # noqa: RUF005 - Triton unpacks no tuples
     most = tl.max(largest, 0)
     lane = program * 8 * WORDS + tl.arange(0, 8 * WORDS)
@@ -227,8 +227,8 @@ def run_narrow_groups(
         at, is_group = group[:, None] * scale_stride + lane[None, :], (group * SIZE < num_inputs)[:, None]
         scale = tl.load(scale_ptr + at, mask=is_group, other=0).to(tl.float32)
         if UPPER:  # sums in halves
-            middle = of_group * at_level(level_of(of_group, edge0, edge1), middle0, middle1, 0)
-            sums, scale = (sums << 1) + tl.sum(middle, 1)[:, None], scale * 0.5
+            middle = tl.sum(middles_of(of_group, edge0, edge1, middle0, middle1), 1)
+            sums, scale = (sums << 1) + middle[:, None], scale * 0.5
         y += sums.to(tl.float32) * scale
         if MINIMUM:
             minimum = tl.load(minimum_ptr + at, mask=is_group, other=0).to(tl.float32)

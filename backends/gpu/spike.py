@@ -30,12 +30,12 @@ from ...coding.kernels import interpreting
 from ...errors import InputError
 from ..base import INT32, MAX_WEIGHT
 from .add import add_events
-from .job import Job, Matrix, cdiv, num_processors, power_of_two
+from .job import Job, Matrix, are_large, cdiv, num_processors, power_of_two
 from .list import HEAD, THREADS, list_events
 from .narrow import NarrowPlan, NarrowSettings, narrow_settings_for
 from .stage import Stage, three
 from .tuning import fastest
-from .upper import UpperBits, have_planes, planes_of, upper_bits
+from .upper import have_planes, planes_of, upper_bits
 from .weights import rows_of
 
 
@@ -93,7 +93,7 @@ def two_kernel_settings(work: Stage | Job) -> list[Settings]:
     if interpreting():
         small = Settings(8, 64, 2, 1, 0)
         return [small, small._replace(planes=True, channels=512)] if with_planes else [small]
-    whole = _LARGE_CANDIDATES if work.has_large_counts else _CANDIDATES
+    whole = _LARGE_CANDIDATES if are_large(work.bounds) else _CANDIDATES
     return [*whole, *_PLANE_CANDIDATES] if with_planes else whole
 
 
@@ -125,7 +125,6 @@ class Plan(NamedTuple):
     settings: Settings
     stage: Stage
     rows: tuple[Tensor, ...]  # weights of each matrix, int32 words of four, [inputs, words]
-    upper: UpperBits
     lists: int  # of a token
     shares: int  # of a list
     top: int  # the largest digit
@@ -162,7 +161,7 @@ def plan_for(settings: Settings | NarrowSettings, stage: Stage) -> Plan | Narrow
     num_tokens, num_inputs, device, channels = len(stage.x), len(rows[0]), stage.x.device, settings.channels
     lists, tiles = cdiv(num_inputs, channels), sum(cdiv(words.shape[1], settings.words) for words in rows)
     mean_count = stage.bounds.mean if stage.bounds else 1.5
-    top = 16 if stage.has_large_counts else 8
+    top = 16 if are_large(stage.bounds) else 8
     prefetch = round(settings.prefetch * max(mean_count / 3.5, 1))
     # A channel takes one place, and one more for every `top` of its |count|.
     num_places = int(channels * (1 + mean_count / top)) + top * settings.rows
@@ -179,12 +178,10 @@ def plan_for(settings: Settings | NarrowSettings, stage: Stage) -> Plan | Narrow
     sums = torch.empty(num_tokens, num_sums, dtype=torch.int64, device=device)
     threshold = torch.empty(num_tokens, dtype=torch.float32, device=device)
     grid = (tiles, programs, num_tokens)
-    upper = upper_bits(stage.upper, 8)
     return Plan(
         settings,
         stage,
         rows,
-        upper,
         lists,
         shares,
         top,
@@ -202,7 +199,7 @@ def plan_for(settings: Settings | NarrowSettings, stage: Stage) -> Plan | Narrow
 
 def list_rows(plan: Plan) -> None:
     """Find the thresholds, list the rows to add, and set the sums to zero."""
-    settings, stage = plan.settings, plan.stage
+    settings, stage, upper = plan.settings, plan.stage, upper_bits(plan.stage.upper, 8)
     num_tokens = len(stage.x)
     norm, eps = stage.norm or (stage.x, 0.0)
     # Rows of several tokens overlap: those of the first bring most of the others' into the cache.
@@ -228,10 +225,10 @@ def list_rows(plan: Plan) -> None:
         plan.shares * (_MOST_ROWS - settings.rows),
         eps,
         *stage.rule.numbers,
-        plan.upper.edge0,
-        plan.upper.edge1,
-        plan.upper.middle0,
-        plan.upper.middle1,
+        upper.edge0,
+        upper.edge1,
+        upper.middle0,
+        upper.middle1,
         **stage.reading(),
         MATRICES=len(plan.rows),
         UPPER=bool(stage.upper),
@@ -248,7 +245,7 @@ def list_rows(plan: Plan) -> None:
 
 def add_rows(plan: Plan) -> None:
     """Add the listed rows, rescale, and fill the stage's y."""
-    settings, stage = plan.settings, plan.stage
+    settings, stage, upper = plan.settings, plan.stage, upper_bits(plan.stage.upper, 8)
     scales = [plan.threshold if matrix.scale is None else matrix.scale for matrix in stage.matrices]
     biases = [plan.threshold if matrix.bias is None else matrix.bias for matrix in stage.matrices]
     add_events[plan.grid](
@@ -265,11 +262,11 @@ def add_rows(plan: Plan) -> None:
         *three([len(matrix.weight) for matrix in stage.matrices]),
         plan.sums.shape[1],
         plan.lists,
-        plan.upper.keep0,
-        plan.upper.keep1,
+        upper.keep0,
+        upper.keep1,
         MATRICES=len(plan.rows),
         UPPER=bool(stage.upper),
-        MASKED=bool(stage.upper) and not (settings.planes and plan.upper.is_plane),
+        MASKED=bool(stage.upper) and not (settings.planes and upper.is_plane),
         PLANES=settings.planes,
         RESCALE=stage.matrices[0].scale is not None,
         BIAS=stage.matrices[0].bias is not None,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from ...neuro import NO_RULE, CountBounds, KernelRule
-from .job import Matrix, Reads, are_large, cdiv, power_of_two
+from .job import Matrix, Reads, cdiv, kind_of_counts, power_of_two
 from .list import GIVEN
 
 # Channels that a program reads at a time to find the threshold.
@@ -52,13 +52,7 @@ class Stage(NamedTuple):
     def kind(self) -> str:
         """What the fastest launch settings depend on."""
         shapes = ", ".join(str(tuple(matrix.weight.shape)) for matrix in self.matrices)
-        counts = f"{', large counts' if self.has_large_counts else ''}{', upper bits' if self.upper else ''}"
-        return f"{self.source} {shapes}, {self.x.dtype}{counts}"
-
-    @property
-    def has_large_counts(self) -> bool:
-        """Whether counts are large on average; see `are_large`."""
-        return are_large(self.bounds)
+        return f"{self.source} {shapes}, {self.x.dtype}{kind_of_counts(self.bounds, self.upper)}"
 
     @property
     def upper(self) -> Reads:

@@ -8,7 +8,7 @@ So sums are kept in halves: twice what was read, and 2^d - 1 times the count of 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from .job import Reads
 from .weights import copied
 
 # Bits of a plane of `planes_of`.
@@ -48,7 +49,8 @@ class UpperBits(NamedTuple):
         return {self.middle0, self.middle1} <= {0, 2**PLANE_BITS - 1}
 
 
-def upper_bits(upper: Sequence[tuple[int, int]], bits: int) -> UpperBits:
+@functools.lru_cache(maxsize=1024)  # each launch asks
+def upper_bits(upper: Reads, bits: int) -> UpperBits:
     """Return what kernels are told.
 
     Args:
@@ -66,7 +68,7 @@ def _without(dropped: int, bits: int) -> int:
     return word - (1 << 32) if word >> 31 else word
 
 
-def have_planes(upper: Sequence[tuple[int, int]]) -> bool:
+def have_planes(upper: Reads) -> bool:
     """Return whether small counts need nothing of the lower plane of `planes_of`."""
     return bool(upper) and all(dropped >= PLANE_BITS for _, dropped in upper)
 
@@ -96,6 +98,18 @@ def _planes(weight: Tensor) -> Tensor:
 def level_of(count, edge0, edge1):
     """Return 1 for counts that read the fewest bits, 2 for those that read the second fewest, 0 for all others."""
     return tl.where(tl.abs(count) <= edge0, 1, tl.where(tl.abs(count) <= edge1, 2, 0))
+
+
+@triton.jit
+def middles_of(count, edge0, edge1, middle0, middle1):
+    """Return what counts add to sums in halves beside twice what they read."""
+    return count * at_level(level_of(count, edge0, edge1), middle0, middle1, 0)
+
+
+@triton.jit
+def bits_of(count, edge0, edge1, keep0, keep1):
+    """Return which bits of a word counts read."""
+    return at_level(level_of(count, edge0, edge1), keep0, keep1, -1)
 
 
 @triton.jit

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...neuro import KernelRule, without_band
 from ..layers.attention_interface import runs_on_counts
-from ..layers.graded_linear import GradedLinear
+from ..layers.graded_linear import own_rows_of
 from ..layers.spike_linear import SpikeLinear
 
 # Classes of transformers whose decoder layers are: norm, attention with rotary embedding, norm, SwiGLU.
@@ -148,7 +148,7 @@ def _obstacles_of_groups(model: Any, target: Target, blocks: Iterable[list[list[
             for member in members:
                 if type(member) not in target.layers:
                     yield f"a projection of block {index} is a {type(member).__name__}"
-            own = [member.own if isinstance(member, GradedLinear) else member for member in members]
+            own = list(map(own_rows_of, members))
             rules = [_rule_of(member, target) for member in own if isinstance(member, SpikeLinear)]
             spiking += len(rules)
             if len(set(rules)) > 1:

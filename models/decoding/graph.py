@@ -24,7 +24,7 @@ from ...backends.gpu import Triton
 from ...backends.gpu.job import Matrix, Reads, power_of_two
 from ...coding.kernels import interpreting
 from ...neuro import Band, without_band
-from ..layers.graded_linear import GradedLinear
+from ..layers.graded_linear import GradedLinear, own_rows_of
 from ..layers.spike_linear import SpikeLinear
 from .fits import STEADY_ROPE, Target, projections, why_not
 
@@ -39,7 +39,7 @@ def why_not_graph(model: nn.Module) -> str | None:
     reason = why_not(model, Target(device, "on the GPU", dtypes, _obstacles, layers))
     for block in () if reason else model.model.layers:  # pyright: ignore
         for members in projections(block):
-            own = [_own(member) for member in members]
+            own = list(map(own_rows_of, members))
             if len({isinstance(member, SpikeLinear) for member in own}) > 1:
                 return "only some of the layers that read the same input spike"
             if len({getattr(member, "group_size", None) for member in own}) > 1:
@@ -66,11 +66,6 @@ def _obstacles(layer: SpikeLinear) -> Iterator[str]:
     )
     if reason is not None:
         yield reason
-
-
-def _own(module: nn.Module) -> Any:
-    """Return the layer with a module's own rows."""
-    return module.own if isinstance(module, GradedLinear) else module
 
 
 def _reads(module: nn.Module) -> Reads:
@@ -209,10 +204,10 @@ class GraphDecoder:
 
     def _stage(self, modules: list[Any], x: Tensor, y: Tensor, number: int, source: int, norm: Any = None) -> Any:
         """Return the plan of projections that read the same input, or a function where they do not spike."""
-        layer = _own(modules[0])
+        layer = own_rows_of(modules[0])
         if not isinstance(layer, SpikeLinear):
             return lambda: self._run_dense(modules, x, y, source, norm)
-        upper, modules = _reads(modules[0]), [_own(module) for module in modules]
+        upper, modules = _reads(modules[0]), list(map(own_rows_of, modules))
         biases = [module.bias for module in modules]
         if any(bias is not None for bias in biases):
             biases = [

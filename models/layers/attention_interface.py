@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from ...coding import BidirectionalBitwise, Encoder
 from ...errors import InputError
 from ...neuro import AdaptiveThreshold, Neuron, without_band
-from .graded_linear import GradedLinear
+from .graded_linear import own_rows_of
 from .settings import COUNTED, SpikeSettings
 
 # The name of attention on spike counts among transformers' functions.
@@ -48,15 +48,13 @@ def query_neuron(module: nn.Module) -> AdaptiveThreshold:
         InputError: there is no such projection, it does not spike, or its neuron has no k.
     """
     key = _query_key(module, type(module).__name__)
-    layer: Any = module._modules[key]
-    layer = layer.own if isinstance(layer, GradedLinear) else layer
+    layer = own_rows_of(module._modules[key])
     return _with_k_of(getattr(layer, "neuron", None), f"{key} of {type(module).__name__}")
 
 
 def query_encoder(module: nn.Module) -> Encoder:
     """Return the code of a module's projection of queries, ours included; the usual one where it has none."""
-    layer: Any = module._modules[_query_key(module, type(module).__name__)]
-    layer = layer.own if isinstance(layer, GradedLinear) else layer
+    layer = own_rows_of(module._modules[_query_key(module, type(module).__name__)])
     return getattr(layer, "encoder", BidirectionalBitwise())
 
 

@@ -201,6 +201,11 @@ def _quantized(level: Any) -> QuantizedWeight:
     return QuantizedWeight(level.weight, level.scale, level.minimum, level.group_size, level.weight_bits)
 
 
+def own_rows_of(layer: Any) -> Any:
+    """Return the level of a `GradedLinear` that has the layer's own rows; any other layer itself."""
+    return layer.own if isinstance(layer, GradedLinear) else layer
+
+
 def describe_levels(layer: GradedLinear) -> str:
     """Return which counts read rows of how many bits, in words."""
     words = []

@@ -17,7 +17,7 @@ from ...backends.checks import group_sums_of, outputs_of, sums_of
 from ...coding import ENCODERS, BidirectionalBitwise, Encoder, SpikeTrain, decode
 from ...coding.checks import fitted_to, train_of
 from ...errors import InputError, SpikebrainError
-from ...neuro import NEURONS, AdaptiveThreshold, Band, Neuron, SpikeCount, without_band
+from ...neuro import NEURONS, AdaptiveThreshold, Neuron, SpikeCount, without_band
 from ...neuro.checks import checks_all, spikes_of
 from .coarse import twice_the_sums
 from .compact import scale_bytes_of, units_of
@@ -324,30 +324,9 @@ class SpikeLinear(nn.Module):
         """Return which counts read upper bits of this layer's rows, for levels as of `run`; see `Backend`."""
         return tuple((level.neuron.up_to, self.weight_bits - level.weight_bits) for level in upper)  # pyright: ignore
 
-    def slack_of(self, x: Tensor, num_tokens: int | None = None) -> Tensor | None:
-        """Return by how much `run_fused` may differ from the separate steps, as it adds groups in another order.
-
-        Args:
-            x: activations, [tokens, in_features].
-            num_tokens: as for `run_fused`.
-        Returns:
-            float32 [tokens, out_features]: rounding of as many float32 additions and products as there are, relative to
-            the sum of all magnitudes, and of the output's dtype. None where there is none, so that all bits are equal.
-        """
-        if not self.in_groups or self._backend_for(x, num_tokens).rescales_in_order:
-            return None
-        size, num_terms = self.group_size or self.in_features, 2 * self.scale.shape[1] + 8
-        scale, minimum = self.scale, torch.zeros_like(self.scale) if self.minimum is None else self.minimum
-        scale, minimum = (part.abs().repeat_interleave(size, 1)[:, : self.in_features] for part in (scale, minimum))
-        integers = self.weight.abs().float()
-        if isinstance(self.neuron, Band):  # the middle of those with the same upper bits, two at least
-            integers += 2 ** (self.weight_bits - 2)
-        spikes = spikes_of(without_band(self.neuron), x)
-        largest = spikes.by_token.abs().float() @ (integers * scale + minimum).t()
-        largest = largest * spikes.threshold.float().reshape(-1, 1)
-        if self.bias is not None:
-            largest = largest + self.bias.abs().float()
-        return largest * (num_terms * torch.finfo(torch.float32).eps + torch.finfo(x.dtype).eps)
+    def rescales_in_order(self, x: Tensor, num_tokens: int | None = None) -> bool:
+        """Return whether `run_fused` equals the separate steps bit for bit, and not only to rounding; see `Backend`."""
+        return not self.in_groups or self._backend_for(x, num_tokens).rescales_in_order
 
     def _backend_for(self, x: Tensor, num_tokens: int | None = None, *, events_only: bool = False) -> Backend:
         if self.backend != "auto":
