@@ -5,11 +5,11 @@
 `7b` and `135m` have the shapes of Qwen2.5-7B and SmolLM2-135M, and random weights. The systems are `generate` of
 transformers in BF16, the same with `cache_implementation="static"` (transformers compiles the model), one step of it in
 a CUDA graph, INT8 weight-only products of torchao (compiled in the same way; left out if torchao is not installed),
-`generate` of the spiking model, its graph alone, and the spiking model layer by layer. Spiking models have INT8 rows at
-k = 3, 4-bit groups of 32 inputs, or INT8 rows of which small counts read 4 bits. Tokens after the first are timed. The
-floor is the time in which the bytes that the spiking model must read (rows of channels that fire at k = 3, and the
-dense head) are read at the copying speed measured in the same run. Joules need nvidia-ml-py
-(pip install 'spikebrain[measure]').
+`generate` of the spiking model, its graph alone, and the spiking model layer by layer, as it runs with a hook.
+`--texts N` decodes as many texts at a time; graphs are for one. Spiking models have INT8 rows at k = 3, 4-bit groups of
+32 inputs, or INT8 rows of which small counts read 4 bits. Tokens after the first are timed. The floor is the time in
+which the bytes that the spiking model must read (rows of channels that fire at k = 3, and the dense head) are read at
+the copying speed measured in the same run. Joules need nvidia-ml-py (pip install 'spikebrain[measure]').
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import copy
 import importlib
 import statistics
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +33,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config, StaticC
 
 import spikebrain as sb
 from spikebrain.errors import SpikebrainError
-from spikebrain.models.decoding import decoder_of
+from spikebrain.models.decoding import attach_decoder, decoder_of
 
 SYSTEMS = (
     *("bf16", "bf16_static", "bf16_graph", "torchao", "spiking", "spiking_graph", "int4", "int4_graph"),
@@ -139,15 +140,22 @@ def with_int8_weights(dense: Any) -> Any:
 def models_of(dense: Any, systems: list[str]) -> dict[str, Any]:
     """Return the models of the systems beside the dense one, by name."""
     spiking = sb.to_spiking(dense)
-    plain = copy.copy(spiking)
-    plain.__dict__ = {name: value for name, value in vars(spiking).items() if name != "forward"}
-    models: dict[str, Any] = {"spiking": spiking, "layers": plain}
+    models: dict[str, Any] = {"spiking": spiking, "layers": layer_by_layer(spiking)}
     if "torchao" in systems and (weight_only := with_int8_weights(dense)) is not None:
         models["torchao"] = weight_only
     for kind, settings in (("int4", sb.SpikeSettings(weights="int4")), ("coarse", COARSE)):
         if any(name.startswith(kind) for name in systems):
             models[kind] = sb.to_spiking(dense, settings)
     return models
+
+
+def layer_by_layer(spiking: Any) -> Any:
+    """Return a model with the same layers and a hook, which no graph of a whole model is for."""
+    model = copy.copy(spiking)
+    vars(model).update(_forward_hooks=OrderedDict(), _watch=None)
+    attach_decoder(model)
+    model.register_forward_hook(lambda *_: None)
+    return model
 
 
 def step_in_graph(model: Any, ids: Tensor) -> Replay:
@@ -234,14 +242,16 @@ def main() -> None:
     parser.add_argument("--model", default="7b")
     parser.add_argument("--systems", nargs="+", default=list(SYSTEMS), choices=SYSTEMS)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--texts", type=int, default=1, help="texts at a time")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--joules", action="store_true")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     options = parser.parse_args()
-    conditions = {"gpu": torch.cuda.get_device_name(), "transformers": version("transformers"), "prompt": PROMPT}
+    versions = {"gpu": torch.cuda.get_device_name(), "transformers": version("transformers")}
+    conditions = versions | {"prompt": PROMPT, "texts": options.texts}
     print(environment() | conditions)
     dense = load(options.model)
-    ids = torch.randint(dense.config.vocab_size, (1, PROMPT), device="cuda")
+    ids = torch.randint(dense.config.vocab_size, (options.texts, PROMPT), device="cuda")
     models = models_of(dense, options.systems)
     plain = models["layers"]
     print(sb.describe_decoding(models["spiking"]))

@@ -16,8 +16,8 @@ from ...coding import Encoder
 from ...coding.base import MAX_LOSSLESS_COUNT
 from ...coding.kernels import interpreting
 from ...neuro import CountBounds, KernelRule, Neuron
-from ..base import BACKENDS, INT32, MAX_WEIGHT, NARROW, Backend, ExpertWeights, check_mode
-from .job import MOST_GROUPED, Job, Matrix, kind_of_counts, power_of_two
+from ..base import BACKENDS, INT32, MAX_WEIGHT, NARROW, Backend, ExpertWeights, LayerCall, check_mode
+from .job import MOST_GROUPED, Job, Matrix, layer_job
 from .one_pass import any_failed
 from .tuning import fastest
 
@@ -50,6 +50,7 @@ class Triton(Backend):
 
     knows_upper_bits: ClassVar[bool] = True
     rescales_in_order: ClassVar[bool] = False
+    remembers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_mode(self, self.mode)
@@ -83,6 +84,7 @@ class Triton(Backend):
         minimum: Tensor | None = None,
         group_size: int | None = None,
         upper: Sequence[tuple[int, int]] = (),
+        memo: dict[Any, Any] | None = None,
     ) -> Tensor | None:
         """Run the whole layer in two kernels; see `Backend.fused`. With weight groups, floats are equal to rounding.
 
@@ -93,11 +95,6 @@ class Triton(Backend):
         """
         num_inputs = weight.shape[1]
         matrix = Matrix(weight, scale, bias, minimum, group_size, tuple(upper))
-        is_single = self.mode == "spike" and x.is_cuda and x.numel() == num_inputs
-        if is_single:
-            ran, y = _replay().replayed(x, matrix, neuron, encoder)
-            if ran:
-                return None if y is None else y.reshape(*x.shape[:-1], len(weight))
         rule, bounds = neuron.kernel_rule(), neuron.count_bounds(num_inputs)
         if (
             rule is None
@@ -119,13 +116,17 @@ class Triton(Backend):
         if matrix.has_groups:
             self._run_groups(matrix, flat, y, rule, bounds, failed)
         else:
-            high_capacity = int(bounds.mean * num_inputs / (MAX_WEIGHT - 1)) + 1
-            self._run(Job(flat, weight, y, high_capacity, rule, bounds, scale, bias, failed, matrix.upper, x))
+            self._run(layer_job(flat, matrix, y, rule, bounds, failed, x))
         if any_failed(failed):
             return None
-        if is_single:
-            _replay().keep(x, matrix, neuron, encoder, rule, bounds)
+        if memo is not None and x.is_cuda:
+            call = LayerCall((weight, scale, bias, minimum), neuron, encoder, group_size, tuple(upper))
+            _replay().keep(memo, x, call, self.mode, rule, bounds)
         return y.reshape(*x.shape[:-1], len(weight))
+
+    def again(self, memo: dict[Any, Any], x: Tensor, call: LayerCall) -> Tensor | None:
+        """Replay what `fused` recorded of a layer; see `Backend.again`."""
+        return _replay().replayed(memo, x, call, self.mode)
 
     def experts(
         self,
@@ -234,11 +235,10 @@ class Triton(Backend):
 
     def _run(self, job: Job) -> None:
         kernels = importlib.import_module(f".{self.mode}", __package__)  # imports Triton
-        key = f"{self.mode} {tuple(job.weight.shape)}, {power_of_two(len(job.x))} tokens, {job.x.dtype}"
-        key += kind_of_counts(job.bounds, job.upper)
         candidates = kernels.settings_for(job)
+        run_job = functools.partial(kernels.run, job=job)
         with torch.cuda.device_of(job.x):  # Triton launches on the current GPU
-            kernels.run(fastest(key, candidates, lambda settings: kernels.run(settings, job), job.x.device), job)
+            kernels.run(fastest(f"{self.mode} {job.kind}", candidates, run_job, job.x.device), job)
 
 
 @functools.cache

@@ -46,12 +46,33 @@ def settings_for(job: Job) -> list[Settings]:
     return _MANY if len(job.x) > 64 else _FEW
 
 
+class Plan(NamedTuple):
+    """A job with its weights in the orders in which they are read."""
+
+    settings: Settings
+    job: Job
+    rows: Tensor
+    columns: Tensor
+
+    def run(self) -> None:
+        """Fill job.y."""
+        _multiply(self)
+
+
+def plan_for(settings: Settings, job: Job) -> Plan:
+    """Bring the weights into order."""
+    return Plan(settings, job, rows_of(job.weight), columns_of(job.weight))
+
+
 def run(settings: Settings, job: Job) -> None:
     """Fill job.y."""
-    weight, y, high_capacity, scale, bias = job.weight, job.y, job.high_capacity, job.scale, job.bias
-    num_tokens, num_outputs = len(job.x), len(weight)
-    rows, columns = rows_of(weight), columns_of(weight)
-    stride = columns.shape[1]
+    plan_for(settings, job).run()
+
+
+def _multiply(plan: Plan) -> None:
+    settings, job, rows, columns = plan
+    y, high_capacity, scale, bias = job.y, job.high_capacity, job.scale, job.bias
+    num_tokens, num_outputs, stride = len(job.x), len(job.weight), columns.shape[1]
     low, threshold, num_high, channel, high = counts_of(job, stride)
     blocks = cdiv(num_tokens, settings.tokens) * cdiv(num_outputs, settings.outputs)
     num_programs = min(blocks, num_processors(y.device))
@@ -98,7 +119,7 @@ def counts_of(job: Job, stride: int) -> Counts:
     shared, key = current_pass(), (job.rule, stride, job.high_capacity)
     if shared is None or job.source is None or job.failed is None:
         return _count(job, stride)
-    known = shared.counts_of(job.source, key)
+    known = shared.found_of(job.source, key)
     if known is None:
         known = _count(job, stride), job.failed
         shared.keep(job.source, key, known)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...neuro import NO_RULE, CountBounds, KernelRule
+from ..base import MAX_WEIGHT
 
 # Which counts read upper bits of their rows: pairs (up_to, dropped); see `Backend.knows_upper_bits`.
 Reads: TypeAlias = tuple[tuple[int, int], ...]
@@ -73,6 +74,27 @@ class Job(NamedTuple):
     def num_inputs(self) -> int:
         """Input channels."""
         return self.x.shape[1]
+
+    @property
+    def kind(self) -> str:
+        """What the fastest launch settings depend on."""
+        tokens = f"{power_of_two(len(self.x))} tokens"
+        return f"{tuple(self.weight.shape)}, {tokens}, {self.x.dtype}{kind_of_counts(self.bounds, self.upper)}"
+
+
+def layer_job(
+    x: Tensor,
+    matrix: Matrix,
+    y: Tensor,
+    rule: KernelRule,
+    bounds: CountBounds,
+    failed: Tensor,
+    source: Tensor,
+) -> Job:
+    """Return the job of a layer without weight groups; arguments are as of `Job`."""
+    high_capacity = int(bounds.mean * x.shape[1] / (MAX_WEIGHT - 1)) + 1
+    weight, scale, bias, upper = matrix.weight, matrix.scale, matrix.bias, matrix.upper
+    return Job(x, weight, y, high_capacity, rule, bounds, scale, bias, failed, upper, source)
 
 
 def are_large(bounds: CountBounds | None) -> bool:

@@ -24,45 +24,66 @@ from .weights import version_of
 
 
 class Pass:
-    """The flags of a pass, and the counts of the last input."""
+    """The flags of a pass, and what was found of the last input."""
 
     def __init__(self) -> None:
         self._flags: list[Tensor] = []
+        self._ran: set[int] = set()
+        self._shared_flags: dict[int, Tensor] = {}
         self._input: weakref.ref[Tensor] | None = None
-        self._key: Any = None
-        self._counts: Any = None
+        self._version: int | None = None
+        self._found: dict[Any, Any] = {}
 
     def add(self, failed: Tensor) -> None:
         """Keep whether a token failed, without waiting for it."""
         self._flags.append(failed.any())
 
+    def before(self, recording: object, failed: Tensor, flags: Tensor) -> None:
+        """Prepare for what a recording will write to flags that it shares with others.
+
+        Args:
+            recording: which.
+            failed: its part of the flags.
+            flags: all; they are looked at when the pass ends, and set to 0 if one is not.
+        """
+        if id(recording) in self._ran:  # the second time would overwrite the first one's flags
+            self.add(failed)
+        self._ran.add(id(recording))
+        self._shared_flags[id(flags)] = flags
+
     def flag(self) -> Tensor | None:
         """Return whether any token failed, bool [], without waiting for it; None if nothing was counted by kernels."""
-        self._input = self._counts = None
-        if not self._flags:
-            return None
-        return torch.stack([flag.to(self._flags[0].device) for flag in self._flags]).any()
+        self._input, self._found = None, {}
+        flags = [*self._flags, *(shared.any() for shared in self._shared_flags.values())]
+        return torch.stack([flag.to(flags[0].device) for flag in flags]).any() if flags else None
 
     def failed(self) -> bool:
         """Return whether any token failed; waits for the GPU."""
         flag = self.flag()
-        return flag is not None and bool(flag)
+        if flag is None or not bool(flag):
+            return False
+        for shared in self._shared_flags.values():
+            shared.zero_()
+        return True
 
-    def keep(self, x: Tensor, key: Any, counts: Any) -> None:
-        """Keep the counts of an input.
+    def keep(self, x: Tensor, key: Any, found: Any) -> None:
+        """Keep what was found of an input.
 
         Args:
-            x: activations, the same object that `counts_of` gets.
-            key: what else the counts depend on.
-            counts: anything.
+            x: activations, the same object that `found_of` gets.
+            key: what else it depends on.
+            found: such as counts.
         """
-        self._input, self._key, self._counts = weakref.ref(x), (key, version_of(x)), counts
+        if not self._is_last(x):
+            self._input, self._version, self._found = weakref.ref(x), version_of(x), {}
+        self._found[key] = found
 
-    def counts_of(self, x: Tensor, key: Any) -> Any:
-        """Return the counts that were kept for an input, if it was the last one and has not changed, else None."""
-        if self._input is None or self._input() is not x or self._key != (key, version_of(x)):
-            return None
-        return self._counts
+    def found_of(self, x: Tensor, key: Any) -> Any:
+        """Return what was kept of an input, if it is the last of which anything was and has not changed, else None."""
+        return self._found.get(key) if self._is_last(x) else None
+
+    def _is_last(self, x: Tensor) -> bool:
+        return self._input is not None and self._input() is x and self._version == version_of(x)
 
 
 _PASS: ContextVar[Pass | None] = ContextVar("pass", default=None)

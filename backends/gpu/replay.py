@@ -1,135 +1,372 @@
-"""One token of one layer as a CUDA graph, for models that run layer by layer.
+"""Few tokens of a layer as a CUDA graph, for models that run layer by layer.
 
 A small layer takes microseconds on the GPU, and Python took a third of a millisecond to prepare and launch its kernels.
-So what a layer launches for one token is recorded at its second call, and replayed after that. A recording has memory
-of its own for the input, the output and what is between them; it serves the thread and the stream that it was made for,
-whose calls run one after the other.
+So what a layer launches is recorded at its second call with as many tokens, and replayed after that. Layers that got
+the same input one after the other, such as the projections of queries, keys and values, are recorded together, and the
+first of them runs all; see `one_pass` for where that may be.
+
+A recording has memory of its own for the input, the outputs and what is between them; it serves the thread and the
+stream that it was made for, whose calls run one after the other. It lends its outputs: a model that has used them when
+the next token comes needs no copy. Where somebody still holds them then, copies are given from then on.
 """
 
 from __future__ import annotations
 
+import functools
 import threading
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
+from torch.utils.weak import TensorWeakRef
 
-from ...coding import Encoder
-from ...neuro import CountBounds, KernelRule, Neuron
+from ...neuro import CountBounds, KernelRule
+from ..base import LayerCall
+from . import count
 from .groups import tuned_groups
-from .job import Matrix, Reads
-from .one_pass import any_failed, current_pass
+from .job import Matrix, Reads, layer_job
+from .one_pass import Pass, current_pass, one_pass
 from .spike import plan_for, tuned
 from .stage import Stage
+from .tuning import fastest
 from .weights import version_of
 
+# Most tokens of a call that is recorded. With more of them a layer's time on the GPU hides Python's.
+_MOST_TOKENS = 64
+# Numbers of tokens for which a layer keeps recordings, and most matrices of a stage.
+_MOST_KINDS, _MOST_MATRICES = 4, 3
+# Flags that recordings share.
+_FLAGS = 4096
+# Of `Pass.keep`: the layers that got an input.
+_TOGETHER = "layers"
 
-class _Key(NamedTuple):
-    """What a recording depends on besides the weights' memory; compared at each call."""
+# What a recording depends on besides the weights' memory; compared at each call.
+_Key: TypeAlias = tuple[Any, ...]
+_keeping = threading.Lock()
+_of_thread = threading.local()
 
-    neuron: Neuron
-    encoder: Encoder
-    dtype: torch.dtype
-    device: torch.device
-    stream: int
-    thread: int
+
+@dataclass(eq=False)
+class _Layer:
+    """A layer that was called with some number of tokens.
+
+    Attributes:
+        key: of its last call.
+        tensors: weight, scale, bias and minimum, which it does not keep alive.
+        group_size: as of `Matrix`.
+        upper: as of `Matrix`.
+        mode: of the backend.
+        rule: of its neuron.
+        bounds: of its counts.
+        together: itself and the layers that got the same input after one another, in order.
+        lends: whether outputs may be the recording's own memory.
+        recording: of all of these; None before the second call.
+        place: of its outputs in the recording.
+    """
+
+    key: _Key
+    tensors: tuple[TensorWeakRef | None, ...]
     group_size: int | None
     upper: Reads
-    tensors: tuple[tuple[int, int | None] | None, ...]
+    mode: str
+    rule: KernelRule
+    bounds: CountBounds
+    together: list[_Layer] = field(default_factory=list)
+    lends: bool = True
+    recording: _Recording | None = None
+    place: int = 0
+
+    def leave(self) -> None:
+        """Drop the recording, so that the others are recorded without this layer."""
+        for layer in self.together:
+            layer.recording = None
+        self.together.remove(self)
+
+    def stop_lending(self) -> None:
+        """Drop the recording, whose outputs somebody holds, so that one is made that gives copies."""
+        for layer in self.together:
+            layer.recording, layer.lends = None, False
+
+    def matrix(self) -> Matrix | None:
+        """Return the layer's weights, or None if they are gone."""
+        tensors = [None if ref is None else ref() for ref in self.tensors]
+        if [tensor is None for tensor in tensors] != [ref is None for ref in self.tensors]:
+            return None
+        weight, scale, bias, minimum = tensors
+        assert weight is not None
+        return Matrix(weight, scale, bias, minimum, self.group_size, self.upper)
 
 
-_TENSORS = ("weight", "scale", "bias", "minimum")
-# By weight: the key of its last call, and the recording, if there is one.
-_kept: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-
-
-def replayed(x: Tensor, matrix: Matrix, neuron: Neuron, encoder: Encoder) -> tuple[bool, Tensor | None]:
-    """Run a layer by its recording, if there is one.
+def replayed(memo: dict[Any, Any], x: Tensor, call: LayerCall, mode: str) -> Tensor | None:
+    """Return the outputs of a layer by its recording, [*tokens, outputs].
 
     Args:
-        x: activations of one token on a GPU, [..., inputs].
-        matrix: weights of the layer.
-        neuron: of the layer.
-        encoder: of the layer.
+        memo: the layer's, which `keep` fills.
+        x: activations on a GPU, [*tokens, inputs].
+        call: the layer.
+        mode: of the backend.
     Returns:
-        Whether it ran, and the outputs, [1, outputs]; None if the token's counts may not fit.
+        None if there is no recording for such a call, or a token's counts may not fit.
     """
-    known = _kept.get(matrix.weight)
-    if known is None or known[1] is None or torch.cuda.is_current_stream_capturing():
-        return False, None
-    if known[0] != _key_of(x, matrix, neuron, encoder):
-        return False, None
-    with torch.cuda.device_of(x):
-        return True, known[1].run(x)
-
-
-def keep(x: Tensor, matrix: Matrix, neuron: Neuron, encoder: Encoder, rule: KernelRule, bounds: CountBounds) -> None:
-    """Note a call with one token that ran without a recording; record the layer at the second call alike."""
-    if torch.cuda.is_current_stream_capturing():
-        return
-    key, known = _key_of(x, matrix, neuron, encoder), _kept.get(matrix.weight)
-    if known is None or known[0] != key:
-        _kept[matrix.weight] = key, None
-    elif known[1] is None:
-        with torch.cuda.device_of(x):
-            _kept[matrix.weight] = key, _Recording(x, matrix, rule, bounds)
-
-
-def _key_of(x: Tensor, matrix: Matrix, neuron: Neuron, encoder: Encoder) -> _Key:
-    given = (getattr(matrix, name) for name in _TENSORS)
-    tensors = tuple(None if tensor is None else (tensor.data_ptr(), version_of(tensor)) for tensor in given)
-    stream = torch.cuda.current_stream(x.device).cuda_stream
-    place = x.device, stream, threading.get_ident()
-    return _Key(neuron, encoder, x.dtype, *place, matrix.group_size, matrix.upper, tensors)
-
-
-def _same_memory(tensor: Tensor | None) -> Tensor | None:
-    """Return a tensor of the same memory that keeps neither the given one alive nor what that is a view of."""
-    if tensor is None:
+    known: _Layer | None = memo.get(x.numel() // x.shape[-1])
+    if known is None or known.recording is None or torch.cuda.is_current_stream_capturing():
         return None
-    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-    return alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())
+    if known.key != _key_of(x, call, mode):
+        return None
+    shared = current_pass()
+    outputs = None if shared is None else shared.found_of(x, known.recording)
+    if outputs is None or outputs[known.place] is None:
+        if known.recording.is_held():
+            known.stop_lending()
+            return None
+        if x.get_device() == torch.cuda.current_device():
+            outputs = known.recording.run(x, shared)
+        else:
+            with torch.cuda.device_of(x):
+                outputs = known.recording.run(x, shared)
+    if outputs is None:
+        return None
+    y, outputs[known.place] = outputs[known.place], None  # nobody else gets this memory
+    return y if y.shape[:-1] == x.shape[:-1] else y.reshape(*x.shape[:-1], -1)
+
+
+def keep(memo: dict[Any, Any], x: Tensor, call: LayerCall, mode: str, rule: KernelRule, bounds: CountBounds) -> None:
+    """Note a call that ran without a recording; record the layer at the second call alike.
+
+    Args:
+        memo: as for `replayed`, and so are x, call and mode.
+        x: see there.
+        call: see there.
+        mode: see there.
+        rule: of the layer's neuron.
+        bounds: of its counts.
+    """
+    num_tokens = x.numel() // x.shape[-1]
+    if num_tokens > _MOST_TOKENS or torch.cuda.is_current_stream_capturing():
+        return
+    key = _key_of(x, call, mode)
+    with _keeping, torch.cuda.device_of(x):
+        known: _Layer | None = memo.get(num_tokens)
+        if known is not None and known.key == key and known.matrix() is not None:
+            _record(x, known.together)
+            return
+        if known is None and len(memo) == _MOST_KINDS:
+            known = memo.pop(next(iter(memo)))
+        if known is not None:
+            known.leave()
+        tensors = tuple(None if tensor is None else TensorWeakRef(tensor) for tensor in call.tensors)
+        made = _Layer(key, tensors, call.group_size, call.upper, mode, rule, bounds)
+        made.together = _together(x)
+        made.together.append(made)
+        memo[num_tokens] = made
+
+
+def _together(x: Tensor) -> list[_Layer]:
+    """Return the layers that got an input before in this pass."""
+    shared = current_pass()
+    if shared is None:
+        return []
+    found = shared.found_of(x, _TOGETHER)
+    if found is None:
+        shared.keep(x, _TOGETHER, found := [])
+    return found
+
+
+def _key_of(x: Tensor, call: LayerCall, mode: str) -> _Key:
+    # A tuple, and as few calls as may be: a token of a small model comes here some hundred times.
+    weight, scale, bias, minimum = call.tensors
+    device = x.get_device()
+    return (
+        mode,
+        call.neuron,
+        call.encoder,
+        call.group_size,
+        call.upper,
+        x.dtype,
+        device,
+        _stream_on(device),
+        threading.get_ident(),
+        weight.data_ptr(),
+        version_of(weight),
+        scale.data_ptr(),
+        version_of(scale),
+        None if bias is None else (bias.data_ptr(), version_of(bias)),
+        None if minimum is None else (minimum.data_ptr(), version_of(minimum)),
+    )
+
+
+def _stream_on(device: int) -> int:
+    return torch._C._cuda_getCurrentRawStream(device)
+
+
+def _record(x: Tensor, layers: list[_Layer]) -> None:
+    """Record layers, those whose weights are still there."""
+    found = [(layer, matrix) for layer in layers if (matrix := layer.matrix()) is not None]
+    recording = _Recording(x, found)
+    for place, (layer, _) in enumerate(found):
+        layer.recording, layer.place = recording, place
+
+
+class _Flags:
+    """Flags of the recordings of a thread on one stream, one after the other in memory, so that one look shows all.
+
+    They are 0 outside of passes, but where one ended early.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.tensor = torch.zeros(_FLAGS, dtype=torch.int32, device=device)
+        self.taken = 0
+
+    @classmethod
+    def of_thread(cls, device: torch.device, number: int) -> _Flags:
+        """Return flags of this thread and the current stream of which that many are not taken."""
+        kept: dict[Any, _Flags] = vars(_of_thread).setdefault("flags", {})
+        key = device, _stream_on(device.index)
+        if key not in kept or kept[key].taken + number > _FLAGS:
+            kept[key] = cls(device)
+        return kept[key]
+
+    def take(self, number: int) -> Tensor:
+        """Return flags that nobody else has."""
+        self.taken += number
+        return self.tensor[self.taken - number : self.taken]
 
 
 class _Recording:
-    """What a layer launches for one token.
+    """What layers that get the same input launch.
 
-    It holds the memory of the weights and not their tensors, so it goes with the layer.
+    It holds the memory of the weights and not their tensors, so it goes with the layers.
 
     Args:
         x: an input as those that will come.
-        matrix: weights.
-        rule: of the neuron.
-        bounds: of its counts.
+        layers: with their weights; all lend or none does.
     """
 
-    def __init__(self, x: Tensor, matrix: Matrix, rule: KernelRule, bounds: CountBounds) -> None:
-        num_outputs, num_inputs = matrix.weight.shape
-        self._x = x.detach().reshape(1, num_inputs).clone()
-        self._y = torch.empty(1, num_outputs, dtype=x.dtype, device=x.device)
-        self._failed = torch.empty(1, dtype=torch.int32, device=x.device)
-        self._failed_on_host = torch.zeros(1, dtype=torch.int32, pin_memory=True)
-        matrix = matrix._replace(**{name: _same_memory(getattr(matrix, name)) for name in _TENSORS})
-        stage = Stage(self._x, (matrix,), self._y, rule, bounds, self._failed)
-        self._plan: Any = tuned_groups(stage) if matrix.has_groups else plan_for(tuned(stage), stage)
-        self._plan.run()  # compiles what was not compiled yet
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def __init__(self, x: Tensor, layers: Sequence[tuple[_Layer, Matrix]]) -> None:
+        widths = [len(matrix.weight) for _, matrix in layers]
+        *lead, num_inputs = x.shape
+        num_tokens = x.numel() // num_inputs
+        self._x = torch.empty(x.shape, dtype=x.dtype, device=x.device).copy_(x)
+        # Outputs of a layer lie together.
+        shape = [*lead, sum(widths)] if num_tokens == 1 or len(layers) == 1 else [num_tokens * sum(widths)]
+        self._y = torch.empty(shape, dtype=x.dtype, device=x.device)
+        self._sizes = widths if num_tokens == 1 else [num_tokens * width for width in widths]
+        self._shapes = [(*lead, width) for width in widths]
+        rules = list(dict.fromkeys(layer.rule for layer, _ in layers))
+        self._flags = _Flags.of_thread(x.device, len(rules) * num_tokens)
+        self._failed = self._flags.take(len(rules) * num_tokens)
+        plans = list(self._plans(layers, rules, num_tokens))
+        self._launch(plans)  # compiles what was not compiled yet
         self._graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(x.device)
         side.wait_stream(torch.cuda.current_stream(x.device))
         with torch.cuda.stream(side):
             self._graph.capture_begin(capture_error_mode="thread_local")
-            self._plan.run()
-            self._failed_on_host.copy_(self._failed, non_blocking=True)
+            self._launch(plans)
             self._graph.capture_end()
         torch.cuda.current_stream(x.device).wait_stream(side)
+        self._memory = [_same_memory(tensor) for tensor in _tensors_in(plans)]
+        self._lends, self._num_owners = all(layer.lends for layer, _ in layers), 0
+        self._storage = self._y.untyped_storage()
 
-    def run(self, x: Tensor) -> Tensor | None:
-        """Return the outputs of a token, [1, outputs]; None if its counts may not fit."""
-        self._x.copy_(x.detach().reshape(1, -1))
-        self._graph.replay()
-        y = self._y.clone()
-        if current_pass() is not None:
-            any_failed(self._failed.clone())  # noted
-            return y
-        torch.cuda.current_stream(x.device).synchronize()
-        return None if int(self._failed_on_host[0]) else y
+    def _plans(
+        self, layers: Sequence[tuple[_Layer, Matrix]], rules: list[KernelRule], num_tokens: int
+    ) -> Iterator[Any]:
+        first, x = 0, self._x.view(num_tokens, -1)
+        outputs, flags = self._y.view(-1).split([num_tokens * len(m.weight) for _, m in layers]), self._failed
+        while first < len(layers):
+            last, (layer, _) = first + 1, layers[first]
+            while last < len(layers) and num_tokens == 1 and _are_one_stage(layers[first : last + 1]):
+                last += 1
+            width = sum(len(matrix.weight) for _, matrix in layers[first:last])
+            y = torch.as_strided(outputs[first], (num_tokens, width), (width, 1))
+            failed = flags.view(len(rules), -1)[rules.index(layer.rule)]
+            matrices = tuple(matrix for _, matrix in layers[first:last])
+            yield _plan(layer.mode, Stage(x, matrices, y, layer.rule, layer.bounds, failed))
+            first = last
+
+    @staticmethod
+    def _launch(plans: list[Any]) -> None:
+        with one_pass():  # counts are shared
+            for plan in plans:
+                plan.run()
+
+    def is_held(self) -> bool:
+        """Return whether the outputs of the last run were lent and somebody still has them or a view of them."""
+        if not self._lends:
+            return False
+        num_owners = torch._C._storage_Use_Count(self._storage._cdata)
+        if not self._num_owners:  # nothing was lent yet
+            self._num_owners = num_owners
+        return num_owners > self._num_owners
+
+    def run(self, x: Tensor, shared: Pass | None) -> list[Any] | None:
+        """Return the outputs of all layers, [*tokens, outputs]; None if a token's counts may not fit.
+
+        Args:
+            x: input, [*tokens, inputs].
+            shared: the pass that it runs in, or None.
+        """
+        if shared is not None:
+            shared.before(self, self._failed, self._flags.tensor)
+        self._x.copy_(x if x.shape == self._x.shape else x.reshape(self._x.shape))
+        torch._C._CUDAGraph.replay(self._graph)  # the method of PyTorch's own class is one more call
+        y = self._y.view(self._y.shape) if self._lends else self._y.clone()
+        outputs = [y] if len(self._sizes) == 1 else list(y.split(self._sizes, -1))
+        if y.ndim == 1:
+            outputs = [part.view(shape) for part, shape in zip(outputs, self._shapes, strict=True)]
+        if shared is not None:
+            shared.keep(x, self, outputs)
+        elif bool(self._failed.any()):
+            self._failed.zero_()
+            return None
+        return outputs
+
+
+def _are_one_stage(layers: Sequence[tuple[_Layer, Matrix]]) -> bool:
+    """Return whether kernels for one token run all of these layers at a time."""
+    kinds = {
+        (
+            layer.mode,
+            layer.rule,
+            layer.bounds,
+            matrix.has_groups,
+            matrix.group_size,
+            matrix.upper,
+            matrix.bias is None,
+        )
+        for layer, matrix in layers
+    }
+    return len(kinds) == 1 and len(layers) <= _MOST_MATRICES and layers[0][0].mode == "spike"
+
+
+def _plan(mode: str, stage: Stage) -> Any:
+    """Return the tuned plan of a stage; in mode `count` it has one matrix."""
+    matrix = stage.matrices[0]
+    if matrix.has_groups:
+        return tuned_groups(stage)
+    if mode == "spike":
+        return plan_for(tuned(stage), stage)
+    assert stage.bounds is not None
+    assert stage.failed is not None
+    job = layer_job(stage.x, matrix, stage.y, stage.rule, stage.bounds, stage.failed, stage.x)
+    run_job = functools.partial(count.run, job=job)
+    return count.plan_for(fastest(f"count {job.kind}", count.settings_for(job), run_job, job.x.device), job)
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested tuples and lists."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _tensors_in(part)
+
+
+def _same_memory(tensor: Tensor) -> Tensor:
+    """Return a tensor of the same memory that keeps neither the given one alive nor what that is a view of."""
+    alias = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+    return alias.set_(tensor.untyped_storage(), tensor.storage_offset(), tensor.shape, tensor.stride())

@@ -52,7 +52,8 @@ class Stage(NamedTuple):
     def kind(self) -> str:
         """What the fastest launch settings depend on."""
         shapes = ", ".join(str(tuple(matrix.weight.shape)) for matrix in self.matrices)
-        return f"{self.source} {shapes}, {self.x.dtype}{kind_of_counts(self.bounds, self.upper)}"
+        tokens = "" if len(self.x) == 1 else f", {power_of_two(len(self.x))} tokens"
+        return f"{self.source} {shapes}, {self.x.dtype}{kind_of_counts(self.bounds, self.upper)}{tokens}"
 
     @property
     def upper(self) -> Reads:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ...backends.gpu.one_pass import one_pass
@@ -34,16 +35,20 @@ _KNOWN = {
     "return_dict",
     *_CACHES,
 }
+# Kinds of a cache's layers that replace their tensors, and of arguments that a model does not change.
+_REPLACING = (DynamicLayer, DynamicSlidingWindowLayer)
+_PLAIN = (bool, int, float, str)
 _CACHE_FIELD = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
 def attach_decoder(model: nn.Module) -> None:
     """Let single tokens of a model with a cache go through a fast decoder, where one fits the model.
 
-    The model's forward decides call by call; what the decoder is not for takes the model's own code. A model of another
-    class or without spikes is left as it is; `describe_decoding` says why.
+    The model's forward decides call by call; what the decoder is not for takes the model's own code, on a GPU in one
+    pass (`one_pass`) if it is code of transformers. Other models, and those without spikes, are left as they are;
+    `describe_decoding` says why a model has no decoder.
     """
-    known = is_llama_type(model) or is_hybrid(model)
+    known = is_hybrid(model) or _is_of_transformers(model)
     if known and any(isinstance(module, SpikeLinear) for module in model.modules()):
         model.forward = MethodType(_with_decoder(type(model).forward), model)
 
@@ -78,40 +83,55 @@ def _with_decoder(plain: Any) -> Any:
     def forward(self: Any, *args: Any, **options: Any) -> Any:
         if len(args) <= 1 and not torch.compiler.is_compiling() and not torch._C._get_tracing_state():
             given = {"input_ids": args[0], **options} if args else options
-            whole = _decode(self, given)
+            whole = _decode(self, given) if is_llama_type(self) or is_hybrid(self) else None
             if whole is not None:
                 return whole
-            if _reads_text(self, given):
-                before = [(cache, [dict(vars(layer)) for layer in cache.layers]) for cache in _caches_in(options)]
-                with one_pass() as shared:
-                    found = plain(self, *args, **options)
-                if not shared.failed():
-                    return found
-                for cache, layers in before:
-                    del cache.layers[len(layers) :]
-                    for layer, fields in zip(cache.layers, layers, strict=True):
-                        vars(layer).clear()
-                        vars(layer).update(fields)
+            if _runs_in_one_pass(self, given):
+                return _in_one_pass(functools.partial(plain, self, *args, **options), _caches_in(given))
         return plain(self, *args, **options)
 
     return forward
+
+
+def _in_one_pass(run: Callable[[], Any], caches: list[Any]) -> Any:
+    """Return what a model's forward gives; where a layer's kernels fail, it runs again without them."""
+    before = [(cache, [(layer, dict(vars(layer))) for layer in cache.layers]) for cache in caches]
+    with one_pass() as shared:
+        found = run()
+    if not shared.failed():
+        return found
+    for cache, layers in before:
+        cache.layers[:] = [layer for layer, _ in layers]
+        for layer, fields in layers:
+            vars(layer).clear()
+            vars(layer).update(fields)
+    return run()
 
 
 def _caches_in(options: dict[str, Any]) -> list[Any]:
     return [options[name] for name in _CACHES if options.get(name) is not None]
 
 
-def _reads_text(model: Any, options: dict[str, Any]) -> bool:
-    """Return whether a call gives a Transformer many tokens on a GPU, with a cache that can be put back, or none."""
-    ids, caches = options.get("input_ids"), _caches_in(options)
+def _is_of_transformers(model: nn.Module) -> bool:
+    """Return whether a model is of a class of transformers itself, whose code changes nothing but the caches."""
+    return type(model).__module__.startswith("transformers.models.")
+
+
+def _runs_in_one_pass(model: Any, options: dict[str, Any]) -> bool:
+    """Return whether a call of a model on a GPU changes nothing that cannot be put back."""
+    inputs = [value for value in options.values() if isinstance(value, Tensor)]
+    others = [value for name, value in options.items() if name not in _CACHES and not isinstance(value, Tensor)]
     return (
-        is_llama_type(model)
-        and isinstance(ids, Tensor)
-        and ids.is_cuda
-        and ids.shape[-1] > 1
+        _is_of_transformers(model)
+        and any(value.is_cuda for value in inputs)
         and not torch.is_grad_enabled()
-        # Layers of this kind replace their tensors and do not write to them.
-        and all(type(cache) is DynamicCache and all(type(x) is DynamicLayer for x in cache.layers) for cache in caches)
+        and not torch.cuda.is_current_stream_capturing()
+        and all(value is None or isinstance(value, _PLAIN) for value in others)
+        # Layers of these kinds replace their tensors and do not write to them.
+        and all(
+            type(cache) is DynamicCache and all(type(layer) in _REPLACING for layer in cache.layers)
+            for cache in _caches_in(options)
+        )
     )
 
 

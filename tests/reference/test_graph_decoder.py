@@ -238,8 +238,8 @@ def test_a_wrong_guess_is_dropped(device):
 @torch.no_grad()
 def test_a_guess_runs_and_its_memory_is_freed(device, monkeypatch):
     model, replays = model_on(device), []
-    replay = GraphDecoder._replay
-    monkeypatch.setattr(GraphDecoder, "_replay", lambda self, memory: replays.append(1) or replay(self, memory))
+    queue = GraphDecoder._queue
+    monkeypatch.setattr(GraphDecoder, "_queue", lambda *token: replays.append(1) or queue(*token))
     ids = torch.randint(0, 300, (1, 5), device=device)
     tokens_of(model, ids, 20)
     assert len(replays) == 20  # 19 tokens, and one that nobody asked for
