@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int8, Int32, Int64
@@ -58,22 +59,17 @@ class ExpertWeights(NamedTuple):
     units: ScaleUnits | None = None
 
 
-class LayerCall(NamedTuple):
-    """A layer as it is called again and again; see `Backend.fused` for what it holds.
+@dataclass(eq=False)
+class Memo:
+    """What a backend noted of a layer, so that calls like earlier ones take less time.
 
     Attributes:
-        tensors: weight, scale, bias and minimum.
-        neuron: of the layer.
-        encoder: of the layer.
-        group_size: input channels that share a scale; None for all.
-        upper: which counts read upper bits.
+        again: takes x, weight, scale, bias, minimum, neuron, encoder, group_size and upper (see `Backend.fused`), by
+            position and unchecked; returns what `fused` would, or None if they are not as it noted, so that `fused` has
+            to run. None where nothing was noted.
     """
 
-    tensors: tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-    neuron: Neuron
-    encoder: Encoder
-    group_size: int | None = None
-    upper: tuple[tuple[int, int], ...] = ()
+    again: Callable[..., Tensor | None] | None = None
 
 
 class WeightMemory(NamedTuple):
@@ -110,7 +106,7 @@ class Backend(ABC):
     knows_units: ClassVar[bool] = False
     # Whether `fused` rescales and adds up groups as the plain rule does, bit for bit; else to float32's rounding.
     rescales_in_order: ClassVar[bool] = True
-    # Whether `fused` takes memo={...}, too: the layer's own, for notes that make the next call faster; see `again`.
+    # Whether `fused` takes memo=Memo(), too: the layer's own, which is kept as long as the layer's plug-ins are.
     remembers: ClassVar[bool] = False
 
     def __repr__(self) -> str:
@@ -226,20 +222,6 @@ class Backend(ABC):
         Returns:
             (W count) * scale * threshold + bias, or None if there is no kernel for this input. Then run the separate
             steps, which also raise the error if the input is wrong.
-        """
-        return None
-
-    def again(
-        self, memo: dict[Any, Any], x: Float[Tensor, "*tokens in_features"], call: LayerCall
-    ) -> Float[Tensor, "*tokens out_features"] | None:
-        """Return what `fused` would, in less time, where it noted in a memo how it ran such a call before.
-
-        Args:
-            memo: of the layer, not empty.
-            x: activations.
-            call: the layer as it is now; nothing of it was checked.
-        Returns:
-            Outputs, or None if the layer or its input differ from what was noted: then `fused` runs.
         """
         return None
 

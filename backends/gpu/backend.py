@@ -16,8 +16,8 @@ from ...coding import Encoder
 from ...coding.base import MAX_LOSSLESS_COUNT
 from ...coding.kernels import interpreting
 from ...neuro import CountBounds, KernelRule, Neuron
-from ..base import BACKENDS, INT32, MAX_WEIGHT, NARROW, Backend, ExpertWeights, LayerCall, check_mode
-from .job import MOST_GROUPED, Job, Matrix, layer_job
+from ..base import BACKENDS, INT32, MAX_WEIGHT, NARROW, Backend, ExpertWeights, Memo, check_mode
+from .job import MOST_GROUPED, MOST_RECORDED, Job, Matrix, layer_job
 from .one_pass import any_failed
 from .tuning import fastest
 
@@ -84,7 +84,7 @@ class Triton(Backend):
         minimum: Tensor | None = None,
         group_size: int | None = None,
         upper: Sequence[tuple[int, int]] = (),
-        memo: dict[Any, Any] | None = None,
+        memo: Memo | None = None,
     ) -> Tensor | None:
         """Run the whole layer in two kernels; see `Backend.fused`. With weight groups, floats are equal to rounding.
 
@@ -113,20 +113,18 @@ class Triton(Backend):
         flat = x.detach().reshape(-1, num_inputs).contiguous()
         failed = torch.empty(len(flat), dtype=torch.int32, device=x.device)
         y = torch.empty(len(flat), len(weight), dtype=x.dtype, device=x.device)
+        recorded = memo is not None and x.is_cuda and len(flat) <= MOST_RECORDED
         if matrix.has_groups:
             self._run_groups(matrix, flat, y, rule, bounds, failed)
         else:
-            self._run(layer_job(flat, matrix, y, rule, bounds, failed, x))
+            # What is recorded at its next call is tuned then.
+            self._run(layer_job(flat, matrix, y, rule, bounds, failed, x), tunes=not recorded)
         if any_failed(failed):
             return None
-        if memo is not None and x.is_cuda:
-            call = LayerCall((weight, scale, bias, minimum), neuron, encoder, group_size, tuple(upper))
-            _replay().keep(memo, x, call, self.mode, rule, bounds)
+        if recorded:
+            call = (x, weight, scale, bias, minimum, neuron, encoder, group_size, tuple(upper))
+            _replay().keep(memo, call, self.mode, rule, bounds)
         return y.reshape(*x.shape[:-1], len(weight))
-
-    def again(self, memo: dict[Any, Any], x: Tensor, call: LayerCall) -> Tensor | None:
-        """Replay what `fused` recorded of a layer; see `Backend.again`."""
-        return _replay().replayed(memo, x, call, self.mode)
 
     def experts(
         self,
@@ -233,12 +231,13 @@ class Triton(Backend):
         spike, groups = (importlib.import_module(f".{name}", __package__) for name in ("spike", "groups"))
         groups.run(spike.Stage(x, (matrix,), y, rule, bounds, failed))
 
-    def _run(self, job: Job) -> None:
+    def _run(self, job: Job, *, tunes: bool = True) -> None:
         kernels = importlib.import_module(f".{self.mode}", __package__)  # imports Triton
         candidates = kernels.settings_for(job)
         run_job = functools.partial(kernels.run, job=job)
         with torch.cuda.device_of(job.x):  # Triton launches on the current GPU
-            kernels.run(fastest(f"{self.mode} {job.kind}", candidates, run_job, job.x.device), job)
+            chosen = fastest(f"{self.mode} {job.kind}", candidates if tunes else candidates[:1], run_job, job.x.device)
+            kernels.run(chosen, job)
 
 
 @functools.cache

@@ -55,7 +55,9 @@ class Pass:
         """Return whether any token failed, bool [], without waiting for it; None if nothing was counted by kernels."""
         self._input, self._found = None, {}
         flags = [*self._flags, *(shared.any() for shared in self._shared_flags.values())]
-        return torch.stack([flag.to(flags[0].device) for flag in flags]).any() if flags else None
+        if len(flags) < 2:
+            return flags[0] if flags else None
+        return torch.stack([flag.to(flags[0].device) for flag in flags]).any()
 
     def failed(self) -> bool:
         """Return whether any token failed; waits for the GPU."""

@@ -16,14 +16,15 @@ import functools
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.weak import TensorWeakRef
 
-from ...neuro import CountBounds, KernelRule
-from ..base import LayerCall
+from ...coding import Encoder
+from ...neuro import CountBounds, KernelRule, Neuron
+from ..base import Memo
 from . import count
 from .groups import tuned_groups
 from .job import Matrix, Reads, layer_job
@@ -33,8 +34,6 @@ from .stage import Stage
 from .tuning import fastest
 from .weights import version_of
 
-# Most tokens of a call that is recorded. With more of them a layer's time on the GPU hides Python's.
-_MOST_TOKENS = 64
 # Numbers of tokens for which a layer keeps recordings, and most matrices of a stage.
 _MOST_KINDS, _MOST_MATRICES = 4, 3
 # Flags that recordings share.
@@ -42,8 +41,6 @@ _FLAGS = 4096
 # Of `Pass.keep`: the layers that got an input.
 _TOGETHER = "layers"
 
-# What a recording depends on besides the weights' memory; compared at each call.
-_Key: TypeAlias = tuple[Any, ...]
 _keeping = threading.Lock()
 _of_thread = threading.local()
 
@@ -66,7 +63,7 @@ class _Layer:
         place: of its outputs in the recording.
     """
 
-    key: _Key
+    key: tuple[Any, ...]
     tensors: tuple[TensorWeakRef | None, ...]
     group_size: int | None
     upper: Reads
@@ -99,68 +96,67 @@ class _Layer:
         return Matrix(weight, scale, bias, minimum, self.group_size, self.upper)
 
 
-def replayed(memo: dict[Any, Any], x: Tensor, call: LayerCall, mode: str) -> Tensor | None:
-    """Return the outputs of a layer by its recording, [*tokens, outputs].
+class _Calls:
+    """The calls of a layer, by their number of tokens."""
 
-    Args:
-        memo: the layer's, which `keep` fills.
-        x: activations on a GPU, [*tokens, inputs].
-        call: the layer.
-        mode: of the backend.
-    Returns:
-        None if there is no recording for such a call, or a token's counts may not fit.
-    """
-    known: _Layer | None = memo.get(x.numel() // x.shape[-1])
-    if known is None or known.recording is None or torch.cuda.is_current_stream_capturing():
-        return None
-    if known.key != _key_of(x, call, mode):
-        return None
-    shared = current_pass()
-    outputs = None if shared is None else shared.found_of(x, known.recording)
-    if outputs is None or outputs[known.place] is None:
-        if known.recording.is_held():
-            known.stop_lending()
+    def __init__(self) -> None:
+        self.layers: dict[int, _Layer] = {}
+
+    def again(self, *call: Any) -> Tensor | None:
+        """Return the outputs of a layer by its recording; None if there is none, or counts may not fit; see `Memo`."""
+        x = call[0]
+        known = self.layers.get(x.numel() // x.shape[-1])
+        if known is None or known.recording is None or torch.cuda.is_current_stream_capturing():
             return None
-        if x.get_device() == torch.cuda.current_device():
-            outputs = known.recording.run(x, shared)
-        else:
-            with torch.cuda.device_of(x):
+        if known.key != _key_of(*call):
+            return None
+        shared = current_pass()
+        outputs = None if shared is None else shared.found_of(x, known.recording)
+        if outputs is None or outputs[known.place] is None:
+            if known.recording.is_held():
+                known.stop_lending()
+                return None
+            if x.get_device() == torch.cuda.current_device():
                 outputs = known.recording.run(x, shared)
-    if outputs is None:
-        return None
-    y, outputs[known.place] = outputs[known.place], None  # nobody else gets this memory
-    return y if y.shape[:-1] == x.shape[:-1] else y.reshape(*x.shape[:-1], -1)
+            else:
+                with torch.cuda.device_of(x):
+                    outputs = known.recording.run(x, shared)
+        if outputs is None:
+            return None
+        y, outputs[known.place] = outputs[known.place], None  # nobody else gets this memory
+        return y if y.shape[:-1] == x.shape[:-1] else y.reshape(*x.shape[:-1], -1)
 
 
-def keep(memo: dict[Any, Any], x: Tensor, call: LayerCall, mode: str, rule: KernelRule, bounds: CountBounds) -> None:
+def keep(memo: Memo, call: tuple[Any, ...], mode: str, rule: KernelRule, bounds: CountBounds) -> None:
     """Note a call that ran without a recording; record the layer at the second call alike.
 
     Args:
-        memo: as for `replayed`, and so are x, call and mode.
-        x: see there.
-        call: see there.
-        mode: see there.
+        memo: of the layer.
+        call: what `Memo.again` takes; x is on a GPU and has at most MOST_RECORDED tokens.
+        mode: of the backend.
         rule: of the layer's neuron.
         bounds: of its counts.
     """
-    num_tokens = x.numel() // x.shape[-1]
-    if num_tokens > _MOST_TOKENS or torch.cuda.is_current_stream_capturing():
+    if torch.cuda.is_current_stream_capturing():
         return
-    key = _key_of(x, call, mode)
+    x, *tensors, _, _, group_size, upper = call
+    num_tokens, key = x.numel() // x.shape[-1], _key_of(*call)
     with _keeping, torch.cuda.device_of(x):
-        known: _Layer | None = memo.get(num_tokens)
+        calls = getattr(memo.again, "__self__", None) or _Calls()
+        memo.again = calls.again
+        known = calls.layers.get(num_tokens)
         if known is not None and known.key == key and known.matrix() is not None:
             _record(x, known.together)
             return
-        if known is None and len(memo) == _MOST_KINDS:
-            known = memo.pop(next(iter(memo)))
+        if known is None and len(calls.layers) == _MOST_KINDS:
+            known = calls.layers.pop(next(iter(calls.layers)))
         if known is not None:
             known.leave()
-        tensors = tuple(None if tensor is None else TensorWeakRef(tensor) for tensor in call.tensors)
-        made = _Layer(key, tensors, call.group_size, call.upper, mode, rule, bounds)
+        kept = tuple(None if tensor is None else TensorWeakRef(tensor) for tensor in tensors)
+        made = _Layer(key, kept, group_size, upper, mode, rule, bounds)
         made.together = _together(x)
         made.together.append(made)
-        memo[num_tokens] = made
+        calls.layers[num_tokens] = made
 
 
 def _together(x: Tensor) -> list[_Layer]:
@@ -174,16 +170,25 @@ def _together(x: Tensor) -> list[_Layer]:
     return found
 
 
-def _key_of(x: Tensor, call: LayerCall, mode: str) -> _Key:
-    # A tuple, and as few calls as may be: a token of a small model comes here some hundred times.
-    weight, scale, bias, minimum = call.tensors
+def _key_of(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None,
+    minimum: Tensor | None,
+    neuron: Neuron,
+    encoder: Encoder,
+    group_size: int | None,
+    upper: Reads,
+) -> tuple[Any, ...]:
+    """Return what a recording depends on besides what is in the weights' memory."""
+    # As few calls as may be: a token of a small model comes here some hundred times.
     device = x.get_device()
     return (
-        mode,
-        call.neuron,
-        call.encoder,
-        call.group_size,
-        call.upper,
+        neuron,
+        encoder,
+        group_size,
+        upper,
         x.dtype,
         device,
         _stream_on(device),
@@ -313,7 +318,7 @@ class _Recording:
         if shared is not None:
             shared.before(self, self._failed, self._flags.tensor)
         self._x.copy_(x if x.shape == self._x.shape else x.reshape(self._x.shape))
-        torch._C._CUDAGraph.replay(self._graph)  # the method of PyTorch's own class is one more call
+        self._graph.replay()
         y = self._y.view(self._y.shape) if self._lends else self._y.clone()
         outputs = [y] if len(self._sizes) == 1 else list(y.split(self._sizes, -1))
         if y.ndim == 1:

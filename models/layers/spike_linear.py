@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ... import backends
 from ...backends import BACKENDS, Backend
-from ...backends.base import INT32, MAX_STEP, LayerCall, ScaleUnits, WeightMemory
+from ...backends.base import INT32, MAX_STEP, Memo, ScaleUnits, WeightMemory
 from ...backends.checks import group_sums_of, outputs_of, sums_of
 from ...coding import ENCODERS, BidirectionalBitwise, Encoder, SpikeTrain, decode
 from ...coding.checks import fitted_to, train_of
@@ -110,7 +110,7 @@ class SpikeLinear(nn.Module):
         self.observers: list[Observer] = []
         self.notices: set[str] = set()
         self._units: tuple[Any, ...] | None = None  # what `units` has found, for which neuron and tensors
-        self._memo: dict[Any, Any] = {}  # of the backend
+        self._memo = Memo()
 
     @classmethod
     def from_linear(
@@ -204,7 +204,7 @@ class SpikeLinear(nn.Module):
             if x.ndim == 0 or x.shape[-1] != self.in_features:
                 raise InputError(f"expected activations [..., {self.in_features}], got shape {tuple(x.shape)}.")
             trains = torch.is_grad_enabled() and (x.requires_grad or self._trains_bias)
-            observed = bool(self.observers) or any(level.observers for level in upper)
+            observed = self.observers or (upper and any(level.observers for level in upper))
             if not (observed or trains or checks_all()):
                 whole = self.run_fused(x, upper=upper)
                 if whole is not None:
@@ -253,7 +253,7 @@ class SpikeLinear(nn.Module):
             )
         super().__setattr__(name, value)
         if name in _PLUGINS:
-            vars(self)["_memo"] = {}
+            vars(self)["_memo"] = Memo()
             vars(self)["graph_settings"] = graph_settings(type(self), *map(vars(self).get, _PLUGINS))
 
     def __prepare_scriptable__(self) -> None:
@@ -301,14 +301,12 @@ class SpikeLinear(nn.Module):
         assert weight is not None
         assert scale is not None
         num_outputs, bias, minimum = self.out_features, self.bias, self._buffers["minimum"]
-        backend, neuron, reads = self._backend_for(x, num_tokens), self.neuron, ()
+        neuron, reads = self.neuron, ()
         if upper:
-            if not backend.knows_upper_bits or any(level.backend != self.backend for level in upper):
-                return None
             neuron, reads = without_band(neuron), self.reads(upper)
-        if self._memo:
-            call = LayerCall((weight, scale, bias, minimum), neuron, self.encoder, self.group_size, reads)
-            y = backend.again(self._memo, x, call)
+        again = self._memo.again
+        if again is not None:
+            y = again(x, weight, scale, bias, minimum, neuron, self.encoder, self.group_size, reads)
             if y is not None:
                 return y
         shape = (num_outputs, 1 if self.group_size is None else len(self.groups))
@@ -320,10 +318,13 @@ class SpikeLinear(nn.Module):
             return None
         if bias is not None and bias.shape != (num_outputs,):
             raise InputError(f"bias: expected {num_outputs} numbers, got shape {tuple(bias.shape)}.")
+        backend = self._backend_for(x, num_tokens)
         groups: dict[str, Any] = {"minimum": minimum, "group_size": self.group_size} if self.in_groups else {}
         if groups and backend.knows_units and self.units is not None:
             groups["units"] = self.units
         if upper:
+            if not backend.knows_upper_bits or any(level.backend != self.backend for level in upper):
+                return None
             groups["upper"] = reads
         if backend.remembers:
             groups["memo"] = self._memo
@@ -450,7 +451,7 @@ class SpikeLinear(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for a copy or pickle: everything but the observers, which belong to this layer only."""
-        return {**super().__getstate__(), "observers": [], "_units": None, "_memo": {}}
+        return {**super().__getstate__(), "observers": [], "_units": None, "_memo": Memo()}
 
     @torch.compiler.assume_constant_result  # else no two layers could share a graph
     def where(self) -> str:
