@@ -7,7 +7,7 @@ from .floor_plan import plan
 from .layer import LayerSimulation, simulate_layer
 from .mapping import MAPPINGS, CoreTile, InOrder, Mapping, MinimalTraffic, Placement, num_packet_hops
 from .ordering import ORDERS, AsGiven, ByRate, ChannelOrder, Together
-from .weights import BYTES, Weights
+from .weights import BYTES, CoarseRows, Weights
 
 __all__ = [
     "BYTES",
@@ -18,6 +18,7 @@ __all__ = [
     "AsGiven",
     "ByRate",
     "ChannelOrder",
+    "CoarseRows",
     "Component",
     "CoreTile",
     "Description",

@@ -31,7 +31,7 @@ def simulate(
     Args:
         network: the stations.
         traffic: packets of L tokens.
-        weight: int8, [N, M], rows in the order of the positions.
+        weight: int8, [N, M], rows in the order of the positions; or int16, with kinds of coarse rows below, in halves.
         arrival_ps: time at which each token's input arrives, never falling; int64 [L].
         jitter: services last longer by a random share up to this one.
         seed: random seed of the jitter.
@@ -53,12 +53,12 @@ def _run(network, traffic, weight, arrival_ps, jitter, seed, num_services) -> tu
     queue_at = np.concatenate([[0], network.depth.cumsum()])
     wait_at = np.concatenate([[0], upstream.cumsum()])
     # No sum exceeds what the packets of all tokens together could make it.
-    charge = int(np.abs(traffic.value).sum(initial=0)) * 128
+    charge = int(np.abs(traffic.value).sum(initial=0)) * (128 if weight.dtype == np.int8 else 256)
     width = np.int32 if charge < 2**31 else np.int64
     state, cores = np.zeros(num_stations, STATE), np.zeros(len(network.core_inputs), CORES)
     sums = np.zeros((num_tokens, num_outputs), np.int64)
     most_columns = int(np.diff(network.core_outputs).max())
-    num_groups = -(-len(weight) // network.group_size) if network.group_size else 0
+    num_groups = network.num_groups
     group_sums = np.zeros((num_tokens, num_groups, num_outputs), width)
     begin_ps, end_ps = np.zeros((2, num_tokens), np.int64)
     services = np.empty(num_services + 1, SERVICES)
@@ -168,6 +168,7 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; simpy_engine.py 
     rescale_ps, block_bits = layer.rescale_ps, 8 * layer.block_bytes
     first, position, num_adds, num_shifts = packets.first, packets.position, packets.num_adds, packets.num_shifts
     packet_value, packet_route, packet_ps = packets.value, packets.route, packets.service_ps
+    packet_row, read_bits = packets.row, packets.read_bits
     num_stations, num_tokens, num_outputs = len(kind), len(arrival_ps), sums.shape[1]
     most_columns = len(accumulator) // (len(num_ends) * num_banks)
     num_services, recorded = len(services) - 1, 0
@@ -280,7 +281,7 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; simpy_engine.py 
                         if not is_end:
                             at = (position[e] - core_inputs[c, 0]) * columns * weight_bits
                             from_block = at // block_bits
-                            to_block = (at + columns * weight_bits - 1) // block_bits
+                            to_block = (at + columns * read_bits[e] - 1) // block_bits
                             blocks += to_block - from_block + 1
                             if from_block == last_block[c]:
                                 blocks -= 1
@@ -357,7 +358,7 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; simpy_engine.py 
                 o0 = core_outputs[c, 0]
                 columns = core_outputs[c, 1] - o0
                 at = (c * num_banks + bank) * most_columns
-                row = position[e] * num_outputs + o0
+                row = packet_row[e] * num_outputs + o0
                 if group_size:
                     _add_row(adding, np.uintp(c * most_columns), weight, np.uintp(row), columns, packet_value[e])
                 else:

@@ -66,6 +66,8 @@ class PacketArrays(NamedTuple):
 
     first: np.ndarray
     position: np.ndarray
+    row: np.ndarray
+    read_bits: np.ndarray
     value: np.ndarray
     num_adds: np.ndarray
     num_shifts: np.ndarray

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from .mapping import Placement, check_groups, check_registers
 from .network import KIND_NAMES, LINK, Network, build_network
 from .outcome import Outcome
 from .traffic import Traffic, build_traffic
+from .weights import CoarseRows, with_coarse
 
 IMPLEMENTATIONS: dict[str, Callable[..., Outcome]] = {"engine": engine.simulate, "simpy": simpy_engine.simulate}
 
@@ -27,7 +28,8 @@ class LayerSimulation:
     Attributes:
         chip, placement, network, traffic: what was simulated.
         outcome: counts and times of the stations and cores.
-        sums: exact, int64 [tokens, out_features]; of weights in groups the sums of all groups, without their scales.
+        sums: exact, int64 [tokens, out_features]; of weights in groups the sums of all groups, without their scales;
+            with coarse rows in halves.
         group_sums: exact sums of each group, integers [tokens, groups, out_features]; None without groups.
         begin_ps, end_ps: of each token, from encoding to the last collected sum, int64 [tokens].
         activity: totals of the layer, with the leakage of its own cores.
@@ -114,6 +116,7 @@ def simulate_layer(
     *,
     network: Network | None = None,
     order: np.ndarray | None = None,
+    coarse: Sequence[CoarseRows] = (),
     overlap: bool = True,
     arrival_ps: np.ndarray | None = None,
     jitter: float = 0.0,
@@ -131,6 +134,7 @@ def simulate_layer(
         placement: of the layer; it says how wide weights are, and which channels share scales.
         network: its stations, if they have been built before.
         order: channels in the order in which they lie in memory, groups whole; None for 0, 1, 2, ...
+        coarse: rows of fewer bits that some channels of some tokens read instead of the layer's own.
         overlap: True lets a token begin before the previous one has ended, as in prefill; False runs one by one.
         arrival_ps: time at which each token's input arrives, never falling; None for 0.
         jitter: services last longer by a random share up to this one; changes times, never sums.
@@ -147,17 +151,20 @@ def simulate_layer(
     network, groups = network or build_network(placement, chip), None
     if not overlap:
         network = replace(network, num_banks=1)
+    rows, kind = with_coarse(weight, coarse, num_tokens)
     if order is not None:
         if not np.array_equal(np.sort(order), np.arange(num_inputs)):
             raise InputError(f"order: expected a permutation of {num_inputs} channels, got {order!r}.")
         groups = placement.weights.groups_in(order)
-        spikes, weight = spikes[:, :, order], weight[order]
+        spikes, rows = spikes[:, :, order], rows.reshape(-1, num_inputs, weight.shape[1])[:, order].reshape(rows.shape)
+        kind = kind[:, order] if coarse else kind
     timestep_weight = np.asarray(timestep_weight, np.int64)
-    traffic = build_traffic(spikes, timestep_weight, placement, network, chip)
+    kind_bits = [one.bits for one in coarse]
+    traffic = build_traffic(spikes, timestep_weight, placement, network, chip, kind, kind_bits)
     arrival = np.zeros(num_tokens, np.int64) if arrival_ps is None else np.asarray(arrival_ps, np.int64)
     parts = traffic.num_tokens // num_tokens  # timesteps with a barrier after each, or the whole token
     simulate = IMPLEMENTATIONS[implementation]
-    outcome = simulate(network, traffic, weight, arrival.repeat(parts), jitter=jitter, seed=seed, trace=trace)
+    outcome = simulate(network, traffic, rows, arrival.repeat(parts), jitter=jitter, seed=seed, trace=trace)
     # Barriers come between the timesteps, which do not overlap.
     barrier = barrier_ps(chip, placement.num_tiles)
     begin = outcome.begin_ps[::parts] + barrier * parts * np.arange(num_tokens)

@@ -96,6 +96,11 @@ class Network:
     num_banks: int
 
     @property
+    def num_groups(self) -> int:
+        """Groups of input channels with scales of their own; 0 where sums are not rescaled group by group."""
+        return -(-int(self.core_inputs.max()) // self.group_size) if self.group_size else 0
+
+    @property
     def num_stations(self) -> int:
         """S."""
         return len(self.names)

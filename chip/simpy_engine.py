@@ -72,8 +72,7 @@ class _Simulation:
         self.adding = np.zeros((num_cores, self.num_outputs), np.int64)  # sums of the group that a core is at
         self.at_group: list[tuple[int, int] | None] = [None] * num_cores  # that group and its token
         self.free_ps = [0] * num_cores  # when the unit that rescales is free again
-        num_groups = -(-len(weight) // network.group_size) if network.group_size else 0
-        self.group_sums = np.zeros((self.num_tokens, num_groups, self.num_outputs), np.int64)
+        self.group_sums = np.zeros((self.num_tokens, network.num_groups, self.num_outputs), np.int64)
         self.ends_heard = Counter()  # by core and token
         self.last_block = [-1] * num_cores
         self.met = defaultdict(list)  # partial sums by token * outputs + output
@@ -201,7 +200,7 @@ class _Simulation:
             columns = int(network.core_outputs[c, 1] - network.core_outputs[c, 0])
             num_blocks, wait_ps = self._turn_to_group(c, packet, columns, begin) if network.group_size else (0, 0)
             row = int(traffic.position[packet.word] - network.core_inputs[c, 0]) * columns
-            touched = self._blocks(row, columns, network.weight_bits)
+            touched = self._blocks(row * network.weight_bits, columns * int(traffic.read_bits[packet.word]))
             num_blocks += len(touched) - (touched[0] == self.last_block[c])  # the block read last is still there
             self.last_block[c] = touched[-1]
             self.core_counts["num_blocks"][c] += num_blocks
@@ -212,10 +211,10 @@ class _Simulation:
             duration += (((duration * self.jitter) >> 16) * random) >> 16
         return duration
 
-    def _blocks(self, first: int, num: int, bits: int) -> range:
-        """Return the blocks of memory that hold some numbers of so many bits."""
+    def _blocks(self, first: int, num: int) -> range:
+        """Return the blocks of memory that hold that many bits from the first one on."""
         block_bits = 8 * self.network.block_bytes
-        return range(first * bits // block_bits, ((first + num) * bits - 1) // block_bits + 1)
+        return range(first // block_bits, (first + num - 1) // block_bits + 1)
 
     def _turn_to_group(self, c: int, packet: _Packet, columns: int, begin: int) -> tuple[int, int]:
         """Finish the group before that of a spike; return the blocks of its parameters and how long the core waits."""
@@ -251,7 +250,7 @@ class _Simulation:
         wait_ps = max(self.free_ps[c] - begin, 0)
         self.free_ps[c] = begin + wait_ps + int(self.network.rescale_ps[c])
         bits = self.network.parameter_bits
-        return len(self._blocks(first, columns, bits)) if bits else 0, wait_ps
+        return len(self._blocks(first * bits, columns * bits)) if bits else 0, wait_ps
 
     def _result(self, s: int, packet: _Packet) -> _Packet | None:  # noqa: PLR0911 - a return for each kind
         """Do what the end of a service does; return the packet to hand on, if there is one."""
@@ -262,7 +261,7 @@ class _Simulation:
         if kind == ACCUMULATE:
             if traffic.num_adds[packet.word] >= 0:
                 outputs = slice(*network.core_outputs[unit])
-                row = self.weight[traffic.position[packet.word], outputs]
+                row = self.weight[traffic.row[packet.word], outputs]
                 into = self.adding[unit] if network.group_size else self.accumulator[unit, packet.token]
                 into[outputs] += traffic.value[packet.word] * row
                 self.core_counts["num_synops"][unit] += traffic.num_adds[packet.word] * len(row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,9 @@ from .mapping import Placement
 from .network import Network
 from .parts import to_ps
 
+# Where no channel reads coarse rows.
+OWN_ROWS = np.zeros((1, 1), np.int64)
+
 
 @dataclass(frozen=True)
 class Traffic:
@@ -22,6 +26,8 @@ class Traffic:
         first: index of the first packet of each sender and token; the last entry is where the last token ends. int64
             [senders, tokens + 1].
         position: position of the input channel, int64 [E].
+        row: row of weights that it adds, int64 [E]: its position among the rows of its kind, which follow one another.
+        read_bits: bits of a weight that it reads, from the begin of the channel's row on, int64 [E].
         value: factor of the row of weights, int64 [E].
         num_adds: additions per output that this factor takes, int64 [E]; -1 for the end of a token.
         num_shifts: additions of a shifted weight among these, int64 [E].
@@ -33,6 +39,8 @@ class Traffic:
 
     first: np.ndarray
     position: np.ndarray
+    row: np.ndarray
+    read_bits: np.ndarray
     value: np.ndarray
     num_adds: np.ndarray
     num_shifts: np.ndarray
@@ -48,7 +56,13 @@ class Traffic:
 
 
 def build_traffic(
-    spikes: np.ndarray, timestep_weight: np.ndarray, placement: Placement, network: Network, chip: Description
+    spikes: np.ndarray,
+    timestep_weight: np.ndarray,
+    placement: Placement,
+    network: Network,
+    chip: Description,
+    kind: np.ndarray = OWN_ROWS,
+    kind_bits: Sequence[int] = (),
 ) -> Traffic:
     """Turn a spike train into packets.
 
@@ -60,6 +74,8 @@ def build_traffic(
         placement: of the layer.
         network: its stations.
         chip: gives the content of a packet and the times of encoding.
+        kind: which rows each channel of a token reads, as of `with_coarse`.
+        kind_bits: bits of a weight of each kind of coarse rows.
     Raises:
         InputError: address or payload have too few bits.
     """
@@ -78,7 +94,7 @@ def build_traffic(
     if merges:
         most = min(most, num_tokens * num_inputs)
     most = most * spike_routes.shape[2] + num_rows * end_routes.size
-    packets = np.empty((6, most), np.int64)
+    packets = np.empty((8, most), np.int64)
     first = np.empty((len(senders), num_rows + 1), np.int64)
     num_packets, num_sent = _fill(
         np.ascontiguousarray(spikes),
@@ -96,11 +112,13 @@ def build_traffic(
         num_groups * to_ps(encoder.mean_ns) + to_ps(encoder.threshold_ns),
         copy_ps,
         0 if network.free_ends else copy_ps,
+        kind,
+        np.array([placement.weights.bits, *kind_bits], np.int64),
         first,
         packets,
     )
     traffic = Traffic(first, *packets[:, :num_sent], num_packets=num_packets, num_sent=num_sent)
-    _check_bits(traffic.value, timestep_weight, num_inputs, chip)
+    _check_bits(traffic.value, timestep_weight, num_inputs, 1 + len(kind_bits), chip)
     return traffic
 
 
@@ -145,12 +163,15 @@ def _fill(
     mean_ps,
     copy_ps,
     end_ps,
+    kind,
+    kind_bits,
     first,
     packets,
 ):
     """Write the packets, field by field; return how many left encoders, and how many were sent with copies and ends."""
-    position, value, num_adds, num_shifts, route, service_ps = packets
-    channels = np.zeros((3, spikes.shape[2]), np.int64)
+    position, rows, read_bits, value, num_adds, num_shifts, route, service_ps = packets
+    num_inputs = spikes.shape[2]
+    channels = np.zeros((3, num_inputs), np.int64)
     total, adds, shifts = channels
     row_timesteps = spikes.shape[0] // rows_per_token
     num_packets, e = 0, 0
@@ -170,6 +191,7 @@ def _fill(
                     continue
                 while block + 1 < len(block_start) and block_start[block + 1] <= n:
                     block += 1
+                of_kind = kind[token, n] if len(kind_bits) > 1 else 0
                 # An encoder sends all spikes of a channel when it comes to it.
                 for t in range(from_t, from_t + 1 if merges else to_t):
                     v, a, h = total[n], adds[n], shifts[n]
@@ -186,6 +208,7 @@ def _fill(
                         if r < 0:
                             break
                         position[e], value[e], num_adds[e], num_shifts[e], route[e] = n, v, a, h, r
+                        rows[e], read_bits[e] = of_kind * num_inputs + n, kind_bits[of_kind]
                         service_ps[e] = unpaid_ps + copy_ps
                         unpaid_ps = 0
                         e += 1
@@ -195,6 +218,7 @@ def _fill(
                 if r < 0:
                     break
                 position[e], value[e], num_adds[e], num_shifts[e], route[e] = 0, 0, -1, 0, r
+                rows[e], read_bits[e] = 0, 0
                 service_ps[e] = unpaid_ps + end_ps
                 unpaid_ps = 0
                 e += 1
@@ -202,7 +226,9 @@ def _fill(
     return num_packets, e
 
 
-def _check_bits(value: np.ndarray, timestep_weight: np.ndarray, num_inputs: int, chip: Description) -> None:
+def _check_bits(
+    value: np.ndarray, timestep_weight: np.ndarray, num_inputs: int, num_kinds: int, chip: Description
+) -> None:
     """Raise unless a packet has enough bits for the address of every channel and for its payload in this code."""
     needed = max(num_inputs - 1, 0).bit_length()
     if chip.packet.address_bits < needed:
@@ -217,6 +243,8 @@ def _check_bits(value: np.ndarray, timestep_weight: np.ndarray, num_inputs: int,
         digits = len({abs(w) for w in timestep_weight.tolist()})
         needed = (digits - 1).bit_length() + bool((value < 0).any())
         what = f"sign and digit of {len(timestep_weight)} timesteps" if digits > 1 else "the sign of a spike"
+        if num_kinds > 1:  # a core cannot tell from one spike how large the count is
+            needed, what = needed + (num_kinds - 1).bit_length(), f"{what}, and which of {num_kinds} kinds of rows"
     if chip.packet.payload_bits < needed:
         raise InputError(
             f"{chip.name}: packet.payload_bits = {chip.packet.payload_bits} can't hold {what}. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,8 +23,6 @@ class Weights:
         group_size: adjacent input channels that share a scale; None for all. The last group may be smaller.
         parameter_bits: memory for the scale and the minimum of a group and output; 0 without groups.
         has_minimum: whether integer 0 stands for a minimum other than 0.
-        derives_scales: whether scales and minima are computed from those in memory when they are read, with two
-            products and an addition (of coarse rows that are the upper bits of other rows).
     Raises:
         InputError: a value is out of range, or parameters come without groups.
     """
@@ -32,7 +31,6 @@ class Weights:
     group_size: int | None = None
     parameter_bits: int = 0
     has_minimum: bool = False
-    derives_scales: bool = False
 
     def __post_init__(self) -> None:
         if self.bits not in (8, 4, 2):
@@ -52,13 +50,13 @@ class Weights:
 
     @property
     def multiplies(self) -> int:
-        """Products for a sum: with the scale, of the minimum with the sum of counts, and for derived parameters."""
-        return 1 + self.has_minimum + 2 * self.derives_scales
+        """Products for a sum: with the scale, and of the minimum with the sum of counts."""
+        return 1 + self.has_minimum
 
     @property
     def additions(self) -> int:
         """Floating-point additions for the sum of a group: to those before it, and of the minimum's product."""
-        return self.in_groups + self.has_minimum + self.derives_scales
+        return self.in_groups + self.has_minimum
 
     def num_groups(self, num_inputs: int) -> int:
         """Return the groups of some input channels, from the begin of a group on."""
@@ -116,3 +114,50 @@ class Weights:
 
 # A byte a weight, and one scale an output.
 BYTES = Weights()
+
+
+@dataclass(frozen=True)
+class CoarseRows:
+    """The upper bits of a layer's rows, which some packets read in the place of whole rows.
+
+    A core keeps rows in planes, the upper bits of all its outputs first, so that a packet reads the front of a row. The
+    bits stand for the middle of all integers that have them, which may be half a unit: a layer with coarse rows adds in
+    halves.
+
+    Attributes:
+        bits: width, less than that of the layer's own rows.
+        weight: what these bits add, in halves of the own rows' unit: int16 [in_features, out_features].
+        read: which channels of which tokens read them, bool [tokens, in_features]; no two kinds the same.
+    """
+
+    bits: int
+    weight: np.ndarray
+    read: np.ndarray
+
+
+def with_coarse(weight: np.ndarray, coarse: Sequence[CoarseRows], num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return all rows that packets may add, one kind below the other, and which kind each channel of a token reads.
+
+    Args:
+        weight: the layer's own rows, int8 [in_features, out_features].
+        coarse: its coarse rows; if there are any, all rows are in halves.
+        num_tokens: tokens of the layer.
+    Returns:
+        Rows [kinds * in_features, out_features] and kinds [tokens, in_features], 0 for the own rows; [1, 1] without
+        coarse rows.
+    Raises:
+        InputError: shapes do not fit, or a channel reads two kinds.
+    """
+    kind = np.zeros((num_tokens, len(weight)) if coarse else (1, 1), np.int64)
+    for number, rows in enumerate(coarse, 1):
+        if rows.weight.shape != weight.shape or rows.read.shape != kind.shape:
+            raise InputError(
+                f"CoarseRows: expected weights {weight.shape} and read {kind.shape}, as the layer and its tokens are, "
+                f"got {rows.weight.shape} and {rows.read.shape}."
+            )
+        if (rows.read & (kind > 0)).any():
+            raise InputError("CoarseRows.read: expected channels that read one kind of rows each, got some with two.")
+        kind[rows.read] = number
+    if not coarse:
+        return weight, kind
+    return np.concatenate([2 * weight.astype(np.int16), *(rows.weight.astype(np.int16) for rows in coarse)]), kind

@@ -15,15 +15,15 @@ from ..coding import ENCODERS, Encoder
 from ..errors import InputError
 from ..exchange import require_perfetto, write_chip_timeline
 from ..files import write_json
-from ..models import SpikeLinear, SpikeSettings, spiking_layers
+from ..models import SpikeLinear, SpikeSettings
 from ..models.layers import check_matches, patterns_of
-from ..models.layers.graded_linear import owner_of
 from ..models.layers.settings import matches_any
 from ..neuro import NEURONS, Neuron
 from ..paths import model_name
 from ..registry import label
 from ..simulation.describe import describe_simulation
 from ..simulation.experts import Routing
+from ..simulation.layers import layers_of
 from ..simulation.model import MODES, ModelOnChip, simulate_model
 from ..simulation.orders import learn_orders
 from ..simulation.queue_steps import queue_steps
@@ -64,8 +64,7 @@ class SimulateSettings:
         weights: "int8", "int4", or "stored" for those of a GGUF file as they are; None for "int8".
         group_size: input channels that share a weight scale; None for all, with "int4" for 32.
         compact_scales: keep the scales of groups in few bits; None for not.
-        coarse: pairs (bits, up_to): counts up to `up_to` read rows of that few bits, on cores of their own; None for
-            none.
+        coarse: pairs (bits, up_to): counts up to `up_to` read rows of that few bits; None for none.
         include_head: whether the output head spikes too, on cores of its own.
         jitter: services last up to this share longer, at random; changes times, never sums.
         seed: random seed for the jitter, which must be above 0; None for 0.
@@ -156,9 +155,9 @@ def simulate(settings: SimulateSettings, out: Path, progress: Progress = SILENT)
     inputs["fits"] = lambda shapes: _look_ahead(shapes, chip, settings)
     inputs["prepare"] = lambda model: give_experts_cores(model, progress)
     model, ids, source, text_source, _ = load_spiking(settings.model, settings.text, settings, **inputs)
-    spiking = spiking_layers(model)
+    spiking = layers_of(model)
     shapes = {name: (layer.in_features, layer.out_features) for name, layer in spiking.items()}
-    check_fit(shapes, chip, settings, weights_of(model, spiking))
+    check_fit(shapes, chip, settings, weights_of(spiking))
     ids, following = ids[:num_tokens], ids[num_tokens:]
     orders = {}
     if order is not None:
@@ -241,11 +240,7 @@ def check_fit(
 
     said = fault(list(shapes))
     if said is not None:
-        owners = {name: owner_of(name) for name in shapes}  # levels are no layers that one can name
-        some = {
-            pattern: [name for name, owner in owners.items() if fnmatch.fnmatch(owner, pattern)]
-            for pattern in patterns_of(dict.fromkeys(owners.values()))
-        }
+        some = {pattern: [name for name in shapes if fnmatch.fnmatch(name, pattern)] for pattern in patterns_of(shapes)}
         fitting = max((p for p in some if fault(some[p]) is None), key=lambda p: len(some[p]), default=None)
         raise InputError(said + (f" `layers` {fitting!r} fits." if fitting is not None else ""))
 

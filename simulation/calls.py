@@ -17,6 +17,7 @@ from ..models.layers.observing import Step, observing
 from ..models.spikingbrain import SpikingBrainForCausalLM
 from ..models.spikingbrain.cache import SpikingBrainCache
 from .experts import Routing
+from .layers import coarse_of, joined_bands
 
 
 @dataclass(frozen=True)
@@ -26,13 +27,15 @@ class Call:
     Attributes:
         name: of the layer in the model.
         train: its spikes, [T, tokens, in_features].
-        accumulation: its exact sums, int32 [tokens, groups, out_features].
+        accumulation: its exact sums, integers [tokens, groups, out_features]; of a layer with coarse rows in halves.
+        count: spike counts, int32 [tokens, in_features]: a layer with coarse rows reads by them.
         tokens: which tokens of the text these are, rising, int64; None for all. An expert sees some of them.
     """
 
     name: str
     train: SpikeTrain
     accumulation: Tensor
+    count: Tensor
     tokens: np.ndarray | None = None
 
     @classmethod
@@ -41,7 +44,8 @@ class Call:
         first = steps[0].train
         spikes = torch.cat([step.train.spikes for step in steps], 1)
         train = SpikeTrain(spikes, first.timestep_weight, first.zero_point)
-        return cls(name, train, torch.cat([step.accumulation for step in steps]), tokens)
+        sums, count = (torch.cat([getattr(step, part) for step in steps]) for part in ("accumulation", "count"))
+        return cls(name, train, sums, count, tokens)
 
 
 def run_steps(
@@ -55,18 +59,27 @@ def run_steps(
 
     Args:
         model: converted to spikes.
-        spiking: its spiking layers by name.
+        spiking: its layers that spike, as of `layers_of`.
         ids: token ids, [tokens].
-        see: called with each step. A call of a layer has several steps if its spikes take much memory.
+        see: called with each step. A call of a layer has several steps if its spikes take much memory, but one for a
+            layer with coarse rows.
         begun: of `begin`, which is called if it is None.
     """
     given = begin(model, ids) if begun is None else begun
     names = {id(layer): name for name, layer in spiking.items()}
+    bands = joined_bands(model, spiking)
 
     def observe(layer: SpikeLinear, step: Step) -> None:
-        see(names[id(layer)], step)
+        if id(layer) not in bands:
+            see(names[id(layer)], step)
+            return
+        name, joined = bands[id(layer)]
+        whole = joined.add(layer, step)
+        if whole is not None:
+            see(name, whole)
 
-    with observing(spiking.values(), observe), torch.inference_mode():
+    levels = (level for found in coarse_of(model).values() for level in found)
+    with observing([*spiking.values(), *levels], observe), torch.inference_mode():
         model(input_ids=ids[None], use_cache=False, **given)
 
 

@@ -20,7 +20,7 @@ def describe_simulation(found: ModelOnChip) -> dict[str, Any]:
     total = sum(energy.values())
     activity = found.activity
     num_spikes = sum(layer.num_spikes for layer in found.layers.values())
-    # Of all tokens and layers; coarse rows, which have no MACs of their own, read channels of their layer.
+    # Of all tokens and layers.
     num_channels = sum(
         layer.activity.num_macs // layer.placement.cores[-1].outputs.stop for layer in found.layers.values()
     )

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..models.layers.experts import Experts
-from ..models.layers.graded_linear import owner_of
 from ..models.layers.shared_input import rows_of
 from ..models.spikingbrain.moe import MixtureOfExperts
 
@@ -47,7 +46,7 @@ class Routing:
         self.places: dict[str, Place] = {}
         self._rows: dict[str, Tensor] = {}
         for layer in layers:
-            expert, _, own = owner_of(layer).rpartition(".")
+            expert, _, own = layer.rpartition(".")
             mixture = next((name for name in mixtures if _holds(name, expert)), None)
             if mixture is not None:
                 self.places[layer] = Place(mixture, expert, own == _LAST)

@@ -15,19 +15,20 @@ from ..chip import Mapping as ChipMapping
 from ..chip.layer import check_jitter
 from ..energy import EnergyReport
 from ..errors import InputError
-from ..models import SpikeLinear, spiking_layers
+from ..models import SpikeLinear
 from .calls import run_calls
+from .layers import coarse_of, layers_of
 from .leakage import leakage_of
 from .replay import LayerOnChip, Replay
 from .stages import Stage, Survey, stages_on, survey
-from .weights import coarse_levels, weights_of
+from .weights import weights_of
 
 MODES = ("decode", "prefill")
 _ASSUMPTIONS = (
     "each layer has tiles of its own, which its packets never leave",
     "results go from home to home on links of their own",
     "layers that share an input each encode it; they run at the same time",
-    "coarse rows of a layer are a layer of their own, with an encoder and results of their own",
+    "coarse rows are the upper bits of a layer's own, side by side in memory; a packet's count says which it reads",
     "weights in groups: the digital unit of a core's tile rescales the sums of a group while packets add to the next",
     "an expert sees its own tokens; the experts of a layer run at the same time, and idle ones keep their weights",
     "sink tokens have run before: what they leave in states and caches is there",
@@ -197,7 +198,7 @@ def simulate_model(
             if name not in spiking:
                 raise InputError(f"{what}: expected a spiking layer such as {next(iter(spiking))!r}, got {name!r}.")
     shapes = {name: (layer.in_features, layer.out_features) for name, layer in spiking.items()}
-    placements = plan(shapes, chip, cutting, stream=stream, weights=weights_of(model, spiking))
+    placements = plan(shapes, chip, cutting, stream=stream, weights=weights_of(spiking))
     found = survey(model, spiking, ids) if surveyed is None else surveyed
     stages = stages_on(found, placements, chip, len(ids))
     with ThreadPoolExecutor(num_threads) as pool:
@@ -212,7 +213,7 @@ def simulate_model(
             jitter=jitter,
             seed=seed,
             orders=orders or {},
-            coarse=coarse_levels(model),
+            coarse=coarse_of(model),
             trace=trace,
             timelines=timelines,
             progress=progress,
@@ -243,7 +244,7 @@ def survey_model(model: nn.Module, ids: Tensor) -> Survey:
 
 def _spiking(model: nn.Module) -> dict[str, SpikeLinear]:
     """Return the spiking layers of a model by name; raise an InputError if it has none."""
-    spiking = spiking_layers(model)
+    spiking = layers_of(model)
     if not spiking:
         raise InputError("simulate_model: expected a model with spiking layers, it has none. Call to_spiking first.")
     return spiking

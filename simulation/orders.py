@@ -8,9 +8,9 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..chip import ChannelOrder
-from ..models import spiking_layers
 from ..models.layers.observing import Step
 from .calls import run_steps
+from .layers import layers_of
 from .weights import weights_of
 
 
@@ -31,7 +31,7 @@ def learn_orders(model: nn.Module, ids: Tensor, order: ChannelOrder) -> dict[str
     def see(name: str, step: Step) -> None:
         fired[name].append(step.train.spikes.any(dim=0).cpu().numpy())
 
-    spiking = spiking_layers(model)
+    spiking = layers_of(model)
     run_steps(model, spiking, ids, see)
-    weights = weights_of(model, spiking)
+    weights = weights_of(spiking)
     return {name: weights[name].whole_groups(order.order(np.concatenate(active))) for name, active in fired.items()}

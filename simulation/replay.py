@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from ..chip.mapping import Tile
 from ..models import SpikeLinear
 from .calls import Call
 from .flow import arrivals
+from .layers import coarse_rows, rows_read
 from .stages import Stage
 
 # Layers that wait for a thread hold their spikes.
@@ -74,7 +75,7 @@ class Replay:
         jitter: services last up to this share longer, at random.
         seed: of the jitter.
         orders: channels of a layer in the order in which they lie in memory, by the name of the layer.
-        coarse: names of layers whose results are added to those of another.
+        coarse: levels with coarse rows of layers that have them, by the name of the layer.
         trace: find what held tokens up.
         timelines: names of layers whose simulations are kept, each with a trace.
         progress: called with the number of layers that were simulated since the last call.
@@ -92,7 +93,7 @@ class Replay:
     jitter: float = 0.0
     seed: int = 0
     orders: Mapping[str, np.ndarray] = field(default_factory=dict)
-    coarse: Collection[str] = ()
+    coarse: Mapping[str, Sequence[SpikeLinear]] = field(default_factory=dict)
     trace: bool = False
     timelines: Collection[str] = ()
     progress: Callable[[int], None] = lambda layers: None
@@ -162,7 +163,9 @@ class Replay:
     def _simulate(self, call: Call, arrival_ps: np.ndarray | None) -> tuple[LayerOnChip, LayerSimulation]:
         """Simulate a layer, and compare its sums with those that it computed in the model."""
         train, placement, tokens = call.train, self.placements[call.name], call.tokens
-        weight = self.spiking[call.name].weight.t().contiguous().numpy()
+        own = self.spiking[call.name]
+        weight = own.weight.t().contiguous().numpy()
+        coarse = coarse_rows(own, self.coarse.get(call.name, ()), call.count)
         found = simulate_layer(
             train.spikes.numpy(),
             train.timestep_weight.numpy(),
@@ -170,6 +173,7 @@ class Replay:
             self.chip,
             placement,
             order=self.orders.get(call.name),
+            coarse=coarse,
             overlap=self.overlap,
             arrival_ps=arrival_ps if arrival_ps is None or tokens is None else arrival_ps[tokens],
             jitter=self.jitter,
@@ -179,16 +183,12 @@ class Replay:
         group_size = placement.weights.group_size or max(len(weight), 1)
         sums = found.sums[:, None] if found.group_sums is None else found.group_sums
         if train.zero_point:
-            of_group = np.add.reduceat(weight, range(0, len(weight), group_size), axis=0, dtype=np.int64)
-            sums = sums - train.zero_point * of_group
+            sums = sums - train.zero_point * rows_read(weight, coarse, group_size)
         expected = call.accumulation.numpy()
-        activity = found.activity
-        if call.name in self.coarse:  # its results are added to the layer's own, which has the MACs
-            activity = replace(activity, num_macs=0) + Activity(num_adds=found.sums.size)
         row = LayerOnChip(
             call.name,
             placement,
-            activity,
+            found.activity,
             self._of_all(found.end_ps, tokens, 0 if arrival_ps is None else arrival_ps),
             self._of_all(found.latency_ps, tokens, 0),
             len(found.end_ps),

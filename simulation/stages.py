@@ -21,6 +21,7 @@ from ..chip.mapping import Tile
 from ..energy import ModelCounts, count_operations
 from ..energy.count import scores_of
 from ..models import Recording, SpikeLinear
+from ..models.layers.graded_linear import owner_of
 from ..models.layers.observing import Step
 from ..models.recording import ModuleRecord, record
 from ..models.recording.modules import UNCOUNTED
@@ -210,7 +211,9 @@ def stage_of_part(part: ModuleRecord, stages: Sequence[Stage], order: Sequence[s
         stages: with layers, in order.
         order: names of layers and parts in the order in which they first ran.
     """
-    place = {name: i for i, name in enumerate(order)}
+    place: dict[str, int] = {}
+    for i, name in enumerate(order):
+        place.setdefault(owner_of(name), i)
     for s, stage in enumerate(stages):
         if part.before in stage.layers:
             return s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from ..chip import (
     BYTES,
     MAPPINGS,
+    CoarseRows,
     Description,
     LayerSimulation,
     Mapping,
@@ -95,7 +97,7 @@ def kinds_of_weights(*, in_groups: bool) -> Any:
         if not in_groups or draw(st.integers(0, 3)) == 0:
             return Weights(bits, has_minimum=has_minimum)
         size, parameters = draw(st.integers(1, 5)), draw(st.sampled_from([0, 7, 15, 32]))
-        return Weights(bits, size, parameters, has_minimum, draw(st.booleans()))
+        return Weights(bits, size, parameters, has_minimum)
 
     return st.one_of(st.just(BYTES), others())
 
@@ -135,22 +137,47 @@ def jobs(chip: Description | None = None, mapping: Mapping | None = None) -> Any
             "jitter": draw(st.sampled_from([0.0, 0.0, 0.3, 2.0])),
             "seed": draw(st.integers(0, 2**64 - 1)),
             "arrival_ps": np.sort(rng.integers(0, 20_000, spikes.shape[1])) if draw(st.booleans()) else None,
+            "coarse": _coarse(rng, weights.bits, weight.shape, spikes.shape[1]) if draw(st.booleans()) else (),
         }
         return (spikes, timestep_weight, weight, on, placement), options
 
     return layers()
 
 
-def exact(spikes: np.ndarray, timestep_weight: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Return the sums of a train, [tokens, out_features], without a chip."""
-    return np.einsum("t,tln,nm->lm", timestep_weight, spikes.astype(np.int64), weight.astype(np.int64))
+def _coarse(rng: np.random.Generator, bits: int, shape: tuple[int, int], num_tokens: int) -> tuple[CoarseRows, ...]:
+    """Return up to two kinds of coarse rows, which random channels of random tokens read."""
+    widths = [width for width in (2, 4) if width < bits and rng.random() < 0.7]
+    kind = rng.integers(0, len(widths) + 1, (num_tokens, shape[0]))
+    rows = [rng.integers(-256, 256, shape).astype(np.int16) for _ in widths]
+    return tuple(CoarseRows(width, row, kind == i) for i, (width, row) in enumerate(zip(widths, rows, strict=True), 1))
 
 
-def exact_groups(spikes: np.ndarray, timestep_weight: np.ndarray, weight: np.ndarray, group_size: int) -> np.ndarray:
-    """Return the sums of each group of a train, [tokens, groups, out_features], without a chip."""
-    starts = range(0, len(weight), group_size)
-    groups = [slice(start, start + group_size) for start in starts]
-    return np.stack([exact(spikes[:, :, group], timestep_weight, weight[group]) for group in groups], 1)
+def exact(
+    spikes: np.ndarray, timestep_weight: np.ndarray, weight: np.ndarray, coarse: Sequence[CoarseRows] = ()
+) -> np.ndarray:
+    """Return the sums of a train, [tokens, out_features], without a chip; in halves if there are coarse rows."""
+    count = np.einsum("t,tln->ln", timestep_weight, spikes.astype(np.int64))
+    whole = (2 if coarse else 1) * weight.astype(np.int64)
+    sums = np.where(sum((rows.read for rows in coarse), np.zeros(count.shape, bool)), 0, count) @ whole
+    for rows in coarse:
+        sums += np.where(rows.read, count, 0) @ rows.weight.astype(np.int64)
+    return sums
+
+
+def exact_groups(
+    spikes: np.ndarray,
+    timestep_weight: np.ndarray,
+    weight: np.ndarray,
+    group_size: int,
+    coarse: Sequence[CoarseRows] = (),
+) -> np.ndarray:
+    """Return the sums of each group of a train, [tokens, groups, out_features], without a chip; see `exact`."""
+
+    def part(group: slice) -> np.ndarray:
+        some = [replace(rows, weight=rows.weight[group], read=rows.read[:, group]) for rows in coarse]
+        return exact(spikes[:, :, group], timestep_weight, weight[group], some)
+
+    return np.stack([part(slice(i, i + group_size)) for i in range(0, len(weight), group_size)], 1)
 
 
 def check_simulation(job: tuple[tuple[Any, ...], dict[str, Any]], *, compare: bool) -> None:
@@ -170,10 +197,11 @@ def check_simulation(job: tuple[tuple[Any, ...], dict[str, Any]], *, compare: bo
         if not bool(holds):
             raise InputError(f"chip {chip.name!r}: expected {what} of a simulated layer, found otherwise.")
 
-    require(np.array_equal(found.sums, exact(spikes, timestep_weight, weight)), "exact sums")
+    coarse = options["coarse"]
+    require(np.array_equal(found.sums, exact(spikes, timestep_weight, weight, coarse)), "exact sums")
     outcome, network, kind = found.outcome, found.network, placement.weights
     if kind.group_size is not None and found.group_sums is not None:
-        by_group = exact_groups(spikes, timestep_weight, weight, kind.group_size)
+        by_group = exact_groups(spikes, timestep_weight, weight, kind.group_size, coarse)
         require(np.array_equal(found.group_sums, by_group), "exact sums of each group")
         _check_rescaling(found, spikes, require)
     ones = np.array([abs(int(w)).bit_count() for w in timestep_weight])

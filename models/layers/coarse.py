@@ -65,10 +65,28 @@ def twice_the_sums(
     """
     twice = 2 * own.to(torch.int64)
     for bits, sums, counts in upper:
-        step = 2 ** (weight_bits - bits)
-        lifted = 2 * _lowest(weight_bits, minimum) + step - 1
-        twice += 2 * step * sums.to(torch.int64) + lifted * counts.to(torch.int64)[..., None]
+        step, lifted = _in_halves(bits, weight_bits, minimum)
+        twice += step * sums.to(torch.int64) + lifted * counts.to(torch.int64)[..., None]
     return twice
+
+
+def upper_rows(upper: Tensor, bits: int, weight_bits: int, minimum: Tensor | None) -> Tensor:
+    """Return what upper bits stand for, in halves of the unit of the layer's own rows: int16, of the same shape.
+
+    Args:
+        upper: integers as `coarser` has them.
+        bits: of these.
+        weight_bits: as for `twice_the_sums`.
+        minimum: as for `twice_the_sums`.
+    """
+    step, lifted = _in_halves(bits, weight_bits, minimum)
+    return step * upper.to(torch.int16) + lifted
+
+
+def _in_halves(bits: int, weight_bits: int, minimum: Tensor | None) -> tuple[int, int]:
+    """Return what a unit of upper bits and their zero stand for, in halves."""
+    step = 2 ** (weight_bits - bits)
+    return 2 * step, 2 * _lowest(weight_bits, minimum) + step - 1
 
 
 def use_upper_bits(quantized: QuantizedWeight) -> bool:

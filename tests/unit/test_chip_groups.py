@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import spikebrain as sb
 from spikebrain.backends import Chip, Reference
-from spikebrain.chip import BYTES, ByRate, InOrder, Weights, load_description, plan, simulate_layer
+from spikebrain.chip import BYTES, ByRate, CoarseRows, InOrder, Weights, load_description, plan, simulate_layer
 from spikebrain.chip.checks import placed
 from spikebrain.cli.app import app
 from spikebrain.coding import ENCODERS, SpikeTrain
@@ -22,6 +22,7 @@ from spikebrain.models import SpikeLinear, SpikeSettings
 from spikebrain.models.layers.observing import observing
 from spikebrain.models.layers.quantize import QuantizedWeight
 from spikebrain.simulation.describe import describe_simulation
+from spikebrain.simulation.layers import layers_of
 from spikebrain.simulation.model import simulate_model, survey_model
 from spikebrain.simulation.orders import learn_orders
 from spikebrain.simulation.weights import weights_of
@@ -73,10 +74,6 @@ def test_a_layer_in_numbers():
     # still, 3 reads first the parameters of the first group, then its weights; the end, parameters of the second.
     assert a.num_sram_blocks == 1 + 0 + 2 + 1
     assert found.energy_pj["dense rest"] == pytest.approx(10 * 3.7 + 11 * 0.9)
-    # Derived parameters take two more products and an addition for each sum.
-    derived = replace(placement, weights=replace(placement.weights, derives_scales=True))
-    more = simulate_layer(*by_hand(), ASYNC, derived).activity
-    assert (more.num_multiplies, more.num_adds) == (4 * 4 + 2, 4 * 3 + 3)
     # Without groups, but with minima: at home two products with scale and threshold and one of the minimum, and the
     # sum of counts of three packets.
     alone = InOrder().place(4, 2, ASYNC, weights=Weights(4, has_minimum=True))
@@ -258,7 +255,8 @@ def test_a_whole_model(tiny_llama, kind, mode):
     spiking = small_llama(KINDS[kind], tiny_llama)
     ids = torch.arange(4)
     found = simulate_model(spiking, ids, ASYNC, mode=mode, trace=True)
-    layers = sb.models.spiking_layers(spiking)
+    layers = layers_of(spiking)
+    assert list(found.layers) == list(layers)
     assert sum(layer.num_mismatches for layer in found.layers.values()) == 0
     assert sum(layer.num_sums for layer in found.layers.values()) == 4 * sum(
         one.scale.numel() for one in layers.values()
@@ -276,31 +274,69 @@ def test_what_a_layer_of_a_model_takes_in_a_core(tiny_llama):
     found = {}
     for kind, chosen in KINDS.items():
         spiking = small_llama(chosen, tiny_llama)
-        found[kind] = weights_of(spiking, sb.models.spiking_layers(spiking))
+        found[kind] = weights_of(layers_of(spiking))
     # 24 inputs: two groups of 16 with a float32 scale, which float16 has not; one group of 32 is one scale an output.
     assert found["groups"][up] == Weights(8, 16, 32)
     assert found["int4"][up] == Weights(4, has_minimum=True)
     # Three groups of 15 bits in 6 bytes, and two floats: 14 bytes for three groups, 37.3 bits each.
     assert found["compact"][up] == Weights(4, 8, 38, has_minimum=True)
-    assert found["coarse"][f"{up}.levels.0"] == Weights(2, has_minimum=True, derives_scales=True)
-    assert found["coarse"][f"{up}.levels.1"] == Weights(4, has_minimum=True)
-    assert found["two levels"][f"{up}.levels.0"].bits == 2
-    assert found["two levels"][f"{up}.levels.2"] == Weights(8)
+    assert found["coarse"][up] == Weights(4, has_minimum=True)
+    assert found["two levels"][up] == Weights(8)
 
 
-def test_coarse_rows_cost_their_additions(tiny_llama):
-    spiking = small_llama(KINDS["coarse"], tiny_llama)
+def test_coarse_rows_in_numbers():
+    spikes, timestep_weight, weight = by_hand()
+    rows = CoarseRows(4, np.array([[1, 5], [9, 9], [9, 9], [13, 15]], np.int16), np.array([[True, False, True, True]]))
+    bytewise = changed(ASYNC, core={"block_bytes": 1})
+    run = (spikes, timestep_weight, weight, bytewise, InOrder().place(4, 2, bytewise))
+    found = simulate_layer(*run, coarse=[rows])
+    # In halves: count 1 reads (1, 5), count 3 twice (3, 4), and count -1 (13, 15).
+    assert found.sums.tolist() == [[1 + 3 * 6 - 13, 5 + 3 * 8 - 15]]
+    # A whole row is two bytes, its upper half one.
+    assert (found.activity.num_sram_blocks, simulate_layer(*run).activity.num_sram_blocks) == (1 + 2 + 1, 3 * 2)
+    assert found.activity.num_synops == simulate_layer(*run).activity.num_synops
+    order = np.array([3, 1, 0, 2])
+    assert simulate_layer(*run, coarse=[rows], order=order).sums.tolist() == found.sums.tolist()
+    # One spike does not tell a core how large the count is.
+    narrow = changed(ASYNC, packet={"payload": "spike", "payload_bits": 2})
+    simulate_layer(*run[:3], narrow, run[4])
+    with pytest.raises(InputError, match=r"can't hold sign and digit of 2 timesteps, and which of 2 kinds of rows"):
+        simulate_layer(*run[:3], narrow, run[4], coarse=[rows])
+    with pytest.raises(InputError, match=r"CoarseRows\.read: expected channels that read one kind of rows each"):
+        simulate_layer(*run, coarse=[rows, rows])
+    with pytest.raises(InputError, match=r"CoarseRows: expected weights \(4, 2\) and read \(1, 4\)"):
+        simulate_layer(*run, coarse=[replace(rows, read=rows.read[:, :3])])
+
+
+@pytest.mark.parametrize("encoder", list(ENCODERS))
+def test_coarse_rows_with_every_code(tiny_llama, encoder):
+    spiking = small_llama(replace(KINDS["two levels"], encoder=encoder), tiny_llama)
+    if encoder == "poisson":
+        with pytest.raises(
+            InputError, match=r"q_proj.*: expected a code that keeps a channel's spikes whatever others"
+        ):
+            simulate_model(spiking, torch.arange(3), ASYNC)
+        return
     found = simulate_model(spiking, torch.arange(3), ASYNC)
-    name = "model.layers.0.mlp.up_proj.levels.0"
-    layer = found.layers[name]
-    # One group with derived scales and minima: 4 products and 2 additions for each of 3 x 40 sums, one product with the
-    # threshold, the sum of counts, and one addition to the layer's own result.
-    assert layer.activity.num_multiplies == 3 * 40 * 5
-    assert layer.activity.num_adds == 3 * 40 * (2 + 1) + layer.activity.num_spikes
+    assert sum(layer.num_mismatches for layer in found.layers.values()) == 0
+
+
+def test_coarse_rows_read_less(tiny_llama):
+    narrow, ids = changed(ASYNC, core={"block_bytes": 2}), torch.arange(3)
+    found = simulate_model(small_llama(KINDS["coarse"], tiny_llama), ids, narrow)
     # MACs are those of the dense layer, once.
-    plain = simulate_model(small_llama(SpikeSettings(weights="int4"), tiny_llama), torch.arange(3), ASYNC)
+    plain = simulate_model(small_llama(SpikeSettings(weights="int4"), tiny_llama), ids, narrow)
     assert found.activity.num_macs == plain.activity.num_macs
-    # The paper's estimate is spikes per channel and token times an addition: a channel of both levels is one.
+    assert [len(layer.placement.cores) for layer in found.layers.values()] == [
+        len(layer.placement.cores) for layer in plain.layers.values()
+    ]
+    first, other = (run.layers["model.layers.0.self_attn.q_proj"] for run in (found, plain))
+    assert first.num_spikes == other.num_spikes
+    assert first.activity.num_sram_blocks < other.activity.num_sram_blocks
+    assert replace(first.activity, num_sram_blocks=0, leaking_core_ps=0) == replace(
+        other.activity, num_sram_blocks=0, leaking_core_ps=0
+    )
+    # The paper's estimate is spikes per channel and token times an addition.
     num_spikes = sum(layer.num_spikes for layer in found.layers.values())
     num_channels = 3 * sum(layer.placement.cores[-1].inputs.stop for layer in plain.layers.values())
     paper = describe_simulation(found)["energy_per_mac_pj"]["paper"]
@@ -350,9 +386,9 @@ def test_command(model_folder, tmp_path):
     assert result.exit_code == 0, result.output
     assert "Exactness: 0 of" in result.output
     small = tmp_path / "small.toml"
-    small.write_text(ASYNC.varied({"mesh.columns": 4, "mesh.rows": 5, "core.sram_bytes": 4000}).to_toml())
+    small.write_text(ASYNC.varied({"mesh.columns": 4, "mesh.rows": 3, "core.sram_bytes": 4000}).to_toml())
     result = CliRunner().invoke(app, [*arguments, "--weights", "int4", "--coarse", "2:3", "--chip", str(small)])
-    assert "28 layers need" in str(result.exception)
+    assert "14 layers need" in str(result.exception)
     assert "--layers '*self_attn*' fits." in str(result.exception)
     result = CliRunner().invoke(app, [*arguments, "--group-size", "8", "--chip", "loihi"])
     assert "expected weights with one scale an output" in str(result.exception)
