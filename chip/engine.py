@@ -164,11 +164,12 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; simpy_engine.py 
     sum_route, result_route, num_partial = layer.sum_route, layer.result_route, layer.num_partial
     block_ps, num_banks = layer.block_ps, layer.num_banks
     free_ends, keeps_sums = layer.free_ends, layer.keeps_sums
-    weight_bits, group_size, parameter_bits = layer.weight_bits, layer.group_size, layer.parameter_bits
+    group_size, parameter_bits = layer.group_size, layer.parameter_bits
     rescale_ps, block_bits = layer.rescale_ps, 8 * layer.block_bytes
     first, position, num_adds, num_shifts = packets.first, packets.position, packets.num_adds, packets.num_shifts
     packet_value, packet_route, packet_ps = packets.value, packets.route, packets.service_ps
-    packet_row, read_bits = packets.row, packets.read_bits
+    packet_row, read_bits, planes = packets.row, packets.read_bits, packets.planes
+    num_planes = len(planes) - 1
     num_stations, num_tokens, num_outputs = len(kind), len(arrival_ps), sums.shape[1]
     most_columns = len(accumulator) // (len(num_ends) * num_banks)
     num_services, recorded = len(services) - 1, 0
@@ -180,7 +181,7 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; simpy_engine.py 
     earliest = np.full(2 * size, _NEVER, np.int64)
     latest = (_NEVER >> bits) - 1
     ends_heard = np.zeros((len(num_ends), num_banks), np.int64)
-    last_block = np.full(len(num_ends), -1, np.int64)
+    last_block = np.full((len(num_ends), num_planes), -1, np.int64)
     met = np.zeros((num_banks, num_outputs if num_partial > 1 else 0), np.int64)
     met_sum = np.zeros_like(met)
     left = np.full(num_tokens, num_outputs, np.int64)
@@ -268,7 +269,7 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; simpy_engine.py 
                                 at = (held - core_inputs[c, 0] // group_size) * columns * parameter_bits
                                 if parameter_bits:
                                     blocks = (at + columns * parameter_bits - 1) // block_bits - at // block_bits + 1
-                                last_block[c] = -1
+                                last_block[c, :] = -1
                                 wait_ps = max(cores[c].free_ps - begin, 0)
                                 cores[c].free_ps = begin + wait_ps + rescale_ps[c]
                                 cores[c].num_updates += columns
@@ -279,13 +280,17 @@ def _loop(  # noqa: PLR0912, PLR0915 - one loop over one state; simpy_engine.py 
                             elif not is_end:
                                 cores[c].group, cores[c].token = position[e] // group_size, token
                         if not is_end:
-                            at = (position[e] - core_inputs[c, 0]) * columns * weight_bits
-                            from_block = at // block_bits
-                            to_block = (at + columns * read_bits[e] - 1) // block_bits
-                            blocks += to_block - from_block + 1
-                            if from_block == last_block[c]:
-                                blocks -= 1
-                            last_block[c] = to_block
+                            for p in range(num_planes):
+                                if planes[p] >= read_bits[e]:
+                                    break
+                                row_bits = columns * (planes[p + 1] - planes[p])
+                                at = (position[e] - core_inputs[c, 0]) * row_bits
+                                from_block = at // block_bits
+                                to_block = (at + row_bits - 1) // block_bits
+                                blocks += to_block - from_block + 1
+                                if from_block == last_block[c, p]:
+                                    blocks -= 1
+                                last_block[c, p] = to_block
                         cores[c].num_blocks += blocks
                         service += wait_ps + max(blocks * block_ps, adding_ps)
                 if jitter:

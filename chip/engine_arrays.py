@@ -45,7 +45,6 @@ class LayerArrays(NamedTuple):
     num_partial: int
     block_bytes: int
     block_ps: int
-    weight_bits: int
     group_size: int
     parameter_bits: int
     rescale_ps: np.ndarray
@@ -73,6 +72,7 @@ class PacketArrays(NamedTuple):
     num_shifts: np.ndarray
     route: np.ndarray
     service_ps: np.ndarray
+    planes: np.ndarray
 
     @classmethod
     def of(cls, traffic: Traffic) -> PacketArrays:

@@ -55,7 +55,6 @@ class Network:
         result_route: route of finished sums.
         lanes, add_ps: additions that a core does in parallel, and the time of one such step.
         block_bytes, block_ps: bytes that one access to weights reads, and its time.
-        weight_bits: width of a weight.
         group_size: input positions of a group; 0 without groups.
         parameter_bits: memory for scale and minimum of a group and output.
         rescale_ps: how long the digital unit takes for the sums of a group of each core, int64 [C].
@@ -87,7 +86,6 @@ class Network:
     add_ps: int
     block_bytes: int
     block_ps: int
-    weight_bits: int
     group_size: int
     parameter_bits: int
     rescale_ps: np.ndarray
@@ -172,7 +170,6 @@ def build_network(placement: Placement, chip: Description) -> Network:
         add_ps=to_ps(chip.core.add_ns),
         block_bytes=chip.dram.block_bytes if placement.streamed else chip.core.block_bytes,
         block_ps=block_ps,
-        weight_bits=placement.weights.bits,
         group_size=placement.weights.group_size or 0,
         parameter_bits=placement.weights.parameter_bits,
         rescale_ps=np.array([_rescale_ps(len(c.outputs), placement.weights, chip) for c in cores], np.int64),

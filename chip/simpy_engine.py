@@ -8,6 +8,7 @@ lowest number acts first.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict, deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, fields
@@ -74,7 +75,7 @@ class _Simulation:
         self.free_ps = [0] * num_cores  # when the unit that rescales is free again
         self.group_sums = np.zeros((self.num_tokens, network.num_groups, self.num_outputs), np.int64)
         self.ends_heard = Counter()  # by core and token
-        self.last_block = [-1] * num_cores
+        self.last_block = [{} for _ in range(num_cores)]  # by plane
         self.met = defaultdict(list)  # partial sums by token * outputs + output
         self.collected = Counter()  # sums by token
         self.completed = 0
@@ -199,10 +200,14 @@ class _Simulation:
         elif kind == ACCUMULATE:
             columns = int(network.core_outputs[c, 1] - network.core_outputs[c, 0])
             num_blocks, wait_ps = self._turn_to_group(c, packet, columns, begin) if network.group_size else (0, 0)
-            row = int(traffic.position[packet.word] - network.core_inputs[c, 0]) * columns
-            touched = self._blocks(row * network.weight_bits, columns * int(traffic.read_bits[packet.word]))
-            num_blocks += len(touched) - (touched[0] == self.last_block[c])  # the block read last is still there
-            self.last_block[c] = touched[-1]
+            place = int(traffic.position[packet.word] - network.core_inputs[c, 0])
+            for plane, (start, stop) in enumerate(itertools.pairwise(traffic.planes.tolist())):
+                if start < traffic.read_bits[packet.word]:
+                    row_bits = columns * (stop - start)
+                    touched = self._blocks(place * row_bits, row_bits)
+                    # The block of a plane that was read last is still there.
+                    num_blocks += len(touched) - (touched[0] == self.last_block[c].get(plane))
+                    self.last_block[c][plane] = touched[-1]
             self.core_counts["num_blocks"][c] += num_blocks
             adding = int(traffic.num_adds[packet.word]) * -(-columns // network.lanes) * network.add_ps
             duration += wait_ps + max(num_blocks * network.block_ps, adding)
@@ -244,7 +249,7 @@ class _Simulation:
         self.group_sums[token, group, outputs] += self.adding[c, outputs]
         self.adding[c] = 0
         first = (group - int(self.network.core_inputs[c, 0]) // self.network.group_size) * columns
-        self.last_block[c] = -1
+        self.last_block[c].clear()
         self.core_counts["num_updates"][c] += columns
         self.core_counts["num_rescaled"][c] += columns
         wait_ps = max(self.free_ps[c] - begin, 0)

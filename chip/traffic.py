@@ -27,7 +27,7 @@ class Traffic:
             [senders, tokens + 1].
         position: position of the input channel, int64 [E].
         row: row of weights that it adds, int64 [E]: its position among the rows of its kind, which follow one another.
-        read_bits: bits of a weight that it reads, from the begin of the channel's row on, int64 [E].
+        read_bits: bits of a weight that it reads, the upper ones first, int64 [E].
         value: factor of the row of weights, int64 [E].
         num_adds: additions per output that this factor takes, int64 [E]; -1 for the end of a token.
         num_shifts: additions of a shifted weight among these, int64 [E].
@@ -35,6 +35,7 @@ class Traffic:
         service_ps: time from the packet before to this one, int64 [E].
         num_packets: spikes or counts that left an encoder; copies for several cores count once.
         num_sent: packets that left a sender, with end packets.
+        planes: where the planes of a weight begin and end, in bits from the uppermost on: rising from 0 to the width.
     """
 
     first: np.ndarray
@@ -48,6 +49,7 @@ class Traffic:
     service_ps: np.ndarray
     num_packets: int
     num_sent: int
+    planes: np.ndarray
 
     @property
     def num_tokens(self) -> int:
@@ -117,7 +119,8 @@ def build_traffic(
         first,
         packets,
     )
-    traffic = Traffic(first, *packets[:, :num_sent], num_packets=num_packets, num_sent=num_sent)
+    planes = np.array([0, *sorted({*kind_bits, placement.weights.bits})], np.int64)
+    traffic = Traffic(first, *packets[:, :num_sent], num_packets=num_packets, num_sent=num_sent, planes=planes)
     _check_bits(traffic.value, timestep_weight, num_inputs, 1 + len(kind_bits), chip)
     return traffic
 

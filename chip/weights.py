@@ -120,9 +120,8 @@ BYTES = Weights()
 class CoarseRows:
     """The upper bits of a layer's rows, which some packets read in the place of whole rows.
 
-    A core keeps rows in planes, the upper bits of all its outputs first, so that a packet reads the front of a row. The
-    bits stand for the middle of all integers that have them, which may be half a unit: a layer with coarse rows adds in
-    halves.
+    A core keeps these bits of all its rows by themselves (a plane), and the other bits apart. The upper bits stand for
+    the middle of all integers that have them, which may be half a unit: a layer with coarse rows adds in halves.
 
     Attributes:
         bits: width, less than that of the layer's own rows.

@@ -28,7 +28,7 @@ _ASSUMPTIONS = (
     "each layer has tiles of its own, which its packets never leave",
     "results go from home to home on links of their own",
     "layers that share an input each encode it; they run at the same time",
-    "coarse rows are the upper bits of a layer's own, side by side in memory; a packet's count says which it reads",
+    "coarse rows are the upper bits of a layer's own, in a plane of their own; a packet's count says what it reads",
     "weights in groups: the digital unit of a core's tile rescales the sums of a group while packets add to the next",
     "an expert sees its own tokens; the experts of a layer run at the same time, and idle ones keep their weights",
     "sink tokens have run before: what they leave in states and caches is there",
