@@ -1,7 +1,7 @@
 """Backends: spike train times INT8 weight gives exact integer sums."""
 
 from .auto import auto
-from .base import BACKENDS, Backend, ExpertWeights, ScaleUnits, WeightMemory
+from .base import BACKENDS, Backend, ExpertWeights, Memo, ScaleUnits, WeightMemory
 from .chip import Chip
 from .cpu import Cpu
 from .device import device_of
@@ -14,6 +14,7 @@ __all__ = [
     "Chip",
     "Cpu",
     "ExpertWeights",
+    "Memo",
     "Reference",
     "ScaleUnits",
     "Triton",
