@@ -14,8 +14,8 @@ from ..base import MAX_WEIGHT
 Reads: TypeAlias = tuple[tuple[int, int], ...]
 # Input channels of a weight group that `grouped.py` adds up at a time.
 MOST_GROUPED = 256
-# Most tokens of a call that is recorded (`replay.py`). With more of them a layer's time on the GPU hides Python's.
-MOST_RECORDED = 64
+# Most tokens of a call that is recorded (`replay.py`): recordings take memory for inputs and outputs of each layer.
+MOST_RECORDED = 32
 
 
 class Matrix(NamedTuple):

@@ -218,11 +218,16 @@ class _Flags:
     """Flags of the recordings of a thread on one stream, one after the other in memory, so that one look shows all.
 
     They are 0 outside of passes, but where one ended early.
+
+    Attributes:
+        tensor: all flags, int32.
+        taken: how many belong to recordings.
+        pool: of the memory between the kernels of a recording, which have all of it by turns.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.tensor = torch.zeros(_FLAGS, dtype=torch.int32, device=device)
-        self.taken = 0
+        self.taken, self.pool = 0, torch.cuda.graph_pool_handle()
 
     @classmethod
     def of_thread(cls, device: torch.device, number: int) -> _Flags:
@@ -264,12 +269,13 @@ class _Recording:
         rules = list(dict.fromkeys(layer.rule for layer, _ in layers))
         self._flags = _Flags.of_thread(x.device, len(rules) * num_tokens)
         self._failed = self._flags.take(len(rules) * num_tokens)
-        plans = list(self._plans(layers, rules, num_tokens))
+        failed = dict(zip(rules, self._failed.view(len(rules), -1), strict=True))
+        plans = list(self._plans(layers, failed, num_tokens))
         self._launch(plans)  # compiles what was not compiled yet
         self._graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(x.device)
         side.wait_stream(torch.cuda.current_stream(x.device))
         with torch.cuda.stream(side):
-            self._graph.capture_begin(capture_error_mode="thread_local")
+            self._graph.capture_begin(self._flags.pool, capture_error_mode="thread_local")
             self._launch(plans)
             self._graph.capture_end()
         torch.cuda.current_stream(x.device).wait_stream(side)
@@ -278,19 +284,18 @@ class _Recording:
         self._storage = self._y.untyped_storage()
 
     def _plans(
-        self, layers: Sequence[tuple[_Layer, Matrix]], rules: list[KernelRule], num_tokens: int
+        self, layers: Sequence[tuple[_Layer, Matrix]], failed: dict[KernelRule, Tensor], num_tokens: int
     ) -> Iterator[Any]:
         first, x = 0, self._x.view(num_tokens, -1)
-        outputs, flags = self._y.view(-1).split([num_tokens * len(m.weight) for _, m in layers]), self._failed
+        outputs = self._y.view(-1).split([num_tokens * len(matrix.weight) for _, matrix in layers])
         while first < len(layers):
             last, (layer, _) = first + 1, layers[first]
             while last < len(layers) and num_tokens == 1 and _are_one_stage(layers[first : last + 1]):
                 last += 1
             width = sum(len(matrix.weight) for _, matrix in layers[first:last])
             y = torch.as_strided(outputs[first], (num_tokens, width), (width, 1))
-            failed = flags.view(len(rules), -1)[rules.index(layer.rule)]
             matrices = tuple(matrix for _, matrix in layers[first:last])
-            yield _plan(layer.mode, Stage(x, matrices, y, layer.rule, layer.bounds, failed))
+            yield _plan(layer.mode, Stage(x, matrices, y, layer.rule, layer.bounds, failed[layer.rule]))
             first = last
 
     @staticmethod

@@ -30,7 +30,7 @@ class Graph:
 
     capturing = None
 
-    def capture_begin(self, **_):
+    def capture_begin(self, pool, **_):
         Graph.capturing = self
 
     def capture_end(self):
@@ -69,6 +69,7 @@ def no_gpu(monkeypatch):
         "stream": lambda _: contextlib.nullcontext(),
         "current_stream": Stream,
         "current_device": lambda: -1,
+        "graph_pool_handle": lambda: (0, 1),
         "is_current_stream_capturing": lambda: False,
     }
     for name, value in cuda.items():
