@@ -114,6 +114,7 @@ class Triton(Backend):
         failed = torch.empty(len(flat), dtype=torch.int32, device=x.device)
         y = torch.empty(len(flat), len(weight), dtype=x.dtype, device=x.device)
         recorded = memo is not None and x.is_cuda and len(flat) <= MOST_RECORDED
+        recorded = recorded and not torch.cuda.is_current_stream_capturing()
         if matrix.has_groups:
             self._run_groups(matrix, flat, y, rule, bounds, failed)
         else:

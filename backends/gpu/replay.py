@@ -132,13 +132,11 @@ def keep(memo: Memo, call: tuple[Any, ...], mode: str, rule: KernelRule, bounds:
 
     Args:
         memo: of the layer.
-        call: what `Memo.again` takes; x is on a GPU and has at most MOST_RECORDED tokens.
+        call: what `Memo.again` takes; x is on a GPU, has at most MOST_RECORDED tokens, and no graph is being captured.
         mode: of the backend.
         rule: of the layer's neuron.
         bounds: of its counts.
     """
-    if torch.cuda.is_current_stream_capturing():
-        return
     x, *tensors, _, _, group_size, upper = call
     num_tokens, key = x.numel() // x.shape[-1], _key_of(*call)
     with _keeping, torch.cuda.device_of(x):
