@@ -151,7 +151,7 @@ def simulate_layer(
     network, groups = network or build_network(placement, chip), None
     if not overlap:
         network = replace(network, num_banks=1)
-    rows, kind = with_coarse(weight, coarse, num_tokens)
+    rows, kind = with_coarse(weight, placement.weights.bits, coarse, num_tokens)
     if order is not None:
         if not np.array_equal(np.sort(order), np.arange(num_inputs)):
             raise InputError(f"order: expected a permutation of {num_inputs} channels, got {order!r}.")

@@ -134,18 +134,21 @@ class CoarseRows:
     read: np.ndarray
 
 
-def with_coarse(weight: np.ndarray, coarse: Sequence[CoarseRows], num_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+def with_coarse(
+    weight: np.ndarray, bits: int, coarse: Sequence[CoarseRows], num_tokens: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Return all rows that packets may add, one kind below the other, and which kind each channel of a token reads.
 
     Args:
         weight: the layer's own rows, int8 [in_features, out_features].
+        bits: width of these.
         coarse: its coarse rows; if there are any, all rows are in halves.
         num_tokens: tokens of the layer.
     Returns:
         Rows [kinds * in_features, out_features] and kinds [tokens, in_features], 0 for the own rows; [1, 1] without
         coarse rows.
     Raises:
-        InputError: shapes do not fit, or a channel reads two kinds.
+        InputError: shapes, a width or a dtype do not fit, or a channel reads two kinds.
     """
     kind = np.zeros((num_tokens, len(weight)) if coarse else (1, 1), np.int64)
     for number, rows in enumerate(coarse, 1):
@@ -154,9 +157,14 @@ def with_coarse(weight: np.ndarray, coarse: Sequence[CoarseRows], num_tokens: in
                 f"CoarseRows: expected weights {weight.shape} and read {kind.shape}, as the layer and its tokens are, "
                 f"got {rows.weight.shape} and {rows.read.shape}."
             )
+        if not 0 < rows.bits < bits or rows.weight.dtype != np.int16:
+            raise InputError(
+                f"CoarseRows: expected int16 rows of 1 to {bits - 1} bits, fewer than the layer's own, got "
+                f"{rows.weight.dtype} of {rows.bits!r}."
+            )
         if (rows.read & (kind > 0)).any():
             raise InputError("CoarseRows.read: expected channels that read one kind of rows each, got some with two.")
         kind[rows.read] = number
     if not coarse:
         return weight, kind
-    return np.concatenate([2 * weight.astype(np.int16), *(rows.weight.astype(np.int16) for rows in coarse)]), kind
+    return np.concatenate([2 * weight.astype(np.int16), *(rows.weight for rows in coarse)]), kind

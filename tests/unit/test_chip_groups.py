@@ -306,6 +306,9 @@ def test_coarse_rows_in_numbers():
         simulate_layer(*run, coarse=[rows, rows])
     with pytest.raises(InputError, match=r"CoarseRows: expected weights \(4, 2\) and read \(1, 4\)"):
         simulate_layer(*run, coarse=[replace(rows, read=rows.read[:, :3])])
+    for wrong in ({"bits": 8}, {"bits": 0}, {"weight": rows.weight.astype(np.int32)}):
+        with pytest.raises(InputError, match=r"CoarseRows: expected int16 rows of 1 to 7 bits, fewer than the layer's"):
+            simulate_layer(*run, coarse=[replace(rows, **wrong)])
 
 
 @pytest.mark.parametrize("encoder", list(ENCODERS))
