@@ -212,25 +212,25 @@ def _record(x: Tensor, layers: list[_Layer]) -> None:
         layer.recording, layer.place = recording, place
 
 
-class _Flags:
-    """Flags of the recordings of a thread on one stream, one after the other in memory, so that one look shows all.
-
-    They are 0 outside of passes, but where one ended early.
+class _Common:
+    """What the recordings of a thread on one stream have in common; they run one after the other.
 
     Attributes:
-        tensor: all flags, int32.
+        flags: of failed tokens, int32, one after the other in memory, so that one look shows all. They are 0 outside of
+            passes, but where one ended early.
         taken: how many belong to recordings.
-        pool: of the memory between the kernels of a recording, which have all of it by turns.
+        pool: of the memory between the kernels of a recording.
+        side: stream on which recordings are made.
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.tensor = torch.zeros(_FLAGS, dtype=torch.int32, device=device)
-        self.taken, self.pool = 0, torch.cuda.graph_pool_handle()
+        self.flags = torch.zeros(_FLAGS, dtype=torch.int32, device=device)
+        self.taken, self.pool, self.side = 0, torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
     @classmethod
-    def of_thread(cls, device: torch.device, number: int) -> _Flags:
-        """Return flags of this thread and the current stream of which that many are not taken."""
-        kept: dict[Any, _Flags] = vars(_of_thread).setdefault("flags", {})
+    def of_thread(cls, device: torch.device, number: int) -> _Common:
+        """Return what this thread has for the current stream, where that many flags are not taken."""
+        kept: dict[Any, _Common] = vars(_of_thread).setdefault("common", {})
         key = device, _stream_on(device.index)
         if key not in kept or kept[key].taken + number > _FLAGS:
             kept[key] = cls(device)
@@ -239,7 +239,7 @@ class _Flags:
     def take(self, number: int) -> Tensor:
         """Return flags that nobody else has."""
         self.taken += number
-        return self.tensor[self.taken - number : self.taken]
+        return self.flags[self.taken - number : self.taken]
 
 
 class _Recording:
@@ -265,18 +265,18 @@ class _Recording:
         self._sizes = widths if num_tokens == 1 else [num_tokens * width for width in widths]
         self._shapes = [(*lead, width) for width in widths]
         rules = list(dict.fromkeys(layer.rule for layer, _ in layers))
-        self._flags = _Flags.of_thread(x.device, len(rules) * num_tokens)
-        self._failed = self._flags.take(len(rules) * num_tokens)
+        common = _Common.of_thread(x.device, len(rules) * num_tokens)
+        self._flags, self._failed = common.flags, common.take(len(rules) * num_tokens)
         failed = dict(zip(rules, self._failed.view(len(rules), -1), strict=True))
         plans = list(self._plans(layers, failed, num_tokens))
         self._launch(plans)  # compiles what was not compiled yet
-        self._graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(x.device)
-        side.wait_stream(torch.cuda.current_stream(x.device))
-        with torch.cuda.stream(side):
-            self._graph.capture_begin(self._flags.pool, capture_error_mode="thread_local")
+        self._graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(x.device)
+        common.side.wait_stream(current)
+        with torch.cuda.stream(common.side):
+            self._graph.capture_begin(common.pool, capture_error_mode="thread_local")
             self._launch(plans)
             self._graph.capture_end()
-        torch.cuda.current_stream(x.device).wait_stream(side)
+        current.wait_stream(common.side)
         self._memory = [_same_memory(tensor) for tensor in _tensors_in(plans)]
         self._lends, self._num_owners = all(layer.lends for layer, _ in layers), 0
         self._storage = self._y.untyped_storage()
@@ -319,7 +319,7 @@ class _Recording:
             shared: the pass that it runs in, or None.
         """
         if shared is not None:
-            shared.before(self, self._failed, self._flags.tensor)
+            shared.before(self, self._failed, self._flags)
         self._x.copy_(x if x.shape == self._x.shape else x.reshape(self._x.shape))
         self._graph.replay()
         y = self._y.view(self._y.shape) if self._lends else self._y.clone()
