@@ -18,7 +18,7 @@ from ..files import write_json
 from ..models import SpikeLinear, SpikeSettings
 from ..models.layers import check_matches, patterns_of
 from ..models.layers.settings import matches_any
-from ..neuro import NEURONS, Neuron
+from ..neuro import NEURONS, Neuron, without_band
 from ..paths import model_name
 from ..registry import label
 from ..simulation.describe import describe_simulation
@@ -267,7 +267,7 @@ def _describe_settings(settings: SimulateSettings, layer: SpikeLinear, weights: 
         "mapping": label(settings.mapping),
         "order": "as-given" if settings.order is None else label(settings.order),
         "stream": settings.stream,
-        "neuron": label(layer.neuron),
+        "neuron": label(without_band(layer.neuron)),
         "encoder": ENCODERS.name_of(layer.encoder) or label(layer.encoder),
         "layers": usual(settings.layers, "*"),
         "skip": list(usual(settings.skip, ())),

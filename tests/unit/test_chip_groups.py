@@ -1,5 +1,6 @@
 """Weights in groups and in few bits on a chip: exact sums of each group, and what rescaling takes, by hand."""
 
+import json
 from dataclasses import replace
 from typing import ClassVar
 
@@ -388,6 +389,9 @@ def test_command(model_folder, tmp_path):
     result = CliRunner().invoke(app, [*arguments, "--weights", "int4", "--coarse", "2:3", "--order", "by-rate"])
     assert result.exit_code == 0, result.output
     assert "Exactness: 0 of" in result.output
+    written = json.loads((tmp_path / "out" / "simulation.json").read_text())
+    assert written["settings"]["neuron"].startswith("AdaptiveThreshold(")
+    assert written["layers"][0]["name"] == "model.layers.0.self_attn.q_proj"
     small = tmp_path / "small.toml"
     small.write_text(ASYNC.varied({"mesh.columns": 4, "mesh.rows": 3, "core.sram_bytes": 4000}).to_toml())
     result = CliRunner().invoke(app, [*arguments, "--weights", "int4", "--coarse", "2:3", "--chip", str(small)])
