@@ -53,7 +53,8 @@ def _run(network, traffic, weight, arrival_ps, jitter, seed, num_services) -> tu
     queue_at = np.concatenate([[0], network.depth.cumsum()])
     wait_at = np.concatenate([[0], upstream.cumsum()])
     # No sum exceeds what the packets of all tokens together could make it.
-    charge = int(np.abs(traffic.value).sum(initial=0)) * (128 if weight.dtype == np.int8 else 256)
+    largest = max(-int(weight.min(initial=0)), int(weight.max(initial=0)))
+    charge = int(np.abs(traffic.value).sum(initial=0)) * largest
     width = np.int32 if charge < 2**31 else np.int64
     state, cores = np.zeros(num_stations, STATE), np.zeros(len(network.core_inputs), CORES)
     sums = np.zeros((num_tokens, num_outputs), np.int64)

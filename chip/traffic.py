@@ -13,9 +13,7 @@ from .description import Description
 from .mapping import Placement
 from .network import Network
 from .parts import to_ps
-
-# Where no channel reads coarse rows.
-OWN_ROWS = np.zeros((1, 1), np.int64)
+from .weights import OWN_ROWS
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,9 @@ class Weights:
 # A byte a weight, and one scale an output.
 BYTES = Weights()
 
+# Which rows are read where there are no coarse ones: of `with_coarse`.
+OWN_ROWS = np.zeros((1, 1), np.int64)
+
 
 @dataclass(frozen=True)
 class CoarseRows:
@@ -150,7 +153,9 @@ def with_coarse(
     Raises:
         InputError: shapes, a width or a dtype do not fit, or a channel reads two kinds.
     """
-    kind = np.zeros((num_tokens, len(weight)) if coarse else (1, 1), np.int64)
+    if not coarse:
+        return weight, OWN_ROWS
+    kind = np.zeros((num_tokens, len(weight)), np.int64)
     for number, rows in enumerate(coarse, 1):
         if rows.weight.shape != weight.shape or rows.read.shape != kind.shape:
             raise InputError(
@@ -162,9 +167,9 @@ def with_coarse(
                 f"CoarseRows: expected int16 rows of 1 to {bits - 1} bits, fewer than the layer's own, got "
                 f"{rows.weight.dtype} of {rows.bits!r}."
             )
+        if rows.read.dtype != np.bool_:
+            raise InputError(f"CoarseRows.read: expected bool, got {rows.read.dtype}.")
         if (rows.read & (kind > 0)).any():
             raise InputError("CoarseRows.read: expected channels that read one kind of rows each, got some with two.")
         kind[rows.read] = number
-    if not coarse:
-        return weight, kind
     return np.concatenate([2 * weight.astype(np.int16), *(rows.weight for rows in coarse)]), kind

@@ -17,7 +17,7 @@ from ..models.layers.observing import Step, observing
 from ..models.spikingbrain import SpikingBrainForCausalLM
 from ..models.spikingbrain.cache import SpikingBrainCache
 from .experts import Routing
-from .layers import coarse_of, joined_bands
+from .layers import bands_of
 
 
 @dataclass(frozen=True)
@@ -66,20 +66,17 @@ def run_steps(
         begun: of `begin`, which is called if it is None.
     """
     given = begin(model, ids) if begun is None else begun
-    names = {id(layer): name for name, layer in spiking.items()}
-    bands = joined_bands(model, spiking)
+    bands = bands_of(model, spiking)
+    levels = {name: bands[name].levels if name in bands else [layer] for name, layer in spiking.items()}
+    names = {id(level): name for name, some in levels.items() for level in some}
 
     def observe(layer: SpikeLinear, step: Step) -> None:
-        if id(layer) not in bands:
-            see(names[id(layer)], step)
-            return
-        name, joined = bands[id(layer)]
-        whole = joined.add(layer, step)
+        name = names[id(layer)]
+        whole = bands[name].add(layer, step) if name in bands else step
         if whole is not None:
             see(name, whole)
 
-    levels = (level for found in coarse_of(model).values() for level in found)
-    with observing([*spiking.values(), *levels], observe), torch.inference_mode():
+    with observing([level for some in levels.values() for level in some], observe), torch.inference_mode():
         model(input_ids=ids[None], use_cache=False, **given)
 
 

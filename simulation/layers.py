@@ -46,6 +46,11 @@ class Bands:
     upper: Sequence[SpikeLinear]
     steps: dict[int, list[Step]] = field(default_factory=dict)
 
+    @property
+    def levels(self) -> list[SpikeLinear]:
+        """All levels, that with the layer's own rows last."""
+        return [*self.upper, self.own]
+
     def add(self, level: SpikeLinear, step: Step) -> Step | None:
         """Keep a step of a level; return the whole call as one step with the last of them, else None.
 
@@ -53,11 +58,10 @@ class Bands:
             InputError: the code loses counts in another way where a layer is encoded as a whole.
         """
         self.steps.setdefault(id(level), []).append(step)
-        levels = (*self.upper, self.own)
-        done = (sum(len(part.count) for part in self.steps.get(id(one), ())) == step.num_tokens for one in levels)
+        done = (sum(len(part.count) for part in self.steps.get(id(one), ())) == step.num_tokens for one in self.levels)
         if not all(done):
             return None
-        *upper, own = (self.steps.pop(id(one)) for one in levels)
+        *upper, own = (self.steps.pop(id(one)) for one in self.levels)
         return self._joined(own, upper)
 
     def _joined(self, own: list[Step], upper: list[list[Step]]) -> Step:
@@ -95,11 +99,11 @@ def coarse_rows(own: SpikeLinear, upper: Sequence[SpikeLinear], count: Tensor) -
         upper: levels with coarse rows, the fewest bits first.
         count: spike counts, integers [tokens, in_features].
     """
-    found, below = [], 0
+    found, below = [], -1
     magnitude = count.abs()
     for level in upper:
         up_to = level.neuron.up_to  # pyright: ignore[reportAttributeAccessIssue]
-        read = (magnitude <= up_to) & ((magnitude > below) | (below == 0))
+        read = (magnitude <= up_to) & (magnitude > below)
         rows = upper_rows(level.weight, level.weight_bits, own.weight_bits, own.minimum)
         found.append(CoarseRows(level.weight_bits, rows.t().contiguous().numpy(), read.numpy()))
         below = up_to
@@ -123,10 +127,6 @@ def rows_read(weight: np.ndarray, coarse: Sequence[CoarseRows], group_size: int)
     return np.stack([sum(read[:, g].astype(np.int64) @ rows[g] for read, rows in parts) for g in groups], 1)
 
 
-def joined_bands(model: nn.Module, layers: Mapping[str, SpikeLinear]) -> dict[int, tuple[str, Bands]]:
-    """Return, by the id of each level of a layer with coarse rows, the name of the layer and its `Bands`."""
-    found = {}
-    for name, upper in coarse_of(model).items():
-        bands = Bands(layers[name], upper)
-        found |= {id(level): (name, bands) for level in (*upper, layers[name])}
-    return found
+def bands_of(model: nn.Module, layers: Mapping[str, SpikeLinear]) -> dict[str, Bands]:
+    """Return what puts the steps of each layer with coarse rows together, by name; layers as of `layers_of`."""
+    return {name: Bands(layers[name], upper) for name, upper in coarse_of(model).items()}

@@ -19,7 +19,7 @@ from ...neuro import CountBounds, KernelRule, Neuron
 from ..base import BACKENDS, INT32, MAX_WEIGHT, NARROW, Backend, ExpertWeights, Memo, check_mode
 from .job import MOST_GROUPED, MOST_RECORDED, Job, Matrix, layer_job
 from .one_pass import any_failed
-from .tuning import fastest
+from .tuning import fastest_of
 
 # Bits of a digit where counts are too large for 32-bit sums and are accumulated digit by digit.
 _DIGIT_BITS = 8
@@ -234,11 +234,8 @@ class Triton(Backend):
 
     def _run(self, job: Job, *, tunes: bool = True) -> None:
         kernels = importlib.import_module(f".{self.mode}", __package__)  # imports Triton
-        candidates = kernels.settings_for(job)
-        run_job = functools.partial(kernels.run, job=job)
         with torch.cuda.device_of(job.x):  # Triton launches on the current GPU
-            chosen = fastest(f"{self.mode} {job.kind}", candidates if tunes else candidates[:1], run_job, job.x.device)
-            kernels.run(chosen, job)
+            kernels.run(fastest_of(kernels, self.mode, job) if tunes else kernels.settings_for(job)[0], job)
 
 
 @functools.cache

@@ -12,8 +12,8 @@ the next token comes needs no copy. Where somebody still holds them then, copies
 
 from __future__ import annotations
 
-import functools
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +31,7 @@ from .job import Matrix, Reads, layer_job
 from .one_pass import Pass, current_pass, one_pass
 from .spike import plan_for, tuned
 from .stage import Stage
-from .tuning import fastest
+from .tuning import fastest_of
 from .weights import version_of
 
 # Numbers of tokens for which a layer keeps recordings, and most matrices of a stage.
@@ -57,7 +57,7 @@ class _Layer:
         mode: of the backend.
         rule: of its neuron.
         bounds: of its counts.
-        together: itself and the layers that got the same input after one another, in order.
+        together: itself and the layers that got the same input after one another, in order; each belongs to its memo.
         lends: whether outputs may be the recording's own memory.
         recording: of all of these; None before the second call.
         place: of its outputs in the recording.
@@ -70,20 +70,24 @@ class _Layer:
     mode: str
     rule: KernelRule
     bounds: CountBounds
-    together: list[_Layer] = field(default_factory=list)
+    together: list[weakref.ref[_Layer]] = field(default_factory=list)
     lends: bool = True
     recording: _Recording | None = None
     place: int = 0
 
+    def group(self) -> list[_Layer]:
+        """Return itself and the others that are still there, in order."""
+        return [layer for ref in self.together if (layer := ref()) is not None]
+
     def leave(self) -> None:
         """Drop the recording, so that the others are recorded without this layer."""
-        for layer in self.together:
+        for layer in self.group():
             layer.recording = None
-        self.together.remove(self)
+        self.together.remove(weakref.ref(self))
 
     def stop_lending(self) -> None:
         """Drop the recording, whose outputs somebody holds, so that one is made that gives copies."""
-        for layer in self.together:
+        for layer in self.group():
             layer.recording, layer.lends = None, False
 
     def matrix(self) -> Matrix | None:
@@ -102,7 +106,7 @@ class _Calls:
     def __init__(self) -> None:
         self.layers: dict[int, _Layer] = {}
 
-    def again(self, *call: Any) -> Tensor | None:
+    def __call__(self, *call: Any) -> Tensor | None:
         """Return the outputs of a layer by its recording; None if there is none, or counts may not fit; see `Memo`."""
         x = call[0]
         known = self.layers.get(x.numel() // x.shape[-1])
@@ -140,11 +144,11 @@ def keep(memo: Memo, call: tuple[Any, ...], mode: str, rule: KernelRule, bounds:
     x, *tensors, _, _, group_size, upper = call
     num_tokens, key = x.numel() // x.shape[-1], _key_of(*call)
     with _keeping, torch.cuda.device_of(x):
-        calls = getattr(memo.again, "__self__", None) or _Calls()
-        memo.again = calls.again
+        calls = memo.again if isinstance(memo.again, _Calls) else _Calls()
+        memo.again = calls
         known = calls.layers.get(num_tokens)
         if known is not None and known.key == key and known.matrix() is not None:
-            _record(x, known.together)
+            _record(x, known.group())
             return
         if known is None and len(calls.layers) == _MOST_KINDS:
             known = calls.layers.pop(next(iter(calls.layers)))
@@ -153,11 +157,11 @@ def keep(memo: Memo, call: tuple[Any, ...], mode: str, rule: KernelRule, bounds:
         kept = tuple(None if tensor is None else TensorWeakRef(tensor) for tensor in tensors)
         made = _Layer(key, kept, group_size, upper, mode, rule, bounds)
         made.together = _together(x)
-        made.together.append(made)
+        made.together.append(weakref.ref(made))
         calls.layers[num_tokens] = made
 
 
-def _together(x: Tensor) -> list[_Layer]:
+def _together(x: Tensor) -> list[weakref.ref[_Layer]]:
     """Return the layers that got an input before in this pass."""
     shared = current_pass()
     if shared is None:
@@ -361,8 +365,7 @@ def _plan(mode: str, stage: Stage) -> Any:
     assert stage.bounds is not None
     assert stage.failed is not None
     job = layer_job(stage.x, matrix, stage.y, stage.rule, stage.bounds, stage.failed, stage.x)
-    run_job = functools.partial(count.run, job=job)
-    return count.plan_for(fastest(f"count {job.kind}", count.settings_for(job), run_job, job.x.device), job)
+    return count.plan_for(fastest_of(count, mode, job), job)
 
 
 def _tensors_in(value: Any) -> Iterator[Tensor]:

@@ -6,13 +6,14 @@ import functools
 import statistics
 import threading
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
 from ...errors import InputError
 from ...files import make_folder, read_json, write_json
 from ...paths import cache_dir
+from .job import Job
 
 T = TypeVar("T")
 _known: dict[str, int] = {}
@@ -45,6 +46,12 @@ def fastest(key: str, settings: Sequence[T], run: Callable[[T], object], device:
             _known[key] = min(range(len(settings)), key=lambda i: _seconds(run, settings[i]))
             _write()
     return settings[_known[key]]
+
+
+def fastest_of(kernels: Any, mode: str, job: Job) -> Any:
+    """Return the settings with which the kernels of a mode, `spike` or `count`, take the least time for a job."""
+    run = functools.partial(kernels.run, job=job)
+    return fastest(f"{mode} {job.kind}", kernels.settings_for(job), run, job.x.device)
 
 
 @functools.lru_cache(maxsize=4096)  # each call of a layer asks, and formatting takes microseconds

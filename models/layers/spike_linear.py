@@ -303,6 +303,8 @@ class SpikeLinear(nn.Module):
         num_outputs, bias, minimum = self.out_features, self.bias, self._buffers["minimum"]
         neuron, reads = self.neuron, ()
         if upper:
+            if any(level.backend != self.backend for level in upper):
+                return None
             neuron, reads = without_band(neuron), self.reads(upper)
         again = self._memo.again
         if again is not None:
@@ -323,7 +325,7 @@ class SpikeLinear(nn.Module):
         if groups and backend.knows_units and self.units is not None:
             groups["units"] = self.units
         if upper:
-            if not backend.knows_upper_bits or any(level.backend != self.backend for level in upper):
+            if not backend.knows_upper_bits:
                 return None
             groups["upper"] = reads
         if backend.remembers:
@@ -444,6 +446,7 @@ class SpikeLinear(nn.Module):
         """Move with the model, but keep scales and minima in float32 when it changes to a half-precision dtype."""
         kept = {name: self._buffers[name] for name in ("scale", "minimum")}
         super()._apply(fn, recurse)
+        self._memo = Memo()  # it may hold memory where the layer no longer is
         for name, before in kept.items():
             if before is not None and (now := getattr(self, name)).dtype != torch.float32:
                 self._buffers[name] = before.to(now.device)

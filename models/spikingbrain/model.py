@@ -126,8 +126,8 @@ class SpikingBrainModel(SpikingBrainPreTrainedModel):
             self.start(cache, x)
         context = self._context(x, attention_mask, position_ids, cache)
         between: list[Tensor] | None = [] if output_hidden_states else None
-        is_captured = x.is_cuda and torch.cuda.is_current_stream_capturing()
-        if x.is_cuda and not is_captured and not torch.is_grad_enabled() and current_pass() is None:
+        may_run_again = x.is_cuda and not torch.is_grad_enabled() and not torch.cuda.is_current_stream_capturing()
+        if may_run_again and current_pass() is None:
             before = None if cache is None else [state.copy() for state in cache.layers]
             with one_pass() as shared:
                 y, losses = self._run_layers(x, context, cache, between)

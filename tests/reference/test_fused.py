@@ -7,9 +7,10 @@ import threading
 
 import pytest
 import torch
+from separate_steps import stepwise
 
 from spikebrain import AdaptiveThreshold, RateDistortionThreshold, SpikeLinear, Ternary
-from spikebrain.backends import Cpu, Reference
+from spikebrain.backends import Cpu
 from spikebrain.backends.cpu import layer as cpu_layer
 from spikebrain.backends.cpu import team
 from spikebrain.coding import ENCODERS
@@ -32,15 +33,6 @@ def make_layer(num_inputs, num_outputs, *, bias=False, dtype=torch.float32, **se
 def activations(*shape, dtype=torch.float32):
     """Heavy tails, as in a language model: some counts beyond INT8."""
     return (torch.randn(shape) ** 5).to(dtype)
-
-
-def stepwise(layer, x):
-    """Run the separate steps on the reference backend."""
-    backend, layer.backend = layer.backend, Reference()
-    try:
-        return layer(x)
-    finally:
-        layer.backend = backend
 
 
 def assert_same(layer, x):

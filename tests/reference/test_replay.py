@@ -9,10 +9,11 @@ import pytest
 import torch
 import transformers
 from made_activations import activations
+from separate_steps import stepwise
 from torch import nn
 
 import spikebrain as sb
-from spikebrain.backends import Reference, Triton
+from spikebrain.backends import Triton
 from spikebrain.backends.gpu.one_pass import Pass, one_pass
 from spikebrain.errors import ActivationError
 from spikebrain.models.decoding import attach
@@ -31,20 +32,13 @@ def layer_of(weights="INT8", dtype=torch.float32, backend="auto"):
     return layer.to("cuda", dtype)
 
 
-def stepwise(layer, x):
-    other = copy.copy(layer)
-    other.backend = Reference()
-    return other(x)
-
-
 def is_recorded(layer, num_tokens=1):
     known = calls_of(layer).get(num_tokens)
     return known is not None and known.recording is not None
 
 
 def calls_of(layer):
-    again = layer._memo.again
-    return {} if again is None else again.__self__.layers
+    return getattr(layer._memo.again, "layers", {})
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
@@ -175,30 +169,17 @@ def test_a_layer_keeps_few_kinds_of_recordings():
     assert all(map(is_recorded, [layer] * 2, [4, 6]))
 
 
+CONFIGS = {
+    "gpt_neox": (transformers.GPTNeoXConfig, {}),
+    "gemma3": (transformers.Gemma3TextConfig, {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8}),
+    "qwen2": (transformers.Qwen2Config, {"num_key_value_heads": 2}),
+}
+SIZES = {"vocab_size": 96, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
 def tiny(name):
-    config = {
-        "gpt_neox": transformers.GPTNeoXConfig(
-            vocab_size=96, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4
-        ),
-        "gemma3": transformers.Gemma3TextConfig(
-            vocab_size=96,
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=16,
-            sliding_window=8,
-        ),
-        "qwen2": transformers.Qwen2Config(
-            vocab_size=96,
-            hidden_size=64,
-            intermediate_size=96,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-        ),
-    }[name]
+    kind, more = CONFIGS[name]
+    config = kind(**SIZES, **more)
     torch.manual_seed(0)
     return sb.to_spiking(transformers.AutoModelForCausalLM.from_config(config).eval()).cuda()
 

@@ -1,15 +1,18 @@
 """Which calls of layers are replayed, and that they give what the kernels gave: without a GPU, by a graph in Python."""
 
 import contextlib
+import gc
+import weakref
 
 import pytest
 import torch
 from devices import INTERPRETING, run_in_interpreter
 from made_activations import activations
+from separate_steps import stepwise
 from torch import nn
 
 import spikebrain as sb
-from spikebrain.backends import Reference, Triton
+from spikebrain.backends import Triton
 from spikebrain.backends.gpu.one_pass import one_pass
 
 replay = pytest.importorskip("spikebrain.backends.gpu.replay", reason="triton is not installed")
@@ -82,9 +85,13 @@ def layers_of(weights, *num_outputs):
     return [sb.SpikeLinear.from_linear(one, neuron=sb.AdaptiveThreshold(), **WEIGHTS[weights]) for one in linears]
 
 
+def rest_of(layer):
+    return layer.weight, layer.scale, layer.bias, layer.minimum, layer.neuron, layer.encoder, layer.group_size, ()
+
+
 def run(layer, x, mode):
     """Return what a layer gives on a GPU, and whether it was replayed."""
-    rest = (layer.weight, layer.scale, layer.bias, layer.minimum, layer.neuron, layer.encoder, layer.group_size, ())
+    rest = rest_of(layer)
     if layer._memo.again is not None:
         y = layer._memo.again(x, *rest)
         if y is not None:
@@ -107,13 +114,6 @@ def check(layers, x, mode):
         assert y.shape == expected.shape
         torch.testing.assert_close(y, expected, rtol=0 if layer.group_size is None else 1e-5, atol=1e-5)
     return [was_replayed for _, was_replayed in found], len(RUNS)
-
-
-def stepwise(layer, x):
-    layer.backend, memo = Reference(), layer._memo
-    y = layer(x)
-    layer._memo = memo
-    return y
 
 
 @needs_interpreter
@@ -171,10 +171,6 @@ def test_failures_are_seen_once_a_pass():
     assert not failed((first, good), (second, good))
 
 
-def rest_of(layer):
-    return layer.weight, layer.scale, layer.bias, layer.minimum, layer.neuron, layer.encoder, layer.group_size, ()
-
-
 @needs_interpreter
 @torch.no_grad()
 def test_outputs_are_lent_until_somebody_holds_them():
@@ -197,3 +193,37 @@ def test_outputs_are_lent_until_somebody_holds_them():
     for x, (y, other) in zip(inputs[4:], held, strict=True):
         assert torch.equal(y, stepwise(layers[0], x) - 1)
         assert torch.equal(other, stepwise(layers[1], x))
+
+
+@needs_interpreter
+@torch.no_grad()
+def test_recordings_hold_no_memory_when_layers_are_gone_or_moved():
+    gc.collect()
+    gc.disable()
+    try:
+        for ends in (list.clear, lambda layers: [layer.float() for layer in layers]):
+            layers, x = layers_of("INT8", 8, 7), activations(1, NUM_INPUTS)
+            for _ in range(2):
+                check(layers, x, "spike")
+            recording = weakref.ref(layers[0]._memo.again.layers[1].recording)
+            assert recording() is not None
+            RUNS.clear()
+            ends(layers)
+            assert recording() is None
+    finally:
+        gc.enable()
+
+
+@needs_interpreter
+@torch.no_grad()
+def test_a_level_with_another_backend_is_not_replayed():
+    model = sb.to_spiking(nn.Sequential(nn.Linear(NUM_INPUTS, 8)), sb.SpikeSettings(coarse=((4, 2),)))
+    asked = []
+    model[0].own._memo.again = lambda *_: asked.append(1)
+    x = activations(1, NUM_INPUTS)
+    expected = model(x)
+    assert asked
+    asked.clear()
+    model[0].levels[0].backend = sb.backends.Reference()
+    assert torch.equal(model(x), expected)
+    assert not asked

@@ -310,6 +310,18 @@ def test_coarse_rows_in_numbers():
     for wrong in ({"bits": 8}, {"bits": 0}, {"weight": rows.weight.astype(np.int32)}):
         with pytest.raises(InputError, match=r"CoarseRows: expected int16 rows of 1 to 7 bits, fewer than the layer's"):
             simulate_layer(*run, coarse=[replace(rows, **wrong)])
+    with pytest.raises(InputError, match=r"CoarseRows\.read: expected bool, got int64"):
+        simulate_layer(*run, coarse=[replace(rows, read=rows.read.astype(np.int64))])
+
+
+@pytest.mark.parametrize("implementation", ["engine", "simpy"])
+def test_coarse_rows_of_any_size_are_added_exactly(implementation):
+    spikes, timestep_weight, weight = by_hand()
+    rows = CoarseRows(4, np.full((4, 2), 2**15 - 1, np.int16), np.ones((1, 4), bool))
+    wide = changed(ASYNC, packet={"payload_bits": 32})
+    run = (np.abs(spikes), timestep_weight * 2**14, weight, wide, InOrder().place(4, 2, wide))
+    found = simulate_layer(*run, coarse=[rows], implementation=implementation)
+    assert found.sums.tolist() == [[5 * 2**14 * (2**15 - 1)] * 2]
 
 
 @pytest.mark.parametrize("encoder", list(ENCODERS))
