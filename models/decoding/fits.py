@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ...neuro import KernelRule, without_band
 from ..layers.attention_interface import runs_on_counts
-from ..layers.graded_linear import own_rows_of
+from ..layers.graded_linear import GradedLinear, fit_together, own_rows_of
 from ..layers.spike_linear import SpikeLinear
 
 # Classes of transformers whose decoder layers are: norm, attention with rotary embedding, norm, SwiGLU.
@@ -89,6 +89,8 @@ def obstacles(model: Any, target: Target, blocks: Iterable[list[list[nn.Module]]
             yield f"{name or type(model).__name__} has hooks or a forward of its own"
         if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
             yield f"{name} is a {type(module).__name__}"
+        if isinstance(module, GradedLinear) and not fit_together(list(module.levels)):
+            yield f"{name} has levels that do not fit each other"
         if isinstance(module, SpikeLinear):
             yield from (f"{name} {reason}" for reason in _obstacles_of_layer(module, target))
             yield from (f"{name} {reason}" for reason in target.obstacles(module))

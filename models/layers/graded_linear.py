@@ -46,6 +46,7 @@ class GradedLinear(nn.Module):
     def __init__(self, levels: Sequence[nn.Module]) -> None:
         super().__init__()
         self.levels = nn.ModuleList(levels)
+        self._checked: tuple[Any, ...] = ()  # neurons that were found to be bands of one
 
     @classmethod
     def from_quantized(
@@ -139,6 +140,10 @@ class GradedLinear(nn.Module):
 
     def run(self, x: Float[Tensor, "*tokens in_features"]) -> Float[Tensor, "*tokens out_features"]:
         """Run the layer on spikes, in kernels that PyTorch does not see; see `forward`."""
+        neurons = tuple(level.neuron for level in self.levels)
+        if neurons != self._checked:  # somebody gave a level another one
+            _check(list(self.levels))
+            self._checked = neurons
         return self.own.run(x, self.upper)
 
     @torch.compiler.assume_constant_result
@@ -215,14 +220,20 @@ def describe_levels(layer: GradedLinear) -> str:
     return "counts " + ", ".join(words)
 
 
-def _check(levels: Sequence[Any]) -> None:
+def fit_together(levels: Sequence[Any]) -> bool:
+    """Return whether levels are what a `GradedLinear` takes."""
     fits = len(levels) > 0 and all(isinstance(level, SpikeLinear) for level in levels)
     fits = fits and all(isinstance(level.neuron, Band) for level in levels)
     bands: list[Any] = [getattr(level, "neuron", None) for level in levels]
     fits = fits and bands[0].above == 0 and bands[-1].up_to is None
     fits = fits and all(a.up_to == b.above and a.neuron == b.neuron for a, b in pairwise(bands))
     fits = fits and len({(level.out_features, level.in_features) for level in levels}) == 1
-    if not fits or any(level.bias is not None for level in levels[:-1]):
+    return fits and all(level.bias is None for level in levels[:-1])
+
+
+def _check(levels: Sequence[Any]) -> None:
+    if not fit_together(levels):
+        bands = [getattr(level, "neuron", None) for level in levels]
         raise InputError(
             "GradedLinear.levels: expected spiking layers of one shape whose neurons are bands of one neuron that "
             f"follow one another from 0 on, with a bias in the last alone, got {bands}. GradedLinear.from_quantized "

@@ -303,7 +303,7 @@ class SpikeLinear(nn.Module):
         num_outputs, bias, minimum = self.out_features, self.bias, self._buffers["minimum"]
         neuron, reads = self.neuron, ()
         if upper:
-            if any(level.backend != self.backend for level in upper):
+            if any((level.backend, level.encoder) != (self.backend, self.encoder) for level in upper):
                 return None
             neuron, reads = without_band(neuron), self.reads(upper)
         again = self._memo.again

@@ -300,6 +300,21 @@ def test_levels_that_cannot_be(coarse):
         SpikeSettings(coarse=coarse)
 
 
+@pytest.mark.parametrize("neuron", [sb.AdaptiveThreshold(k=4.0), sb.neuro.Band(sb.AdaptiveThreshold(k=2.0), 0, 3)])
+def test_a_level_that_gets_a_neuron_of_its_own(neuron):
+    model, x = sb.to_spiking(nn.Sequential(nn.Linear(40, 8)), sb.SpikeSettings(coarse=((4, 3),))), torch.randn(2, 40)
+    with torch.no_grad():
+        expected, level = model(x), model[0].levels[0]
+        usual, level.neuron = level.neuron, neuron
+        with pytest.raises(InputError, match=r"GradedLinear\.levels: expected spiking layers .* bands of one neuron"):
+            model(x)
+        level.neuron = usual
+        assert torch.equal(model(x), expected)
+        assert model[0].own.run_fused(x, upper=model[0].upper) is not None
+        level.encoder = "latency"  # it may lose counts, so kernels that add them up must not run
+        assert model[0].own.run_fused(x, upper=model[0].upper) is None
+
+
 def test_as_many_bits_as_the_layer_has():
     with pytest.raises(InputError, match="expected fewer bits than the 4 of the layer's own rows, got 4"):
         graded(coarse=((4, 4),))
