@@ -34,7 +34,7 @@ def test_all_of_this_through_the_interpreter():
 @pytest.fixture(autouse=True)
 def _untuned(monkeypatch):
     """Take the first launch settings: to time all of them for every small shape takes minutes."""
-    monkeypatch.setattr(triton, "fastest", lambda key, settings, run, device: settings[0])
+    monkeypatch.setattr(triton, "fastest_of", lambda kernels, mode, job: kernels.settings_for(job)[0])
 
 
 @pytest.fixture
