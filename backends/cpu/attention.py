@@ -19,6 +19,7 @@ from ...compiled import compiled
 from .decoder_parts import exp, exp_within
 from .memory import at
 from .simd import (
+    LINE,
     add_product,
     as_numbers,
     float32_at,
@@ -30,6 +31,7 @@ from .simd import (
     no_floats_64,
     no_floats_128,
     no_small_16,
+    prefetch,
     repeat,
     same,
     store,
@@ -68,15 +70,24 @@ def attend(query, factor, keys, key_scales, values, value_scales, num_rows, dim,
     heads, width = query.shape[0], (dim + LANES - 1) // LANES * LANES
     padded, sums = np.zeros((heads, width), np.float32), np.zeros((heads, width), np.float32)
     padded[:, :dim] = query
-    tile, score = np.zeros((BLOCK, width), np.float32), np.empty((heads, BLOCK), np.float32)
+    tile, score = np.empty((BLOCK, width), np.float32), np.empty((heads, BLOCK), np.float32)
+    tile[:, dim:] = 0
     highest, total = np.full(heads, np.float32(-np.inf)), np.zeros(heads, np.float32)
     stride, to_sums = 4 * width, sums.ctypes.data
+    key_bytes, value_bytes = dim if key_scales != 0 else 4 * dim, dim if value_scales != 0 else 4 * dim
+    _prefetch(keys, key_bytes, 0, num_rows)
+    _prefetch(values, value_bytes, 0, num_rows)
     for first in range(0, num_rows, BLOCK):
         num = min(BLOCK, num_rows - first)
+        _prefetch(keys, key_bytes, first + BLOCK, num_rows)
+        _prefetch(values, value_bytes, first + BLOCK, num_rows)
+        whole = num // _TOGETHER * _TOGETHER
         rows = _rows_of(keys, key_scales != 0, first, num, dim, tile)
+        rest = _in_tile(rows + whole * stride, num - whole, tile, whole)
         for head in range(heads):
             here, so_far = score.ctypes.data + 4 * head * BLOCK, to_sums + head * stride
-            _multiply(rows, padded.ctypes.data + head * stride, width, num, here)
+            _multiply(rows, padded.ctypes.data + head * stride, width, whole, here)
+            _multiply(rest, padded.ctypes.data + head * stride, width, num - whole, here + 4 * whole)
             if key_scales != 0:
                 _scale(here, key_scales + 4 * first, num)
             highest[head], total[head] = _weigh(here, num, factor[head], highest[head], total[head], so_far, width)
@@ -94,8 +105,15 @@ def attend(query, factor, keys, key_scales, values, value_scales, num_rows, dim,
 
 
 @compiled
+def _prefetch(columns, row_bytes, first, num_rows):  # pragma: no cover - compiled
+    """Prefetch the block of rows that begins with row `first`, if there is one."""
+    for place in range(first * row_bytes, min(first + BLOCK, num_rows) * row_bytes, LINE):
+        prefetch(columns + place)
+
+
+@compiled
 def _rows_of(columns, are_codes, first, num, dim, tile):  # pragma: no cover - compiled
-    """Return the address of rows as float32, and after the last one zeros up to a multiple of `_TOGETHER` rows.
+    """Return the address of rows as float32, each as long as those of the tile.
 
     Args:
         columns: address of all rows.
@@ -105,9 +123,8 @@ def _rows_of(columns, are_codes, first, num, dim, tile):  # pragma: no cover - c
         dim: channels of a row.
         tile: float32 [num or more, channels], for rows that cannot be read where they lie.
     """
-    if not are_codes and dim == tile.shape[1] and num % _TOGETHER == 0:
+    if not are_codes and dim == tile.shape[1]:
         return columns + 4 * dim * first
-    tile[num : (num + _TOGETHER - 1) // _TOGETHER * _TOGETHER] = 0
     if are_codes and dim == tile.shape[1]:
         source, target = columns + dim * first, tile.ctypes.data
         for place in range(0, num * dim, LANES):
@@ -121,8 +138,22 @@ def _rows_of(columns, are_codes, first, num, dim, tile):  # pragma: no cover - c
 
 
 @compiled
+def _in_tile(rows, num, tile, first):  # pragma: no cover - compiled
+    """Return the address of `num` rows in the tile, from row `first` on, so that `_TOGETHER` rows can be read there."""
+    stride = 4 * tile.shape[1]
+    here = tile.ctypes.data + first * stride
+    if rows != here:
+        for place in range(0, num * stride, 4 * LANES):
+            store(here + place, load(rows + place, no_floats_16()))
+    return here
+
+
+@compiled
 def _multiply(rows, query, width, num, score):  # pragma: no cover - compiled
-    """Write the products of rows, float32 [num, width], and a query to `score`, float32 [BLOCK]; all are addresses."""
+    """Write the products of rows, float32 [num, width], and a query to `score`; all are addresses.
+
+    Rows are read, and products written, up to a multiple of `_TOGETHER`; those beyond `num` mean nothing.
+    """
     stride = 4 * width
     for row in range(0, num, _TOGETHER):
         total = no_floats_128()

@@ -13,7 +13,17 @@ from numba import types
 from numba.extending import intrinsic
 
 from ...compiled import compiled
-from .simd import as_numbers, float32_at, load, no_floats, no_small_integers, same, store, to_floats
+from .simd import (
+    add_product,
+    as_numbers,
+    float32_at,
+    load,
+    no_floats,
+    no_small_integers,
+    same,
+    sum_of,
+    to_floats,
+)
 
 _PER_LN2 = np.float32(1 / math.log(2))
 # ln 2 in two numbers: the products of the first with small integers are exact.
@@ -79,7 +89,7 @@ def dot(x, y):  # pragma: no cover - compiled
 
 
 @compiled
-def dot_integers(integers, scale, group_size, x, lanes):  # pragma: no cover - compiled
+def dot_integers(integers, scale, group_size, x):  # pragma: no cover - compiled
     """Return the inner product of a row of integers times their scales with x, float32 [N].
 
     Args:
@@ -87,18 +97,16 @@ def dot_integers(integers, scale, group_size, x, lanes):  # pragma: no cover - c
         scale: address of float32 [N / group_size].
         group_size: integers that share a scale, a multiple of 32.
         x: float32 [N].
-        lanes: float32 [32], scratch memory.
     """
-    total = no_floats()
-    for i in range(0, x.shape[0], 32):
-        row = to_floats(as_numbers(load(integers + i, no_small_integers())))
-        product = row * load(x.ctypes.data + 4 * i, no_floats())
-        total = total + product * same(float32_at(scale + 4 * (i // group_size)), no_floats())
-    store(lanes.ctypes.data, total)
-    found = np.float32(0)
-    for lane in range(32):
-        found += lanes[lane]
-    return found
+    total, source, group = no_floats(), x.ctypes.data, 0
+    for first in range(0, x.shape[0], group_size):
+        of_group = no_floats()
+        for i in range(first, first + group_size, 32):
+            row = to_floats(as_numbers(load(integers + i, no_small_integers())))
+            of_group = add_product(of_group, row, load(source + 4 * i, no_floats()))
+        total = add_product(total, of_group, same(float32_at(scale + 4 * group), no_floats()))
+        group += 1
+    return sum_of(total)
 
 
 @compiled

@@ -43,6 +43,8 @@ class Digits(NamedTuple):
         charge: int64 [blocks]: sum of the |counts|.
         masked: int64 [blocks]: what the bits that are not read add to `negative`: each channel's, times their sum.
         lift: int64 [blocks]: sum of the counts, each times the sum of the bits that it does not read.
+        active: int32 [active channels]: channels whose count is not 0, in order, counted within their block.
+        first_active: int32 [blocks + 1]: where in `active` a block begins.
         plus: int32 [inputs + 32]: digits of each channel that are added, as bits; scratch memory.
         minus: those that are subtracted.
     """
@@ -58,6 +60,8 @@ class Digits(NamedTuple):
     charge: np.ndarray
     masked: np.ndarray
     lift: np.ndarray
+    active: np.ndarray
+    first_active: np.ndarray
     plus: np.ndarray
     minus: np.ndarray
 
@@ -80,6 +84,8 @@ def room_for_digits(num_inputs, smallest_block):  # pragma: no cover - compiled
         np.empty(blocks, np.int64),
         np.empty(blocks, np.int64),
         np.empty(blocks, np.int64),
+        np.empty(num_inputs, np.int32),
+        np.empty(blocks + 1, np.int32),
         np.zeros(num_inputs + _LANES, np.int32),
         np.zeros(num_inputs + _LANES, np.int32),
     )
@@ -109,6 +115,7 @@ def list_digits(count, block, longest_run, flip, edges, masks, digits):  # pragm
     )
     event, run = 0, 0
     digits.first[0] = 0
+    _list_active(count.shape[0], block, digits)
     for b in range((count.shape[0] + block - 1) // block):
         low, high = b * block, min(b * block + block, count.shape[0])
         digits.negative[b] = _sum(digits.minus[low:high])
@@ -143,6 +150,24 @@ def list_digits(count, block, longest_run, flip, edges, masks, digits):  # pragm
             put_int32(shifts + 4 * run, latest)
             run += 1
         digits.first[b + 1] = run
+
+
+@compiled
+def _list_active(num_channels, block, digits):  # pragma: no cover - compiled
+    """Fill `Digits.active` and `first_active`, once the digits are found."""
+    plus, minus = digits.plus.ctypes.data, digits.minus.ctypes.data
+    number = 0
+    digits.first_active[0] = 0
+    for b in range((num_channels + block - 1) // block):
+        low, high = b * block, min(b * block + block, num_channels)
+        for word in range(low, high, _LANES):
+            rest = lanes_with(plus + 4 * word, -1) | lanes_with(minus + 4 * word, -1)
+            rest &= (1 << min(_LANES, high - word)) - 1
+            while rest != 0:
+                digits.active[number] = word - low + lowest_bit(rest)
+                rest &= rest - 1
+                number += 1
+        digits.first_active[b + 1] = number
 
 
 @compiled

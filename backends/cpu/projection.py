@@ -162,10 +162,10 @@ def project(
     x = x[: projection.num_inputs]
     bias = carray(at(projection.bias, numba.float32), projection.num_outputs if projection.bias else 0)[start:stop]
     if projection.rule == 0 and projection.scale != 0:
-        lanes, groups = np.empty(32, np.float32), projection.num_inputs // projection.block
+        groups = projection.num_inputs // projection.block
         for output in range(start, stop):
             row, scale = projection.rows + output * projection.num_inputs, projection.scale + 4 * output * groups
-            y[output - start] = dot_integers(row, scale, projection.block, x, lanes)
+            y[output - start] = dot_integers(row, scale, projection.block, x)
     elif projection.rule == 0:
         weight = carray(at(projection.rows, numba.float32), (projection.num_outputs, projection.num_inputs))
         for output in range(start, stop):

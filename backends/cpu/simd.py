@@ -23,6 +23,8 @@ from numba.core.typing.templates import AbstractTemplate, infer_global, signatur
 from numba.extending import intrinsic, models
 
 _INDEX = ir.IntType(32)
+# Bytes of a cache line.
+LINE = 64
 
 
 class Vector(types.Type):
@@ -338,6 +340,23 @@ def fold(typing_context, rows):  # pragma: no cover - compiled
 
 
 @intrinsic
+def sum_of(typing_context, numbers):  # pragma: no cover - compiled
+    """Return the sum of all float32 lanes: the two halves are added, then the halves of their sums, and so on."""
+
+    def generate(context, builder, signature, arguments):
+        found = arguments[0]
+        while found.type.count > 1:
+            half = found.type.count // 2
+            kind = ir.VectorType(_INDEX, half)
+            low, high = (ir.Constant(kind, list(range(start, start + half))) for start in (0, half))
+            nothing = ir.Constant(found.type, ir.Undefined)
+            found = builder.fadd(*(builder.shuffle_vector(found, nothing, mask) for mask in (low, high)))
+        return builder.extract_element(found, _INDEX(0))
+
+    return numbers.element(numbers), generate
+
+
+@intrinsic
 def lanes_with(typing_context, address, bits):  # pragma: no cover - compiled
     """Return, as 32 bits of an int64, which of the 32 int32 numbers at an address have one of some bits."""
 
@@ -367,14 +386,14 @@ def lowest_bit(typing_context, number):  # pragma: no cover - compiled
 
 @intrinsic
 def prefetch(typing_context, address):  # pragma: no cover - compiled
-    """Fetch the cache line of an address, without waiting for it; no fault if there is none."""
+    """Fetch the cache line of an address into the second level, without waiting for it; no fault if there is none."""
 
     def generate(context, builder, signature, arguments):
         byte = ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [byte, _INDEX, _INDEX, _INDEX])
         function = builder.module.declare_intrinsic("llvm.prefetch.p0", (), kind)
-        to_read, nearest, data = (_INDEX(value) for value in (0, 3, 1))
-        builder.call(function, [builder.inttoptr(arguments[0], byte), to_read, nearest, data])
+        to_read, second_level, data = (_INDEX(value) for value in (0, 2, 1))
+        builder.call(function, [builder.inttoptr(arguments[0], byte), to_read, second_level, data])
         return context.get_dummy_value()
 
     return types.void(types.int64), generate

@@ -39,6 +39,7 @@ from .digits import list_digits
 from .memory import at, record_of
 from .rule import LARGEST_CHARGE
 from .simd import (
+    LINE,
     alternate_first,
     alternate_second,
     as_bytes,
@@ -79,7 +80,8 @@ LONGEST_RUN = {2: 85, 4: 17, 8: 256}
 LONGEST_RUN_2, LONGEST_RUN_4, LONGEST_RUN_8 = LONGEST_RUN.values()
 _IN_HALF_BYTES = 5
 _WIDEST_SUM = 2**15 - 1
-_TILES_AHEAD, _LINE = 2, 64
+# How far ahead of the additions a tile is prefetched.
+_TILES_AHEAD = 4
 
 # Rows and what rescales their sums. Addresses and numbers.
 FIELDS: dict[str, type] = dict.fromkeys(
@@ -93,6 +95,7 @@ FIELDS: dict[str, type] = dict.fromkeys(
         "num_outputs",
         "width",  # outputs that rows, scale and minimum have memory for: whole narrow tiles
         "bits",
+        "tile",  # outputs of a tile that is not narrow
         "offset",  # was added to weights of 2 or 4 bits to make them unsigned
         "block",  # channels of a block
         "grouped",  # 1 if every block has a scale, 0 if all blocks share one
@@ -136,7 +139,8 @@ def pack(weight: Tensor, group_size: int, bits: int, offset: int) -> Tensor:
         packed = functools.reduce(np.bitwise_or, (columns[..., i] << bits * i for i in range(fields)))
         parts.append(packed.reshape(num_blocks, num_tiles * group_size * tile * bits // 8))
         start, tile = stop, tile // 2
-    return torch.from_numpy(np.concatenate(parts, 1))
+    # A copy, since PyTorch's memory begins at a cache line, and so does a row of 64 bytes then.
+    return torch.from_numpy(np.concatenate(parts, 1)).clone()
 
 
 class Rows:
@@ -190,6 +194,7 @@ class Rows:
             "num_outputs": num_outputs,
             "width": num_outputs + missing,
             "bits": weight_bits,
+            "tile": TILE[weight_bits],
             "offset": offset,
             "block": block,
             "grouped": int(grouped),
@@ -266,10 +271,9 @@ def add_tiles(projection, digits, start, stop, sums, totals, y):  # pragma: no c
         digits.flip.ctypes.data,
         digits.mask.ctypes.data,
     )
-    lists = digits.first.ctypes.data, ends, channels
     ahead = 0, start
-    for _ in range(_TILES_AHEAD):
-        ahead = _fetch(projection, lists, ahead, start, end)
+    for _ in range(_TILES_AHEAD if projection.bits < 8 else (end - start) // NARROW_TILE):
+        ahead = _fetch(projection, digits, ahead, start, end)
     for b in range((projection.num_inputs + projection.block - 1) // projection.block):
         first = np.int64(digits.first[b])
         num_runs = digits.first[b + 1] - first
@@ -282,7 +286,7 @@ def add_tiles(projection, digits, start, stop, sums, totals, y):  # pragma: no c
         change = correction, digits.lift[b]
         output = start
         while output < end:
-            ahead = _fetch(projection, lists, ahead, start, end)
+            ahead = _fetch(projection, digits, ahead, start, end)
             width = _tile_width(projection, output)
             rows, stride = _place(projection, b, output)
             kind = projection.bits, width
@@ -308,7 +312,7 @@ def add_tiles(projection, digits, start, stop, sums, totals, y):  # pragma: no c
         _show(projection, 0, start, stop - start, totals)
 
 
-@compiled
+@compiled(forceinline=True)
 def _take_group(projection, tile, sums, total, into):  # pragma: no cover - compiled
     """Add the scaled sums of a tile in a group: to y as floats, or to totals and y as integers.
 
@@ -327,16 +331,16 @@ def _take_group(projection, tile, sums, total, into):  # pragma: no cover - comp
         _rescale(projection, first, sums, width, np.float32(total), into[1])
 
 
-@compiled
+@compiled(forceinline=True)
 def _tile_width(projection, output):  # pragma: no cover - compiled
     """Return the outputs of the tile that begins with an output."""
-    width = 512 // projection.bits
+    width = projection.tile
     while width > projection.width - output:
         width //= 2
     return width
 
 
-@compiled
+@compiled(forceinline=True)
 def _add_tile(kind, rows, stride, runs, num_runs, events, masks, correction, zero, out):  # pragma: no cover - compiled
     """Call the kernel for rows of so many bits and outputs; see `_add_nibbles` for the rest."""
     bits, width = kind
@@ -368,13 +372,13 @@ def _add_upper(kind, rows, stride, runs, num_runs, events, masks, change, wide, 
         store(place, once + once + same(lift, no_numbers()))
 
 
-@compiled
+@compiled(forceinline=True)
 def _add_up(sums, width, totals):  # pragma: no cover - compiled
     for place in range(0, 4 * width, 128):
         store(totals + place, load(totals + place, no_numbers()) + load(sums + place, no_numbers()))
 
 
-@compiled
+@compiled(forceinline=True)
 def _rescale(projection, first, sums, width, total, y):  # pragma: no cover - compiled
     """Add scale * sum + minimum * total to y, for `width` outputs whose scale and minimum is number `first` on."""
     scale, minimum, size = projection.scale, projection.minimum, projection.scale_bytes
@@ -419,7 +423,7 @@ def _in_floats(projection, start, end, totals, y):  # pragma: no cover - compile
         store(y + place, found)
 
 
-@compiled
+@compiled(forceinline=True)
 def _floats_at(address, size):  # pragma: no cover - compiled
     """Return 32 numbers of 2 or 4 bytes as float32."""
     if size == 2:
@@ -433,7 +437,7 @@ def _show(projection, group, start, num, sums):  # pragma: no cover - compiled
     seen[start : start + num] = sums[:num]
 
 
-@compiled
+@compiled(forceinline=True)
 def _place(projection, b, output):  # pragma: no cover - compiled
     """Return the address of a tile's rows in a block, and the bytes from a row to the next."""
     if projection.bits == 8:
@@ -442,29 +446,45 @@ def _place(projection, b, output):  # pragma: no cover - compiled
     return projection.rows + projection.block * (b * projection.width + output) * projection.bits // 8, stride
 
 
-@compiled
-def _fetch(projection, lists, tile, start, stop):  # pragma: no cover - compiled
-    """Prefetch what a tile will read, no more; return the tile after it. A tile: its block and its first output."""
+@compiled(forceinline=True)
+def _fetch(projection, digits, tile, start, stop):  # pragma: no cover - compiled
+    """Prefetch what a tile will read, no more, in the order of memory; return the tile after it.
+
+    INT8 rows lie side by side, so that tiles of a block read pieces of the same rows. Here a tile stands for its share
+    of the block's rows, each from `start` to `stop`.
+
+    Args:
+        projection: a record with the `FIELDS`.
+        digits: the input's `Digits`.
+        tile: its block and its first output.
+        start: first output of the block's first tile.
+        stop: end of its last tile.
+    """
     b, output = tile
     if b * projection.block >= projection.num_inputs:
         return b, output
-    rows, stride = _place(projection, b, output)
-    firsts, ends, channels = lists
-    first, last = np.int64(int32_at(firsts + 4 * b)), np.int64(int32_at(firsts + 4 * b + 4))
-    event = np.int64(int32_at(ends + 4 * first - 4)) if first > 0 else 0
-    end = np.int64(int32_at(ends + 4 * last - 4)) if last > 0 else 0
-    while event < end:
-        prefetch(rows + int32_at(channels + 4 * event) * stride)
-        event += 1
-    outputs = _tile_width(projection, output)
+    width = _tile_width(projection, output)
+    active = digits.active.ctypes.data
+    first, last = np.int64(digits.first_active[b]), np.int64(digits.first_active[b + 1])
+    if projection.bits == 8:
+        rows, stride = _place(projection, b, start)
+        share, tiles = (output - start) // NARROW_TILE, (stop - start) // NARROW_TILE
+        for event in range(first + (last - first) * share // tiles, first + (last - first) * (share + 1) // tiles):
+            row = rows + int32_at(active + 4 * event) * stride
+            for place in range(0, stop - start, LINE):
+                prefetch(row + place)
+    else:
+        rows, stride = _place(projection, b, output)
+        for event in range(first, last):
+            prefetch(rows + int32_at(active + 4 * event) * stride)
     if projection.grouped:
         size = projection.scale_bytes
-        for place in range(0, size * outputs, _LINE):
+        for place in range(0, size * width, LINE):
             here = size * (b * projection.width + output) + place
             prefetch(projection.scale + here)
             if projection.minimum != 0:
                 prefetch(projection.minimum + here)
-    output += outputs
+    output += width
     return (b, output) if output < stop else (b + 1, start)
 
 
