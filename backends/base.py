@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Int8, Int32, Int64
@@ -67,9 +67,16 @@ class Memo:
         again: takes x, weight, scale, bias, minimum, neuron, encoder, group_size and upper (see `Backend.fused`), by
             position and unchecked; returns what `fused` would, or None if they are not as it noted, so that `fused` has
             to run. None where nothing was noted.
+        kept: of the layer's tensors as they are now, in the backend's own form; None if nothing is.
     """
 
     again: Callable[..., Tensor | None] | None = None
+    kept: Any = None
+
+
+def version_of(tensor: Tensor) -> int | None:
+    """Return how often PyTorch saw a write to a tensor; None for one of inference mode, where it does not count."""
+    return None if tensor.is_inference() else tensor._version
 
 
 class WeightMemory(NamedTuple):

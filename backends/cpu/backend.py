@@ -14,11 +14,12 @@ from ...coding import Encoder
 from ...coding.base import MAX_LOSSLESS_COUNT
 from ...coding.kernels.threads import pool
 from ...compiled import compiled
-from ...neuro import KernelRule, Neuron
+from ...neuro import Neuron
 from ...neuro.checks import spikes_of
-from ..base import BACKENDS, INT32, MAX_WEIGHT, NARROW, Backend, ExpertWeights, ScaleUnits, check_mode
+from ..base import BACKENDS, INT32, MAX_WEIGHT, NARROW, Backend, ExpertWeights, Memo, ScaleUnits, check_mode
 from .events import DIGITS_WEIGH, LARGEST_DIGIT, add_events, num_digits
 from .experts import run_experts
+from .kept import rows_for
 from .layer import run_layer
 from .projection import run_tiles
 from .tiles import Rows
@@ -50,6 +51,7 @@ class Cpu(Backend):
 
     knows_upper_bits: ClassVar[bool] = True
     knows_units: ClassVar[bool] = True
+    remembers: ClassVar[bool] = True
 
     mode: Literal["spike", "count"] = "spike"
 
@@ -73,8 +75,9 @@ class Cpu(Backend):
         group_size: int | None = None,
         upper: Sequence[tuple[int, int]] = (),
         units: ScaleUnits | None = None,
+        memo: Memo | None = None,
     ) -> Tensor | None:
-        """Run a whole layer in one kernel; see `Backend.fused` and for `upper` and `units` its flags."""
+        """Run a whole layer in one kernel; see `Backend.fused`, and for `upper`, `units` and `memo` its flags."""
         rule = neuron.cpu_rule()
         if rule is None or not encoder.lossless:
             return None
@@ -85,9 +88,11 @@ class Cpu(Backend):
         on_cpu = x.is_cpu and weight.is_cpu and scale.is_cpu and (bias is None or bias.is_cpu)
         if not (fits and on_cpu and x.dtype in NARROW) or x.numel() == 0 or num_outputs == 0:
             return None
-        if minimum is not None or group_size is not None or upper:
-            return self._fused_tiles(x, weight, scale, bias, rule, minimum, group_size, upper, units)
-        if scale.numel() != num_outputs:
+        in_tiles = minimum is not None or group_size is not None or bool(upper)
+        if in_tiles and self.mode != "count" and (minimum is None or minimum.is_cpu):
+            rows = rows_for(memo, weight, scale, minimum, group_size, units, upper)
+            return _run_tiles(x, rows, bias, rule, upper)
+        if in_tiles or scale.numel() != num_outputs:
             return None
         if self.mode == "count":
             return _count_layer(x, weight, scale, bias, neuron)
@@ -130,27 +135,6 @@ class Cpu(Backend):
         found = run_experts(_as_float32(x), row.contiguous(), starts, floats, rule, num_threads)
         return found if found is None else [y.to(x.dtype) for y in found]
 
-    def _fused_tiles(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        scale: Tensor,
-        bias: Tensor | None,
-        rule: KernelRule,
-        minimum: Tensor | None,
-        group_size: int | None,
-        upper: Sequence[tuple[int, int]],
-        units: ScaleUnits | None,
-    ) -> Tensor | None:
-        """Run a layer whose groups of inputs have scales of their own, or whose small counts read upper bits."""
-        if self.mode == "count" or (minimum is not None and not minimum.is_cpu):
-            return None
-        # Integers of 4 bits are read as INT8: packing them would take longer than one call.
-        rows = Rows(weight, scale, minimum, group_size, weight_bits=8, units=units)
-        bias = None if bias is None else _as_float32(bias)
-        y = run_tiles(_as_float32(x), rows, bias, rule, torch.get_num_threads(), upper)
-        return y if y is None else y.to(x.dtype)
-
     def _accumulate(self, spikes: Tensor, timestep_weight: Tensor, weight: Tensor) -> Tensor:
         num_tokens, (num_outputs, num_inputs) = spikes.shape[1], weight.shape
         rows = weight.t().contiguous().numpy()
@@ -159,6 +143,14 @@ class Cpu(Backend):
         if self.mode == "count" and num_inputs in _PRODUCT_INPUTS and min(num_tokens, num_outputs) > 0:
             return _multiply(torch.from_numpy(count), weight)
         return _add(count, rows, charge, _pass_outputs(weight))
+
+
+def _run_tiles(
+    x: Tensor, rows: Rows, bias: Tensor | None, rule: KernelRule, upper: Sequence[tuple[int, int]]
+) -> Tensor | None:
+    bias = None if bias is None else _as_float32(bias)
+    y = run_tiles(_as_float32(x), rows, bias, rule, torch.get_num_threads(), upper)
+    return y if y is None else y.to(x.dtype)
 
 
 def _as_float32(x: Tensor) -> Tensor:

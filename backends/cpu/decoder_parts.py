@@ -98,14 +98,13 @@ def dot_integers(integers, scale, group_size, x):  # pragma: no cover - compiled
         group_size: integers that share a scale, a multiple of 32.
         x: float32 [N].
     """
-    total, source, group = no_floats(), x.ctypes.data, 0
-    for first in range(0, x.shape[0], group_size):
-        of_group = no_floats()
+    total, source = no_floats(), x.ctypes.data
+    for group in range(x.shape[0] // group_size):
+        first, of_group = group * group_size, no_floats()
         for i in range(first, first + group_size, 32):
             row = to_floats(as_numbers(load(integers + i, no_small_integers())))
             of_group = add_product(of_group, row, load(source + 4 * i, no_floats()))
         total = add_product(total, of_group, same(float32_at(scale + 4 * group), no_floats()))
-        group += 1
     return sum_of(total)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .weights import version_of
+from ..base import version_of
 
 
 class Pass:

@@ -24,7 +24,7 @@ from torch.utils.weak import TensorWeakRef
 
 from ...coding import Encoder
 from ...neuro import CountBounds, KernelRule, Neuron
-from ..base import Memo
+from ..base import Memo, version_of
 from . import count
 from .groups import tuned_groups
 from .job import Matrix, Reads, layer_job
@@ -32,7 +32,6 @@ from .one_pass import Pass, current_pass, one_pass
 from .spike import plan_for, tuned
 from .stage import Stage
 from .tuning import fastest_of
-from .weights import version_of
 
 # Numbers of tokens for which a layer keeps recordings, and most matrices of a stage.
 _MOST_KINDS, _MOST_MATRICES = 4, 3

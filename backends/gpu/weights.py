@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from ..base import version_of
+
 _ALIGNMENT = 16  # bytes: a row starts at a multiple, for loads of 16 bytes
 
 # Copies of weights in the order and padding that a kernel needs, made where the weights themselves are not in it, and
@@ -24,11 +26,6 @@ def rows_of(weight: Tensor) -> Tensor:
 def columns_of(weight: Tensor) -> Tensor:
     """Return the weights with those of an output side by side: int8, [outputs, inputs padded to 16]."""
     return _aligned(weight, weight, _column_copies)
-
-
-def version_of(tensor: Tensor) -> int | None:
-    """Return how often PyTorch saw a write to a tensor; None for one of inference mode, where it does not count."""
-    return None if tensor.is_inference() else tensor._version
 
 
 def _aligned(matrix: Tensor, weight: Tensor, copies: WeakTensorKeyDictionary) -> Tensor:
