@@ -14,7 +14,7 @@ from ...coding import Encoder
 from ...coding.base import MAX_LOSSLESS_COUNT
 from ...coding.kernels.threads import pool
 from ...compiled import compiled
-from ...neuro import Neuron
+from ...neuro import KernelRule, Neuron
 from ...neuro.checks import spikes_of
 from ..base import BACKENDS, INT32, MAX_WEIGHT, NARROW, Backend, ExpertWeights, Memo, ScaleUnits, check_mode
 from .events import DIGITS_WEIGH, LARGEST_DIGIT, add_events, num_digits

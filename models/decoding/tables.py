@@ -19,7 +19,7 @@ from ...backends.cpu.tiles import TILE, Rows, reading
 from ...neuro import NO_RULE, without_band
 from ..layers.graded_linear import GradedLinear
 from ..layers.spike_linear import SpikeLinear
-from ..layers.stored import noted, stored_weight_of
+from ..layers.stored import rounded_before, stored_weight_of
 
 # A float32 matrix is divided at multiples of a cache line of outputs.
 _LINE = 16
@@ -194,10 +194,13 @@ class Tables:
             record[name] = value
 
     def _fill_dense(self, record: Any, module: Any) -> None:
-        """Take the integers that the model's file has for a dense layer, a quarter of the memory to read, or floats."""
-        stored = stored_weight_of(module, module.weight.detach()) if noted(module) is not None else "has none"
-        record["rows"] = module.weight.data_ptr()
+        """Take integers that give a dense layer's weight exactly, a quarter of the memory to read, or its floats."""
+        weight = module.weight.detach()
+        stored = stored_weight_of(module, weight)
         if isinstance(stored, str) or stored.minimum is not None or stored.weight_bits != 8:
+            stored = rounded_before(weight)
+        record["rows"] = module.weight.data_ptr()
+        if stored is None:
             return
         size, num_inputs = stored.group_size or 0, module.weight.shape[1]
         if size == 0 or size % 32 != 0 or num_inputs % size != 0:

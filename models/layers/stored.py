@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InputError
-from .quantize import QuantizedWeight, dequantize
+from .quantize import QuantizedWeight, dequantize, rounded_to
 
 _NOTE = "stored_weight"
+# Inputs that share a scale in Q8_0 files.
+_GROUP = 32
 
 
 class StoredWeight(ABC):
@@ -90,4 +92,22 @@ def stored_weight_of(layer: nn.Module, weight: Tensor) -> QuantizedWeight | str:
     floats = dequantize(found.weight, found.scale, found.minimum, found.group_size)
     if not torch.equal(floats.to(weight.dtype), weight):
         return "its float weight is not the one in the file any more"
+    return found
+
+
+def rounded_before(weight: Tensor) -> QuantizedWeight | None:
+    """Return 8-bit integers that give a float weight, number for number, if it was rounded to such; else None.
+
+    Only groups of 32 inputs are looked for, whose scale is their largest magnitude / 127: those of Q8_0 files, and of
+    models that such a file became, whose own files have floats.
+
+    Args:
+        weight: float weight, [out_features, in_features].
+    """
+    for part in (weight[:16], weight):  # most weights were never rounded, which their first rows tell
+        if part.shape[1] % _GROUP != 0 or not part.isfinite().all():
+            return None
+        found = rounded_to(8, part, _GROUP)
+        if not torch.equal(dequantize(found.weight, found.scale, None, _GROUP).to(part.dtype), part):
+            return None
     return found

@@ -32,8 +32,8 @@ from spikebrain.models.decoding.compiled import CompiledDecoder
 from spikebrain.models.decoding.kv_room import room_of
 from spikebrain.models.decoding.tables import shares
 from spikebrain.models.layers.observing import observing
-from spikebrain.models.layers.quantize import QuantizedWeight, dequantize
-from spikebrain.models.layers.stored import StoredWeight, note_stored
+from spikebrain.models.layers.quantize import QuantizedWeight, dequantize, rounded_to
+from spikebrain.models.layers.stored import StoredWeight, note_stored, rounded_before
 from spikebrain.neuro import without_band
 
 # Kernels on a GPU do not know these.
@@ -191,8 +191,31 @@ def test_a_dense_layer_is_read_as_its_file_has_it(group_size):
     assert (decoder_of(model).tables.projections[-1]["scale"] != 0) == (group_size is not None)
     expected = plain_forward(model, input_ids=torch.tensor([[3]]), **theirs).logits
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
-    model.lm_head.weight.mul_(2)  # no longer what the file has
+    model.lm_head.weight[0, 0] += 0.001  # no longer what the file has
     assert decoder_of(model).tables.projections[-1]["scale"] == 0
+
+
+@torch.inference_mode()
+def test_a_dense_layer_that_was_rounded_before_is_read_as_integers():
+    """A converted model that was saved has the floats of its file's integers, and no note."""
+    with torch.inference_mode(False):
+        model = spiking_model()
+        found = rounded_to(8, torch.randn(300, 64), 32)
+        model.lm_head.weight.data = dequantize(found.weight, found.scale, None, 32)
+    record = decoder_of(model).tables.projections[-1]
+    assert record["scale"] != 0
+    assert record["block"] == 32
+    model.lm_head.weight[299, 63] += 1e-6
+    assert decoder_of(model).tables.projections[-1]["scale"] == 0
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [torch.randn(20, 64), torch.full((4, 32), torch.inf), torch.randn(4, 33)],
+    ids=["floats", "infinite", "width"],
+)
+def test_other_weights_were_not_rounded_before(weight):
+    assert rounded_before(weight) is None
 
 
 @torch.inference_mode()
