@@ -113,7 +113,8 @@ class Backend(ABC):
     knows_units: ClassVar[bool] = False
     # Whether `fused` rescales and adds up groups as the plain rule does, bit for bit; else to float32's rounding.
     rescales_in_order: ClassVar[bool] = True
-    # Whether `fused` takes memo=Memo(), too: the layer's own, which is kept as long as the layer's plug-ins are.
+    # Whether `fused` takes memo=Memo(), too: the layer's own, kept as long as its plug-ins are. Classes of other
+    # packages are not given it, so a subclass need not know of it.
     remembers: ClassVar[bool] = False
 
     def __repr__(self) -> str:

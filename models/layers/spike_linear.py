@@ -18,7 +18,7 @@ from ...coding import ENCODERS, BidirectionalBitwise, Encoder, SpikeTrain, decod
 from ...coding.checks import fitted_to, train_of
 from ...errors import InputError, SpikebrainError
 from ...neuro import NEURONS, AdaptiveThreshold, Neuron, SpikeCount, without_band
-from ...neuro.checks import checks_all, spikes_of
+from ...neuro.checks import checks_all, needs_check, spikes_of
 from .coarse import twice_the_sums
 from .compact import scale_bytes_of, units_of
 from .dense_gradient import DenseGradient
@@ -328,7 +328,7 @@ class SpikeLinear(nn.Module):
             if not backend.knows_upper_bits:
                 return None
             groups["upper"] = reads
-        if backend.remembers:
+        if backend.remembers and not needs_check(backend):
             groups["memo"] = self._memo
         return outputs_of(backend, x, weight, scale, bias, neuron, self.encoder, **groups)
 

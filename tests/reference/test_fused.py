@@ -214,9 +214,12 @@ def test_recorded_layers_run_on_events(monkeypatch):
     layer, x, modes = make_layer(20, 8), torch.randn(100, 20), []
     for name in ("fused", "_accumulate"):
         exact = getattr(Cpu, name)
-        monkeypatch.setattr(
-            Cpu, name, lambda self, *rest, exact=exact, name=name: modes.append((name, self.mode)) or exact(self, *rest)
-        )
+
+        def noted(self, *rest, exact=exact, name=name, **options):
+            modes.append((name, self.mode))
+            return exact(self, *rest, **options)
+
+        monkeypatch.setattr(Cpu, name, noted)
     layer(x)
     layer.observers.append(lambda layer, step: None)
     layer(x)
