@@ -27,9 +27,10 @@ from . import tiles
 from .attention import attend
 from .decoder_parts import exp_all, rms_norm, rotate, silu_product
 from .digits import room_for_digits
-from .hybrid import MIXER, mix
+from .hybrid import MIXER, count_queries, mix, quantize
 from .memory import at, look, record_of, take, wait_for
 from .projection import LISTED, PROJECTION, count_input, project
+from .rule import RULE
 
 
 class Kind(IntEnum):
@@ -52,6 +53,13 @@ LAYER, _ = record_of(
         "keys": c_int64,  # float32 [key heads, capacity, head_dim]
         "values": c_int64,
         "capacity": c_int64,
+        # Attention on counts: codes of keys and values, int8 [key heads, capacity, head_dim], and their scales, float32
+        # [key heads, capacity]; or 0. The rule counts queries.
+        "key_codes": c_int64,
+        "key_scales": c_int64,
+        "value_codes": c_int64,
+        "value_scales": c_int64,
+        **RULE,
     }
 )
 # The input of a stage's projections: `source` float32 [inputs], normalised if there is `norm` float32 [inputs]; the
@@ -130,11 +138,8 @@ def _work_through_parts(address):  # pragma: no cover - compiled
         if part.stage > 0:
             wait_for(task.done + 8 * (part.stage - 1), stages[part.stage - 1].size, task.give_way)
         if look(address + _REFUSED) == 0:
-            if part.kind == _ATTENTION:
-                _attend(task, carray(at(task.layers, LAYER), task.num_layers)[part.layer], part.first)
-            elif part.kind == _MIX:
-                mixer = carray(at(task.layers, MIXER), task.num_layers)[part.layer]
-                if not mix(task, mixer, part.first):
+            if part.kind in (_ATTENTION, _MIX):
+                if not _run_head(task, part):
                     take(address + _REFUSED)
             else:
                 stage = stages[part.stage]
@@ -149,6 +154,14 @@ def _work_through_parts(address):  # pragma: no cover - compiled
                 else:
                     take(address + _REFUSED)
         take(task.done + 8 * part.stage)
+
+
+@compiled
+def _run_head(task, part):  # pragma: no cover - compiled
+    """Let the query heads of a key head attend; return whether all counts fit."""
+    if part.kind == _ATTENTION:
+        return _attend(task, carray(at(task.layers, LAYER), task.num_layers)[part.layer], part.first)
+    return mix(task, carray(at(task.layers, MIXER), task.num_layers)[part.layer], part.first)
 
 
 @compiled
@@ -205,7 +218,11 @@ def _choose(score, choices):  # pragma: no cover - compiled
 
 @compiled
 def _attend(task, layer, key_head):  # pragma: no cover - compiled
-    """Write the token's key and value into the cache, and let the query heads of a key head read it."""
+    """Write the token's key and value into the cache, and let the query heads of a key head read it.
+
+    Returns:
+        Whether all counts of queries fit.
+    """
     dim, heads, key_heads, eps = task.head_dim, task.num_heads, task.num_key_heads, np.float32(task.eps)
     group = heads // key_heads
     projected = carray(at(task.projected, numba.float32), (heads + 2 * key_heads, dim))
@@ -222,4 +239,18 @@ def _attend(task, layer, key_head):  # pragma: no cover - compiled
     carray(at(layer.values + first + row, numba.float32), dim)[:] = projected[heads + key_heads + key_head]
     attended = carray(at(task.attended, numba.float32), (heads, dim))[group * key_head : group * (key_head + 1)]
     factor = np.full(group, np.float32(task.scaling))
-    attend(turned[:group], factor, layer.keys + first, 0, layer.values + first, 0, task.num_cached + 1, dim, attended)
+    keys, values, key_scales, value_scales = layer.keys + first, layer.values + first, 0, 0
+    if layer.key_codes != 0:
+        rows = key_head * layer.capacity
+        keys, values = layer.key_codes + rows * dim, layer.value_codes + rows * dim
+        key_scales, value_scales = layer.key_scales + 4 * rows, layer.value_scales + 4 * rows
+        number = task.num_cached
+        value = projected[heads + key_heads + key_head]
+        key_scale = quantize(turned[group], carray(at(keys + number * dim, numba.int8), dim))
+        value_scale = quantize(value, carray(at(values + number * dim, numba.int8), dim))
+        carray(at(key_scales, numba.float32), number + 1)[number] = key_scale
+        carray(at(value_scales, numba.float32), number + 1)[number] = value_scale
+        if not count_queries(layer, turned[:group], factor):
+            return False
+    attend(turned[:group], factor, keys, key_scales, values, value_scales, task.num_cached + 1, dim, attended)
+    return True

@@ -167,18 +167,24 @@ def _attend(task, mixer, key_head, query, key, value, scaling, out):  # pragma: 
         value_scale = quantize(value, carray(at(values + row * dim, numba.int8), dim))
         carray(at(key_scales, numba.float32), row + 1)[row] = key_scale
         carray(at(value_scales, numba.float32), row + 1)[row] = value_scale
-        if not _count_queries(mixer, turned[:-1], factor):
+        if not count_queries(mixer, turned[:-1], factor):
             return False
     attend(turned[:-1], factor, keys, key_scales, values, value_scales, mixer.num_visible, dim, out)
     return True
 
 
 @compiled
-def _count_queries(mixer, query, factor):  # pragma: no cover - compiled
-    """Replace queries by their counts, multiply factors by the thresholds, and return whether all counts fit."""
+def count_queries(record, query, factor):  # pragma: no cover - compiled
+    """Replace queries by their counts, multiply factors by the thresholds, and return whether all counts fit.
+
+    Args:
+        record: has the fields `RULE`.
+        query: float32 [heads, dim].
+        factor: float32 [heads].
+    """
     count = np.empty(query.shape[1], np.int32)
     for head in range(query.shape[0]):
-        threshold = count_all(mixer, query[head], count)
+        threshold = count_all(record, query[head], count)
         if not threshold > 0 or np.abs(count).sum() > MOST_CHARGE:
             return False
         factor[head] *= threshold

@@ -12,9 +12,13 @@ from torch import Tensor, nn
 
 from ...backends.cpu.backend import Cpu
 from ...backends.cpu.decoder import LAYER, Kind
+from ...backends.cpu.rule import fields_of
+from ...neuro import NO_RULE
+from ..layers.attention_interface import query_neuron, runs_on_counts
 from ..layers.graded_linear import GradedLinear
 from ..layers.spike_linear import SpikeLinear
 from .angles import Angles
+from .code_room import CodeRoom
 from .fits import STEADY_ROPE, Target, projections, why_not
 from .tables import HEAD_PARTS, Output, Tables
 
@@ -77,6 +81,11 @@ class CompiledDecoder:
             if hasattr(layer.self_attn, "q_norm"):
                 record["query_norm"] = layer.self_attn.q_norm.weight.data_ptr()
                 record["key_norm"] = layer.self_attn.k_norm.weight.data_ptr()
+        self._codes = CodeRoom() if runs_on_counts(model) else None
+        if self._codes is not None:
+            for record, layer in zip(self._layers, inner.layers, strict=True):
+                for name, value in fields_of(query_neuron(layer.self_attn).cpu_rule() or NO_RULE).items():
+                    record[name] = value
         self.tables = Tables(torch.get_num_threads())
         self._add_stages(model, config.num_attention_heads)
         self.copied = self.tables.copied
@@ -133,6 +142,10 @@ class CompiledDecoder:
             first = memory.data_ptr() + 2 * stride * np.arange(self.num_layers)
             self._layers["keys"], self._layers["values"] = first, first + stride
             self._layers["capacity"] = memory.shape[3]
+        if self._codes is not None and self._codes.follow(memory, length):
+            for name, part in (("codes", self._codes.codes), ("scales", self._codes.scales)):
+                found = self._codes.addresses(part, self.num_layers)
+                self._layers[f"key_{name}"], self._layers[f"value_{name}"] = found
         self._found = self.tables.run(self._angles.at(int(positions)), length)
 
     def finish(self) -> Tensor | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ...neuro import KernelRule, without_band
 from ..layers.attention_interface import runs_on_counts
 from ..layers.graded_linear import GradedLinear, fit_together, own_rows_of
+from ..layers.observing import query_observers
 from ..layers.spike_linear import SpikeLinear
 
 # Classes of transformers whose decoder layers are: norm, attention with rotary embedding, norm, SwiGLU.
@@ -66,8 +67,8 @@ def _obstacles(model: Any, target: Target) -> Iterator[str]:
         yield f"{type(model).__name__} is none of {', '.join(_MODELS)}"
         return
     config = model.config
-    if runs_on_counts(model):
-        yield "its attention runs on spike counts, which no decoder does yet"
+    if runs_on_counts(model) and target.device != "cpu":
+        yield "its attention runs on spike counts, which only the decoder on a CPU does"
     if config.hidden_act != "silu":
         yield f"its activation is {config.hidden_act}, not silu"
     kinds = getattr(config, "layer_types", None) or ["sliding_attention"]
@@ -87,6 +88,8 @@ def obstacles(model: Any, target: Target, blocks: Iterable[list[list[nn.Module]]
     for name, module in model.named_modules():
         if _has_hooks(module) or ("forward" in vars(module) and module is not model):
             yield f"{name or type(model).__name__} has hooks or a forward of its own"
+        if query_observers(module):
+            yield f"the queries of {name} are observed"
         if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
             yield f"{name} is a {type(module).__name__}"
         if isinstance(module, GradedLinear) and not fit_together(list(module.levels)):

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from llama_type import cache_of, cache_option, tokens_of
+from llama_type import cache_of, cache_option, plain_forward, tokens_of
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BloomConfig, BloomForCausalLM, StaticCache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -26,7 +26,9 @@ from spikebrain.energy import DigitalEnergy, PaperEnergy, SynopEnergy, count_ope
 from spikebrain.errors import InputError
 from spikebrain.jobs import SweepSettings, sweep
 from spikebrain.models import describe_decoding
+from spikebrain.models.decoding import kv_room
 from spikebrain.models.decoding.attach import decoder_of
+from spikebrain.models.decoding.compiled import CompiledDecoder
 from spikebrain.models.io import load, save
 from spikebrain.models.layers.attention_interface import (
     COUNTS,
@@ -35,6 +37,7 @@ from spikebrain.models.layers.attention_interface import (
     set_counts,
     unset_counts,
 )
+from spikebrain.models.layers.observing import observing_queries
 from spikebrain.models.spikingbrain import LayerPlan, SpikingBrainForCausalLM, attend_counted, swa, tiny_7b
 from spikebrain.models.spikingbrain.attention import Attention, Context
 from spikebrain.models.spikingbrain.int8 import rounded_to_int8
@@ -341,20 +344,81 @@ def test_no_decoder_passes_it_over(changed_after):
     spiking = to_spiking(model, SpikeSettings() if changed_after else COUNTED)
     ids = torch.randint(3, 97, (1, 6))
     if changed_after:
-        assert decoder_of(spiking) is not None
         tokens_of(spiking, ids, 4)
         set_counts(spiking)
-    assert decoder_of(spiking) is None
-    assert describe_decoding(spiking) == (
-        "Decoding layer by layer in PyTorch: its attention runs on spike counts, which no decoder does yet."
-    )
-    whole, cache = spiking(ids, use_cache=True), None
-    cache = cache_of(whole)
+    decoder = decoder_of(spiking)
+    assert decoder is not None
+    assert describe_decoding(spiking).startswith("Decoding one text by the compiled decoder")
+    cache = cache_of(spiking(ids, use_cache=True))
     step = spiking(torch.tensor([[7]]), use_cache=True, **cache_option(cache)).logits
     expected = spiking(torch.cat([ids, torch.tensor([[7]])], 1)).logits[:, -1:]
     torch.testing.assert_close(step, expected, atol=1e-5, rtol=1e-5)
     unset_counts(spiking)
-    assert decoder_of(spiking) is not None
+    assert decoder_of(spiking) not in (None, decoder)
+
+
+def steps(spiking, run, ids, cache, num_tokens):
+    """Return the logits of tokens one by one."""
+    found = []
+    for token in ids[0, :num_tokens]:
+        output = run(spiking, input_ids=token[None, None], use_cache=True, **cache_option(cache))
+        found.append(output.logits)
+    return torch.cat(found, 1)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
+@torch.inference_mode()
+def test_the_compiled_decoder_does_it_too(kind, monkeypatch):
+    """Past the spare rows, after a crop, and after a write to the cache: always as the layers one by one."""
+    monkeypatch.setattr(kv_room, "SPARE_ROWS", 3)
+    with torch.inference_mode(False):
+        spiking = to_spiking(tiny(kind, sliding_window=None), COUNTED)
+    ids = torch.randint(3, 97, (1, 30))
+    ours, theirs = (cache_of(plain_forward(spiking, input_ids=ids[:, :4], use_cache=True)) for _ in range(2))
+    decoded = []
+    finish = CompiledDecoder.finish
+    monkeypatch.setattr(CompiledDecoder, "finish", lambda self: decoded.append(found := finish(self)) or found)
+
+    def same(num_tokens):
+        decoded.clear()
+        found = steps(spiking, type(spiking).__call__, ids, ours, num_tokens)
+        expected = steps(spiking, plain_forward, ids, theirs, num_tokens)
+        torch.testing.assert_close(found, expected, atol=2e-4, rtol=2e-4)
+        assert len(decoded) == num_tokens
+        assert all(logits is not None for logits in decoded)
+
+    same(20)
+    for cache in (ours, theirs):
+        cache.crop(-15)  # 24 rows
+    same(3)
+    for cache in (ours, theirs):
+        cache.layers[1].keys[:, :, 2].neg_()
+        cache.layers[0].values[:, 0, 5] = 0.7
+    same(3)
+
+
+@torch.inference_mode()
+def test_a_count_that_does_not_fit_takes_the_plain_steps():
+    with torch.inference_mode(False):
+        spiking = to_spiking(tiny("qwen3"), SpikeSettings(attention="counts", neuron=AdaptiveThreshold(4.0)))
+    ids = torch.randint(3, 97, (1, 5))
+    cache = cache_of(spiking(ids, use_cache=True))
+    decoder = decoder_of(spiking)
+    decoder._layers["most_charge"] = 0  # no count of a query fits
+    step = spiking(torch.tensor([[7]]), use_cache=True, **cache_option(cache)).logits
+    expected = spiking(torch.cat([ids, torch.tensor([[7]])], 1)).logits[:, -1:]
+    torch.testing.assert_close(step, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_observed_queries_are_not_passed_over():
+    with torch.inference_mode(False):
+        spiking = to_spiking(tiny(), COUNTED)
+    seen, modules = [], attention_modules(spiking)
+    cache = cache_of(spiking(torch.randint(3, 97, (1, 5)), use_cache=True))
+    with observing_queries([(module, lambda *found: seen.append(found)) for module in modules.values()]):
+        spiking(torch.tensor([[7]]), use_cache=True, **cache_option(cache))
+    assert len(seen) == len(modules)
 
 
 class Mixer(nn.Module):
