@@ -27,7 +27,7 @@ from . import tiles
 from .attention import attend
 from .decoder_parts import exp_all, rms_norm, rotate, silu_product
 from .digits import room_for_digits
-from .hybrid import MIXER, count_queries, mix, quantize
+from .hybrid import MIXER, count_queries, mix, write_codes
 from .memory import at, look, record_of, take, wait_for
 from .projection import LISTED, PROJECTION, count_input, project
 from .rule import RULE
@@ -244,12 +244,8 @@ def _attend(task, layer, key_head):  # pragma: no cover - compiled
         rows = key_head * layer.capacity
         keys, values = layer.key_codes + rows * dim, layer.value_codes + rows * dim
         key_scales, value_scales = layer.key_scales + 4 * rows, layer.value_scales + 4 * rows
-        number = task.num_cached
-        value = projected[heads + key_heads + key_head]
-        key_scale = quantize(turned[group], carray(at(keys + number * dim, numba.int8), dim))
-        value_scale = quantize(value, carray(at(values + number * dim, numba.int8), dim))
-        carray(at(key_scales, numba.float32), number + 1)[number] = key_scale
-        carray(at(value_scales, numba.float32), number + 1)[number] = value_scale
+        write_codes(turned[group], keys, key_scales, task.num_cached)
+        write_codes(projected[heads + key_heads + key_head], values, value_scales, task.num_cached)
         if not count_queries(layer, turned[:group], factor):
             return False
     attend(turned[:group], factor, keys, key_scales, values, value_scales, task.num_cached + 1, dim, attended)

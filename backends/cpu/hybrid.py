@@ -163,10 +163,8 @@ def _attend(task, mixer, key_head, query, key, value, scaling, out):  # pragma: 
     else:
         keys, values = mixer.keys + rows * dim, mixer.values + rows * dim
         key_scales, value_scales = mixer.key_scales + 4 * rows, mixer.value_scales + 4 * rows
-        key_scale = quantize(turned[-1], carray(at(keys + row * dim, numba.int8), dim))
-        value_scale = quantize(value, carray(at(values + row * dim, numba.int8), dim))
-        carray(at(key_scales, numba.float32), row + 1)[row] = key_scale
-        carray(at(value_scales, numba.float32), row + 1)[row] = value_scale
+        write_codes(turned[-1], keys, key_scales, row)
+        write_codes(value, values, value_scales, row)
         if not count_queries(mixer, turned[:-1], factor):
             return False
     attend(turned[:-1], factor, keys, key_scales, values, value_scales, mixer.num_visible, dim, out)
@@ -190,6 +188,14 @@ def count_queries(record, query, factor):  # pragma: no cover - compiled
         factor[head] *= threshold
         query[head] = count
     return True
+
+
+@compiled
+def write_codes(x, codes, scales, row):  # pragma: no cover - compiled
+    """Write the codes of a key or value to a row of a head's codes, and their scale; both are addresses."""
+    dim = x.shape[0]
+    scale = quantize(x, carray(at(codes + row * dim, numba.int8), dim))
+    carray(at(scales, numba.float32), row + 1)[row] = scale
 
 
 @compiled(error_model="numpy")
