@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -223,12 +224,24 @@ class _Common:
             passes, but where one ended early.
         taken: how many belong to recordings.
         pool: of the memory between the kernels of a recording.
-        side: stream on which recordings are made.
     """
 
     def __init__(self, device: torch.device) -> None:
         self.flags = torch.zeros(_FLAGS, dtype=torch.int32, device=device)
-        self.taken, self.pool, self.side = 0, torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+        self.taken, self.pool, self._side = 0, torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
+        # PyTorch takes no graph into a pool whose graphs are all gone, so one stays.
+        self._first = self.recorded(self.flags.zero_)
+
+    def recorded(self, launch: Callable[[], object]) -> Any:
+        """Return what a function launches, as a CUDA graph."""
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.flags.device)
+        self._side.wait_stream(current)
+        with torch.cuda.stream(self._side):
+            graph.capture_begin(self.pool, capture_error_mode="thread_local")
+            launch()
+            graph.capture_end()
+        current.wait_stream(self._side)
+        return graph
 
     @classmethod
     def of_thread(cls, device: torch.device, number: int) -> _Common:
@@ -273,13 +286,7 @@ class _Recording:
         failed = dict(zip(rules, self._failed.view(len(rules), -1), strict=True))
         plans = list(self._plans(layers, failed, num_tokens))
         self._launch(plans)  # compiles what was not compiled yet
-        self._graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(x.device)
-        common.side.wait_stream(current)
-        with torch.cuda.stream(common.side):
-            self._graph.capture_begin(common.pool, capture_error_mode="thread_local")
-            self._launch(plans)
-            self._graph.capture_end()
-        current.wait_stream(common.side)
+        self._graph = common.recorded(partial(self._launch, plans))
         self._memory = [_same_memory(tensor) for tensor in _tensors_in(plans)]
         self._lends, self._num_owners = all(layer.lends for layer, _ in layers), 0
         self._storage = self._y.untyped_storage()

@@ -32,8 +32,12 @@ class Graph:
     """Launches again what it captured, as a CUDA graph does."""
 
     capturing = None
+    in_pool = {}
 
     def capture_begin(self, pool, **_):
+        graphs = Graph.in_pool.get(pool)
+        assert graphs is None or len(graphs), "a pool that all graphs have left takes no other one"
+        Graph.in_pool.setdefault(pool, weakref.WeakSet()).add(self)
         Graph.capturing = self
 
     def capture_end(self):
