@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import spikebrain as sb
-from spikebrain.models.training import sample_from, writer_of
+from spikebrain.models.training import WrittenText, sample_from, writer_of
 
 
 @torch.no_grad()
@@ -33,6 +33,46 @@ def perplexity(model: Any, ids: Tensor, window: int, batch_tokens: int) -> float
             count += len(targets)
     model.train(was_training)
     return float((total / count).exp())
+
+
+class LongText(WrittenText):
+    """Texts longer than a model writes well: every other one is a part of a book, from a place drawn at random.
+
+    The others are pieces that the teacher wrote, one after the other, where a part of the first half comes again in the
+    second half.
+
+    Args:
+        teacher: as of `WrittenText`.
+        books: token ids.
+        piece: tokens of what the teacher writes at a time.
+    """
+
+    def __init__(self, teacher: Any, books: Tensor, piece: int, **options: Any) -> None:
+        super().__init__(teacher, **options)
+        self._books, self._piece = books, piece
+
+    def batch(self, stage: int, context: int, first: int, num_texts: int) -> Tensor:
+        num_pieces = context // self._piece
+        pieces = super().batch(stage, self._piece, first * num_pieces, num_texts * num_pieces)
+        texts = pieces.view(num_texts, context).clone()
+        self.seconds_per_text[context] = num_pieces * self.seconds_per_text[self._piece]
+        for number, text in enumerate(texts, first):
+            chance = torch.Generator().manual_seed(self.seed * 1_000_000 + number)
+
+            def drawn(most: int, chance: torch.Generator = chance) -> int:
+                return int(torch.randint(most, (1,), generator=chance))
+
+            if number % 2:
+                place = drawn(len(self._books) - context)
+                text[:] = self._books[place : place + context]
+            else:
+                size = 1 + drawn(context // 8)
+                source, target = drawn(context // 2 - size), context // 2 + drawn(context // 2 - size)
+                text[target : target + size] = text[source : source + size].clone()
+        return texts
+
+    def identity(self) -> str:
+        return f"{super().identity()}, joined to long texts, every other one from books"
 
 
 def written_by(teacher: Any, options: argparse.Namespace) -> Tensor:

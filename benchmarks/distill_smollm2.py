@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from distill_parts import calibration_rows, load_teacher, perplexity, test_of, texts_of, written_by
+from distill_parts import LongText, calibration_rows, load_teacher, perplexity, test_of, texts_of, written_by
 from distill_plot import plot_curves
 from safetensors.torch import load_file, save_file
 from timing import environment
@@ -52,16 +52,16 @@ STAGES: dict[str, tuple[tuple[str, float, int, float, str | None], ...]] = {
         ("logits", 0.15, 1024, 0.15, None),
         ("logits", 0.25, 1024, 0.1, "as-described"),
     ),
-    # Texts that grow to what SmolLM2 was trained on.
+    # Texts that grow to what SmolLM2 was trained on; spikes before the longest ones, whose scores would take 100 GB.
     "long": (
         ("attention", 0.05, 512, 1.0, None),
         ("logits", 0.40, 512, 0.15, None),
-        ("logits", 0.15, 2048, 0.1, None),
-        ("logits", 0.15, 8192, 0.05, None),
-        ("logits", 0.25, 1024, 0.1, "as-described"),
+        ("logits", 0.12, 2048, 0.1, None),
+        ("logits", 0.18, 2048, 0.1, "as-described"),
+        ("logits", 0.25, 8192, 0.05, None),
     ),
 }
-# Texts longer than this are the books': the teacher does not keep to a subject for so long.
+# Texts longer than this are put together (`LongText`): the teacher does not keep to a subject for so long.
 WRITTEN = 2048
 # Number of perplexity measurements on the watched tokens per stage.
 LOOKS = 6
@@ -168,15 +168,21 @@ class Run:
 
     def train(self, number: int) -> bool:
         """Train a stage for its share of the time, and return whether it is finished."""
-        objective, share, context, _, spiking = self.plan[number]
+        objective, share, _, _, spiking = self.plan[number]
         if spiking is not None and self.plan[number - 1][-1] is None:
             self.figure("trained", lambda: self.student)
             self.figure("trained, spiking", lambda: sb.to_spiking(self.student))
         settings = settings_of(self.plan[number], self.options, self.device)
         tokens: Any = self.tokens
-        if self.options.fresh and context <= WRITTEN:
-            at_once = max(self.options.sample_batch * 512 // context, 1)  # so that keys and values fit
-            tokens = WrittenText(self.teacher, at_once=at_once, seed=10 * self.options.seed + number)
+        if self.options.fresh:
+            context = settings.stages[0].context
+            written = min(context, WRITTEN)
+            at_once = max(self.options.sample_batch * 512 // written, 1)  # so that keys and values fit
+            how: Any = {"at_once": at_once, "seed": 10 * self.options.seed + number}
+            if context > WRITTEN:
+                tokens = LongText(self.teacher, self.books, WRITTEN, **how)
+            else:
+                tokens = WrittenText(self.teacher, **how)
         if number == len(self.stages):
             settings = fit_steps(self.student, self.teacher, tokens, settings, self.left, (share,))
             name = objective if spiking is None else f"{objective}, spikes"
@@ -216,6 +222,9 @@ class Run:
 
     def write(self) -> None:
         options = self.options
+        if options.save:
+            set_settings(self.student, self.student.settings.replace(kernel="auto", chunk_size=16))
+            save(self.student, options.save, self.tokenizer)
         content = {
             "environment": environment(),
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "CPU",
@@ -234,9 +243,6 @@ class Run:
         (options.out / "result.json").write_text(json.dumps(content, indent=1) + "\n")
         (options.out / "losses.json").write_text(json.dumps(self.losses) + "\n")
         plot_curves(content, self.losses, self.measure(self.teacher, options.watched), options.out / "curve.png")
-        if options.save:
-            set_settings(self.student, self.student.settings.replace(kernel="auto", chunk_size=16))
-            save(self.student, options.save, self.tokenizer)
 
 
 def settings_of(

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+import spikebrain as sb
+
 
 @dataclass
 class Timing:
@@ -87,13 +89,13 @@ class Clock:
 def environment() -> dict[str, Any]:
     """Return the conditions that timings depend on besides the code."""
     model = next((line.split(":")[1].strip() for line in _cpu_info() if line.startswith("model name")), "unknown")
-    packages = ("spikebrain", "torch", "numba", "numpy")
     return {
         "cpu": model,
         "num_cpus": os.cpu_count(),
         "num_threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        **{package: version(package) for package in packages},
+        "spikebrain": sb.__version__,
+        **{package: version(package) for package in ("torch", "numba", "numpy")},
     }
 
 
