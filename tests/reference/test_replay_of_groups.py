@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import weakref
+from typing import ClassVar
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ class Graph:
     """Launches again what it captured, as a CUDA graph does."""
 
     capturing = None
-    in_pool = {}
+    in_pool: ClassVar = {}
 
     def capture_begin(self, pool, **_):
         graphs = Graph.in_pool.get(pool)
