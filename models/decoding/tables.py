@@ -206,6 +206,7 @@ class Tables:
         if size == 0 or size % 32 != 0 or num_inputs % size != 0:
             return
         integers, scale = stored.weight.contiguous(), stored.scale.contiguous()
+        assert (integers.dtype, scale.dtype) == (torch.int8, torch.float32)  # their memory is read as such
         record["rows"], record["scale"], record["block"] = integers.data_ptr(), scale.data_ptr(), size
         self._kept += [integers, scale]
         self.copied.append(module.weight)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -110,4 +111,4 @@ def rounded_before(weight: Tensor) -> QuantizedWeight | None:
         found = rounded_to(8, part, _GROUP)
         if not torch.equal(dequantize(found.weight, found.scale, None, _GROUP).to(part.dtype), part):
             return None
-    return found
+    return replace(found, weight=found.weight.to(torch.int8))

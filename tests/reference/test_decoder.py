@@ -176,6 +176,15 @@ class InMemory(StoredWeight):
         return self.found
 
 
+def check_next_token(model):
+    """Compare the decoder's logits with those of the model's own code."""
+    options = cache_option(cache_of(model(torch.tensor([[1, 2]]), use_cache=True)))
+    theirs = cache_option(copy.deepcopy(next(iter(options.values()))))
+    logits = model(input_ids=torch.tensor([[3]]), **options).logits
+    expected = plain_forward(model, input_ids=torch.tensor([[3]]), **theirs).logits
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
 @pytest.mark.parametrize("group_size", [32, 64, None])
 @torch.inference_mode()
 def test_a_dense_layer_is_read_as_its_file_has_it(group_size):
@@ -185,12 +194,8 @@ def test_a_dense_layer_is_read_as_its_file_has_it(group_size):
         found = QuantizedWeight(integers, torch.rand(300, 64 // (group_size or 64)), None, group_size, 8)
         model.lm_head.weight.data = dequantize(found.weight, found.scale, None, group_size)
     note_stored(model.lm_head, InMemory(found))
-    options = cache_option(cache_of(model(torch.tensor([[1, 2]]), use_cache=True)))
-    theirs = cache_option(copy.deepcopy(next(iter(options.values()))))
-    logits = model(input_ids=torch.tensor([[3]]), **options).logits
+    check_next_token(model)
     assert (decoder_of(model).tables.projections[-1]["scale"] != 0) == (group_size is not None)
-    expected = plain_forward(model, input_ids=torch.tensor([[3]]), **theirs).logits
-    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
     model.lm_head.weight[0, 0] += 0.001  # no longer what the file has
     assert decoder_of(model).tables.projections[-1]["scale"] == 0
 
@@ -205,6 +210,7 @@ def test_a_dense_layer_that_was_rounded_before_is_read_as_integers():
     record = decoder_of(model).tables.projections[-1]
     assert record["scale"] != 0
     assert record["block"] == 32
+    check_next_token(model)
     model.lm_head.weight[299, 63] += 1e-6
     assert decoder_of(model).tables.projections[-1]["scale"] == 0
 
