@@ -1,4 +1,4 @@
-"""A SpikingBrain model writes text, and says how fast, with how much state and how many spikes."""
+"""A model writes text, and says how fast, with how much state and how many spikes."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import TextStreamer
 
 from ..analysis.stats import spike_statistics
 from ..backends import device_of
 from ..errors import InputError
+from ..models.decoding import describe_decoding
+from ..models.io import load
 from ..models.recording import record
 from ..models.spikingbrain import SpikingBrainCache, SpikingBrainForCausalLM, sequence_prefill
 from .given import refuse, usual
-from .inputs import is_spiking, load_spikingbrain, read_text
+from .inputs import is_spiking, positions_of, read_text, require_tokenizer
 from .progress import SILENT, Progress
 from .ranks import processes
+from .writing import Pieces, check_room, write_by_transformers, write_tokens
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class GenerateSettings:
     """What to write.
 
     Attributes:
-        model: folder of a SpikingBrain model.
+        model: anything that `load` takes; it runs as it is, on spikes or in floating point.
         prompt: text to go on from; None for that of `prompt_file`.
         max_new_tokens: most tokens to write.
         temperature: of the distribution that tokens are drawn from; 0 takes the most likely one.
@@ -38,7 +40,7 @@ class GenerateSettings:
         prompt_file: a UTF-8 file with the text to go on from, instead of `prompt`.
     """
 
-    model: Path
+    model: str | Path
     prompt: str | None = None
     max_new_tokens: int = 64
     temperature: float = 0.0
@@ -86,9 +88,10 @@ class Generated:
         ids: token ids of prompt and new text, int64 [tokens], on the CPU.
         num_new_tokens: tokens that were written.
         seconds: time from the prompt to the last token.
-        cache_bytes: size of the model's state after the text.
+        cache_bytes: size of the model's state after the text, such as its keys and values.
         spikes: of a pass over the whole text; None for a model without spikes, and where several processes read it.
         is_spiking: whether the model spikes.
+        is_spikingbrain: whether it is a SpikingBrain model; else it is one of transformers.
     """
 
     text: str
@@ -98,6 +101,7 @@ class Generated:
     cache_bytes: int
     spikes: SpikesWritten | None
     is_spiking: bool = False
+    is_spikingbrain: bool = True
 
 
 def generate(
@@ -114,12 +118,17 @@ def generate(
     """
     where = device_of(settings.device)
     model, tokenizer, ids = _prepared(settings, where, progress)
-    if where == "cuda":
-        # The first call of a shape compiles kernels and times their launch settings, which is not the model's speed.
-        progress.say("Preparing kernels for this GPU, which takes up to minutes the first time")
-        write_tokens(model, ids, 2, temperature=settings.temperature, seed=usual(settings.seed, 0))
+    if not isinstance(model, SpikingBrainForCausalLM):
+        check_room(model, ids.shape[1], settings.max_new_tokens, positions_of(model))
+    on_spikes = is_spiking(model)
+    progress.say(describe_decoding(model) if on_spikes else "Decoding in floating point: the model has no spikes.")
+    if where == "cuda" or on_spikes:
+        # The first call of a shape compiles kernels, and on a GPU times their launch settings: not the model's speed.
+        progress.say("Preparing kernels for this machine, which takes up to minutes the first time")
+        some = ids if where == "cuda" else ids[:, :2]
+        _writer_of(model)(model, some, 2, temperature=settings.temperature, seed=usual(settings.seed, 0))
     found = _write(settings, model, tokenizer, ids, write)
-    return replace(found, spikes=_count_spikes(model, found.ids[None].to(where)) if found.is_spiking else None)
+    return replace(found, spikes=_count_spikes(model, found.ids[None].to(where)) if on_spikes else None)
 
 
 def generate_in_parallel(
@@ -141,6 +150,11 @@ def generate_in_parallel(
     where = device_of(settings.device)
     with processes(where) as (rank, size):
         model, tokenizer, ids = _prepared(settings, where, progress)
+        if not isinstance(model, SpikingBrainForCausalLM):
+            raise InputError(
+                f"{settings.model}: expected a SpikingBrain model, as which several processes can read a text, got "
+                f"{type(model).__name__}. spikebrain convert makes one; a single process writes with any model."
+            )
         rest = ids.shape[1] % size
         if ids.shape[1] < size:
             raise InputError(
@@ -171,17 +185,21 @@ def _prepared(settings: GenerateSettings, where: str, progress: Progress) -> tup
     text = settings.prompt
     if text is None:
         text, _ = read_text(settings.prompt_file, "prompt_file")
-    model, tokenizer, _ = load_spikingbrain(settings.model, progress)
-    model: Any = model.to(where)
+    loaded = load(settings.model, say=progress.say, bar=progress.bar)
+    tokenizer = require_tokenizer(loaded.tokenizer, loaded.source)
     ids = torch.tensor([tokenizer.encode(text)], dtype=torch.int64, device=where)
     if ids.shape[1] == 0:
         raise InputError(f"{_name_of_prompt(settings)}: expected at least one token, got none. Give a text.")
-    return model, tokenizer, ids
+    return loaded.model.to(where), tokenizer, ids
+
+
+def _writer_of(model: Any) -> Callable[..., tuple[int, Tensor]]:
+    return write_tokens if isinstance(model, SpikingBrainForCausalLM) else write_by_transformers
 
 
 def _write(
     settings: GenerateSettings,
-    model: SpikingBrainForCausalLM,
+    model: Any,
     tokenizer: Any,
     ids: Tensor,
     write: Callable[[str], None],
@@ -189,17 +207,17 @@ def _write(
     state: tuple[SpikingBrainCache, Tensor, Tensor] | None = None,
 ) -> Generated:
     """Write after a prompt, [1, L], which a state may have read already; `start` is when its reading began."""
-    streamer = _Pieces(tokenizer, write, skip_prompt=settings.prompt is None)
+    streamer = Pieces(tokenizer, write, skip_prompt=settings.prompt is None)
     streamer.put(ids.cpu())
     start = time.perf_counter() if start is None else start
-    cache, written = write_tokens(
+    cache_bytes, written = _writer_of(model)(
         model,
         ids,
         settings.max_new_tokens,
         temperature=settings.temperature,
         seed=usual(settings.seed, 0),
         done=lambda token: streamer.put(token.cpu()),
-        state=state,
+        **({} if state is None else {"state": state}),
     )
     seconds = time.perf_counter() - start
     streamer.end()
@@ -208,74 +226,15 @@ def _write(
         ids=written[0].cpu(),
         num_new_tokens=written.shape[1] - ids.shape[1],
         seconds=seconds,
-        cache_bytes=cache.num_bytes,
+        cache_bytes=cache_bytes,
         spikes=None,
         is_spiking=is_spiking(model),
+        is_spikingbrain=isinstance(model, SpikingBrainForCausalLM),
     )
 
 
 @torch.inference_mode()
-def write_tokens(
-    model: SpikingBrainForCausalLM,
-    ids: Tensor,
-    limit: int,
-    *,
-    temperature: float = 0.0,
-    seed: int = 0,
-    done: Callable[[Tensor], None] = lambda token: None,
-    state: tuple[SpikingBrainCache, Tensor, Tensor] | None = None,
-) -> tuple[SpikingBrainCache, Tensor]:
-    """Write tokens after a prompt, up to one that ends the text.
-
-    Args:
-        model: writes.
-        ids: token ids of the prompt, [1, L].
-        limit: most tokens to write.
-        temperature: as of `GenerateSettings`.
-        seed: as of `GenerateSettings`.
-        done: called with each new token, [1], but for one that ends the text.
-        state: the state after a part of the prompt, the logits there, [1, 1, V], and the rest of it, [1, L]; None if
-            nothing was read.
-    Returns:
-        The state after the text, and the ids of prompt and text, [1, L].
-    """
-    ends = model.generation_config.eos_token_id if model.generation_config else None
-    ends = [ends] if isinstance(ends, int) else list(ends or [])
-    cache, found, new = (SpikingBrainCache(model.settings), None, ids) if state is None else state
-    generator = torch.Generator(ids.device).manual_seed(seed)
-    for _ in range(limit):
-        if new.shape[1]:
-            found = model(new, cache=cache, logits_to_keep=1).logits
-        assert found is not None
-        logits = found[:, -1].float()
-        if temperature == 0:
-            new = logits.argmax(-1, keepdim=True)
-        else:
-            # At most 0, and float64, so that however low a temperature leaves the most likely token.
-            below = (logits - logits.amax(-1, keepdim=True)).double()
-            new = torch.multinomial((below / temperature).softmax(-1), 1, generator=generator)
-        ids = torch.cat([ids, new], 1)
-        if int(new) in ends:
-            break
-        done(new[0])
-    return cache, ids
-
-
-class _Pieces(TextStreamer):
-    """Gives text to a function instead of printing it."""
-
-    def __init__(self, tokenizer: Any, write: Callable[[str], None], *, skip_prompt: bool) -> None:
-        super().__init__(tokenizer, skip_prompt=skip_prompt)
-        self._write = write
-
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Hand on a piece of text."""
-        if text:
-            self._write(text)
-
-
-@torch.inference_mode()
-def _count_spikes(model: SpikingBrainForCausalLM, ids: Tensor) -> SpikesWritten:
+def _count_spikes(model: Any, ids: Tensor) -> SpikesWritten:
     """Run the text again, in a pass of its own, since counting takes time."""
     with record(model) as recording:
         model(ids, use_cache=False)

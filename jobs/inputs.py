@@ -364,21 +364,3 @@ def give_experts_cores(model: Any, progress: Progress) -> None:
     if isinstance(model, SpikingBrainForCausalLM) and model.settings.equal_experts:
         progress.say("All experts of a layer are one set of weights: each gets a copy, on cores of its own.")
         unshare_experts(model)
-
-
-class SpikingBrain(NamedTuple):
-    """A SpikingBrain model, its tokenizer, and the folder that it is from."""
-
-    model: SpikingBrainForCausalLM
-    tokenizer: Any
-    source: str
-
-
-def load_spikingbrain(path: Path, progress: Progress = SILENT) -> SpikingBrain:
-    """Load a SpikingBrain model; raise an InputError if it is another or has no tokenizer."""
-    model, tokenizer, source = load(path, say=progress.say, bar=progress.bar)
-    if not isinstance(model, SpikingBrainForCausalLM):
-        raise InputError(
-            f"{source}: expected a SpikingBrain model, got {type(model).__name__}. spikebrain convert makes one."
-        )
-    return SpikingBrain(model, require_tokenizer(tokenizer, source), source)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ...paths import model_name
 from ..answer import Answer
 from ..complete import models
 from ..options import Device, seed_for
@@ -20,8 +21,13 @@ PANEL = CHANGE
 def generate(
     screen: Screen,
     model: Annotated[
-        Path,
-        typer.Argument(help="Folder of a SpikingBrain model.", autocompletion=models, rich_help_panel=INPUT),
+        str,
+        typer.Argument(
+            help="The model, in any form that `spikebrain report` takes; it runs as it is, on spikes or in floating "
+            "point.",
+            autocompletion=models,
+            rich_help_panel=INPUT,
+        ),
     ],
     prompt: Annotated[str | None, typer.Argument(help="Text to go on from.", rich_help_panel=INPUT)] = None,
     prompt_file: Annotated[
@@ -59,7 +65,11 @@ def generate(
     )
     if spikes is not None:
         figure += f" and {spikes.per_channel:.3f} spikes per channel and token"
-    to_spiking = ("--spiking", "as-described", "--out", unused(Path(f"{model}-spiking")))
+    on_spikes = unused(Path(model).with_name(f"{model_name(model)}-spiking"))
+    if found.is_spikingbrain:
+        to_spiking = ("convert", model, "--spiking", "as-described", "--out", on_spikes)
+    else:
+        to_spiking = ("export", model, "--out", on_spikes)
     return Answer(
         (prompt or "") + found.text if screen.quiet else f"{figure}.",
         {
@@ -72,6 +82,6 @@ def generate(
             "cache_bytes": found.cache_bytes,
             "spikes": None if spikes is None else spikes._asdict(),
         },
-        next=("spikebrain", "report", model) if found.is_spiking else ("spikebrain", "convert", model, *to_spiking),
+        next=("spikebrain", *(("report", model) if found.is_spiking else to_spiking)),
         why="its accuracy, spikes and energy" if found.is_spiking else "the same model on spikes",
     )

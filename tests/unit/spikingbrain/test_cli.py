@@ -18,6 +18,8 @@ def test_from_transformer_to_text(run, model_folder, text, tmp_path):
     code, out, err = run("convert", model_folder, "--out", ours, "--window", 16, "--calibrate", text)
     assert code == 0, err
     assert "2 layers" in out
+    assert "Beyond 16 tokens the windows lose the first token" in err
+    assert "--num-sinks 1 keeps a token for it." in err
     model = load(ours).model
     assert isinstance(model, SpikingBrainForCausalLM)
     assert [str(plan) for plan in model.settings.layers] == ["gla", "swa"]
@@ -127,7 +129,7 @@ def test_errors_are_one_message_and_exit_code_2(run, model_folder, text, tmp_pat
         (("convert", model_folder, "--spiking", "often", *out), "--spiking: expected none"),
         (("convert", model_folder, "--layout", "gla", *out), "expected 2 plans"),
         (("convert", model_folder, "--calibrate", tmp_path / "no.txt", *out), "no.txt: cannot be read: No such file"),
-        (("generate", model_folder, "a"), "expected a SpikingBrain model, got LlamaForCausalLM"),
+        (("generate", model_folder, "a", "--max-new-tokens", 64), "fits the 64 positions of the LlamaForCausalLM, got"),
         (("generate", tmp_path / "none", "a"), "no such file or folder"),
         (("distill", model_folder, ours, "--text", text, "--minutes", 0, *out), "--minutes: expected a finite number"),
         (
