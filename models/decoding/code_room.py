@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,39 +12,32 @@ from ..spikingbrain.int8 import quantize_tokens
 class CodeRoom:
     """Codes and scales for the rows of one memory of keys and values; they follow from the rows, so nobody saves them.
 
+    Args:
+        memory: see `KvRoom`.
+
     Attributes:
         codes: int8, of the memory's shape.
         scales: float32 [layers * 2, 1, key heads, rows].
     """
 
-    def __init__(self) -> None:
-        self.codes, self.scales = torch.empty(0, dtype=torch.int8), torch.empty(0)
-        self._memory: weakref.ref[Tensor] | None = None
-        self._version = self._num_rows = 0
+    def __init__(self, memory: Tensor) -> None:
+        self.codes, self.scales = torch.empty(memory.shape, dtype=torch.int8), torch.empty(memory.shape[:-1])
+        self._version, self._num_rows = memory._version, 0
 
-    def follow(self, memory: Tensor, length: int) -> bool:
-        """Have codes of the first `length` rows of a memory, whose next row a compiled decoder fills, and its codes.
+    def follow(self, memory: Tensor, length: int) -> None:
+        """Have codes of the first `length` rows of the memory, whose next row a compiled decoder fills, and its codes.
 
         Args:
-            memory: see `KvRoom`.
+            memory: the same as before.
             length: rows that are filled.
-        Returns:
-            Whether codes and scales lie elsewhere now.
         """
-        known = None if self._memory is None else self._memory()
-        moved = known is not memory
-        if moved:
-            self._memory = weakref.ref(memory)
-            self.codes = torch.empty(memory.shape, dtype=torch.int8)
-            self.scales = torch.empty(memory.shape[:-1])
-        if moved or self._version != memory._version:  # also after a write to a cache, whose tensors are its views
+        if self._version != memory._version:  # also after a write to a cache, whose tensors are its views
             self._version, self._num_rows = memory._version, 0
         if self._num_rows < length:
             rows = slice(self._num_rows, length)
             codes, scales = quantize_tokens(memory[..., rows, :])
             self.codes[..., rows, :], self.scales[..., rows] = codes, scales.squeeze(-1)
         self._num_rows = length + 1
-        return moved
 
     def addresses(self, part: Tensor, num_layers: int) -> tuple[np.ndarray, np.ndarray]:
         """Return where codes or scales of the keys of each layer lie, and where those of the values."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ...backends.cpu.backend import Cpu
 from ...backends.cpu.decoder import LAYER, Kind
@@ -72,6 +73,7 @@ class CompiledDecoder:
         self.num_key_heads = config.num_key_value_heads
         self._found: Tensor | None = None
         self._memory_of_cache: weakref.ref[Tensor] | None = None
+        self._codes: CodeRoom | None = None  # of that memory
         rotary, like = inner.rotary_emb, inner.norm.weight
         steady = getattr(rotary, "rope_type", None) in STEADY_ROPE
         self._angles = Angles(lambda positions: rotary(like, positions), steady=steady)
@@ -81,8 +83,9 @@ class CompiledDecoder:
             if hasattr(layer.self_attn, "q_norm"):
                 record["query_norm"] = layer.self_attn.q_norm.weight.data_ptr()
                 record["key_norm"] = layer.self_attn.k_norm.weight.data_ptr()
-        self._codes = CodeRoom() if runs_on_counts(model) else None
-        if self._codes is not None:
+        # The codes of each memory of keys and values, which go with it; None if attention is on floats.
+        self._codes_of = WeakTensorKeyDictionary() if runs_on_counts(model) else None
+        if self._codes_of is not None:
             for record, layer in zip(self._layers, inner.layers, strict=True):
                 for name, value in fields_of(query_neuron(layer.self_attn).cpu_rule() or NO_RULE).items():
                     record[name] = value
@@ -142,10 +145,14 @@ class CompiledDecoder:
             first = memory.data_ptr() + 2 * stride * np.arange(self.num_layers)
             self._layers["keys"], self._layers["values"] = first, first + stride
             self._layers["capacity"] = memory.shape[3]
-        if self._codes is not None and self._codes.follow(memory, length):
-            for name, part in (("codes", self._codes.codes), ("scales", self._codes.scales)):
-                found = self._codes.addresses(part, self.num_layers)
-                self._layers[f"key_{name}"], self._layers[f"value_{name}"] = found
+            if self._codes_of is not None:
+                codes = self._codes = self._codes_of.get(memory) or CodeRoom(memory)
+                self._codes_of[memory] = codes
+                for name, part in (("codes", codes.codes), ("scales", codes.scales)):
+                    found = codes.addresses(part, self.num_layers)
+                    self._layers[f"key_{name}"], self._layers[f"value_{name}"] = found
+        if self._codes is not None:
+            self._codes.follow(memory, length)
         self._found = self.tables.run(self._angles.at(int(positions)), length)
 
     def finish(self) -> Tensor | None:

@@ -1,6 +1,7 @@
 """Softmax attention of Transformers on spike counts and INT8: exact scores, all kinds of masks and caches, refusals."""
 
 import copy
+import gc
 import json
 import warnings
 
@@ -26,7 +27,7 @@ from spikebrain.energy import DigitalEnergy, PaperEnergy, SynopEnergy, count_ope
 from spikebrain.errors import InputError
 from spikebrain.jobs import SweepSettings, sweep
 from spikebrain.models import describe_decoding
-from spikebrain.models.decoding import kv_room
+from spikebrain.models.decoding import code_room, kv_room
 from spikebrain.models.decoding.attach import decoder_of
 from spikebrain.models.decoding.compiled import CompiledDecoder
 from spikebrain.models.io import load, save
@@ -395,6 +396,28 @@ def test_the_compiled_decoder_does_it_too(kind, monkeypatch):
         cache.layers[1].keys[:, :, 2].neg_()
         cache.layers[0].values[:, 0, 5] = 0.7
     same(3)
+
+
+@torch.inference_mode()
+def test_texts_in_turns_keep_their_codes(monkeypatch):
+    with torch.inference_mode(False):
+        spiking = to_spiking(tiny("qwen3"), COUNTED)
+    rounded, quantize = [], code_room.quantize_tokens
+    monkeypatch.setattr(code_room, "quantize_tokens", lambda rows: rounded.append(rows.shape[3]) or quantize(rows))
+    texts = [torch.randint(3, 97, (1, length)) for length in (5, 9)]
+    caches = [cache_of(spiking(text, use_cache=True)) for text in texts]
+    for step in range(4):
+        for number, cache in enumerate(caches):
+            token = torch.full((1, 1), 7 + step)
+            texts[number] = torch.cat([texts[number], token], 1)
+            found = spiking(token, use_cache=True, **cache_option(cache)).logits
+            torch.testing.assert_close(found, spiking(texts[number]).logits[:, -1:], atol=2e-4, rtol=2e-4)
+    assert rounded == [5, 9]  # what was read before; later rows are rounded as they are written
+    known = decoder_of(spiking)._codes_of
+    assert len(known) == 2
+    del cache, caches[1]
+    gc.collect()
+    assert len(known) == 1
 
 
 @torch.inference_mode()
