@@ -148,6 +148,8 @@ class Run:
             self.tokens = torch.cat([load_file(samples)["ids"], self.books])
             rows = calibration_rows(self.tokens, self.options)
         how: Any = {"placement": self.options.placement, "kernel": self.options.kernel, "chunk_size": 32}
+        if self.options.num_sinks is not None:
+            how["num_sinks"] = self.options.num_sinks
         if (self.state / "calibrated").exists():
             self.student = sb.load(self.state / "calibrated").model.to(self.device)
         else:
@@ -274,6 +276,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=20.0, help="for everything")
     parser.add_argument("--layout", default="7b")
     parser.add_argument("--placement", default="alternate", choices=("alternate", "measured"))
+    parser.add_argument("--num-sinks", type=int, help="sink tokens; those of the layout if left out")
     parser.add_argument("--trainable", default="all", choices=("all", "attention"), help="in the stages on logits")
     parser.add_argument("--kernel", default="auto", help="of linear attention in training")
     parser.add_argument("--fresh", action="store_true", help="the teacher writes while the student trains")

@@ -16,7 +16,7 @@ from ..models.conversion import from_transformer, to_spiking
 from ..models.conversion.calibrate import STEPS
 from ..models.io import load, save
 from ..models.layers.settings import ATTENTION
-from ..models.spikingbrain import LayerPlan, SpikingBrainForCausalLM, parse_layers
+from ..models.spikingbrain import LayerPlan, SpikingBrainConfig, SpikingBrainForCausalLM, parse_layers
 from .given import K, for_all_layers, refuse, usual
 from .inputs import alone, check_length, positions_of, read_text, require_new, require_tokenizer, token_ids
 from .progress import SILENT, Progress
@@ -149,6 +149,7 @@ def convert(settings: ConvertSettings, out: Path, progress: Progress = SILENT, *
             progress=lambda title, total: progress.bar(title, total, "parts"),
             **{name: value for name, value in choices.items() if value is not None},
         )
+        _tell_of_windows(student.settings, positions_of(teacher), progress)
         if held_out is not None:
             progress.say("Measuring how far it is from the Transformer")
             start = {"perplexity": _perplexity(student, held_out), "teacher_perplexity": _perplexity(teacher, held_out)}
@@ -159,6 +160,20 @@ def convert(settings: ConvertSettings, out: Path, progress: Progress = SILENT, *
         student = to_spiking(student, spikingbrain_settings(settings.spiking, **how), inplace=True)
     save(student, out, tokenizer, format=usual(settings.format, "spikebrain"))
     return Converted(student, **start)
+
+
+def _tell_of_windows(settings: SpikingBrainConfig, positions: int | None, progress: Progress) -> None:
+    """Say what a window loses that slides past the first token of a text.
+
+    Source:
+        Xiao et al., Efficient Streaming Language Models with Attention Sinks, arXiv:2309.17453.
+    """
+    has_windows = any(plan.softmax == "swa" for plan in settings.layers)
+    if has_windows and not settings.num_sinks and positions is not None and settings.window < positions:
+        progress.say(
+            f"Beyond {settings.window:,} tokens the windows lose the first token of a text, on which attention rests "
+            "that goes nowhere else; `num_sinks` 1 keeps a token for it."
+        )
 
 
 def _perplexity(model: Any, rows: Tensor) -> float:

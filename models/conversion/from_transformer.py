@@ -159,7 +159,8 @@ def _placed(
     """Return the plans of the settings with linear layers where they cost least, by what scales alone can reach."""
     rows = tokens.to(source.device).view(-1, tokens.shape[-1])
     rows = rows[: max(_PLACING_TOKENS // rows.shape[1], 1)]
-    every = {mixer: settings.replace(layers=[LayerPlan((mixer,))] * settings.num_layers) for mixer in ("gla", "full")}
+    plain = settings.replace(num_sinks=0)
+    every = {mixer: plain.replace(layers=[LayerPlan((mixer,))] * plain.num_layers) for mixer in ("gla", "full")}
     linear, softmax = (_converted(source, every[mixer], 0) for mixer in ("gla", "full"))
     calibrate(linear, source, rows, fit="columns", progress=progress)
     done = progress("sensitivities", settings.num_layers) if progress else lambda number: None

@@ -58,10 +58,10 @@ def check_placement(placement: str, settings: SpikingBrainConfig, calibration: T
             'from_transformer.placement: expected `calibration` tokens with "measured", which it measures on; got none.'
         )
     linear = [plan.mixers == ("gla",) for plan in settings.layers]
-    if settings.num_sinks or any(plan.is_parallel for plan in settings.layers) or all(linear) or not any(linear):
+    if any(plan.is_parallel for plan in settings.layers) or all(linear) or not any(linear):
         raise InputError(
             'from_transformer.placement: "measured" needs a layout with layers of linear attention alone and layers of '
-            f"softmax attention alone, without sink tokens; got {', '.join(map(str, settings.layers))}. Leave it out."
+            f"softmax attention alone; got {', '.join(map(str, settings.layers))}. Leave it out."
         )
     return calibration
 
