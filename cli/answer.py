@@ -6,7 +6,8 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,14 +52,28 @@ def print_answer(answer: Answer, *, as_json: bool, quiet: bool) -> None:
     Raises:
         InputError: standard output cannot be written, as on a full disk.
     """
-    try:
+    with writable():
         _print(answer, as_json=as_json, quiet=quiet)
         sys.stdout.flush()
+
+
+@contextmanager
+def writable() -> Iterator[None]:
+    """Raise an InputError where standard output cannot be written in a `with` block, as on a full disk."""
+    check_open()
+    try:
+        yield
     except BrokenPipeError:
         raise  # whoever reads has read enough
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it ends
         raise InputError(f"standard output: cannot be written: {error.strerror}. Send it to another place.") from error
+
+
+def check_open() -> None:
+    """Raise an InputError if standard output is closed, so that nobody could read the answer."""
+    if sys.stdout is None:
+        raise InputError("standard output: expected a terminal, file or pipe, got none: it is closed. Leave it open.")
 
 
 def _print(answer: Answer, *, as_json: bool, quiet: bool) -> None:

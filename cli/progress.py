@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from .answer import writable
 from .hush import others_silent
 from .typed import Typed
 
@@ -49,7 +50,8 @@ class Screen:
     def write(self, text: str) -> None:
         """Print text on standard output as it comes, unless the answer alone is asked for."""
         if self._streams:
-            print(text, end="", flush=True)
+            with writable():
+                print(text, end="", flush=True)
 
     def say(self, text: str) -> None:
         """Print a remark."""

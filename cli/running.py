@@ -12,7 +12,7 @@ import typer
 
 from .. import interrupt
 from ..errors import SpikebrainError
-from .answer import Answer, print_answer
+from .answer import Answer, check_open, print_answer
 from .messages import in_options, option_names
 from .panels import OUTPUT
 from .progress import Screen
@@ -53,6 +53,7 @@ def runnable(command: Callable[..., Answer]) -> Callable[..., None]:
         given = [name for name in ctx.params if getattr(ctx.get_parameter_source(name), "name", "") == "COMMANDLINE"]
         typed = Typed(command.__name__.replace("_", "-"), signature, names, values, given)
         try:
+            check_open()
             importlib.import_module("...jobs", __name__)  # takes seconds, before Ctrl-C means to clean up
             interrupt.raise_on_interrupt()
             with Screen(typed, streams=not as_json, quiet=quiet) as screen:

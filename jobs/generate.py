@@ -23,7 +23,7 @@ from .given import refuse, usual
 from .inputs import is_spiking, positions_of, read_text, require_tokenizer
 from .progress import SILENT, Progress
 from .ranks import processes
-from .writing import Pieces, check_room, write_by_transformers, write_tokens
+from .writing import NewText, check_room, write_by_transformers, write_tokens
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Generated:
     """What `generate` wrote.
 
     Attributes:
-        text: the new text, without the prompt.
+        text: the new text, without the prompt and without special tokens.
         ids: token ids of prompt and new text, int64 [tokens], on the CPU.
         num_new_tokens: tokens that were written.
         seconds: time from the prompt to the last token.
@@ -207,8 +207,9 @@ def _write(
     state: tuple[SpikingBrainCache, Tensor, Tensor] | None = None,
 ) -> Generated:
     """Write after a prompt, [1, L], which a state may have read already; `start` is when its reading began."""
-    streamer = Pieces(tokenizer, write, skip_prompt=settings.prompt is None)
-    streamer.put(ids.cpu())
+    if settings.prompt is not None:
+        write(settings.prompt)
+    streamer = NewText(tokenizer, write, ids[0].cpu())
     start = time.perf_counter() if start is None else start
     cache_bytes, written = _writer_of(model)(
         model,
@@ -222,7 +223,7 @@ def _write(
     seconds = time.perf_counter() - start
     streamer.end()
     return Generated(
-        text=tokenizer.decode(written[0, ids.shape[1] :], skip_special_tokens=True),
+        text=streamer.text,
         ids=written[0].cpu(),
         num_new_tokens=written.shape[1] - ids.shape[1],
         seconds=seconds,

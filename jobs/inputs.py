@@ -160,7 +160,8 @@ def positions_of(model: Any) -> int | None:
     """Return how many tokens a model was made for at most, as its configuration says; None if it does not."""
     config = model.config.get_text_config()
     names = ("max_position_embeddings", "max_seq_len", "n_positions", "seq_length")
-    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
+    found = next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
+    return None if found is None or found < 1 else found  # XLNet's -1 stands for as many as there are
 
 
 def check_positions(model: Any, context: int, size: str) -> None:

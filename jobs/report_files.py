@@ -24,6 +24,7 @@ from ..errors import InputError
 from ..files import whole_file, write_json
 from ..models import LayerRecord
 from ..models.recording import record
+from ..version import __version__
 
 WRITTEN = ("report.json", "report.html", "layers.csv", "histogram.png", "raster.png", "waterfall.png")
 _RASTER_TOKENS = 12
@@ -33,7 +34,6 @@ _MOST_TRAINS, _MOST_PLACES = 200_000_000, 200_000
 
 def describe_environment(device: str) -> dict[str, Any]:
     """Return the machine and the versions that figures may depend on."""
-    packages = ("spikebrain", "torch", "transformers", "numba", "numpy")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -41,7 +41,8 @@ def describe_environment(device: str) -> dict[str, Any]:
         "num_cpus": os.cpu_count(),
         "num_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-        **{package: version(package) for package in packages},
+        "spikebrain": __version__,
+        **{package: version(package) for package in ("torch", "transformers", "numba", "numpy")},
     }
 
 

@@ -14,6 +14,7 @@ from ..errors import InputError
 from ..files import parse_json, read_json, remove, write_json
 from ..models import Loaded, Recording
 from ..models.io.checksums import of_text
+from ..version import __version__
 
 FILE_NAME = "unfinished.json"
 
@@ -122,7 +123,7 @@ def describe_source(loaded: Loaded, written: Collection[str], unfinished: str) -
             for file in files
             if file.is_file() and file.name not in written and Path(unfinished).stem not in file.name
         ],
-        "versions": [version(package) for package in ("spikebrain", "torch", "transformers", "numba", "numpy")],
+        "versions": [__version__, *map(version, ("torch", "transformers", "numba", "numpy"))],
     }
 
 

@@ -16,6 +16,8 @@ from ..models.spikingbrain import SpikingBrainCache, SpikingBrainForCausalLM
 
 # What versions of transformers call the state after a text.
 _STATES = ("cache", "past_key_values", "cache_params", "state")
+# Tokens at the end of a prompt behind which new text is read.
+_BEHIND = 8
 
 
 @torch.inference_mode()
@@ -130,17 +132,33 @@ def check_room(model: Any, num_prompt: int, limit: int, positions: int | None) -
         )
 
 
-class Pieces(TextStreamer):
-    """Gives text to a function instead of printing it."""
+class NewText(TextStreamer):
+    """Gives the text of new tokens to a function, word by word, without special tokens, and keeps it.
 
-    def __init__(self, tokenizer: Any, write: Callable[[str], None], *, skip_prompt: bool) -> None:
-        super().__init__(tokenizer, skip_prompt=skip_prompt)
-        self._write = write
+    The first word is read behind the end of the prompt: it may go on with a word, and whether a space is before it is
+    not in its own tokens.
+
+    Args:
+        tokenizer: of the model.
+        write: called with each piece.
+        prompt: token ids, int64 [tokens].
+    Attributes:
+        text: all pieces so far.
+    """
+
+    def __init__(self, tokenizer: Any, write: Callable[[str], None], prompt: Tensor) -> None:
+        super().__init__(tokenizer, skip_special_tokens=True)
+        self.text, self._write = "", write
+        end = prompt[-_BEHIND:]
+        self._known = len(tokenizer.decode(end, skip_special_tokens=True))
+        self.put(end)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Hand on a piece of text."""
-        if text:
-            self._write(text)
+        """Hand on what is behind the prompt."""
+        new, self._known = text[self._known :], max(self._known - len(text), 0)
+        if new:
+            self.text += new
+            self._write(new)
 
 
 class _NewTokens(BaseStreamer):

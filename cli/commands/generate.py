@@ -65,11 +65,12 @@ def generate(
     )
     if spikes is not None:
         figure += f" and {spikes.per_channel:.3f} spikes per channel and token"
-    on_spikes = unused(Path(model).with_name(f"{model_name(model)}-spiking"))
-    if found.is_spikingbrain:
-        to_spiking = ("convert", model, "--spiking", "as-described", "--out", on_spikes)
+    if found.is_spiking:
+        following, why = ("report", model), "its accuracy, spikes and energy"
     else:
-        to_spiking = ("export", model, "--out", on_spikes)
+        on_spikes = unused(_beside(model))
+        to_spiking = ("convert", model, "--spiking", "as-described") if found.is_spikingbrain else ("export", model)
+        following, why = (*to_spiking, "--out", on_spikes), "the same model on spikes"
     return Answer(
         (prompt or "") + found.text if screen.quiet else f"{figure}.",
         {
@@ -82,6 +83,12 @@ def generate(
             "cache_bytes": found.cache_bytes,
             "spikes": None if spikes is None else spikes._asdict(),
         },
-        next=("spikebrain", *(("report", model) if found.is_spiking else to_spiking)),
-        why="its accuracy, spikes and energy" if found.is_spiking else "the same model on spikes",
+        next=("spikebrain", *following),
+        why=why,
     )
+
+
+def _beside(model: str) -> Path:
+    """Return a folder beside a model, for the same model on spikes."""
+    path = Path(model).resolve() if Path(model).name in ("", "..") else Path(model)
+    return path.with_name(f"{model_name(path)}-spiking")

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -23,10 +24,10 @@ main()
 """
 
 
-def run_patched(body, *arguments, **environment):
+def run_patched(body, *arguments, out=None, **environment):
     script = PATCHED.format(body=body, arguments=", ".join(map(repr, arguments)))
-    environment = {**os.environ, **environment}
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, env=environment, check=False)
+    pipes = {"stdout": out or subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.run([sys.executable, "-c", script], env={**os.environ, **environment}, check=False, **pipes)
 
 
 @pytest.mark.parametrize("command", ["module", "script"])
@@ -92,6 +93,23 @@ def test_characters_that_a_console_cannot_write(encoding, shown):
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith(shown)
     assert ("λ" if encoding == "utf-8" else "\\u03bb").encode() in run.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_text_that_comes_onto_a_full_disk():
+    with open("/dev/full", "w") as full:
+        run = run_patched(WRITES, "generate", "model", "prompt", out=full)
+    assert run.returncode == 2
+    assert (
+        run.stderr == b"error: standard output: cannot be written: No space left on device. Send it to another place.\n"
+    )
+
+
+@pytest.mark.parametrize("ways", [(), ("-q",), ("--json",)])
+def test_standard_output_that_is_closed(ways):
+    run = run_patched("import sys; sys.stdout = None\n" + WRITES, "generate", "model", "prompt", *ways)
+    assert run.returncode == 2
+    assert run.stderr.startswith(b"error: standard output: expected a terminal, file or pipe, got none: it is closed.")
 
 
 def test_a_message_that_a_console_cannot_write():

@@ -7,10 +7,15 @@ import sys
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer
+from tokenizers.decoders import Metaspace as MetaspaceDecoder
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Metaspace
 
 import spikebrain as sb
 from spikebrain import jobs
 from spikebrain.jobs import writing
+from spikebrain.jobs.inputs import positions_of
 
 PROMPT = "A neuron"
 OPTIONS = ("--device", "cpu", "--max-new-tokens")
@@ -100,6 +105,48 @@ def test_tokens_are_drawn_by_the_seed(model_folder):
     assert drawn(1) == drawn(1) != drawn(2)
     assert torch.equal(torch.get_rng_state(), state)
     assert drawn(1, 1e-300) == jobs.generate(jobs.GenerateSettings(model_folder, PROMPT, 8, device="cpu")).ids.tolist()
+
+
+def spaced(tokens):
+    """A tokenizer as Llama 2 has it: a space before each word, which is left out at the start of a text."""
+    vocabulary = {token: number for number, token in enumerate(["<s>", "<mark>", *tokens])}
+    backend = Tokenizer(WordLevel(vocabulary, unk_token="<s>"))
+    backend.pre_tokenizer, backend.decoder = Metaspace(), MetaspaceDecoder()
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", additional_special_tokens=["<mark>"]
+    )
+
+
+def test_new_text_goes_on_behind_the_prompt():
+    tokenizer, pieces = spaced(["▁a", "▁neuron", "▁fires", "s", "▁now"]), []
+    ids = tokenizer.convert_tokens_to_ids
+    prompt = torch.tensor(ids(["<s>", "▁a", "▁neuron"]))
+    new = writing.NewText(tokenizer, pieces.append, prompt)
+    for token in ids(["s", "▁fires", "<mark>", "▁now"]):
+        new.put(torch.tensor([token]))
+    new.end()
+    assert new.text == "".join(pieces) == "s fires now"
+    assert len(pieces) > 1
+    alone = writing.NewText(tokenizer, pieces.append, prompt)
+    alone.put(torch.tensor(ids(["▁fires"])))
+    alone.end()
+    assert alone.text == " fires"
+
+
+@pytest.mark.parametrize("name", [".", "./", ".."])
+def test_the_folder_that_one_is_in(run, model_folder, monkeypatch, name):
+    monkeypatch.chdir(model_folder)
+    if name == "..":
+        (model_folder / "in").mkdir()
+        monkeypatch.chdir(model_folder / "in")
+    code, out, err = run("generate", name, PROMPT, *OPTIONS, 2)
+    assert code == 0, err
+    assert f"Next: spikebrain export {name} --out {model_folder}-spiking" in out
+
+
+def test_a_configuration_without_a_number_of_positions():
+    config = transformers.XLNetConfig(vocab_size=20, d_model=8, n_layer=1, n_head=2, d_inner=8)
+    assert positions_of(transformers.AutoModelForCausalLM.from_config(config)) is None
 
 
 def test_a_token_that_ends_the_text_is_not_shown(tokenizer, tmp_path):

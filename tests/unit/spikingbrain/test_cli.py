@@ -34,7 +34,7 @@ def test_from_transformer_to_text(run, model_folder, text, tmp_path):
 
     code, out, err = run("generate", better, "A neuron", "--max-new-tokens", 5)
     assert code == 0, err
-    assert out.startswith("A Ġ n e u r o n")  # which is how the tokenizer of these tests decodes
+    assert out.startswith("A neuron ")
     # One state [2, 6, 6], and keys and values [2, 6] for the 12 tokens that ran (the last one written did not), with a
     # byte each that says whether they are text; all float32.
     assert "5 tokens" in out
