@@ -19,7 +19,7 @@ def test_from_transformer_to_text(run, model_folder, text, tmp_path):
     assert code == 0, err
     assert "2 layers" in out
     assert "Beyond 16 tokens the windows lose the first token" in err
-    assert "--num-sinks 1 keeps a token for it." in err
+    assert "`num_sinks` 1 keeps a token for it." in err
     model = load(ours).model
     assert isinstance(model, SpikingBrainForCausalLM)
     assert [str(plan) for plan in model.settings.layers] == ["gla", "swa"]
