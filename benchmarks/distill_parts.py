@@ -52,24 +52,24 @@ class LongText(WrittenText):
         self._books, self._piece = books, piece
 
     def batch(self, stage: int, context: int, first: int, num_texts: int) -> Tensor:
+        return torch.stack([self._long_text(stage, context, number) for number in range(first, first + num_texts)])
+
+    def _long_text(self, stage: int, context: int, number: int) -> Tensor:
+        chance = torch.Generator().manual_seed(self.seed * 1_000_000 + number)
+
+        def drawn(most: int) -> int:
+            return int(torch.randint(most, (1,), generator=chance))
+
+        if number % 2:
+            place = drawn(len(self._books) - context)
+            return self._books[place : place + context]
         num_pieces = context // self._piece
-        pieces = super().batch(stage, self._piece, first * num_pieces, num_texts * num_pieces)
-        texts = pieces.view(num_texts, context).clone()
-        self.seconds_per_text[context] = num_pieces * self.seconds_per_text[self._piece]
-        for number, text in enumerate(texts, first):
-            chance = torch.Generator().manual_seed(self.seed * 1_000_000 + number)
-
-            def drawn(most: int, chance: torch.Generator = chance) -> int:
-                return int(torch.randint(most, (1,), generator=chance))
-
-            if number % 2:
-                place = drawn(len(self._books) - context)
-                text[:] = self._books[place : place + context]
-            else:
-                size = 1 + drawn(context // 8)
-                source, target = drawn(context // 2 - size), context // 2 + drawn(context // 2 - size)
-                text[target : target + size] = text[source : source + size].clone()
-        return texts
+        text = super().batch(stage, self._piece, number // 2 * num_pieces, num_pieces).flatten()
+        self.seconds_per_text[context] = num_pieces * self.seconds_per_text[self._piece] / 2  # a book's takes none
+        size = 1 + drawn(context // 8)
+        source, target = drawn(context // 2 - size), context // 2 + drawn(context // 2 - size)
+        text[target : target + size] = text[source : source + size].clone()
+        return text
 
     def identity(self) -> str:
         return f"{super().identity()}, joined to long texts, every other one from books"

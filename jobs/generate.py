@@ -20,10 +20,10 @@ from ..models.io import load
 from ..models.recording import record
 from ..models.spikingbrain import SpikingBrainCache, SpikingBrainForCausalLM, sequence_prefill
 from .given import refuse, usual
-from .inputs import is_spiking, positions_of, read_text, require_tokenizer
+from .inputs import check_room, is_spiking, read_text, require_tokenizer
 from .progress import SILENT, Progress
 from .ranks import processes
-from .writing import NewText, check_room, write_by_transformers, write_tokens
+from .writing import NewText, write_by_transformers, write_tokens
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def generate(
     where = device_of(settings.device)
     model, tokenizer, ids = _prepared(settings, where, progress)
     if not isinstance(model, SpikingBrainForCausalLM):
-        check_room(model, ids.shape[1], settings.max_new_tokens, positions_of(model))
+        check_room(model, ids.shape[1], settings.max_new_tokens)
     on_spikes = is_spiking(model)
     progress.say(describe_decoding(model) if on_spikes else "Decoding in floating point: the model has no spikes.")
     if where == "cuda" or on_spikes:

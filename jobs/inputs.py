@@ -173,6 +173,17 @@ def check_positions(model: Any, context: int, size: str) -> None:
         )
 
 
+def check_room(model: Any, num_prompt: int, max_new_tokens: int) -> None:
+    """Raise an InputError if a prompt and the tokens that follow are more than a model has positions."""
+    longest = positions_of(model)
+    if longest is not None and num_prompt + max_new_tokens > longest:
+        remedy = f"Write at most {longest - num_prompt:,}, or give" if longest > num_prompt else "Give"
+        raise InputError(
+            f"max_new_tokens: expected a text that fits the {longest:,} positions of the {type(model).__name__}, got a "
+            f"prompt of {num_prompt:,} tokens and {max_new_tokens:,} more. {remedy} a shorter prompt."
+        )
+
+
 def look_ahead(
     model: str | Path, texts: Sequence[str], text_source: str, context: int, size: str = "context"
 ) -> Preview | None:

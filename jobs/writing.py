@@ -11,7 +11,6 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, TextStreamer
 from transformers.generation.streamers import BaseStreamer
 
-from ..errors import InputError
 from ..models.spikingbrain import SpikingBrainCache, SpikingBrainForCausalLM
 
 # What versions of transformers call the state after a text.
@@ -118,18 +117,6 @@ def ends_of(model: Any) -> set[int]:
     """Return the tokens that end a text."""
     ends = model.generation_config.eos_token_id if model.generation_config else None
     return {ends} if isinstance(ends, int) else set(ends or ())
-
-
-def check_room(model: Any, num_prompt: int, limit: int, positions: int | None) -> None:
-    """Raise an InputError unless a text fits a model's positions, if it has a number of these."""
-    if positions is not None and num_prompt + limit > positions:
-        left = positions - num_prompt
-        remedy = f"Write at most {left:,}, or" if left > 0 else "Give"
-        raise InputError(
-            f"max_new_tokens: expected a text that fits the {positions:,} positions of the {type(model).__name__}, got "
-            f"a prompt of {num_prompt:,} tokens and {limit:,} more. {remedy}{' give' if left > 0 else ''} a shorter "
-            "prompt."
-        )
 
 
 class NewText(TextStreamer):
