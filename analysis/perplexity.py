@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ActivationError, InputError
+from ..module_check import check_module
 
 # Positions whose log-probabilities are taken at a time, to bound memory.
 _POSITIONS = 128
@@ -39,6 +40,7 @@ def split_windows(ids: Tensor, context: int) -> list[Tensor]:
 
 def measure_perplexity(model: nn.Module, windows: Sequence[Tensor]) -> float:
     """Return the perplexity of a causal language model of transformers over all windows; see `window_nlls`."""
+    check_module("measure_perplexity", model)
     return perplexity_of(window_nlls(model, windows), windows)
 
 

@@ -16,6 +16,7 @@ from ..chip.layer import check_jitter
 from ..energy import EnergyReport
 from ..errors import InputError
 from ..models import SpikeLinear
+from ..module_check import check_module
 from .calls import run_calls
 from .layers import coarse_of, layers_of
 from .leakage import leakage_of
@@ -185,6 +186,7 @@ def simulate_model(
         InputError: the model has no spiking layers, has layers that do not see every token exactly once, or does not
             fit the chip; or it has weights in groups, and the chip nothing that rescales them.
     """
+    check_module("simulate_model", model)
     if mode not in MODES:
         raise InputError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}.")
     if len(ids) == 0:

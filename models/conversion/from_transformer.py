@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import InputError
+from ...module_check import check_module
 from ..layers.quantize import check_finite
 from ..layers.stored import note_stored, noted
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
@@ -92,6 +93,7 @@ def from_transformer(
     Source:
         SpikingBrain (arXiv:2509.05276), sections 2 and 3.1, eq. 12 to 18.
     """
+    check_module("from_transformer", model)
     fixed = settings_of(model)
     if taken := sorted((fixed.keys() | {"expert_intermediate_size", "spiking"}) & choices.keys()):
         raise InputError(

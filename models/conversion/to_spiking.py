@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from ...backends import Backend
 from ...coding import BidirectionalBitwise, Encoder
 from ...errors import InputError
+from ...module_check import check_module
 from ...neuro import AdaptiveThreshold
 from ..decoding import attach_decoder
 from ..layers.attention_interface import set_counts
@@ -66,6 +67,7 @@ def to_spiking(
     Source:
         SpikingBrain (arXiv:2509.05276), section 3.3; its W8ASpike code.
     """
+    check_module("to_spiking", model)
     if settings is not None and not isinstance(settings, SpikeSettings):
         raise InputError(f"to_spiking: expected SpikeSettings(...) as settings, got {settings!r}.")
     if not isinstance(model, SpikingBrainForCausalLM):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...errors import InputError
 from ..layers.spike_linear import spiking_layers
-from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
+from ..spikingbrain.causal_lm import SpikingBrainForCausalLM, check_spikingbrain
 from ..spikingbrain.moe import MixtureOfExperts
 from .to_spiking import set_settings
 
@@ -22,6 +22,7 @@ def unshare_experts(model: SpikingBrainForCausalLM) -> SpikingBrainForCausalLM:
     Raises:
         InputError: the experts are equal and spike: their integers do not learn.
     """
+    check_spikingbrain("unshare_experts", model)
     if not model.settings.equal_experts:
         return model
     mixtures = [module for module in model.modules() if isinstance(module, MixtureOfExperts)]

@@ -13,6 +13,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from ...backends.gpu.one_pass import one_pass
+from ...module_check import check_module
 from ...neuro.checks import checks_all
 from ..layers.spike_linear import SpikeLinear
 from ..spikingbrain.model import SpikingBrainOutput
@@ -55,6 +56,7 @@ def attach_decoder(model: nn.Module) -> None:
 
 def describe_decoding(model: nn.Module) -> str:
     """Return one line about how a model decodes: by a fast decoder, or layer by layer in PyTorch, and why."""
+    check_module("describe_decoding", model)
     reason = why_not_decoded(model)
     if reason is not None:
         return f"Decoding layer by layer in PyTorch: {reason}."

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ...errors import CheckpointError, InputError
+from ...module_check import check_module
 from ..layers.spike_linear import spiking_layers
 from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
 from .folder_writer import FORMATS, write_folder
@@ -47,6 +48,7 @@ def save(
         InputError: the model cannot be written to such a path, or it uses a class or a setting that a file cannot hold.
         CheckpointError: the path cannot be written.
     """
+    check_module("save", model)
     path = Path(path)
     try:
         check_vocabulary(model, tokenizer, "save")

@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ...coding.base import require_exact
 from ...errors import InputError
+from ...module_check import check_module
 from ...neuro import AdaptiveThreshold, DeadZoneThreshold, Neuron, SpikeCount
 from ...neuro.checks import needs_check, spikes_of
 from ...neuro.faults import marked_faults
@@ -304,6 +305,7 @@ def spike_aware(model: nn.Module, settings: SpikeSettings, *, counts_bytes: bool
         InputError: no layer matches, one is in fused experts, its rows do not fit the settings, stored weights, spiking
             attention, or a lossy code.
     """
+    check_module("spike_aware", model)
     if not isinstance(settings, SpikeSettings):
         raise InputError(f"spike_aware: expected SpikeSettings(...) as settings, got {settings!r}.")
     if settings.weights == "stored":

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ...backends.base import INT32, MAX_WEIGHT
 from ...backends.checks import sums_of
 from ...errors import AccumulatorOverflowError, InputError
+from ...module_check import check_module
 from ...neuro import SpikeCount
 from ...neuro.checks import spikes_of
 from .ranks import answers_of_others, place_in
@@ -104,6 +105,7 @@ def split_spiking(model: nn.Module, group: dist.ProcessGroup | None = None) -> n
     Raises:
         InputError: there is no spiking layer, no process group, or a layer that cannot be split.
     """
+    check_module("split_spiking", model)
     layers = spiking_layers(model, every_name=True)
     if not layers:
         raise InputError("split_spiking: the model has no spiking layers. Call spikebrain.to_spiking first.")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ...errors import InputError
+from ...module_check import check_module
 from ...registry import label
 from ...text_table import kind_of, text_table
 from .attention_interface import unset_counts
@@ -153,6 +154,7 @@ def to_dense(model: nn.Module, *, inplace: bool = False) -> nn.Module:
         model: a spiking model.
         inplace: change the model itself; otherwise work on a copy.
     """
+    check_module("to_dense", model)
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     dense: dict[int, nn.Module] = {}
     for module in model.modules():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ...coding import SpikeTrain
 from ...errors import InputError
 from ...lazy import optional
+from ...module_check import check_module
 from ...text_table import kind_of, text_table
 from ..layers.attention_interface import query_encoder
 from ..layers.choose import check_matches
@@ -232,6 +233,7 @@ def record(
     >>> recording.layers[""].num_spikes
     3
     """
+    check_module("record", model)
     check_patterns(layers, "record")
     spiking = spiking_layers(model)
     chosen = {n: m for n, m in spiking.items() if any(fnmatch.fnmatchcase(n, pattern) for pattern in layers)}

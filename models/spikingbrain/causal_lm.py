@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin
 
 from ...errors import InputError
+from ...module_check import check_module
 from ..layers.guards import save_pretrained
 from ..layers.spike_linear import spiking_layers
 from .cache import SpikingBrainCache, check_cache
@@ -176,3 +177,9 @@ class SpikingBrainForCausalLM(SpikingBrainPreTrainedModel, GenerationMixin):
 
 
 AutoModelForCausalLM.register(SpikingBrainPretrainedConfig, SpikingBrainForCausalLM, exist_ok=True)
+
+
+def check_spikingbrain(where: str, model: object) -> None:
+    """Refuse what is no SpikingBrain model, in the name of the function that got it."""
+    advice = "from_transformer makes one of a Transformer."
+    check_module(where, model, kind=SpikingBrainForCausalLM, advice=advice)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from .cache import SpikingBrainCache, check_cache
-from .causal_lm import SpikingBrainForCausalLM
+from .causal_lm import SpikingBrainForCausalLM, check_spikingbrain
 from .model import SpikingBrainOutput
 
 # Tokens of a portion: enough to fill a GPU.
@@ -43,6 +43,7 @@ def prefill(
         InputError: no text, a portion below 1, a text beyond the positions that the model was made for, or a portion
             that does not fit into the GPU's memory.
     """
+    check_spikingbrain("prefill", model)
     if type(portion) is not int or portion < 1:
         raise InputError(f"prefill.portion: expected a number of tokens >= 1, got {portion!r}.")
     if input_ids.ndim != 2 or input_ids.shape[1] == 0:

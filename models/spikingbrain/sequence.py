@@ -22,7 +22,7 @@ from torch import Tensor
 from ...errors import InputError
 from ..layers.ranks import answers_of_others, place_in
 from .cache import SpikingBrainCache
-from .causal_lm import SpikingBrainForCausalLM
+from .causal_lm import SpikingBrainForCausalLM, check_spikingbrain
 from .model import SpikingBrainOutput
 
 
@@ -125,6 +125,7 @@ def sequence_prefill(
         InputError: no process group, or a text that the ranks do not divide.
         RankError: another rank has ended or does not answer within the group's timeout.
     """
+    check_spikingbrain("sequence_prefill", model)
     part = SequencePart(group)
     if input_ids.ndim != 2 or input_ids.shape[1] == 0 or input_ids.shape[1] % part.size:
         raise InputError(

@@ -28,6 +28,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ...errors import CheckpointError, InputError, TrainingError
 from ...interrupt import held_interrupt
+from ...module_check import check_module
 from ...neuro.faults import marked_faults
 from ..conversion.calibrate import check_tokens
 from ..conversion.to_spiking import k_of_queries, set_settings, spikingbrain_settings
@@ -324,6 +325,8 @@ def _spikes(settings: DistillSettings) -> SpikeSettings | None:
 
 
 def _check(student: Any, teacher: Any, tokens: Tensor | WrittenText, settings: DistillSettings, team: Team) -> None:
+    check_module("distill", student, "student", PreTrainedModel, "spike_aware trains other models on spikes.")
+    check_module("distill", teacher, "teacher")
     is_ours = isinstance(student, SpikingBrainForCausalLM)
     for stage in settings.stages:
         team.share(stage.batch_size)
