@@ -33,8 +33,8 @@ class Digits(NamedTuple):
         channel: int32 [events], counted within the block.
         flip: uint8 [events]; what every byte of the row is combined with (xor) before it is added: 255 turns an
             unsigned byte b into 255 - b.
-        mask: uint8 [events]; the bits of a weight that are added then. Filled only if small counts read upper bits, and
-            so are `masked` and `lift`.
+        mask: uint8 [events]; the bits of a byte of the row that are added then. Filled only if small counts read upper
+            bits, and so are `masked` and `lift`.
         end: int32 [runs]: where in `channel` a run ends.
         shift: int32 [runs]: how often all that was added so far is doubled after a run.
         first: int32 [blocks + 1]: first run of a block.
@@ -92,7 +92,7 @@ def room_for_digits(num_inputs, smallest_block):  # pragma: no cover - compiled
 
 
 @compiled
-def list_digits(count, block, longest_run, flip, edges, masks, digits):  # pragma: no cover - compiled
+def list_digits(count, block, longest_run, flip, edges, masks, in_a_byte, digits):  # pragma: no cover - compiled
     """List the events of an input.
 
     Args:
@@ -101,7 +101,8 @@ def list_digits(count, block, longest_run, flip, edges, masks, digits):  # pragm
         longest_run: most events of a run.
         flip: for events that are added, from 0 to 255; those that are subtracted get its complement.
         edges: two |counts|: up to the first, and beyond it up to the second, upper bits are added; 0 if there is none.
-        masks: the bits that are added up to the first edge, up to the second, and beyond both.
+        masks: the bits of a weight that are added up to the first edge, up to the second, and beyond both.
+        in_a_byte: a byte with the lowest bit of each of its weights: 1, 17 or 85 for weights of 8, 4 or 2 bits.
         digits: a `Digits`, filled.
     """
     places = _find_digits(count, digits.plus, digits.minus)
@@ -143,7 +144,7 @@ def list_digits(count, block, longest_run, flip, edges, masks, digits):  # pragm
                     put_int32(channels + 4 * event, word - low + lane)
                     put_uint8(flips + event, flip ^ -((subtracted >> lane) & 1))
                     if edges[0] > 0:
-                        put_uint8(kept + event, _mask_of(count[word + lane], edges, masks))
+                        put_uint8(kept + event, in_a_byte * _mask_of(count[word + lane], edges, masks))
                     event += 1
         if event > start:
             put_int32(ends + 4 * run, event)

@@ -199,14 +199,25 @@ def as_words(typing_context, vector):  # pragma: no cover - compiled
 
 
 @intrinsic
-def as_bytes(typing_context, vector):  # pragma: no cover - compiled
-    """Return 16-bit words as pairs of bytes."""
-    pairs = Vector(types.uint8, 2 * vector.lanes)
+def as_longs(typing_context, vector):  # pragma: no cover - compiled
+    """Return eight bytes each as a 64-bit number; the first is its lowest byte."""
+    longs = Vector(types.int64, vector.lanes // 8)
 
     def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], context.get_value_type(pairs))
+        return builder.bitcast(arguments[0], context.get_value_type(longs))
 
-    return pairs(vector), generate
+    return longs(vector), generate
+
+
+@intrinsic
+def as_bytes(typing_context, vector):  # pragma: no cover - compiled
+    """Return the bytes of integers, the lowest one of each first."""
+    found = Vector(types.uint8, vector.lanes * vector.element.bitwidth // 8)
+
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], context.get_value_type(found))
+
+    return found(vector), generate
 
 
 @intrinsic

@@ -43,6 +43,7 @@ from .simd import (
     alternate_first,
     alternate_second,
     as_bytes,
+    as_longs,
     as_numbers,
     as_words,
     fitted,
@@ -80,8 +81,9 @@ LONGEST_RUN = {2: 85, 4: 17, 8: 256}
 LONGEST_RUN_2, LONGEST_RUN_4, LONGEST_RUN_8 = LONGEST_RUN.values()
 _IN_HALF_BYTES = 5
 _WIDEST_SUM = 2**15 - 1
-# How far ahead of the additions a tile is prefetched.
-_TILES_AHEAD = 4
+# How many outputs ahead of the additions rows are prefetched: a line with each row that is added, since a machine has
+# few lines under way at a time, and would wait for them in front of a tile.
+_OUTPUTS_AHEAD = 1024
 
 # Rows and what rescales their sums. Addresses and numbers.
 FIELDS: dict[str, type] = dict.fromkeys(
@@ -234,11 +236,11 @@ def list_for(projection, count, digits):  # pragma: no cover - compiled
     every = (1 << projection.bits) - 1
     masks = (every << projection.dropped_0) & every, (every << projection.dropped_1) & every, every
     if projection.bits == 2:
-        list_digits(count, block, LONGEST_RUN_2, 0, edges, masks, digits)
+        list_digits(count, block, LONGEST_RUN_2, 0, edges, masks, 85, digits)
     elif projection.bits == 4:
-        list_digits(count, block, LONGEST_RUN_4, 0, edges, masks, digits)
+        list_digits(count, block, LONGEST_RUN_4, 0, edges, masks, 17, digits)
     else:
-        list_digits(count, block, LONGEST_RUN_8, 128, edges, masks, digits)
+        list_digits(count, block, LONGEST_RUN_8, 128, edges, masks, 1, digits)
 
 
 @compiled
@@ -272,8 +274,9 @@ def add_tiles(projection, digits, start, stop, sums, totals, y):  # pragma: no c
         digits.mask.ctypes.data,
     )
     ahead = 0, start
-    for _ in range(_TILES_AHEAD if projection.bits < 8 else (end - start) // NARROW_TILE):
-        ahead = _fetch(projection, digits, ahead, start, end)
+    for _ in range(_OUTPUTS_AHEAD // projection.tile):
+        lines, ahead = _lines_of(projection, digits, ahead, start, end)
+        _fetch_all(lines)
     for b in range((projection.num_inputs + projection.block - 1) // projection.block):
         first = np.int64(digits.first[b])
         num_runs = digits.first[b + 1] - first
@@ -286,16 +289,16 @@ def add_tiles(projection, digits, start, stop, sums, totals, y):  # pragma: no c
         change = correction, digits.lift[b]
         output = start
         while output < end:
-            ahead = _fetch(projection, digits, ahead, start, end)
+            lines, ahead = _lines_of(projection, digits, ahead, start, end)
             width = _tile_width(projection, output)
             rows, stride = _place(projection, b, output)
             kind = projection.bits, width
             if projection.edge_0 > 0:
-                _add_upper(kind, rows, stride, runs, num_runs, events, masks, change, wide, to_sums)
+                _add_upper(kind, rows, stride, runs, num_runs, events, masks, lines, change, wide, to_sums)
             elif wide:
-                _add_tile(kind, rows, stride, runs, num_runs, events, None, correction, np.int32(0), to_sums)
+                _add_tile(kind, rows, stride, runs, num_runs, events, None, lines, correction, np.int32(0), to_sums)
             else:
-                _add_tile(kind, rows, stride, runs, num_runs, events, None, correction, np.int16(0), to_sums)
+                _add_tile(kind, rows, stride, runs, num_runs, events, None, lines, correction, np.int16(0), to_sums)
             done = 4 * (output - start)
             into = to_totals + done, to_y + done
             tile = b, output, width
@@ -341,32 +344,37 @@ def _tile_width(projection, output):  # pragma: no cover - compiled
 
 
 @compiled(forceinline=True)
-def _add_tile(kind, rows, stride, runs, num_runs, events, masks, correction, zero, out):  # pragma: no cover - compiled
+def _add_tile(
+    kind, rows, stride, runs, num_runs, events, masks, lines, correction, zero, out
+):  # pragma: no cover - compiled
     """Call the kernel for rows of so many bits and outputs; see `_add_nibbles` for the rest."""
     bits, width = kind
     row_bytes = bits * width // 8
     if bits == 8:
-        _add_bytes(rows, stride, runs, num_runs, events, masks, correction, zero, out)
+        rest = _add_bytes(rows, stride, runs, num_runs, events, masks, lines, correction, zero, out)
     elif bits == 4 and row_bytes == 64:
-        _add_nibbles(rows, stride, runs, num_runs, events, masks, correction, no_bytes_64(), zero, out)
+        rest = _add_nibbles(rows, stride, runs, num_runs, events, masks, lines, correction, no_bytes_64(), zero, out)
     elif bits == 4:
-        _add_nibbles(rows, stride, runs, num_runs, events, masks, correction, no_bytes_32(), zero, out)
+        rest = _add_nibbles(rows, stride, runs, num_runs, events, masks, lines, correction, no_bytes_32(), zero, out)
     elif row_bytes == 64:
-        _add_pairs(rows, stride, runs, num_runs, events, correction, no_bytes_64(), zero, out)
+        rest = _add_pairs(rows, stride, runs, num_runs, events, lines, correction, no_bytes_64(), zero, out)
     elif row_bytes == 32:
-        _add_pairs(rows, stride, runs, num_runs, events, correction, no_bytes_32(), zero, out)
+        rest = _add_pairs(rows, stride, runs, num_runs, events, lines, correction, no_bytes_32(), zero, out)
     else:
-        _add_pairs(rows, stride, runs, num_runs, events, correction, no_bytes_16(), zero, out)
+        rest = _add_pairs(rows, stride, runs, num_runs, events, lines, correction, no_bytes_16(), zero, out)
+    _fetch_all(rest)
 
 
 @compiled
-def _add_upper(kind, rows, stride, runs, num_runs, events, masks, change, wide, out):  # pragma: no cover - compiled
+def _add_upper(
+    kind, rows, stride, runs, num_runs, events, masks, lines, change, wide, out
+):  # pragma: no cover - compiled
     """Add a tile where small counts read upper bits: double the sums, and add the `lift` of `change` to each."""
     correction, lift = change
     if wide:
-        _add_tile(kind, rows, stride, runs, num_runs, events, masks, correction, np.int32(0), out)
+        _add_tile(kind, rows, stride, runs, num_runs, events, masks, lines, correction, np.int32(0), out)
     else:
-        _add_tile(kind, rows, stride, runs, num_runs, events, masks, correction, np.int16(0), out)
+        _add_tile(kind, rows, stride, runs, num_runs, events, masks, lines, correction, np.int16(0), out)
     for place in range(out, out + 4 * kind[1], 128):
         once = load(place, no_numbers())
         store(place, once + once + same(lift, no_numbers()))
@@ -447,11 +455,8 @@ def _place(projection, b, output):  # pragma: no cover - compiled
 
 
 @compiled(forceinline=True)
-def _fetch(projection, digits, tile, start, stop):  # pragma: no cover - compiled
-    """Prefetch what a tile will read, no more, in the order of memory; return the tile after it.
-
-    INT8 rows lie side by side, so that tiles of a block read pieces of the same rows. Here a tile stands for its share
-    of the block's rows, each from `start` to `stop`.
+def _lines_of(projection, digits, tile, start, stop):  # pragma: no cover - compiled
+    """Return what a tile will read, no more, and the tile after it; prefetch its scales.
 
     Args:
         projection: a record with the `FIELDS`.
@@ -459,38 +464,51 @@ def _fetch(projection, digits, tile, start, stop):  # pragma: no cover - compile
         tile: its block and its first output.
         start: first output of the block's first tile.
         stop: end of its last tile.
+    Returns:
+        Lines for `_fetch_line`, and the block and the first output of the next tile.
     """
     b, output = tile
+    rows, stride = _place(projection, b, output)
     if b * projection.block >= projection.num_inputs:
-        return b, output
-    width = _tile_width(projection, output)
-    active = digits.active.ctypes.data
+        return (np.int64(0), np.int64(0), np.int64(rows), np.int64(stride)), tile
+    active = np.int64(digits.active.ctypes.data)
     first, last = np.int64(digits.first_active[b]), np.int64(digits.first_active[b + 1])
-    if projection.bits == 8:
-        rows, stride = _place(projection, b, start)
-        share, tiles = (output - start) // NARROW_TILE, (stop - start) // NARROW_TILE
-        for event in range(first + (last - first) * share // tiles, first + (last - first) * (share + 1) // tiles):
-            row = rows + int32_at(active + 4 * event) * stride
-            for place in range(0, stop - start, LINE):
-                prefetch(row + place)
-    else:
-        rows, stride = _place(projection, b, output)
-        for event in range(first, last):
-            prefetch(rows + int32_at(active + 4 * event) * stride)
+    width, size = _tile_width(projection, output), projection.scale_bytes
     if projection.grouped:
-        size = projection.scale_bytes
         for place in range(0, size * width, LINE):
             here = size * (b * projection.width + output) + place
             prefetch(projection.scale + here)
             if projection.minimum != 0:
                 prefetch(projection.minimum + here)
     output += width
-    return (b, output) if output < stop else (b + 1, start)
+    lines = active + 4 * first, active + 4 * last, np.int64(rows), np.int64(stride)
+    return lines, ((b, output) if output < stop else (b + 1, start))
+
+
+@compiled(forceinline=True)
+def _fetch_line(lines):  # pragma: no cover - compiled
+    """Prefetch the first of some lines, if there is one, and return the others.
+
+    Args:
+        lines: addresses of the first line's channel in `Digits.active`, and of the end of these channels; address of
+            channel 0's line, and bytes from a channel's line to the next.
+    """
+    active, end, rows, stride = lines
+    if active < end:
+        prefetch(rows + int32_at(active) * stride)
+        active += 4
+    return active, end, rows, stride
+
+
+@compiled(forceinline=True)
+def _fetch_all(lines):  # pragma: no cover - compiled
+    while lines[0] < lines[1]:
+        lines = _fetch_line(lines)
 
 
 @compiled
 def _add_nibbles(
-    rows, stride, runs, num_runs, events, masks, correction, nothing, zero, out
+    rows, stride, runs, num_runs, events, masks, lines, correction, nothing, zero, out
 ):  # pragma: no cover - compiled
     """Write the sums of a tile of 4-bit weights as int32 to the address `out`.
 
@@ -501,26 +519,32 @@ def _add_nibbles(
         num_runs: of the block.
         events: addresses of the first of all `Digits.channel` and `Digits.flip`, and number of the block's first event.
         masks: address of the first of all `Digits.mask`, or None where all bits are added.
+        lines: of a later tile, one of which is prefetched with each event; see `_fetch_line`.
         correction: is subtracted from all sums.
         nothing: a vector of zero bytes as long as a row.
         zero: of the type in which places come together, int16 or int32.
         out: address.
+    Returns:
+        The lines that are left.
     """
-    low, half_byte, eight = same(15, nothing), same(4, as_words(nothing)), same(8, as_words(nothing))
-    low_byte = same(255, as_words(nothing))
+    low, low_byte, eight = same(15, nothing), same(255, as_words(nothing)), same(8, as_words(nothing))
+    half_byte = same(4, as_longs(nothing))
     t0 = zeros(as_words(nothing), zero)
     t1, t2, t3 = t0, t0, t0
     channels, flips, event = events
     for run in range(num_runs):
         end = np.int64(int32_at(runs[0] + 4 * run))
-        lows, highs = nothing, nothing
+        lows, shifted = nothing, as_longs(nothing)
         while event < end:
             row = load(rows + int32_at(channels + 4 * event) * stride, nothing)
-            flip = same(uint8_at(flips + event), nothing)
-            mask = low if masks is None else same(uint8_at(masks + event), nothing)
-            lows = lows + ((row ^ flip) & mask)
-            highs = highs + ((as_bytes(as_words(row) >> half_byte) ^ flip) & mask)
+            lines = _fetch_line(lines)
+            row = row ^ same(uint8_at(flips + event), nothing)
+            if masks is not None:
+                row = row & same(uint8_at(masks + event), nothing)
+            lows = lows + (row & low)
+            shifted = shifted + (as_longs(row) >> half_byte)
             event += 1
+        highs = _without_lows(shifted, lows)
         shift = same(int32_at(runs[1] + 4 * run), t0)
         t0 = (t0 + fitted(as_words(lows) & low_byte, t0)) << shift
         t1 = (t1 + fitted(as_words(lows) >> eight, t0)) << shift
@@ -531,10 +555,27 @@ def _add_nibbles(
     store(out + 2 * step, as_numbers(t1 - too_much))
     store(out + 4 * step, as_numbers(t2 - too_much))
     store(out + 6 * step, as_numbers(t3 - too_much))
+    return lines
+
+
+@compiled(forceinline=True)
+def _without_lows(shifted, lows):  # pragma: no cover - compiled
+    """Return the sums of the upper halves of rows' bytes, as bytes.
+
+    Args:
+        shifted: sums of rows as 64-bit numbers, shifted by 4 bits: byte i has the upper half of byte i of the row, and
+            above it the lower half of byte i + 1. That saves a mask for each row.
+        lows: sums of the lower halves, as bytes.
+    """
+    lows = as_longs(lows)
+    eight, half_byte = same(8, lows), same(4, lows)
+    return as_bytes(shifted - ((lows >> eight) << half_byte))
 
 
 @compiled
-def _add_pairs(rows, stride, runs, num_runs, events, correction, nothing, zero, out):  # pragma: no cover - compiled
+def _add_pairs(
+    rows, stride, runs, num_runs, events, lines, correction, nothing, zero, out
+):  # pragma: no cover - compiled
     """Write the sums of a tile of 2-bit weights as int32 to the address `out`; arguments as of `_add_nibbles`.
 
     Each half of a byte of `even` and `odd` has room for the sum of five weights, which then moves to a byte.
@@ -553,6 +594,7 @@ def _add_pairs(rows, stride, runs, num_runs, events, correction, nothing, zero, 
             stop = min(event + _IN_HALF_BYTES, end)
             while event < stop:
                 row = load(rows + int32_at(channels + 4 * event) * stride, nothing)
+                lines = _fetch_line(lines)
                 row = row ^ same(uint8_at(flips + event), nothing)
                 even = even + (row & pairs)
                 odd = odd + (as_bytes(as_words(row) >> two) & pairs)
@@ -579,10 +621,13 @@ def _add_pairs(rows, stride, runs, num_runs, events, correction, nothing, zero, 
     store(out + 5 * step, as_numbers(t5 - too_much))
     store(out + 6 * step, as_numbers(t6 - too_much))
     store(out + 7 * step, as_numbers(t7 - too_much))
+    return lines
 
 
 @compiled
-def _add_bytes(rows, stride, runs, num_runs, events, masks, correction, zero, out):  # pragma: no cover - compiled
+def _add_bytes(
+    rows, stride, runs, num_runs, events, masks, lines, correction, zero, out
+):  # pragma: no cover - compiled
     """Write the sums of 64 outputs of INT8 weights as int32 to the address `out`; arguments as of `_add_nibbles`."""
     nothing = no_bytes_64()
     eight, low_byte = same(8, as_words(nothing)), same(255, as_words(nothing))
@@ -594,6 +639,7 @@ def _add_bytes(rows, stride, runs, num_runs, events, masks, correction, zero, ou
         lows, highs = as_words(nothing), as_words(nothing)
         while event < end:
             row = load(rows + int32_at(channels + 4 * event) * stride, nothing)
+            lines = _fetch_line(lines)
             row = row ^ same(uint8_at(flips + event), nothing)
             if masks is not None:
                 row = row & same(uint8_at(masks + event), nothing)
@@ -608,3 +654,4 @@ def _add_bytes(rows, stride, runs, num_runs, events, masks, correction, zero, ou
     evens, odds = as_numbers(even - too_much), as_numbers(odd - too_much)
     store(out, alternate_first(evens, odds))
     store(out + 128, alternate_second(evens, odds))
+    return lines

@@ -134,7 +134,7 @@ def test_scales_that_float16_has_exactly_are_kept_in_it(scale, minimum, size):
 def test_listed_digits_are_the_counts(counts, block, longest_run, edges):
     count = np.array(counts, np.int32)
     digits = room_for_digits(len(count), block)
-    list_digits(count, block, longest_run, 0, edges, (8, 12, 15), digits)
+    list_digits(count, block, longest_run, 0, edges, (8, 12, 15), 17, digits)
     event = 0
     for b in range(-(-len(count) // block)):
         found = np.zeros(block, np.int64)
@@ -145,7 +145,8 @@ def test_listed_digits_are_the_counts(counts, block, longest_run, edges):
                 found[channel] += 1 if digits.flip[event] == 0 else -1
                 if edges[0] > 0:
                     magnitude = abs(count[b * block + channel])
-                    assert digits.mask[event] == (8 if magnitude <= edges[0] else 12 if magnitude <= edges[1] else 15)
+                    mask = 8 if magnitude <= edges[0] else 12 if magnitude <= edges[1] else 15
+                    assert digits.mask[event] == mask | mask << 4
                 event += 1
             found <<= digits.shift[run_number]
         expected = count[b * block : (b + 1) * block]
