@@ -174,10 +174,9 @@ class Tables:
         return None if task.refused else logits
 
     def _fill(self, record: Any, module: Any) -> None:
-        upper: list[Any] = []
         reads = ()
         if isinstance(module, GradedLinear):
-            upper, reads, module = module.upper, module.reads, module.own
+            reads, module = module.reads, module.own
         record["bias"] = 0 if module.bias is None else module.bias.data_ptr()
         if not isinstance(module, SpikeLinear):
             record["num_outputs"], record["num_inputs"] = module.weight.shape
@@ -187,7 +186,6 @@ class Tables:
         rows = Rows(module.weight, module.scale, module.minimum, *sizes)
         self._rows.append(rows)
         self.copied += [part for part in (module.weight, module.scale, module.minimum) if part is not None]
-        self.copied += [part for level in upper for part in (level.weight, level.scale, level.minimum)]
         reads = reading(reads)
         rule = fields_of(without_band(module.neuron).cpu_rule() or NO_RULE) | {"most_charge": rows.most_charge}
         for name, value in (rows.fields | reads | rule).items():

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layers.attention_interface import runs_on_counts
+from ..layers.graded_linear import GradedLinear
 from ..layers.spike_linear import SpikeLinear
 from ..spikingbrain.attention import Attention
 from .compiled import CompiledDecoder, why_not_compiled
@@ -59,11 +60,17 @@ class Watch:
         self._plugged: list[dict[str, Any]] = []
         self._mixers: list[dict[str, Any]] = []
         self._sized: list[Any] = []
+        graded = [module for module in model.modules() if isinstance(module, GradedLinear)]
+        # Coarse rows are bits of a layer's own, and are not read; no level is called as a module.
+        coarse = {id(level) for layer in graded for level in layer.upper}
+        never_called = {id(part) for layer in graded for part in (layer.levels, *layer.levels)}
         for module in model.modules():
-            self._entries += [module._parameters, module._buffers, module._modules]
-            self._sized += [getattr(module, hooks) for hooks in HOOKS]
-            if module is not model:
-                self._sized.append(vars(module))  # a replaced forward
+            if id(module) not in coarse:
+                self._entries += [module._parameters, module._buffers, module._modules]
+            if id(module) not in never_called:
+                self._sized += [getattr(module, hooks) for hooks in HOOKS]
+                if module is not model:
+                    self._sized.append(vars(module))  # a replaced forward
             if isinstance(module, SpikeLinear):
                 self._plugged.append(vars(module))
                 self._sized.append(module.observers)

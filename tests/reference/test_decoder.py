@@ -34,7 +34,7 @@ from spikebrain.models.decoding.tables import shares
 from spikebrain.models.layers.observing import observing
 from spikebrain.models.layers.quantize import QuantizedWeight, dequantize, rounded_to
 from spikebrain.models.layers.stored import StoredWeight, note_stored, rounded_before
-from spikebrain.neuro import without_band
+from spikebrain.neuro import Band, without_band
 
 # Kernels on a GPU do not know these.
 CHOSEN = RateDistortionThreshold(8.0, spike_price=1.0, read_price=2.0)
@@ -261,6 +261,36 @@ def test_a_changed_model_is_noticed():
     twin = copy.deepcopy(model)
     assert decoder_of(twin) is not decoder_of(model)
     assert twin.forward.__self__ is twin
+
+
+def _set_edge(layer, edge):
+    lower, own = layer.levels
+    lower.neuron, own.neuron = Band(lower.neuron.neuron, 0, edge), Band(own.neuron.neuron, edge)
+
+
+@pytest.mark.parametrize(
+    ("change", "still_fits"),
+    [
+        (lambda layer: _set_edge(layer, 3), True),
+        (lambda layer: setattr(layer, "levels", nn.ModuleList(copy.deepcopy(list(layer.levels)))), True),
+        (lambda layer: setattr(layer.own, "scale", layer.own.scale.clone()), True),
+        (lambda layer: layer.own.weight.mul_(1), True),
+        (lambda layer: setattr(layer.levels[0], "backend", Reference()), False),
+        (lambda layer: layer.register_forward_hook(lambda *_: None), False),
+        (lambda layer: layer.levels[0].observers.append(lambda *_: None), False),
+    ],
+    ids=["edge", "levels", "scale", "in place", "backend", "hook", "observer"],
+)
+@torch.no_grad()
+def test_a_changed_layer_with_coarse_rows_is_noticed(change, still_fits):
+    model = spiking_model(settings=SpikeSettings(weights="int4", coarse=((2, 2),)))
+    first = decoder_of(model)
+    assert first is not None
+    assert decoder_of(model) is first
+    change(model.model.layers[1].mlp.down_proj)
+    second = decoder_of(model)
+    assert second is not first
+    assert (second is not None) == still_fits
 
 
 @pytest.mark.parametrize("settings", [SpikeSettings(), SpikeSettings(weights="int4")], ids=["8 bits", "4 bits"])
