@@ -49,6 +49,7 @@ UNDER_ALL = [
     "compiled",
     "interrupt",
     "lazy",
+    "module_check",
     "results",
     "text_table",
     "version",
