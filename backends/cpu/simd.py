@@ -187,37 +187,22 @@ def num_lanes(typing_context, vector):  # pragma: no cover - compiled
     return types.int64(vector), generate
 
 
-@intrinsic
-def as_words(typing_context, vector):  # pragma: no cover - compiled
-    """Return pairs of bytes as 16-bit words; the first of a pair is the low half."""
-    words = Vector(types.int16, vector.lanes // 2)
+def _bits_as(element: Any):
+    """Return an intrinsic for the bits of a vector as numbers of another type; the lowest of them come first."""
 
-    def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], context.get_value_type(words))
+    @intrinsic
+    def bits_as(typing_context, vector):  # pragma: no cover - compiled
+        found = Vector(element, vector.lanes * vector.element.bitwidth // element.bitwidth)
 
-    return words(vector), generate
+        def generate(context, builder, signature, arguments):
+            return builder.bitcast(arguments[0], context.get_value_type(found))
 
+        return found(vector), generate
 
-@intrinsic
-def as_longs(typing_context, vector):  # pragma: no cover - compiled
-    """Return eight bytes each as a 64-bit number; the first is its lowest byte."""
-    longs = Vector(types.int64, vector.lanes // 8)
-
-    def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], context.get_value_type(longs))
-
-    return longs(vector), generate
+    return bits_as
 
 
-@intrinsic
-def as_bytes(typing_context, vector):  # pragma: no cover - compiled
-    """Return the bytes of integers, the lowest one of each first."""
-    found = Vector(types.uint8, vector.lanes * vector.element.bitwidth // 8)
-
-    def generate(context, builder, signature, arguments):
-        return builder.bitcast(arguments[0], context.get_value_type(found))
-
-    return found(vector), generate
+as_bytes, as_words, as_longs = _bits_as(types.uint8), _bits_as(types.int16), _bits_as(types.int64)
 
 
 @intrinsic

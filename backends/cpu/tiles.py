@@ -470,8 +470,8 @@ def _lines_of(projection, digits, tile, start, stop):  # pragma: no cover - comp
     b, output = tile
     rows, stride = _place(projection, b, output)
     if b * projection.block >= projection.num_inputs:
-        return (np.int64(0), np.int64(0), np.int64(rows), np.int64(stride)), tile
-    active = np.int64(digits.active.ctypes.data)
+        return (0, 0, rows, stride), tile
+    active = digits.active.ctypes.data
     first, last = np.int64(digits.first_active[b]), np.int64(digits.first_active[b + 1])
     width, size = _tile_width(projection, output), projection.scale_bytes
     if projection.grouped:
@@ -481,7 +481,7 @@ def _lines_of(projection, digits, tile, start, stop):  # pragma: no cover - comp
             if projection.minimum != 0:
                 prefetch(projection.minimum + here)
     output += width
-    lines = active + 4 * first, active + 4 * last, np.int64(rows), np.int64(stride)
+    lines = active + 4 * first, active + 4 * last, rows, stride
     return lines, ((b, output) if output < stop else (b + 1, start))
 
 
