@@ -25,8 +25,11 @@ def check_module(
         return
     expected = "torch.nn.Module" if kind is nn.Module else kind.__name__
     given = repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
-    if isinstance(getattr(value, "model", None), nn.Module) and not isinstance(value, nn.Module):
-        advice = "Pass its attribute model: load returns the model with its tokenizer."
-    elif not isinstance(value, nn.Module):
-        advice = "spikebrain.load(...).model is the model of a name or path."
+    if not isinstance(value, nn.Module):
+        has_one = isinstance(getattr(value, "model", None), nn.Module)
+        advice = (
+            "Pass its attribute model: load returns the model with its tokenizer."
+            if has_one
+            else "spikebrain.load(...).model is the model of a name or path."
+        )
     raise InputError(f"{where}: expected a {expected} as {name}, got {given}. {advice}".rstrip())

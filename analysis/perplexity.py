@@ -75,6 +75,7 @@ def window_nlls(
     Raises:
         ActivationError: logits are NaN or infinite; the message names the first layer that gives such values.
     """
+    check_module("window_nlls", model)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
 
     def run(window: Tensor) -> float:

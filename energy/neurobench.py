@@ -10,6 +10,7 @@ from torch import nn
 from ..errors import InputError
 from ..models import Recording, SpikeLinear, spiking_layers
 from ..models.recording.modules import UNCOUNTED
+from ..module_check import check_module
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ def neurobench_counts(model: nn.Module, recording: Recording) -> NeuroBenchCount
     Raises:
         InputError: a layer ran without its trains being kept, or is not in the model.
     """
+    check_module("neurobench_counts", model)
     modules = dict(model.named_modules())
     acs = dense = num_slots = num_spikes = updates = 0
     for name, layer in recording.layers.items():
@@ -90,6 +92,7 @@ def neurobench_results(
     Source:
         NeuroBench 2.3, `Benchmark.save_benchmark_results`.
     """
+    check_module("neurobench_results", model)
     counts = neurobench_counts(model, recording)
     if num_samples is not None and sample == "token":
         raise InputError('neurobench_results.sample: expected what `num_samples` counts, such as "text".')

@@ -241,6 +241,7 @@ def survey_model(model: nn.Module, ids: Tensor) -> Survey:
     Raises:
         InputError: as `simulate_model`.
     """
+    check_module("survey_model", model)
     return survey(model, _spiking(model), ids, keep_calls=True)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..chip import ChannelOrder
 from ..models.layers.observing import Step
+from ..module_check import check_module
 from .calls import run_steps
 from .layers import layers_of
 from .weights import weights_of
@@ -26,6 +27,7 @@ def learn_orders(model: nn.Module, ids: Tensor, order: ChannelOrder) -> dict[str
         A permutation, int64 [in_features], by the name of the layer; layers that no token reaches are left out. The
         channels of a group of weights stay beside each other.
     """
+    check_module("learn_orders", model)
     fired: dict[str, list[np.ndarray]] = defaultdict(list)
 
     def see(name: str, step: Step) -> None:

@@ -31,8 +31,9 @@ import torch
 from torch import Tensor
 
 from ...errors import InputError
+from ...module_check import check_module
 from ..spikingbrain.attention import Attention
-from ..spikingbrain.causal_lm import SpikingBrainForCausalLM
+from ..spikingbrain.causal_lm import SpikingBrainForCausalLM, check_spikingbrain
 from .fit_layers import fit_layers
 from .fit_sinks import STEPS as SINK_STEPS
 from .fit_sinks import fit_sinks
@@ -74,6 +75,8 @@ def calibrate(
     Raises:
         InputError: no tokens, ids outside the vocabulary, an unknown fit, steps below 1, or a spiking model.
     """
+    check_spikingbrain("calibrate", student, "student")
+    check_module("calibrate", teacher, "teacher")
     check_fit(fit, steps)
     if student.settings.spiking is not None:
         raise InputError("calibrate: expected a float model, got one that spikes. Calibrate it before to_spiking.")

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from ...errors import InputError
+from ...module_check import check_module
 from .attention_interface import check_counts
 from .experts import FusedExperts
 from .settings import ATTENTION, SpikeSettings, matches_any
@@ -40,6 +41,7 @@ def choose_layers(
             layer that would spike are not in memory or not a plain tensor, or stored integers are asked for and no file
             holds any.
     """
+    check_module("choose_layers", model)
     check_counts(model, settings)
     fused = fused or FusedExperts(model)
     heads = _inside_output_heads(model)

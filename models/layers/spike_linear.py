@@ -17,6 +17,7 @@ from ...backends.checks import group_sums_of, outputs_of, sums_of
 from ...coding import ENCODERS, BidirectionalBitwise, Encoder, SpikeTrain, decode
 from ...coding.checks import fitted_to, train_of
 from ...errors import InputError, SpikebrainError
+from ...module_check import check_module
 from ...neuro import NEURONS, AdaptiveThreshold, Neuron, SpikeCount, without_band
 from ...neuro.checks import checks_all, needs_check, spikes_of
 from .coarse import twice_the_sums
@@ -486,5 +487,6 @@ def spiking_layers(model: nn.Module, *, every_name: bool = False) -> dict[str, S
         model: any model.
         every_name: list a layer that is used in several places under each of its names, not only under the first.
     """
+    check_module("spiking_layers", model)
     modules = model.named_modules(remove_duplicate=not every_name)
     return {name: module for name, module in modules if isinstance(module, SpikeLinear)}

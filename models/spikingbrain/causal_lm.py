@@ -179,7 +179,7 @@ class SpikingBrainForCausalLM(SpikingBrainPreTrainedModel, GenerationMixin):
 AutoModelForCausalLM.register(SpikingBrainPretrainedConfig, SpikingBrainForCausalLM, exist_ok=True)
 
 
-def check_spikingbrain(where: str, model: object) -> None:
+def check_spikingbrain(where: str, model: object, name: str = "model") -> None:
     """Refuse what is no SpikingBrain model, in the name of the function that got it."""
     advice = "from_transformer makes one of a Transformer."
-    check_module(where, model, kind=SpikingBrainForCausalLM, advice=advice)
+    check_module(where, model, name, SpikingBrainForCausalLM, advice)

@@ -13,9 +13,10 @@ import pytest
 PROGRAM = """
 import json, torch
 import spikebrain as sb
+from spikebrain import analysis, energy, simulation
 from spikebrain.errors import InputError
 
-ids = torch.zeros(1, 4, dtype=torch.long)
+ids, linear = torch.zeros(1, 4, dtype=torch.long), torch.nn.Linear(4, 4)
 stages = (sb.Stage(objective="logits", context=4, steps=1, learning_rate=1e-3),)
 calls = {
     "describe_decoding": sb.describe_decoding,
@@ -32,6 +33,14 @@ calls = {
     "to_dense": sb.to_dense,
     "to_spiking": sb.to_spiking,
     "unshare_experts": sb.unshare_experts,
+    "calibrate": lambda model: sb.models.calibrate(model, linear, ids),
+    "choose_layers": lambda model: sb.models.choose_layers(model, sb.SpikeSettings()),
+    "learn_orders": lambda model: simulation.learn_orders(model, ids[0], None),
+    "neurobench_counts": lambda model: energy.neurobench_counts(model, ids),
+    "neurobench_results": lambda model: energy.neurobench_results(model, ids),
+    "spiking_layers": sb.models.spiking_layers,
+    "survey_model": lambda model: simulation.survey_model(model, ids[0]),
+    "window_nlls": lambda model: list(analysis.window_nlls(model, [ids[0]])),
 }
 found = {}
 for name, call in calls.items():
@@ -61,6 +70,14 @@ NAMES = (
     "to_dense",
     "to_spiking",
     "unshare_experts",
+    "calibrate",
+    "choose_layers",
+    "learn_orders",
+    "neurobench_counts",
+    "neurobench_results",
+    "spiking_layers",
+    "survey_model",
+    "window_nlls",
 )
 
 
@@ -86,7 +103,8 @@ def test_distil_refuses_students_of_other_libraries(errors):
     )
 
 
-@pytest.mark.parametrize("name", ["prefill", "sequence_prefill", "unshare_experts"])
+@pytest.mark.parametrize("name", ["calibrate", "prefill", "sequence_prefill", "unshare_experts"])
 def test_functions_for_spikingbrain_models_refuse_others(errors, name):
-    expected = f"{name}: expected a SpikingBrainForCausalLM as model, got a Linear. from_transformer makes one"
+    part = "student" if name == "calibrate" else "model"
+    expected = f"{name}: expected a SpikingBrainForCausalLM as {part}, got a Linear. from_transformer makes one"
     assert errors[f"{name} layer"].startswith(expected)
